@@ -1,0 +1,55 @@
+"""A folder of real pictures with captions, such as emoji and their names, at 32x32.
+
+    python -m dalle_jax.train --config=configs/emoji.py --config.data.path=PICTURES --workdir=runs/emoji
+
+PICTURES is any folder with a metadata.jsonl (file_name, text), a metadata.csv, or a .txt beside each picture. A tenth
+of the names is held out; pictures whose captions differ only after the first colon (skin tones, mostly) share a name.
+What it reached, where, and how long it took, is in docs/benchmarks.md.
+"""
+
+from dalle_jax.config import apply_variant, base_config
+
+
+def get_config(variant: str = ''):
+  config = base_config()
+  config.data.source = 'folder'
+  config.data.path = '../shared/data/emoji'
+  config.data.group_separator = ':'
+  config.data.image_size = 32
+  config.data.flip = True
+
+  config.tokenizer.vocab_size = 1_024
+  config.tokenizer.text_length = 32
+
+  config.dvae.image_vocab_size = 512
+  config.dvae.hidden_size = 32
+  config.dvae.decoder_input_size = 128
+  config.dvae.num_groups = 3
+  config.dvae.blocks_per_group = 1
+  config.dvae.temperature_steps = 2_500
+  config.dvae.kl_weight = 0.005
+  config.dvae.kl_warmup_steps = 10
+  config.dvae.logits_init_scale = 3.0
+  config.dvae.codebook_init_scale = 4.0
+  config.dvae.normal_steps = 6_000
+  config.dvae.normal_scale = 0.07
+  config.dvae.min_log_scale = -1.5
+
+  config.dvae_training.num_steps = 3_000
+  config.dvae_training.batch_size = 16
+  config.dvae_training.learning_rate = 3e-3
+  config.dvae_training.eval_every = 500
+  config.dvae_training.sheet_every = 1_000
+  config.dvae_training.checkpoint_every = 500
+
+  config.prior.num_layers = 4
+  config.prior.num_heads = 4
+  config.prior.head_dim = 32
+
+  config.prior_training.num_steps = 2_000
+  config.prior_training.batch_size = 32
+  config.prior_training.learning_rate = 1e-3
+  config.prior_training.eval_every = 250
+  config.prior_training.sheet_every = 1_000
+  config.prior_training.checkpoint_every = 250
+  return apply_variant(config, variant)

@@ -1,0 +1,175 @@
+"""A trained model as one directory, the bundle: everything a command needs to use the model, and nothing else.
+
+    bundle.json       format version, code version, fingerprints of parameters, tokenizer and data
+    config.json       the configuration it was trained with
+    tokenizer.model   the captions' SentencePiece model
+    params/           the parameters, {'dvae': ..., 'prior': ...}, written by Orbax
+
+A bundle is written beside its place and renamed into it, so that a half-written one is never taken for a whole one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+import dalle_jax
+from dalle_jax import sharding
+from dalle_jax.config import Config
+from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.models.dvae import Dvae
+from dalle_jax.models.prior import Prior
+
+FORMAT_VERSION = 1
+_FILES = ('bundle.json', 'config.json', 'tokenizer.model', 'params')
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+  """A loaded model: configuration, tokenizer, modules, and parameters {'dvae', 'prior'} on the mesh."""
+
+  config: Config
+  tokenizer: Tokenizer
+  params: dict[str, Any]
+  info: dict[str, Any]
+
+  @property
+  def dvae(self) -> Dvae:
+    return make_dvae(self.config.dvae)
+
+  @property
+  def prior(self) -> Prior:
+    return make_prior(self.config, self.tokenizer.vocab_size)
+
+
+def fingerprint(params: Any) -> str:
+  """SHA-256 over the names, shapes and bytes of a tree of arrays, its first 16 hexadecimal digits."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    digest.update(f'{jax.tree_util.keystr(path)} {array.shape} {array.dtype}'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()[:16]
+
+
+def save(path: Path, config: Config, tokenizer: Tokenizer, params: dict[str, Any], data_fingerprint: str) -> None:
+  """Writes the bundle, replacing an older one at the same place.
+
+  Args:
+    path: the directory to create.
+    config: what the model was trained with.
+    tokenizer: the captions' tokenizer.
+    params: {'dvae', 'prior'}, unboxed; sharded arrays are written by every process that holds a part.
+    data_fingerprint: names the training data.
+  """
+  import orbax.checkpoint as ocp
+
+  path = Path(path).absolute()
+  partial = path.with_name(path.name + '.partial')
+  main = jax.process_index() == 0
+  if main:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+    tokenizer.save(partial / 'tokenizer.model')
+  _barrier('bundle_begin')
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(partial / 'params', params)
+  _barrier('bundle_params')
+  if main:
+    info = {
+      'format_version': FORMAT_VERSION,
+      'dalle_jax_version': dalle_jax.__version__,
+      'text_vocab_size': tokenizer.vocab_size,
+      'tokenizer': tokenizer.pieces_hash,
+      'data': data_fingerprint,
+    }
+    if jax.process_count() == 1:
+      info['params'] = fingerprint(params)
+    (partial / 'bundle.json').write_text(json.dumps(info, indent=2) + '\n')
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+  _barrier('bundle_end')
+
+
+def _barrier(name: str) -> None:
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
+
+
+def check(path: Path) -> dict[str, Any]:
+  """The contents of `bundle.json`, after looking whether the bundle is there and whole.
+
+  Raises:
+    ValueError: what is missing, and what to do about it.
+  """
+  path = Path(path)
+  if not path.is_dir():
+    partial = path.with_name(path.name + '.partial')
+    hint = f' {partial} is a half-written one: run the training command again.' if partial.is_dir() else ''
+    raise ValueError(
+      f'There is no model directory at {path} (flag --model); training writes one to WORKDIR/model when it ends.{hint}'
+    )
+  missing = [name for name in _FILES if not (path / name).exists()]
+  if missing:
+    raise ValueError(
+      f'{path} is not a whole model directory: it lacks {", ".join(missing)}. Give --model the directory that '
+      'training printed at its end (WORKDIR/model), or run the training command again.'
+    )
+  try:
+    info = json.loads((path / 'bundle.json').read_text())
+    version = info['format_version']
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{path / "bundle.json"} is damaged ({error}); run the training command again.') from None
+  if version != FORMAT_VERSION:
+    raise ValueError(f'{path} has bundle format {version}; this version of dalle_jax reads format {FORMAT_VERSION}.')
+  return info
+
+
+def load(path: Path, mesh: Mesh) -> Bundle:
+  """Reads a bundle, its parameters straight onto the mesh.
+
+  Raises:
+    ValueError: the directory is missing, half-written or damaged.
+  """
+  import orbax.checkpoint as ocp
+
+  path = Path(path).absolute()
+  info = check(path)
+  try:
+    config = Config.from_dict(json.loads((path / 'config.json').read_text()))
+    tokenizer = Tokenizer.load(path / 'tokenizer.model')
+  except (ValueError, OSError) as error:
+    raise ValueError(f'The model directory {path} is damaged: {error}') from None
+  boxed = jax.eval_shape(lambda: init_params(config, tokenizer.vocab_size))
+  shardings = sharding.param_shardings(boxed, mesh)
+  abstract = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), nn.unbox(boxed), shardings
+  )
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(path / 'params', abstract)
+  except Exception as error:  # Orbax and its storage raise many kinds, and say what helps in their first line
+    first = str(error).strip().partition('\n')[0]
+    raise ValueError(
+      f'The parameters in {path / "params"} cannot be read: {first[:300]} Run the training command again.'
+    ) from error
+  return Bundle(config, tokenizer, params, info)
+
+
+def init_params(config: Config, text_vocab_size: int) -> dict[str, Any]:
+  """Fresh parameters {'dvae', 'prior'}, boxed; their shapes are what a bundle holds."""
+  key = jax.random.key(0)
+  image = jax.numpy.zeros((1, config.data.image_size, config.data.image_size, 3), jax.numpy.uint8)
+  dvae = make_dvae(config.dvae).init(key, image)['params']
+  return {'dvae': dvae, 'prior': make_prior(config, text_vocab_size).init(key)}

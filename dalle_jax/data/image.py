@@ -1,0 +1,111 @@
+"""Pictures: encoded bytes to RGB arrays, square crops, and PNG files with text in them."""
+
+import io
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+_MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
+# What Pillow's readers raise for damaged or hostile files.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+def decode(data: bytes) -> np.ndarray:
+  """Decodes a picture of any format and mode that Pillow reads.
+
+  The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits, and of an
+  animation the first frame is taken.
+
+  Args:
+    data: the encoded file.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Raises:
+    ValueError: the bytes are not a picture, are damaged, or hold a kind of pixel with no natural RGB.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+  except PILLOW_ERRORS as error:
+    raise ValueError(f'cannot decode the picture ({len(data)} bytes): {error}') from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode in _MODES_16_BIT:
+    image = _to_8_bit(image)
+  if image.mode == 'F':
+    raise ValueError('its pixels are floating point; save it with 8 or 16 bits')
+  if not image.has_transparency_data:
+    return image.convert('RGB')
+  # Palettes and RGB may name one transparent colour; `convert` turns it into alpha.
+  image = image.convert('RGBA')
+  white = Image.new('RGBA', image.size, 'white')
+  return Image.alpha_composite(white, image).convert('RGB')
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+  """16-bit grey to 8 bits; Pillow's own conversion clips at 255 and gives white."""
+  values = np.asarray(image).astype(np.int64)
+  if values.min() < 0 or values.max() > 65535:
+    raise ValueError('its pixels exceed 16 bits')
+  grey = Image.fromarray(np.round(values / 257).astype(np.uint8))
+  transparent = image.info.get('transparency')
+  if isinstance(transparent, int):
+    grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+  return grey
+
+
+def fit(image: np.ndarray, size: int, crop: str = 'center', rng: np.random.Generator | None = None) -> np.ndarray:
+  """A square of the picture's shorter side, resized: box averages on the way down, bicubic on the way up.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size: height and width of the result in pixels. A square that has this size already is not resampled.
+    crop: 'center', or 'random' along the longer side when `rng` is given (without it: the centre).
+    rng: source of the random offset.
+
+  Returns:
+    uint8 [size, size, 3].
+
+  Raises:
+    ValueError: an unknown `crop`.
+  """
+  if crop not in ('center', 'random'):
+    raise ValueError(f'config.data.crop is {crop!r}; allowed are center, random.')
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  if crop == 'random' and rng is not None:
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+  square = image[top : top + side, left : left + side]
+  if side == size:
+    return square
+  method = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
+  return np.array(Image.fromarray(square).resize((size, size), method))
+
+
+def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+  """Encodes a picture without loss.
+
+  Args:
+    image: uint8 [H, W, 3].
+    text: entries to write into the file, such as the prompt; Unicode is kept. Keys have 1 to 79 Latin-1 characters.
+
+  Raises:
+    ValueError: an image of another shape or type, or a key that PNG cannot hold.
+  """
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    raise ValueError(f'A picture must be uint8 [H, W, 3]; given {image.dtype} {list(image.shape)}.')
+  info = PngImagePlugin.PngInfo()
+  for key, value in (text or {}).items():
+    if not (1 <= len(key) <= 79 and key.isprintable() and all(ord(c) < 256 for c in key)):
+      raise ValueError(f'A PNG text key must have 1 to 79 printable Latin-1 characters; given {key!r}.')
+    info.add_itxt(key, value)
+  buffer = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(image)).save(buffer, 'PNG', pnginfo=info)
+  return buffer.getvalue()

@@ -1,0 +1,133 @@
+"""The kinds of data sets: a configuration in, splits out. A new kind is one function and one line in `SOURCES`."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle_jax.config import DataConfig
+from dalle_jax.data import folder, tfds_source
+
+if TYPE_CHECKING:  # importing Grain takes a second
+  from dalle_jax.data.pipeline import Source
+
+# Called with (done, total) while a data set is made or checked.
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A data set that is ready to be read."""
+
+  splits: tuple[str, ...]  # 'train' first; 'validation' where anything is held out; others of the kind's own
+  fingerprint: str  # of what the data are: kind, settings and contents as far as they are cheap to see
+  _open: Callable[[str], 'Source']
+
+  def open(self, split: str) -> 'Source':
+    """Random access to one split's records.
+
+    Raises:
+      ValueError: there is no such split.
+    """
+    if split not in self.splits:
+      raise ValueError(f'The data set has no split {split!r}; it has {", ".join(self.splits)}.')
+    return self._open(split)
+
+
+def prepare(config: DataConfig, data_dir: Path, progress: Progress | None = None) -> Dataset:
+  """Makes the data set ready: generates it, or checks the files it names.
+
+  Args:
+    config: which data set.
+    data_dir: where generated data sets are kept.
+    progress: called with (done, total) from time to time.
+
+  Raises:
+    ValueError: the files are missing or not what the configuration says.
+  """
+  return SOURCES[config.source](config, data_dir, progress)
+
+
+def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+  from dalle_jax.data.shapes import builder  # TFDS takes a second to import
+
+  settings = {
+    'image_size': config.image_size,
+    'num_train': config.num_train,
+    'num_validation': config.num_validation,
+    'num_held_out': config.num_held_out,
+    'two_object_fraction': config.two_object_fraction,
+    'jitter': config.position_jitter,
+    'seed': config.shapes_seed,
+  }
+  path = builder.prepare(data_dir, **settings, progress=progress)
+  return Dataset(
+    splits=builder.SPLITS,
+    fingerprint=_fingerprint(config.source, settings),
+    _open=lambda split: builder.open_split(path, split),
+  )
+
+
+def _folder(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+  del data_dir
+  sources = folder.open_folder(
+    config.path,
+    validation_fraction=config.validation_fraction,
+    group_separator=config.group_separator,
+    progress=progress,
+  )
+  contents = {split: _hash(source.entries) for split, source in sources.items()}
+  return Dataset(tuple(sources), _fingerprint(config.source, contents), sources.__getitem__)
+
+
+def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+  del data_dir, progress
+  expressions = _tfds_splits(config)
+  contents = {
+    'name': tfds_source.full_name(config.path),
+    'caption_key': config.caption_key,
+    'splits': {split: [e, len(_open_tfds(config, e))] for split, e in expressions.items()},
+  }
+  return Dataset(
+    splits=tuple(expressions),
+    fingerprint=_fingerprint(config.source, contents),
+    _open=lambda split: _open_tfds(config, expressions[split]),
+  )
+
+
+def _open_tfds(config: DataConfig, expression: str) -> 'Source':
+  return tfds_source.open_tfds(config.path, expression, config.caption_key)
+
+
+def _tfds_splits(config: DataConfig) -> dict[str, str]:
+  """Our splits as TFDS split expressions: the data set's own held-out split, or else the end of 'train'."""
+  counts = tfds_source.splits(config.path)
+  if not counts.get('train'):
+    raise ValueError(f'config.data.path: {config.path} has no split "train"; it has {", ".join(counts)}.')
+  own = next((name for name in ('validation', 'val', 'test') if counts.get(name)), None)
+  if own:
+    return {'train': 'train', 'validation': own}
+  num_held_out = round(counts['train'] * config.validation_fraction)
+  if config.validation_fraction > 0:
+    num_held_out = max(num_held_out, 1)
+  num_train = max(counts['train'] - num_held_out, 1)
+  if num_train == counts['train']:
+    return {'train': 'train'}
+  return {'train': f'train[:{num_train}]', 'validation': f'train[{num_train}:]'}
+
+
+def _fingerprint(kind: str, contents: dict[str, Any]) -> str:
+  return _hash({'kind': kind, **contents})
+
+
+def _hash(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+SOURCES: dict[str, Callable[[DataConfig, Path, Progress | None], Dataset]] = {
+  'captioned_shapes': _captioned_shapes,
+  'folder': _folder,
+  'tfds': _tfds,
+}

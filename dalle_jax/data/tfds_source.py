@@ -1,0 +1,154 @@
+"""Prepared TFDS data sets (array_record files) as a source of records, without TensorFlow."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+_KEYS = ('key', 'id', 'image_id', 'image/id', 'filename', 'file_name', 'image/filename')
+
+
+class TfdsSource:
+  """Random access to the examples of one split."""
+
+  def __init__(self, examples: Any, split: str, caption_key: str, id_key: str | None):
+    self._examples = examples
+    self._split = split
+    self._caption_key = caption_key
+    self._id_key = id_key
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Record `index`. Where an example has several captions, the first one; where it has none, an empty one."""
+    example = self._examples[index]
+    key = f'{self._split}/{index}' if self._id_key is None else _text(example[self._id_key])
+    return {'image': example['image'], 'caption': _text(_descend(example, self._caption_key)), 'key': key}
+
+
+def open_tfds(path: str | os.PathLike, split: str, caption_key: str) -> TfdsSource:
+  """Opens one split of a prepared data set.
+
+  Args:
+    path: the version directory, the one that holds dataset_info.json.
+    split: a split's name, or a slice such as 'train[:90%]'.
+    caption_key: the feature that holds the text; a Text or a sequence of them. '/' leads into nested features, as in
+      'captions/text'.
+
+  Returns:
+    A source of {'image': encoded bytes, 'caption': str, 'key': str}; the key is the example's id or file name where
+    it has one, and its position in the split otherwise.
+
+  Raises:
+    ValueError: not a TFDS directory, an unknown split, files that allow no random access, or no such features.
+  """
+  builder = _builder(path)
+  known = list(builder.info.splits)
+  if split.split('[')[0] not in known:
+    raise ValueError(f'{path} has no split {split!r}; it has {", ".join(known)}.')
+  _check_features(builder.info.features, path, caption_key)
+  with _quiet():
+    import tensorflow_datasets as tfds
+
+    examples = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+  id_key = next((key for key in _KEYS if key in builder.info.features), None)
+  return TfdsSource(examples, split, caption_key, id_key)
+
+
+def splits(path: str | os.PathLike) -> dict[str, int]:
+  """Names of the splits with their numbers of examples.
+
+  Raises:
+    ValueError: not a TFDS directory, or files that allow no random access.
+  """
+  return {name: info.num_examples for name, info in _builder(path).info.splits.items()}
+
+
+def full_name(path: str | os.PathLike) -> str:
+  """Name, configuration and version of the prepared data set, as in 'coco_captions/2014/1.1.0'."""
+  return _builder(path).info.full_name
+
+
+def _builder(path: str | os.PathLike) -> Any:
+  from etils import epath  # comes with TFDS; also reads gs:// paths
+
+  path = os.fspath(path)
+  if not (epath.Path(path) / 'dataset_info.json').exists():
+    raise ValueError(
+      f'config.data.path: {path} is not a prepared TFDS data set: it has no dataset_info.json. Give the directory of '
+      'one version, such as DATA_DIR/coco_captions/2014/1.1.0.'
+    )
+  with _quiet():
+    import tensorflow_datasets as tfds
+    from google.protobuf import json_format
+
+    try:
+      builder = tfds.builder_from_directory(path)
+    except (OSError, ValueError, KeyError, json_format.ParseError) as error:
+      raise ValueError(f'config.data.path: {path} is not a readable TFDS data set: {error}') from error
+  file_format = builder.info.file_format.value
+  if file_format != 'array_record':
+    raise ValueError(
+      f'config.data.path: {path} is stored as {file_format}, which cannot be read at random; prepare it again with '
+      "file_format='array_record'."
+    )
+  return builder
+
+
+def _check_features(features: Any, path: str | os.PathLike, caption_key: str) -> None:
+  import tensorflow_datasets as tfds
+
+  leaves = dict(_leaves(features, ''))
+  if not isinstance(leaves.get('image'), tfds.features.Image):
+    raise ValueError(f'{path} has no feature "image" that holds a picture; it has {", ".join(sorted(leaves))}.')
+  texts = sorted(name for name, feature in leaves.items() if isinstance(feature, tfds.features.Text))
+  if caption_key not in texts:
+    raise ValueError(
+      f'config.data.caption_key: {path} has no text feature {caption_key!r}; it has {", ".join(texts) or "none"}.'
+    )
+
+
+def _leaves(feature: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+  """Paths and features below a feature; what a sequence holds counts as the sequence's own."""
+  while hasattr(feature, 'feature'):
+    feature = feature.feature
+  if not hasattr(feature, 'items'):
+    yield prefix, feature
+    return
+  for name, child in feature.items():
+    yield from _leaves(child, f'{prefix}/{name}' if prefix else name)
+
+
+def _descend(example: Any, path: str) -> Any:
+  """The value at a path; names of features may themselves hold a '/'."""
+  if path in example:
+    return example[path]
+  for cut, letter in enumerate(path):
+    if letter == '/' and path[:cut] in example:
+      return _descend(example[path[:cut]], path[cut + 1 :])
+  raise KeyError(path)
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, bytes):
+    return value.decode('utf-8', 'replace')
+  if isinstance(value, str) or not hasattr(value, '__len__'):
+    return str(value)
+  return _text(value[0]) if len(value) else ''
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps TFDS's progress notes and its dependencies' deprecation warnings to itself."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    logging.set_verbosity(verbosity)

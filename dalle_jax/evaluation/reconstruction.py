@@ -1,0 +1,70 @@
+"""What the dVAE keeps of pictures: reconstructions through argmax codes, PSNR, and how the codebook is used."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle_jax import sharding
+from dalle_jax.models import bottleneck
+from dalle_jax.models.dvae import Dvae
+
+
+def reconstruct(
+  dvae: Dvae, params: Any, images: np.ndarray, mesh: Mesh, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Encodes and decodes images.
+
+  Args:
+    dvae: the module.
+    params: its parameters.
+    images: uint8 [N, H, W, 3].
+    mesh: the device mesh.
+    batch_size: images at a time, rounded up to what the devices divide.
+
+  Returns:
+    The codes int32 [N, h, w] and the reconstructions uint8 [N, H, W, 3].
+  """
+  divisor = sharding.batch_divisor(mesh)
+  batch_size = -(-batch_size // divisor) * divisor
+  run = jax.jit(functools.partial(_round_trip, dvae), out_shardings=sharding.replicated(mesh))
+  codes, pictures = [], []
+  for begin in range(0, len(images), batch_size):
+    part = images[begin : begin + batch_size]
+    filled = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)))
+    with sharding.use_mesh(mesh):
+      batch_codes, batch_pictures = jax.device_get(run(params, sharding.from_whole(filled, mesh)))
+    codes.append(batch_codes[: len(part)])
+    pictures.append(batch_pictures[: len(part)])
+  return np.concatenate(codes), np.concatenate(pictures)
+
+
+def _round_trip(dvae: Dvae, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  codes = dvae.apply({'params': params}, images, method='encode')
+  pictures = dvae.apply({'params': params}, codes, method='decode')
+  return codes, jax.numpy.round(pictures).astype(jax.numpy.uint8)
+
+
+def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+  """Peak signal-to-noise ratio of each image in dB, [N]; equal images count as 100 dB.
+
+  Args:
+    originals: uint8 [N, H, W, C].
+    reconstructions: uint8 [N, H, W, C].
+  """
+  error = (originals.astype(np.float64) - reconstructions.astype(np.float64)) / 255
+  mse = np.mean(error**2, axis=(1, 2, 3))
+  return -10 * np.log10(np.maximum(mse, 1e-10))
+
+
+def scores(originals: np.ndarray, reconstructions: np.ndarray, codes: np.ndarray, vocab_size: int) -> dict[str, float]:
+  """Flat figures: mean PSNR in dB; perplexity and share of codes used over all the codes given."""
+  histogram = np.bincount(codes.reshape(-1), minlength=vocab_size) / codes.size
+  return {
+    'reconstruction/psnr': float(psnr(originals, reconstructions).mean()),
+    'codebook/perplexity': float(bottleneck.perplexity(jax.numpy.asarray(histogram, jax.numpy.float32))),
+    'codebook/use': float(np.mean(histogram > 0)),
+    'codebook/num_tokens': float(codes.size),
+  }

@@ -1,0 +1,111 @@
+"""What the doors share: the configuration flag, readable errors, and the start of JAX. Imports nothing heavy."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+EXIT_USER_ERROR = 2
+
+
+def find_config(path: str) -> str:
+  """A configuration file as given, or the one of that name that came with the package.
+
+  `configs/quickstart.py:tiny` is looked for from the working directory first, so that a checkout's own files win; an
+  installed package carries the same files inside.
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  name, colon, variant = path.partition(':')
+  if Path(name).is_file():
+    return path
+  shipped = _shipped_configs()
+  if Path(name).parent.name in ('', 'configs') and Path(name).stem in shipped:
+    return str(shipped[Path(name).stem]) + colon + variant
+  raise ValueError(
+    f'--config={name}: there is no such file. Shipped are {", ".join(f"configs/{n}.py" for n in shipped)}.'
+  )
+
+
+def _shipped_configs() -> dict[str, Path]:
+  """Files by name: inside an installed package, or beside it in a checkout."""
+  package = Path(__file__).parent
+  directory = next((d for d in (package / 'configs', package.parent / 'configs') if d.is_dir()), None)
+  files = sorted(directory.glob('[!_]*.py')) if directory else []
+  return {file.stem: file for file in files}
+
+
+def _resolve_config_flag(argv: list[str]) -> list[str]:
+  """Arguments with the value of --config replaced by a file that exists."""
+  resolved = list(argv)
+  for i, argument in enumerate(argv):
+    for prefix in ('--config=', '-config='):
+      if argument.startswith(prefix):
+        resolved[i] = prefix + find_config(argument[len(prefix) :])
+    if argument in ('--config', '-config') and i + 1 < len(argv):
+      resolved[i + 1] = find_config(argv[i + 1])
+  return resolved
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+  """Parses flags and calls `main`; a ValueError ends the program with its message alone (--verbosity=1: in full)."""
+
+  def guarded(argv: list[str]) -> int | None:
+    if len(argv) > 1:
+      return _fail(f'Unknown arguments: {" ".join(argv[1:])}. Flags are written --name=value.')
+    try:
+      return main(argv)
+    except ValueError as error:
+      if logging.get_verbosity() >= logging.DEBUG:
+        raise
+      return _fail(str(error))
+
+  logging.set_verbosity(logging.WARNING)
+  try:
+    argv = _resolve_config_flag(sys.argv)
+  except ValueError as error:
+    sys.exit(_fail(str(error)))
+  app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def _fail(message: str) -> int:
+  print(f'error: {message}', file=sys.stderr)
+  return EXIT_USER_ERROR
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, with errors of flags, of the configuration file and of its overrides in a line or two."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+    sys.exit(_fail(_essence(error)))
+
+
+def _essence(error: Exception) -> str:
+  """What helps in an error of absl or ml_collections: no traceback, and of a group's keys the nearest one only."""
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  lines = [line for line in text.replace('\\n', '\n').splitlines() if line.strip()]
+  if any('Traceback' in line for line in lines):
+    return lines[-1].partition(': ')[2] or lines[-1]
+  kept = ' '.join(line.split(' Other fields present')[0] for line in lines).replace("\\'", "'").strip('"')
+  return f'Unknown configuration key {kept}' if kept.startswith("'") else kept
+
+
+def start_jax(distributed: bool) -> None:
+  """First contact with JAX: joins the other hosts if asked, and says what it runs on."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  import jax
+
+  if distributed:
+    jax.distributed.initialize()
+  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if jax.process_index() == 0:
+    devices = jax.devices()
+    print(
+      f'JAX {jax.__version__} on {len(devices)} {devices[0].device_kind} device(s), {jax.process_count()} host(s)'
+      + (f', compilation cache in {cache}' if cache else ''),
+      flush=True,
+    )

@@ -1,0 +1,248 @@
+"""The prior: one stream of text tokens followed by image tokens (sections 2.2 and 2.3, appendix B.1).
+
+Targets. A sequence holds `text_length` text ids and `grid_size`^2 image ids. A caption of n <= text_length - 1 ids is
+followed by pads (id 0), so the last text id is always a pad. In the stream image ids are offset by `text_vocab_size`.
+
+Slots. Inputs are the targets shifted right: slot 0 holds start-of-text, slot j < text_length the text id j - 1, slot
+text_length start-of-image, and every later one the image id before it. Text slots add a position embedding, except
+that a pad is replaced as a whole by the learned pad embedding of its slot. Image slots add the row and column
+embeddings of the slot, that is, of the image token which the slot predicts.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dalle_jax.models import transformer
+
+PAD = 0
+
+
+class Embeddings(nn.Module):
+  """Token, position and pad embeddings, and the two output matrices."""
+
+  text_vocab_size: int
+  image_vocab_size: int
+  text_length: int
+  grid_size: int
+  embed_dim: int
+  dtype: jnp.dtype
+
+  def setup(self) -> None:
+    def table(name: str, axis: str, size: int, scale: float = 0.1) -> jax.Array:
+      init = nn.with_logical_partitioning(nn.initializers.normal(scale), (axis, 'embed'))
+      return self.param(name, init, (size, self.embed_dim), jnp.float32)
+
+    def head(name: str, size: int) -> jax.Array:
+      init = nn.with_logical_partitioning(nn.initializers.zeros, ('embed', 'vocab'))
+      return self.param(name, init, (self.embed_dim, size), jnp.float32)
+
+    self.text_embedding = table('text_embedding', 'vocab', self.text_vocab_size)
+    self.text_position = table('text_position', 'position', self.text_length)
+    self.pad_embedding = table('pad_embedding', 'position', self.text_length)
+    self.start_embedding = table('start_embedding', 'position', 2)  # start-of-text, start-of-image
+    self.image_embedding = table('image_embedding', 'vocab', self.image_vocab_size)
+    self.row_embedding = table('row_embedding', 'position', self.grid_size)
+    self.column_embedding = table('column_embedding', 'position', self.grid_size)
+    self.text_kernel = head('text_kernel', self.text_vocab_size)
+    self.image_kernel = head('image_kernel', self.image_vocab_size)
+
+  def _look_up(self, table: jax.Array, ids: jax.Array) -> jax.Array:
+    # A gather from a table split over the vocabulary would make XLA rematerialise it in full.
+    return jnp.take(nn.with_logical_constraint(table, (None, None)), ids, axis=0)
+
+  def text_slots(self, text: jax.Array) -> jax.Array:
+    """Text ids [B, P] in slots 1..P, after start-of-text: [B, 1 + P, D]."""
+    slots = 1 + jnp.arange(text.shape[1])
+    tokens = self._look_up(self.text_embedding, text) + self.text_position[slots][None]
+    x = jnp.where((text == PAD)[..., None], self.pad_embedding[slots][None], tokens)
+    start = jnp.broadcast_to(self.start_embedding[0] + self.text_position[0], (text.shape[0], 1, self.embed_dim))
+    return jnp.concatenate([start, x], axis=1)
+
+  def image_slot(self, token: jax.Array, slot: jax.Array) -> jax.Array:
+    """Embeds image ids [...] put into image slots [...], slot > 0: [..., D]."""
+    row, column = slot // self.grid_size, slot % self.grid_size
+    x, position = self._look_up(self.image_embedding, token), self.row_embedding[row] + self.column_embedding[column]
+    return x + jnp.broadcast_to(position, x.shape)
+
+  def image_slots(self, image: jax.Array) -> jax.Array:
+    """Image ids [B, P] in slots 1..P, after start-of-image: [B, 1 + P, D]."""
+    x = self.image_slot(image, 1 + jnp.arange(image.shape[1]))
+    start = self.start_embedding[1] + self.row_embedding[0] + self.column_embedding[0]
+    return jnp.concatenate([jnp.broadcast_to(start, (image.shape[0], 1, self.embed_dim)), x], axis=1)
+
+  def slot(self, token: jax.Array, index: jax.Array) -> jax.Array:
+    """Embeds one stream token [B] in slot `index` > 0, text or image: [B, 1, D]."""
+    text_index = jnp.minimum(index, self.text_length - 1)
+    text = jnp.clip(token, 0, self.text_vocab_size - 1)
+    as_text = self._look_up(self.text_embedding, text) + self.text_position[text_index][None]
+    as_text = jnp.where((text == PAD)[:, None], self.pad_embedding[text_index][None], as_text)
+    image_index = jnp.maximum(index - self.text_length, 0)
+    image = jnp.clip(token - self.text_vocab_size, 0, self.image_vocab_size - 1)
+    as_image = self.image_slot(image, image_index)
+    start = self.start_embedding[1] + self.row_embedding[0] + self.column_embedding[0]
+    as_image = jnp.where(index == self.text_length, start[None], as_image)
+    return jnp.where(index < self.text_length, as_text, as_image)[:, None]
+
+  def text_logits(self, x: jax.Array) -> jax.Array:
+    """[..., D] to float32 logits [..., text_vocab_size]."""
+    return jnp.matmul(x, self.text_kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+
+  def image_logits(self, x: jax.Array) -> jax.Array:
+    """[..., D] to float32 logits [..., image_vocab_size]."""
+    return jnp.matmul(x, self.image_kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+
+  def stream_logits(self, x: jax.Array, index: jax.Array, ended: jax.Array) -> jax.Array:
+    """Logits over the stream's ids, -inf for what cannot come.
+
+    Args:
+      x: outputs [B, T, D] of slots.
+      index: the slots [T].
+      ended: bool [B, T]: the slot's token is a pad, so that its caption has ended.
+
+    Returns:
+      [B, T, V]. Text slots give text ids, of which only the pad may follow a pad or fill the last slot.
+    """
+    is_text = (index < self.text_length)[None, :, None]
+    text = jnp.where(is_text, self.text_logits(x), -jnp.inf)
+    image = jnp.where(is_text, -jnp.inf, self.image_logits(x))
+    only_pad = (ended | (index == self.text_length - 1)[None]) & (index < self.text_length)[None]
+    is_word = (jnp.arange(self.text_vocab_size) != PAD)[None, None]
+    text = jnp.where(only_pad[..., None] & is_word, -jnp.inf, text)
+    return jnp.concatenate([text, image], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+  """The prior as a sequence model (see `models.sequence`), plus its training logits."""
+
+  text_vocab_size: int
+  image_vocab_size: int
+  text_length: int
+  grid_size: int
+  transformer: transformer.Transformer
+
+  @property
+  def image_length(self) -> int:
+    return self.grid_size**2
+
+  @property
+  def length(self) -> int:
+    return self.text_length + self.image_length
+
+  @property
+  def vocab_size(self) -> int:
+    return self.text_vocab_size + self.image_vocab_size
+
+  @property
+  def embeddings(self) -> Embeddings:
+    stack = self.transformer
+    return Embeddings(
+      self.text_vocab_size, self.image_vocab_size, self.text_length, self.grid_size,
+      stack.num_heads * stack.head_dim, stack.dtype,
+    )  # fmt: skip
+
+  def _embed(self, params: Any, *args: Any, method: str) -> jax.Array:
+    return self.embeddings.apply({'params': params['embeddings']}, *args, method=method)
+
+  def init(self, key: jax.Array) -> Any:
+    """Parameters {'embeddings', 'transformer'}, boxed with their logical axis names."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    embed_key, stack_key = jax.random.split(key)
+    embeddings = self.embeddings.init(embed_key, tokens, method='text_slots')['params']
+    width = self.transformer.num_heads * self.transformer.head_dim
+    stack = self.transformer.init(stack_key, jnp.zeros((1, self.length, width)))['params']
+    return {'embeddings': embeddings, 'transformer': stack}
+
+  def stream(self, text: jax.Array, image: jax.Array) -> jax.Array:
+    """Text ids [B, text_length - 1] and image ids [B, image_length] as one stream [B, length]."""
+    end = jnp.full((text.shape[0], 1), PAD, text.dtype)
+    return jnp.concatenate([text, end, image + self.text_vocab_size], axis=1)
+
+  def split_logits(self, params: Any, text: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Training logits: text [B, text_length, Vt] and image [B, image_length, Vi], each by its own matrix.
+
+    Args:
+      params: as `init` returns them, unboxed.
+      text: ids [B, text_length - 1].
+      image: ids [B, image_length].
+    """
+    slots = [
+      self._embed(params, text, method='text_slots'),
+      self._embed(params, image[:, :-1], method='image_slots'),
+    ]
+    x = nn.with_logical_constraint(jnp.concatenate(slots, axis=1), ('batch', 'length', 'activation'))
+    x = self.transformer.apply({'params': params['transformer']}, x)
+    text_logits = self._embed(params, x[:, : self.text_length], method='text_logits')
+    return text_logits, self._embed(params, x[:, self.text_length :], method='image_logits')
+
+  def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
+    """Logits [B, length, V] for whole streams [B, length]."""
+    text, image = tokens[:, : self.text_length - 1], tokens[:, self.text_length :] - self.text_vocab_size
+    slots = [
+      self._embed(params, text, method='text_slots'),
+      self._embed(params, image[:, :-1], method='image_slots'),
+    ]
+    x = self.transformer.apply({'params': params['transformer']}, jnp.concatenate(slots, axis=1))
+    # The first slot holds start-of-text, so a slot's token is the target before it.
+    ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
+    return self._embed(params, x, jnp.arange(self.length), ended, method='stream_logits')
+
+  def decode_params(self, params: Any) -> Any:
+    """The layers taken apart; see `transformer.unstack`."""
+    return {'embeddings': params['embeddings'], 'transformer': transformer.unstack(params['transformer'])}
+
+  def prefill(self, params: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+    """Reads a prefix [B, P] of a stream, P < length; `params` as `decode_params` returns them."""
+    num_text = min(tokens.shape[1], self.text_length - 1)
+    slots = [self._embed(params, tokens[:, :num_text], method='text_slots')]
+    if tokens.shape[1] >= self.text_length:
+      image = tokens[:, self.text_length :] - self.text_vocab_size
+      slots.append(self._embed(params, image, method='image_slots'))
+    x = jnp.concatenate(slots, axis=1)
+    layers, x = transformer.prefill(self.transformer, params['transformer'], x, self.length)
+    index = jnp.asarray([tokens.shape[1]], jnp.int32)
+    ended = tokens[:, -1:] == PAD if tokens.shape[1] else jnp.zeros((tokens.shape[0], 1), bool)
+    logits = self._embed(params, x[:, -1:], index, ended, method='stream_logits')[:, 0]
+    return {'layers': layers, 'index': index[0]}, logits
+
+  def step(self, params: Any, cache: Any, token: jax.Array) -> tuple[Any, jax.Array]:
+    """Appends a stream token [B]; `params` as `decode_params` returns them."""
+    index = cache['index'] + 1  # the token fills the slot after the one last read
+    x = self._embed(params, token, index, method='slot')
+    layers, x = transformer.step(self.transformer, params['transformer'], x, cache['layers'], index)
+    logits = self._embed(params, x, index[None], (token == PAD)[:, None], method='stream_logits')[:, 0]
+    return {'layers': layers, 'index': index}, logits
+
+
+def losses(
+  text_logits: jax.Array, image_logits: jax.Array, text: jax.Array, image: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropies in nats per text token and per image token (section 2.2).
+
+  Text targets are the caption's tokens and the first pad, which ends it; later pads follow with certainty and are not
+  counted. Each mean is over the tokens of its own kind in the batch.
+
+  Args:
+    text_logits: [B, text_length, Vt].
+    image_logits: [B, image_length, Vi].
+    text: ids [B, text_length - 1].
+    image: ids [B, image_length].
+
+  Returns:
+    Two float32 scalars.
+  """
+  targets = jnp.pad(text, ((0, 0), (0, 1)), constant_values=PAD)
+  counted = jnp.pad(targets[:, :-1] != PAD, ((0, 0), (1, 0)), constant_values=True)
+  text_nll = token_nll(text_logits, targets)
+  text_loss = jnp.sum(text_nll * counted) / jnp.sum(counted)
+  return text_loss, token_nll(image_logits, image).mean()
+
+
+def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """-ln softmax(logits)[tokens] in nats: logits [..., V] and tokens [...] to [...]."""
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - chosen

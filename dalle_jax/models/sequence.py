@@ -1,0 +1,38 @@
+"""The contract of sequence models: whole-sequence logits, prefill and step.
+
+The decode loop, the likelihood evaluation and whatever else reads a sequence are written once against it.
+"""
+
+from typing import Any, Protocol
+
+import jax
+
+Params = Any
+Cache = Any
+
+
+class SequenceModel(Protocol):
+  """A distribution over token sequences [B, length] with ids in [0, vocab_size)."""
+
+  @property
+  def length(self) -> int:
+    """Tokens of a whole sequence."""
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of token ids."""
+
+  def init(self, key: jax.Array) -> Params:
+    """Parameters, boxed with their logical axis names."""
+
+  def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
+    """Logits [B, T, V]: entry [:, t] scores tokens[:, t] given tokens[:, :t]; impossible tokens get -inf."""
+
+  def decode_params(self, params: Params) -> Params:
+    """Parameters in the layout in which `prefill` and `step` are fastest; call it once, outside any loop."""
+
+  def prefill(self, params: Params, tokens: jax.Array) -> tuple[Cache, jax.Array]:
+    """Reads a prefix [B, P], P < length; returns the cache and the logits [B, V] of token P."""
+
+  def step(self, params: Params, cache: Cache, token: jax.Array) -> tuple[Cache, jax.Array]:
+    """Appends one token [B]; returns the cache and the logits [B, V] of the token after it."""

@@ -1,0 +1,135 @@
+"""Drawing images for prompts with a trained model, into PNG files and a contact sheet."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dalle_jax import bundle, sharding
+from dalle_jax.config import MeshConfig, SamplingConfig
+from dalle_jax.reporting import sheets
+from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.training.progress import Progress
+
+
+def read_prompts(prompts: Sequence[str], prompts_file: str) -> list[str]:
+  """Prompts from the command line followed by those of a file, one a line (empty lines are skipped).
+
+  Raises:
+    ValueError: there are none, one is empty, or the file cannot be read.
+  """
+  found = list(prompts)
+  if prompts_file:
+    try:
+      lines = Path(prompts_file).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise ValueError(f'--prompts_file {prompts_file} cannot be read: {error}') from None
+    found += [line.strip() for line in lines if line.strip()]
+  if not found:
+    raise ValueError('No prompt was given; use --prompt="..." (repeatable) or --prompts_file=FILE with one a line.')
+  if any(not prompt.strip() for prompt in found):
+    raise ValueError('A prompt is empty; --prompt needs at least one word.')
+  return found
+
+
+def draw(
+  model: str,
+  prompts: Sequence[str],
+  *,
+  out: str,
+  num_images: int,
+  seed: int,
+  batch_size: int | None = None,
+  temperature: float | None = None,
+  top_k: int | None = None,
+  truncate: bool = False,
+  mesh_config: MeshConfig | None = None,
+) -> list[Path]:
+  """Draws `num_images` images for each prompt and writes them with a contact sheet.
+
+  Args:
+    model: a model directory.
+    prompts: what to draw.
+    out: directory for the pictures.
+    num_images: of each prompt.
+    seed: of the noise, 0 or more.
+    batch_size: images at a time; None takes the model's own, as for the two below.
+    temperature: of sampling.
+    top_k: tokens to choose among.
+    truncate: cuts prompts that are too long instead of refusing them.
+    mesh_config: how to use the devices.
+
+  Returns:
+    The files written, the contact sheet last.
+
+  Raises:
+    ValueError: the model, a prompt or a setting cannot be used.
+  """
+  if num_images < 1:
+    raise ValueError(f'--num_images is {num_images}; it must be at least 1.')
+  if not 0 <= seed < 2**31:
+    raise ValueError(f'--seed is {seed}; it must lie in [0, 2^31).')
+  bundle.check(Path(model))
+  directory = _make_directory(out)
+  mesh = sharding.make_mesh(mesh_config or MeshConfig())
+  loaded = bundle.load(Path(model), mesh)
+  settings = _settings(loaded.config.sampling, batch_size, temperature, top_k, len(prompts) * num_images)
+  text = encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate)
+  sampler = Sampler(loaded.prior, loaded.dvae, mesh, settings)
+  with Progress('drawing', len(prompts) * num_images, 'image') as progress:
+    progress.message('compiling')
+    images = sampler(loaded.params, text.repeat(num_images, axis=0), seed, progress.update_of)
+  images = images.reshape(len(prompts), num_images, *images.shape[1:])
+  facts = {
+    'seed': seed, 'temperature': settings.temperature, 'top_k': settings.top_k,
+    'model': loaded.info.get('params', ''), 'batch_size': sampler.batch_size,
+  }  # fmt: skip
+  return _write(directory, prompts, images, facts)
+
+
+def _settings(
+  own: SamplingConfig, batch_size: int | None, temperature: float | None, top_k: int | None, num_images: int
+) -> SamplingConfig:
+  """The model's sampling settings with what the command line says instead."""
+  if batch_size is not None and batch_size < 1:
+    raise ValueError(f'--batch_size is {batch_size}; it must be at least 1.')
+  if temperature is not None and temperature < 0:
+    raise ValueError(f'--temperature is {temperature}; it must be 0 or more.')
+  if top_k is not None and top_k < 0:
+    raise ValueError(f'--top_k is {top_k}; it must be 0 (all tokens) or more.')
+  return SamplingConfig(
+    temperature=own.temperature if temperature is None else temperature,
+    top_k=own.top_k if top_k is None else top_k,
+    batch_size=min(own.batch_size if batch_size is None else batch_size, num_images),
+  )
+
+
+def _make_directory(out: str) -> Path:
+  directory = Path(out)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f'--out {out} cannot be made: {error}') from None
+  return directory
+
+
+def _write(directory: Path, prompts: Sequence[str], images: np.ndarray, facts: dict) -> list[Path]:
+  """PNG files PROMPTNUMBER_WORDS_INDEX.png and contact_sheet.png; each picture carries what it was drawn with."""
+  written = []
+  for number, (prompt, row) in enumerate(zip(prompts, images, strict=True)):
+    for index, image in enumerate(row):
+      path = directory / f'{number:03d}_{_slug(prompt)}_{index:03d}.png'
+      position = number * images.shape[1] + index  # of the image among all, which its noise depends on
+      text = {'prompt': prompt, 'dalle_jax': json.dumps({**facts, 'index': position})}
+      sheets.save_png(image, path, text)
+      written.append(path)
+  sheet = directory / 'contact_sheet.png'
+  sheets.save_png(sheets.sample_sheet(list(prompts), images), sheet, None)
+  return [*written, sheet]
+
+
+def _slug(prompt: str) -> str:
+  """The prompt's first words as part of a file name."""
+  return re.sub(r'[^a-z0-9]+', '_', prompt.lower()).strip('_')[:48].strip('_') or 'prompt'

@@ -1,0 +1,153 @@
+"""The end of the main job: scores, sheets of pictures, and the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from dalle_jax.config import Config
+from dalle_jax.data.registry import Dataset
+from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.evaluation import prompt_accuracy, reconstruction
+from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.pipeline import examples
+from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, draw_sheet
+from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.reporting import html, sheets
+from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.training.keys import stream_seed
+from dalle_jax.training.metrics import FILE_NAME as METRICS
+from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.progress import Progress
+
+
+class Picture(NamedTuple):
+  """A sheet and the file it goes into, under the work directory."""
+
+  name: str
+  title: str
+  caption: str
+  image: Image.Image
+
+
+def measure(
+  config: Config, dataset: Dataset, tokenizer: Tokenizer, params: dict[str, Any], mesh: Mesh
+) -> tuple[dict[str, float], list[Picture]]:
+  """Scores and sheets of the trained models, with params {'dvae', 'prior'}."""
+  scores, pictures = _reconstructions(config, dataset, params, mesh)
+  sampler = Sampler(make_prior(config, tokenizer.vocab_size), make_dvae(config.dvae), mesh, config.sampling)
+  judged = config.data.source == 'captioned_shapes'
+  for split, name in examples.sheet_splits(dataset).items():
+    prompts = _sheet_prompts(config, examples.captions(dataset, split), judged)
+    images = draw_sheet(config, tokenizer, sampler, params, prompts)
+    right = _judge_sheet(prompts, images) if judged else None
+    sheet = sheets.sample_sheet(prompts, images, right)
+    pictures.append(Picture(f'samples_{split}.png', f'Samples: {name}', _sampling_words(config), sheet))
+  if judged:
+    for split in ('validation', 'held_out'):
+      scores |= _prompt_accuracy(config, dataset, tokenizer, sampler, params, split)
+  return scores, pictures
+
+
+def _reconstructions(
+  config: Config, dataset: Dataset, params: dict[str, Any], mesh: Mesh
+) -> tuple[dict[str, float], list[Picture]]:
+  split = 'validation' if 'validation' in dataset.splits else 'train'
+  originals = examples.first_images(config, dataset, split, config.evaluation.num_reconstructions)
+  codes, pictures = reconstruction.reconstruct(
+    make_dvae(config.dvae), params['dvae'], originals, mesh, config.evaluation.batch_size
+  )
+  sheet = sheets.reconstruction_sheet(originals[:NUM_RECONSTRUCTIONS], pictures[:NUM_RECONSTRUCTIONS])
+  words = f'Pictures of the {split} split above what the dVAE makes of them through its {config.image_length} codes.'
+  scores = reconstruction.scores(originals, pictures, codes, config.dvae.image_vocab_size)
+  return scores, [Picture('reconstructions.png', 'Reconstructions', words, sheet)]
+
+
+def _sheet_prompts(config: Config, captions: Sequence[str], judged: bool) -> list[str]:
+  count = config.evaluation.sheet_prompts
+  if judged:  # half with one object, half with two, where there are both
+    chosen = prompt_accuracy.choose(captions, -(-count // 2))
+    return chosen[:count]
+  return examples.spread(captions, count)
+
+
+def _sampling_words(config: Config) -> str:
+  settings = config.sampling
+  kept = f'the {settings.top_k} likeliest tokens' if settings.top_k else 'all tokens'
+  return f'Drawn at temperature {settings.temperature:g} from {kept}, seed {config.seed}; none was picked by hand.'
+
+
+def _judge_sheet(prompts: list[str], images: np.ndarray) -> np.ndarray:
+  from dalle_jax.evaluation import judge
+
+  repeated = [prompt for prompt in prompts for _ in range(images.shape[1])]
+  return judge.judge(repeated, images.reshape(-1, *images.shape[2:])).reshape(images.shape[:2])
+
+
+def _prompt_accuracy(
+  config: Config, dataset: Dataset, tokenizer: Tokenizer, sampler: Sampler, params: dict[str, Any], split: str
+) -> dict[str, float]:
+  from dalle_jax.evaluation import judge
+
+  prompts = prompt_accuracy.choose(examples.captions(dataset, split), config.evaluation.num_prompts)
+  text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
+  with Progress(f'drawing {split}', len(prompts), 'image', enabled=jax.process_index() == 0) as progress:
+    images = sampler(params, text, stream_seed(config.seed, split), progress.update_of)
+  return prompt_accuracy.scores(prompts, judge.judge(prompts, images), split)
+
+
+def write(config: Config, space: Workspace, scores: dict[str, float], pictures: list[Picture]) -> dict[str, float]:
+  """Writes sheets, scores.json and report.html, prints where they are, and returns all scores."""
+  scores = scores | _last_losses(space.path) | space.seconds()
+  if jax.process_index() != 0:
+    return scores
+  for picture in pictures:
+    sheets.save_png(picture.image, space.path / picture.name, None)
+  space.write('scores.json', scores)
+  report = space.path / 'report.html'
+  html.write_report(
+    report,
+    title=f'dalle_jax: {space.path.name}',
+    summary=scores,
+    config=config.to_dict(),
+    curves=html.run_curves(space.path),
+    pictures=[(p.title, p.caption, p.image) for p in pictures],
+    notes=_notes(config),
+  )
+  _print(space.path, scores, [*(p.name for p in pictures), 'scores.json', 'report.html', 'model'])
+  return scores
+
+
+def _last_losses(workdir: Path) -> dict[str, float]:
+  """Held-out figures of each stage's last evaluation, as STAGE/NAME."""
+  scores = {}
+  for stage in ('dvae', 'prior'):
+    for line in read_metrics(workdir / stage / METRICS):
+      scores |= {
+        f'{stage}/{name[5:]}': value for name, value in line.items() if name.startswith('eval/') and value is not None
+      }
+  return scores
+
+
+def _notes(config: Config) -> list[str]:
+  notes = [f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.']
+  if config.data.source == 'captioned_shapes':
+    notes.append(
+      'Prompt accuracy: one image is drawn for each prompt, and it counts if the judge, which sees nothing but the '
+      'image, reads back every attribute that the prompt names.'
+    )
+  return notes
+
+
+def _print(workdir: Path, scores: dict[str, float], names: Sequence[str]) -> None:
+  width = max(len(name) for name in scores)
+  for name, value in scores.items():
+    print(f'{name:<{width}}  {value:.4g}')
+  print()
+  for name in names:
+    print(workdir / name)
+  print(flush=True)

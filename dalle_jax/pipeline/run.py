@@ -1,0 +1,192 @@
+"""The main job: data, tokenizer, dVAE, prior, model directory, scores and report, one after the other.
+
+Every stage continues where an earlier start of the same command left it.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dalle_jax import bundle, sharding
+from dalle_jax.config import Config, TrainingConfig
+from dalle_jax.data import registry
+from dalle_jax.data.pipeline import Batches, Preprocess
+from dalle_jax.data.registry import Dataset
+from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.pipeline import finish, sheets
+from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.training.keys import stream_seed
+from dalle_jax.training.loop import Hook, NonFiniteError, train
+from dalle_jax.training.progress import Progress
+from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted
+from dalle_jax.training.state import TrainState, all_params
+from dalle_jax.training.tasks import Task
+from dalle_jax.training.tasks.dvae import DvaeTask
+from dalle_jax.training.tasks.prior import PriorTask
+
+EXIT_DIVERGED = 1  # the last good checkpoint is kept
+
+
+def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
+  """Runs the stages up to `stop_after` and returns the program's exit status.
+
+  Raises:
+    ValueError: the configuration, the data or the work directory cannot be used.
+  """
+  try:
+    run(config, workdir, stop_after)
+  except Interrupted as stop:
+    say(str(stop))
+    return EXIT_INTERRUPTED
+  except NonFiniteError as error:
+    say(f'error: {error}')
+    return EXIT_DIVERGED
+  return 0
+
+
+def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, float]:
+  """Runs the stages and returns the scores (none if stopped before the report).
+
+  Raises:
+    ValueError: the configuration, the data or the work directory cannot be used.
+    Interrupted: on Ctrl-C or SIGTERM, after saving.
+    NonFiniteError: training diverged.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check(config, mesh)
+  space = Workspace(workdir, config)
+  with space.timed('data'):
+    dataset = _prepare_data(config, space)
+  if stop_after == 'data':
+    return {}
+  with space.timed('tokenizer'):
+    tokenizer = _tokenizer(config, space, dataset)
+  if stop_after == 'tokenizer':
+    return {}
+  with space.timed('dvae'):
+    dvae_params = _train_dvae(config, space, dataset, mesh)
+  if stop_after == 'dvae':
+    return {}
+  with space.timed('prior'):
+    params = _train_prior(config, space, dataset, tokenizer, mesh, dvae_params)
+    bundle.save(space.model, config, tokenizer, params, dataset.fingerprint)
+  if stop_after == 'prior':
+    return {}
+  with space.timed('report'):
+    scores, pictures = finish.measure(config, dataset, tokenizer, params, mesh)
+  return finish.write(config, space, scores, pictures)
+
+
+def say(text: str) -> None:
+  """Prints from the first process only."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def _prepare_data(config: Config, space: Workspace) -> Dataset:
+  """Process 0 makes the data set; the others wait and then find it made (all hosts see one file system)."""
+  with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
+    make = functools.partial(registry.prepare, config.data, space.data(config))
+    if jax.process_index() == 0:
+      dataset = make(progress.update_of)
+    if jax.process_count() > 1:
+      from jax.experimental import multihost_utils
+
+      multihost_utils.sync_global_devices('data')
+      dataset = dataset if jax.process_index() == 0 else make(None)
+  counts = ', '.join(f'{len(dataset.open(split))} {split}' for split in dataset.splits)
+  say(f'data: {config.data.source} with {counts}')
+  return dataset
+
+
+def _tokenizer(config: Config, space: Workspace, dataset: Dataset) -> Tokenizer:
+  """Loads the run's tokenizer, or learns it from the training captions; deterministic, so every host may."""
+  if space.tokenizer.exists():
+    tokenizer = Tokenizer.load(space.tokenizer)
+  else:
+    source = dataset.open('train')
+    tokenizer = train_tokenizer((source[i]['caption'] for i in range(len(source))), config.tokenizer.vocab_size)
+    if jax.process_index() == 0:
+      partial = space.tokenizer.with_suffix('.partial')
+      tokenizer.save(partial)
+      partial.rename(space.tokenizer)
+  say(f'tokenizer: {tokenizer.vocab_size} pieces')
+  return tokenizer
+
+
+def make_batches(
+  config: Config, dataset: Dataset, training: TrainingConfig, stage: str, tokenizer: Tokenizer | None
+) -> tuple[Batches, Callable[[], Iterator[dict]] | None]:
+  """The endless training stream, and a maker of held-out passes (None where nothing is held out)."""
+  transform = functools.partial(
+    Preprocess, image_size=config.data.image_size, tokenizer=tokenizer, text_length=config.tokenizer.text_length
+  )
+  options = {
+    'batch_size': training.batch_size,
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+    'num_threads': config.data.num_threads,
+  }
+  # Pictures with writing in them must not be mirrored for the prior, whose captions may name what is written.
+  flip = config.data.flip and stage == 'dvae'
+  stream = Batches(
+    dataset.open('train'), transform(crop=config.data.crop, flip=flip), seed=stream_seed(config.seed, stage),
+    num_workers=config.data.num_workers, **options,
+  )  # fmt: skip
+  if 'validation' not in dataset.splits:
+    return stream, None
+  held_out = dataset.open('validation')
+  num_batches = min(training.eval_batches, -(-len(held_out) // training.batch_size))
+
+  def evaluation() -> Iterator[dict]:
+    batches = Batches(held_out, transform(crop='center', flip=False), seed=0, shuffle=False, **options)
+    return itertools.islice(batches, num_batches)
+
+  return stream, evaluation
+
+
+def _train_dvae(config: Config, space: Workspace, dataset: Dataset, mesh: Mesh) -> Any:
+  task = DvaeTask(config.dvae, config.data.image_size)
+  draw = sheets.ReconstructionHook(config, dataset, mesh, space.path / 'dvae' / 'sheets')
+  return _train(config, space, dataset, mesh, task, config.dvae_training, draw)['dvae']
+
+
+def _train_prior(
+  config: Config, space: Workspace, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, dvae_params: Any
+) -> dict[str, Any]:
+  task = PriorTask(config, tokenizer.vocab_size)
+  draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / 'prior' / 'sheets')
+  initial = {'dvae': dvae_params}
+  return _train(config, space, dataset, mesh, task, config.prior_training, draw, tokenizer, initial)
+
+
+def _train(
+  config: Config,
+  space: Workspace,
+  dataset: Dataset,
+  mesh: Mesh,
+  task: Task,
+  training: TrainingConfig,
+  draw: Callable[[TrainState, int], None],
+  tokenizer: Tokenizer | None = None,
+  initial: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+  """One stage under WORKDIR/NAME; returns all its collections, the trained ones averaged."""
+  stream, evaluation = make_batches(config, dataset, training, task.name, tokenizer)
+  state = train(
+    task,
+    training,
+    mesh=mesh,
+    seed=stream_seed(config.seed, task.name),
+    workdir=space.path / task.name,
+    batches=stream,
+    eval_batches=evaluation,
+    hooks=[Hook(training.sheet_every, draw)],
+    logging=config.logging,
+    initial=initial,
+  )
+  return all_params(state, ema=True)

@@ -1,0 +1,100 @@
+"""The work directory: which experiment it belongs to, and the time spent on each stage over all its restarts."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from dalle_jax.config import Config, difference
+
+# Groups and keys that may change between restarts: none of them changes what is learnt.
+_FREE_GROUPS = ('mesh', 'logging', 'sampling', 'evaluation')
+_FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
+
+
+class Workspace:
+  """Paths of a run and its stopwatch.
+
+  Raises:
+    ValueError: the directory holds a run of another configuration.
+  """
+
+  def __init__(self, path: str, config: Config):
+    if '://' in path:
+      raise ValueError(
+        f'--workdir {path} is not a path of this file system; mount the bucket, and give the mount point.'
+      )
+    self.path = Path(path).absolute()
+    self._is_main = jax.process_index() == 0
+    self._check_config(config)
+    self._seconds = self._read('seconds.json')
+
+  @property
+  def model(self) -> Path:
+    return self.path / 'model'
+
+  @property
+  def tokenizer(self) -> Path:
+    return self.path / 'tokenizer.model'
+
+  def data(self, config: Config) -> Path:
+    return Path(config.data.data_dir).absolute() if config.data.data_dir else self.path / 'data'
+
+  def _check_config(self, config: Config) -> None:
+    new = json.loads(json.dumps(config.to_dict()))
+    old = self._read('config.json')
+    if old:
+      lines = difference(_fixed(old), _fixed(new))
+      if lines:
+        raise ValueError(
+          f'--workdir {self.path} holds a run of another configuration; take another directory, or the same values:\n  '
+          + '\n  '.join(lines)
+        )
+    if self._is_main:
+      try:
+        self.path.mkdir(parents=True, exist_ok=True)
+      except OSError as error:
+        raise ValueError(f'--workdir {self.path} cannot be made: {error}') from None
+      self.write('config.json', new)
+
+  def _read(self, name: str) -> dict:
+    file = self.path / name
+    if not file.exists():
+      return {}
+    try:
+      return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+      raise ValueError(f'{file} is damaged ({error}); remove it if this work directory is yours.') from None
+
+  def write(self, name: str, values: dict) -> None:
+    """Writes a JSON file as a whole or not at all; does nothing in other processes than the first."""
+    if not self._is_main:
+      return
+    partial = self.path / f'{name}.partial'
+    partial.write_text(json.dumps(values, indent=2) + '\n')
+    partial.rename(self.path / name)
+
+  @contextlib.contextmanager
+  def timed(self, stage: str) -> Iterator[None]:
+    """Adds the time inside to the stage's, also when it ends with an exception."""
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - start
+      self.write('seconds.json', self._seconds)
+
+  def seconds(self) -> dict[str, float]:
+    """Flat figures: seconds of each stage, and their total, over all restarts."""
+    return {f'seconds/{stage}': value for stage, value in self._seconds.items()} | {
+      'seconds/total': sum(self._seconds.values())
+    }
+
+
+def _fixed(config: dict) -> dict:
+  """The part of a configuration that a work directory is bound to."""
+  kept = {name: value for name, value in config.items() if name not in _FREE_GROUPS}
+  return kept | {'data': {name: value for name, value in config['data'].items() if name not in _FREE_DATA_KEYS}}

@@ -1,0 +1,123 @@
+"""Training curves: metrics.jsonl in, small vector drawings for a web page out."""
+
+import html
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dalle_jax.training import metrics
+
+Series = tuple[np.ndarray, np.ndarray]  # steps int64 [N] and values float64 [N]
+
+SIZE = (5.5, 3.0)  # inches
+MAX_POINTS = 400  # drawn of one series: about one for each pixel
+MAX_MARKERS = 40  # points of a series up to which each gets a dot
+# Legible on white and on near-black.
+COLOURS = ('#2f81d6', '#e0701b', '#2e9e62', '#a25ddc')
+GRID = '#80808060'
+# Matplotlib does not know CSS's currentColor, the page's own text colour: this stands for it until the SVG is text.
+INK = '#010203'
+
+
+def read_metrics(path: Path) -> dict[str, Series]:
+  """The series of a metrics.jsonl: name -> (steps [N], values [N]), by rising step.
+
+  A line cut off by a crash is skipped, a value that was not finite reads as NaN (a gap in the curve), and where a
+  step was logged twice the later line holds.
+  """
+  found: dict[str, dict[int, float]] = {}
+  for line in metrics.read_metrics(path):
+    for name, value in line.items():
+      if name not in ('step', 'time'):
+        found.setdefault(name, {})[line['step']] = np.nan if value is None else value
+  return {name: _series(points) for name, points in found.items()}
+
+
+def curve_svg(series: Mapping[str, Series], title: str, y_label: str, log: bool = False) -> str:
+  """Curves over steps as an inline <svg>, the same text for the same data, in the colours of the page around it.
+
+  A series of more than MAX_POINTS points is drawn as the means of equally many neighbours.
+
+  Args:
+    series: label -> (steps [N], values [N]); empty series are left out, as is the legend of a single one.
+    title: above the axes, and the drawing's name for screen readers.
+    y_label: below the title, at the axis.
+    log: logarithmic values; those not above 0 become gaps.
+  """
+  import matplotlib
+
+  # Text stays text (small, selectable); the salt keeps ids equal between runs and different between drawings.
+  settings = {'svg.hashsalt': title, 'svg.fonttype': 'none', 'font.size': 9.0, 'font.family': 'sans-serif'}
+  with matplotlib.rc_context(settings):
+    return _inline(_draw(series, title, y_label, log), title)
+
+
+def has_data(series: Series) -> bool:
+  """Whether there is anything to draw."""
+  return bool(np.isfinite(series[1]).any())
+
+
+def _series(points: Mapping[int, float]) -> Series:
+  steps = sorted(points)
+  return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
+
+
+def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool) -> str:
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=SIZE, layout='constrained')
+  axes = figure.add_subplot()
+  drawn = [(label, *_thinned(values)) for label, values in series.items() if has_data(values)]
+  for (label, steps, values), colour in zip(drawn, COLOURS * len(drawn), strict=False):
+    marker = '.' if len(steps) <= MAX_MARKERS else None
+    axes.plot(steps, np.where(values > 0, values, np.nan) if log else values, label=label, color=colour, marker=marker)
+  if log and drawn:
+    _log_scale(axes)
+  if len(drawn) > 1:
+    axes.legend(frameon=False, labelcolor=INK)
+  _style(axes, title, y_label)
+  buffer = io.StringIO()
+  metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))  # None: left out
+  figure.savefig(buffer, format='svg', transparent=True, metadata=metadata)
+  return buffer.getvalue()
+
+
+def _log_scale(axes) -> None:
+  from matplotlib.ticker import LogFormatter
+
+  axes.set_yscale('log')
+  for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+    set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 100 rather than 10 with a raised 2
+
+
+def _style(axes, title: str, y_label: str) -> None:
+  axes.set_title(title, color=INK, loc='left', parse_math=False)
+  axes.set_xlabel('step', color=INK)
+  axes.set_ylabel(y_label, color=INK, parse_math=False)
+  axes.tick_params(which='both', colors=INK)
+  axes.grid(color=GRID, linewidth=0.5)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.spines[['left', 'bottom']].set_color(GRID)
+
+
+def _thinned(series: Series) -> Series:
+  """At most MAX_POINTS points, each the mean of a run of neighbours."""
+  steps, values = series
+  width = -(-len(steps) // MAX_POINTS)
+  if width <= 1:
+    return steps, values
+  starts = np.arange(0, len(steps), width)
+  counts = np.diff(np.append(starts, len(steps)))
+  return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
+
+
+def _inline(svg: str, title: str) -> str:
+  """The <svg> element alone, named by its title, in the page's colours, without what would clash with the page."""
+  svg = svg[svg.index('<svg') :]
+  svg = re.sub(r'<style.*?</style>', '', svg, flags=re.DOTALL)  # a rule for every element of the page
+  svg = re.sub(r'<g id="[^"]*"', '<g', svg)  # figure_1 and so on: never referred to, and the same in each drawing
+  attributes = f'role="img" aria-label="{html.escape(title)}" style="stroke-linejoin: round"'
+  return svg.replace('<svg', f'<svg {attributes}', 1).replace(INK, 'currentColor').rstrip()

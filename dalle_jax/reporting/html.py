@@ -1,0 +1,210 @@
+"""The report of a run: one HTML file with scores, curves and pictures, which needs nothing but a browser."""
+
+import base64
+import html
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from dalle_jax.reporting import curves as curves_lib
+from dalle_jax.reporting.sheets import encode_png, write_whole
+from dalle_jax.training.metrics import FILE_NAME
+
+
+class Curve(NamedTuple):
+  """One drawing: which metrics of a stage's metrics.jsonl it shows, by the label in its legend."""
+
+  title: str
+  y_label: str
+  series: dict[str, str]
+  log: bool = False
+
+
+COMMON = (
+  Curve('learning rate', '', {'learning rate': 'learning_rate'}),
+  Curve('speed', 'steps per second', {'speed': 'steps_per_second'}),
+)
+# The metrics of the tasks 'dvae' and 'prior' (dalle_jax/training/tasks) and of the training loop.
+STAGES = {
+  'dvae': (
+    'dVAE',
+    (
+      Curve('loss', 'nats per dimension', {'training (relaxed)': 'loss', 'evaluation (hard codes)': 'eval/loss'}),
+      Curve(
+        'negative log likelihood',
+        'nats per dimension',
+        {'relaxed codes': 'eval/nll_relaxed', 'hard codes': 'eval/nll_hard'},
+      ),
+      Curve('PSNR', 'dB', {'relaxed codes': 'eval/psnr_relaxed', 'hard codes': 'eval/psnr_hard'}),
+      Curve('bits per dimension', 'bits', {'evaluation': 'eval/bits_per_dim'}),
+      Curve('temperature', '', {'temperature': 'temperature'}),
+      Curve('KL divergence', 'nats per position', {'training': 'kl_per_position'}),
+      Curve(
+        'codebook perplexity',
+        'codes',
+        {'training': 'codebook_perplexity', 'evaluation': 'eval/codebook_perplexity'},
+        log=True,
+      ),
+      Curve('codebook use', 'share of codes', {'evaluation': 'eval/codebook_use'}),
+      *COMMON,
+    ),
+  ),
+  'prior': (
+    'Prior',
+    (
+      Curve('loss', 'weighted nats per token', {'training': 'loss', 'evaluation': 'eval/loss'}),
+      Curve('text', 'nats per token', {'training': 'text_nats_per_token', 'evaluation': 'eval/text_nats_per_token'}),
+      Curve('image', 'nats per token', {'training': 'image_nats_per_token', 'evaluation': 'eval/image_nats_per_token'}),
+      Curve('image bits per dimension', 'bits', {'evaluation': 'eval/image_bits_per_dim'}),
+      *COMMON,
+    ),
+  ),
+}
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c1c1e; --muted: #6a6a72; --line: #dcdce0; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #17181b; --ink: #e8e8ea; --muted: #a0a0a8; --line: #3a3b40; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { margin-top: 2.5rem; font-size: 1.3rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
+h3 { margin: 0 0 .4rem; font-size: 1.05rem; }
+.grid { display: grid; gap: 1.5rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
+.curves { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: .25rem; }
+th, td { padding: .22rem 0; border-top: 1px solid var(--line); text-align: left; vertical-align: top;
+  overflow-wrap: anywhere; }
+th { font-weight: 400; padding-right: 1rem; }
+td { text-align: right; font-variant-numeric: tabular-nums; }
+figure { margin: 0 0 2rem; }
+.grid figure { margin: 0; }
+figcaption { color: var(--muted); margin-bottom: .6rem; white-space: pre-line; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; border-radius: 4px; border: 1px solid var(--line); }
+svg { width: 100%; height: auto; }
+summary { cursor: pointer; margin-bottom: 1rem; }
+"""
+
+
+def write_report(
+  path: Path,
+  *,
+  title: str,
+  summary: Mapping[str, float | None],
+  config: Mapping[str, Any],
+  curves: Sequence[tuple[str, str]],
+  pictures: Sequence[tuple[str, str, Image.Image]],
+  notes: Sequence[str],
+) -> None:
+  """Writes one HTML file that holds everything it shows, as a whole or not at all. All text is escaped.
+
+  Args:
+    path: the file; missing directories are made.
+    title: heading of the page.
+    summary: scores by name; those called PREFIX/NAME are shown in one table for each prefix.
+    config: nested configuration, shown folded.
+    curves: (title, SVG element) as `curves.curve_svg` makes them: the SVG goes in as it is.
+    pictures: (title, caption, picture).
+    notes: paragraphs under the heading.
+  """
+  parts = [
+    f'<h1>{html.escape(title)}</h1>',
+    *(f'<p>{html.escape(note)}</p>' for note in notes),
+    *_section('Scores', _score_tables(summary), 'grid'),
+    *_section('Pictures', [_figure(*picture) for picture in pictures]),
+    *_section('Training curves', [_drawing(*curve) for curve in curves], 'grid curves'),
+    *_section('Configuration', _config_details(config)),
+  ]
+  page = (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
+    + '\n'.join(parts)
+    + '\n</body>\n</html>\n'
+  )
+  write_whole(Path(path), page.encode('utf-8', 'replace'))
+
+
+def run_curves(workdir: Path) -> list[tuple[str, str]]:
+  """(title, SVG) for every curve that WORKDIR/dvae/metrics.jsonl and WORKDIR/prior/metrics.jsonl have data for."""
+  drawn = []
+  for stage, (name, curves) in STAGES.items():
+    path = Path(workdir) / stage / FILE_NAME
+    found = curves_lib.read_metrics(path) if path.exists() else {}
+    for curve in curves:
+      series = {label: found[metric] for label, metric in curve.series.items() if metric in found}
+      if any(map(curves_lib.has_data, series.values())):
+        title = f'{name}: {curve.title}'
+        drawn.append((title, curves_lib.curve_svg(series, title, curve.y_label, curve.log)))
+  return drawn
+
+
+def format_number(value: float | None) -> str:
+  """A number as people read it: whole ones with thousands separators, others with four significant digits."""
+  if value is None or not math.isfinite(value):
+    return '–'
+  if value == int(value) or abs(value) >= 1000:
+    return f'{value:,.0f}' if abs(value) < 1e15 else f'{value:.4g}'
+  return f'{value:.4g}'
+
+
+def _section(title: str, blocks: Sequence[str], style: str = '') -> list[str]:
+  """A heading and what belongs under it; nothing where there is nothing."""
+  if not blocks:
+    return []
+  return ['<section>', f'<h2>{title}</h2>', f'<div class="{style}">', *blocks, '</div>', '</section>']
+
+
+def _score_tables(summary: Mapping[str, float | None]) -> list[str]:
+  groups: dict[str, list[tuple[str, str]]] = {}
+  for name, value in summary.items():
+    prefix, _, rest = name.rpartition('/')
+    exact = '' if value is None else repr(float(value))
+    cell = f'<data value="{exact}" title="{exact}">{format_number(value)}</data>'
+    groups.setdefault(prefix, []).append((rest, cell))
+  return [_table(prefix, rows) for prefix, rows in groups.items()]
+
+
+def _config_details(config: Mapping[str, Any]) -> list[str]:
+  groups: dict[str, list[tuple[str, str]]] = {}
+  for prefix, name, value in _leaves(config):
+    groups.setdefault(prefix, []).append((name, html.escape(str(value))))
+  if not groups:
+    return []
+  tables = [_table(prefix, rows) for prefix, rows in groups.items()]
+  return ['<details>', '<summary>Every key and its value</summary>', '<div class="grid">', *tables, '</div></details>']
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str, Any]]:
+  """(dotted path of the group, key, value) of a nested mapping."""
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f'{prefix}.{name}'.lstrip('.'))
+    else:
+      yield prefix, str(name), value
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+  """Rows of (name, cell), the cell being HTML."""
+  caption = f'<caption>{html.escape(title)}</caption>' if title else ''
+  body = '\n'.join(f'<tr><th scope="row">{html.escape(name)}</th><td>{cell}</td></tr>' for name, cell in rows)
+  return f'<div><table>{caption}\n{body}\n</table></div>'
+
+
+def _drawing(title: str, svg: str) -> str:
+  return f'<figure aria-label="{html.escape(title)}">{svg}</figure>'
+
+
+def _figure(title: str, caption: str, picture: Image.Image) -> str:
+  data = base64.b64encode(encode_png(picture)).decode('ascii')
+  return (
+    f'<figure><h3>{html.escape(title)}</h3><figcaption>{html.escape(caption)}</figcaption>'
+    f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
+    f'alt="{html.escape(title)}"></figure>'
+  )

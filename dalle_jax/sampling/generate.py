@@ -1,0 +1,93 @@
+"""From prompts to images with a trained model."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle_jax import sharding
+from dalle_jax.config import SamplingConfig
+from dalle_jax.models.dvae import Dvae
+from dalle_jax.models.prior import PAD, Prior
+from dalle_jax.sampling.decode import decode
+
+
+class Sampler:
+  """Draws images in batches of one fixed shape, so that everything compiles once.
+
+  Image number i is drawn with the key fold_in(key(seed), i), whatever the batch it falls into.
+  """
+
+  def __init__(self, prior: Prior, dvae: Dvae, mesh: Mesh, settings: SamplingConfig):
+    self.mesh = mesh
+    divisor = sharding.batch_divisor(mesh)
+    # A batch is rounded up to what the devices divide; rows too many are computed and dropped.
+    self.batch_size = -(-settings.batch_size // divisor) * divisor
+    if settings.top_k > prior.image_vocab_size:
+      raise ValueError(
+        f'top_k {settings.top_k} is more than the {prior.image_vocab_size} image tokens there are; '
+        'give --top_k (config.sampling.top_k) at most that, or 0 for all.'
+      )
+    draw = functools.partial(_draw, prior, dvae, temperature=settings.temperature, top_k=settings.top_k)
+    self._draw = jax.jit(draw, out_shardings=sharding.replicated(mesh))
+
+  def __call__(
+    self, params: dict[str, Any], text: np.ndarray, seed: int, progress: Callable[[int, int], None] | None = None
+  ) -> np.ndarray:
+    """Draws one image per row.
+
+    Args:
+      params: {'prior', 'dvae'} on the mesh.
+      text: token ids [N, text_length - 1].
+      seed: of the noise.
+      progress: called with (images done, N) after each batch.
+
+    Returns:
+      uint8 [N, H, W, 3].
+    """
+    images = []
+    for begin, rows in _batches(text, self.batch_size):
+      index = np.arange(begin, begin + self.batch_size)
+      with sharding.use_mesh(self.mesh):
+        drawn = self._draw(params, *sharding.from_whole((rows, index), self.mesh), seed)
+      images.append(np.asarray(jax.device_get(drawn)))
+      if progress:
+        progress(min(begin + self.batch_size, len(text)), len(text))
+    return np.concatenate(images)[: len(text)]
+
+
+def _batches(text: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+  """Rows in batches of exactly `batch_size`, the last filled up with pads, each with the number of its first row."""
+  for begin in range(0, len(text), batch_size):
+    rows = text[begin : begin + batch_size]
+    fill = ((0, batch_size - len(rows)), (0, 0))
+    yield begin, np.pad(rows, fill, constant_values=PAD)
+
+
+def _draw(
+  prior: Prior, dvae: Dvae, params: Any, text: jax.Array, index: jax.Array, seed: jax.Array, *, temperature: float,
+  top_k: int,
+) -> jax.Array:  # fmt: skip
+  """uint8 images [B, H, W, 3] for text ids [B, text_length - 1] and image numbers [B]."""
+  base = jax.random.key(seed)
+  keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+  end = jnp.full((text.shape[0], 1), PAD, text.dtype)
+  prefix = jnp.concatenate([text, end], axis=1)
+  tokens = decode(prior, params['prior'], prefix, keys, temperature=temperature, top_k=top_k)
+  codes = tokens[:, prior.text_length :] - prior.text_vocab_size
+  grid = codes.reshape(-1, prior.grid_size, prior.grid_size)
+  images = dvae.apply({'params': params['dvae']}, grid, method='decode')
+  return jnp.round(images).astype(jnp.uint8)
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], text_length: int, truncate: bool = False) -> np.ndarray:
+  """Token ids int32 [N, text_length - 1] of prompts.
+
+  Raises:
+    ValueError: a prompt is empty, or too long and `truncate` is not set.
+  """
+  return np.stack([tokenizer.encode_padded(prompt, text_length - 1, truncate=truncate) for prompt in prompts])

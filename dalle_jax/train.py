@@ -1,0 +1,34 @@
+"""Trains a text-to-image model: data, tokenizer, dVAE, prior, model directory, report.
+
+python -m dalle_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from dalle_jax import flags as doors
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, for instance configs/quickstart.py.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory for checkpoints, metrics, the model and the report.')
+_STOP_AFTER = flags.DEFINE_enum(
+  'stop_after', 'report', ['data', 'tokenizer', 'dvae', 'prior', 'report'], 'Last stage to run.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Join the other hosts of a pod first: set it on every host, with the same command.'
+)
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  from dalle_jax.config import Config
+
+  config = Config.from_dict(_CONFIG.value)  # refused before JAX starts
+  doors.start_jax(_DISTRIBUTED.value)
+  from dalle_jax.pipeline import run
+
+  return run.main(config, _WORKDIR.value, _STOP_AFTER.value)
+
+
+if __name__ == '__main__':
+  doors.run(main)

@@ -1,0 +1,146 @@
+"""Where metrics are written: a JSON-lines file always, TensorBoard and Weights & Biases where asked."""
+
+import importlib
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dalle_jax.config import LoggingConfig
+
+FILE_NAME = 'metrics.jsonl'
+
+
+class Writer(Protocol):
+  """Anything that takes numbers by step."""
+
+  def write(self, step: int, values: dict[str, float]) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class JsonlWriter:
+  """One JSON object per line: {"step", "time" (Unix seconds), name: value}; a value that is not finite is null.
+
+  Lines of steps beyond `resume_step`, which the run is about to repeat, are dropped on opening.
+  """
+
+  def __init__(self, path: Path, resume_step: int = 0) -> None:
+    _keep_lines_up_to(path, resume_step)
+    self._file = path.open('a', encoding='utf-8')
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    numbers = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+    self._file.write(json.dumps({'step': step, 'time': round(time.time(), 3), **numbers}) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class TensorBoardWriter:
+  """Event files through tensorboardX, which needs no TensorFlow; steps beyond `resume_step` are hidden."""
+
+  def __init__(self, directory: Path, resume_step: int = 0) -> None:
+    import tensorboardX
+
+    self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1 if resume_step else None)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class WandbWriter:
+  """Weights & Biases; the run's id is kept in the directory, so that a resumed run continues its curves.
+
+  Raises:
+    ValueError: wandb is not installed.
+  """
+
+  def __init__(self, directory: Path, project: str) -> None:
+    try:
+      wandb = importlib.import_module('wandb')
+    except ImportError as error:
+      raise ValueError(
+        f'config.logging.wandb_project is {project!r}, but Weights & Biases is not installed: '
+        "pip install 'dalle_jax[wandb]', or leave the key empty."
+      ) from error
+    id_file = directory / 'wandb_run_id'
+    if not id_file.exists():
+      id_file.write_text(uuid.uuid4().hex, encoding='utf-8')
+    run_id = id_file.read_text(encoding='utf-8').strip()
+    self._run = wandb.init(project=project, name=directory.name, dir=str(directory), id=run_id, resume='allow')
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    self._run.log(values, step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+class MultiWriter:
+  """Passes everything on to several writers, or to none."""
+
+  def __init__(self, writers: Sequence[Writer]) -> None:
+    self._writers = tuple(writers)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    for writer in self._writers:
+      writer.write(step, values)
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
+
+
+def make_writer(workdir: Path, logging: LoggingConfig, is_main_process: bool, resume_step: int = 0) -> MultiWriter:
+  """The writers which the configuration asks for; processes other than the main one write nothing.
+
+  Args:
+    workdir: gets metrics.jsonl and tensorboard/; created if missing.
+    resume_step: the step that the run continues from; what was written beyond it is dropped.
+  """
+  if not is_main_process:
+    return MultiWriter([])
+  workdir.mkdir(parents=True, exist_ok=True)
+  writers: list[Writer] = []
+  if logging.wandb_project:
+    # First, as it may refuse, and nothing should have been opened or cut by then.
+    writers.append(WandbWriter(workdir, logging.wandb_project))
+  writers.append(JsonlWriter(workdir / FILE_NAME, resume_step))
+  if logging.tensorboard:
+    writers.append(TensorBoardWriter(workdir / 'tensorboard', resume_step))
+  return MultiWriter(writers)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The lines of a metrics file; a last line cut off by a crash is left out."""
+  return [values for values, _ in _parsed_lines(path)]
+
+
+def _keep_lines_up_to(path: Path, step: int) -> None:
+  if not path.exists():
+    return
+  kept = [line for values, line in _parsed_lines(path) if values['step'] <= step]
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
+  os.replace(partial, path)
+
+
+def _parsed_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
+  pairs = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      pairs.append((json.loads(line), line))
+    except json.JSONDecodeError:
+      continue
+  return pairs

@@ -1,0 +1,149 @@
+"""The compiled steps: one optimizer update, one evaluation, and the running means between two log lines."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dalle_jax.config import TrainingConfig
+from dalle_jax.sharding import batch_sharding, replicated, to_global
+from dalle_jax.training.keys import step_key
+from dalle_jax.training.optimizer import make_schedule
+from dalle_jax.training.state import TrainState, abstract_state
+
+Metrics = dict[str, jax.Array]
+
+
+def ema_decay_at(decay: float, step: jax.Array) -> jax.Array:
+  """The decay in use at `step`: (1 + step) / (10 + step) until that exceeds `decay`, to forget the random start."""
+  return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def make_train_step(
+  task: Any, tx: optax.GradientTransformation, config: TrainingConfig, mesh: jax.sharding.Mesh, seed: int
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+  """The jitted (state, batch) -> (state, metrics); the given state is donated.
+
+  Randomness is the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's, averaged over
+  micro-batches, with 'loss', 'grad_norm' (before clipping), 'param_norm' (after the update) and 'learning_rate'.
+  """
+  schedule = make_schedule(config)
+
+  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    grads, metrics = _mean_gradients(task, state, batch, config.accumulation_steps, mesh, seed)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics |= {
+      'grad_norm': optax.tree.norm(grads),
+      'param_norm': optax.tree.norm(params),
+      'learning_rate': schedule(state.step),
+    }
+    ema = state.ema
+    if ema is not None:
+      ema = optax.incremental_update(params, ema, 1 - ema_decay_at(config.ema_decay, state.step))
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+    return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+  abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def _mean_gradients(
+  task: Any, state: TrainState, batch: Any, parts: int, mesh: jax.sharding.Mesh, seed: int
+) -> tuple[Any, Metrics]:
+  """Gradients and metrics of the whole batch, as means over `parts` micro-batches taken one after the other."""
+  key = step_key(seed, 'train', state.step)
+
+  def loss(params: Any, part: Any, index: jax.Array | int) -> tuple[jax.Array, Metrics]:
+    value, metrics = task.loss({**params, **state.frozen}, part, jax.random.fold_in(key, index), state.step)
+    return value, {**metrics, 'loss': value}
+
+  grad = jax.grad(loss, has_aux=True)
+  if parts == 1:
+    return grad(state.params, batch, 0)
+
+  def body(total: Any, part_and_index: tuple[Any, jax.Array]) -> tuple[Any, Metrics]:
+    grads, metrics = grad(state.params, *part_and_index)
+    return jax.tree.map(jnp.add, total, grads), metrics
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  xs = (jax.tree.map(lambda x: _strided_parts(x, parts, mesh), batch), jnp.arange(parts))
+  total, metrics = jax.lax.scan(body, zeros, xs)
+  return jax.tree.map(lambda g: g / parts, total), jax.tree.map(lambda m: m.mean(0), metrics)
+
+
+def _strided_parts(x: jax.Array, parts: int, mesh: jax.sharding.Mesh) -> jax.Array:
+  """[B, ...] -> [parts, B / parts, ...]; part m holds rows m, m + parts, ..., so every device keeps its own rows."""
+  x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+  spec = jax.sharding.PartitionSpec(None, *batch_sharding(mesh).spec)
+  return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+
+
+def make_eval_step(task: Any, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, jax.Array]]:
+  """The jitted (params, batch, key, step) -> task.evaluate's means, replicated."""
+  return jax.jit(task.evaluate, out_shardings=replicated(mesh))
+
+
+def evaluate_batches(
+  eval_step: Callable[..., dict[str, jax.Array]],
+  params: Any,
+  batches: Iterable[Any],
+  mesh: jax.sharding.Mesh,
+  seed: int,
+  step: jax.Array,
+) -> dict[str, np.ndarray]:
+  """Means over numpy batches, each weighted by its rows; batch i uses key i of the stream 'eval' every time.
+
+  Raises:
+    ValueError: there are no batches.
+  """
+  totals: dict[str, Any] = {}
+  rows = 0
+  for index, batch in enumerate(batches):
+    size = len(jax.tree.leaves(batch)[0])
+    means = jax.device_get(eval_step(params, to_global(batch, mesh), step_key(seed, 'eval', index), step))
+    totals = {name: totals.get(name, 0.0) + size * np.asarray(mean, np.float64) for name, mean in means.items()}
+    rows += size
+  if not rows:
+    raise ValueError('There are no batches to evaluate on: the held-out split holds less than one batch.')
+  return {name: total / rows for name, total in totals.items()}
+
+
+class IntervalTotals:
+  """Sums of metrics on the device, and the first step whose loss, gradient or parameters were not finite."""
+
+  def __init__(self) -> None:
+    self._add = jax.jit(_add_to_totals, donate_argnums=0)
+    self._totals: Any = None
+
+  def add(self, step: jax.Array, metrics: Metrics) -> None:
+    """Adds one step's metrics without waiting for them."""
+    if self._totals is None:
+      # Not one array several times: donated buffers must be distinct.
+      zeros = {name: np.float32(0) for name in metrics}
+      self._totals = {'count': np.int32(0), 'sums': zeros, 'bad_step': np.int32(-1), 'bad': dict(zeros)}
+    self._totals = self._add(self._totals, step, metrics)
+
+  def take(self) -> Any:
+    """Device arrays of the interval, which starts anew."""
+    totals, self._totals = self._totals, None
+    return totals
+
+  def peek(self) -> Any:
+    """Device arrays of the interval so far, or None; use them before the next `add`."""
+    return self._totals
+
+
+def _add_to_totals(totals: Any, step: jax.Array, metrics: Metrics) -> Any:
+  finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm']) & jnp.isfinite(metrics['param_norm'])
+  first_bad = ~finite & (totals['bad_step'] < 0)
+  return {
+    'count': totals['count'] + 1,
+    'sums': jax.tree.map(jnp.add, totals['sums'], metrics),
+    'bad_step': jnp.where(first_bad, step, totals['bad_step']),
+    'bad': jax.tree.map(lambda new, old: jnp.where(first_bad, new, old), metrics, totals['bad']),
+  }

@@ -1,0 +1,62 @@
+"""Stage 2: the prior's cross-entropy on text and on the frozen dVAE's codes (section 2.2)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dalle_jax.config import Config
+from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.models import prior as prior_model
+from dalle_jax.models.prior import Prior
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorTask:
+  """Trains the collection 'prior'; batches hold 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1]."""
+
+  config: Config
+  text_vocab_size: int
+  name: str = 'prior'
+  trainable: tuple[str, ...] = ('prior',)
+
+  @property
+  def model(self) -> Prior:
+    return make_prior(self.config, self.text_vocab_size)
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    prior_key, dvae_key = jax.random.split(key)
+    size = self.config.data.image_size
+    dvae = make_dvae(self.config.dvae).init(dvae_key, jnp.zeros((1, size, size, 3), jnp.uint8))['params']
+    return {'prior': self.model.init(prior_key), 'dvae': dvae}
+
+  def encode(self, params: Any, image: jax.Array) -> jax.Array:
+    """Images [B, H, W, 3] to codes [B, image_length]: the encoder's argmax, without noise (section 2.2)."""
+    codes = make_dvae(self.config.dvae).apply({'params': params['dvae']}, image, method='encode')
+    return jax.lax.stop_gradient(codes.reshape(image.shape[0], -1))
+
+  def _losses(self, params: Any, batch: dict) -> tuple[jax.Array, jax.Array]:
+    codes = self.encode(params, batch['image'])
+    text_logits, image_logits = self.model.split_logits(params['prior'], batch['text'], codes)
+    return prior_model.losses(text_logits, image_logits, batch['text'], codes)
+
+  def _metrics(self, text: jax.Array, image: jax.Array) -> dict:
+    weights = self.config.prior
+    loss = weights.text_loss_weight * text + weights.image_loss_weight * image
+    return {'loss': loss, 'text_nats_per_token': text, 'image_nats_per_token': image}
+
+  def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
+    """text_loss_weight * nats per text token + image_loss_weight * nats per image token."""
+    metrics = self._metrics(*self._losses(params, batch))
+    return metrics.pop('loss'), metrics
+
+  def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
+    return self._metrics(*self._losses(params, batch))
+
+  def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
+    """Adds the rate of the image tokens in bits per pixel dimension."""
+    per_dim = self.config.image_length / (3 * self.config.data.image_size**2)
+    bits = float(means['image_nats_per_token']) / np.log(2)
+    return {**{name: float(value) for name, value in means.items()}, 'image_bits_per_dim': bits * per_dim}

@@ -1,0 +1,175 @@
+import io
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dalle_jax.data import image as image_lib
+
+
+def encoded(image, format='PNG', **options):
+  buffer = io.BytesIO()
+  image.save(buffer, format, **options)
+  return buffer.getvalue()
+
+
+def palette_with_transparency():
+  image = Image.new('P', (2, 1))
+  image.putpalette([255, 0, 0, 0, 255, 0])
+  image.putdata([0, 1])
+  return encoded(image, transparency=1)
+
+
+def two_pixels(mode, left, right):
+  image = Image.new(mode, (2, 1))
+  image.putdata([left, right])
+  return image
+
+
+def grey_16_bit():
+  return Image.fromarray(np.array([[0, 65535], [32896, 257]], np.uint16))
+
+
+# Each: the file, and its pixels as RGB worked out by hand.
+MODES = {
+  'rgb': (encoded(two_pixels('RGB', (1, 2, 3), (4, 5, 6))), [[[1, 2, 3], [4, 5, 6]]]),
+  'grey': (encoded(two_pixels('L', 7, 250)), [[[7] * 3, [250] * 3]]),
+  'bilevel': (encoded(two_pixels('1', 0, 255)), [[[0] * 3, [255] * 3]]),
+  'palette': (palette_with_transparency(), [[[255, 0, 0], [255, 255, 255]]]),
+  # Alpha a over white: a / 255 * colour + (255 - a).
+  'grey alpha': (encoded(two_pixels('LA', (0, 51), (100, 255))), [[[204] * 3, [100] * 3]]),
+  'rgb alpha': (encoded(two_pixels('RGBA', (255, 0, 0, 51), (9, 9, 9, 0))), [[[255, 204, 204], [255] * 3]]),
+  'transparent colour': (
+    encoded(two_pixels('RGB', (1, 2, 3), (4, 5, 6)), transparency=(4, 5, 6)),
+    [[[1, 2, 3], [255] * 3]],
+  ),
+  'cmyk': (encoded(two_pixels('CMYK', (0, 255, 255, 0), (0, 0, 0, 255)), 'TIFF'), [[[255, 0, 0], [0] * 3]]),
+  '16 bit': (encoded(grey_16_bit()), [[[0] * 3, [255] * 3], [[128] * 3, [1] * 3]]),
+  '16 bit, transparent': (
+    encoded(grey_16_bit(), transparency=0),
+    [[[255] * 3, [255] * 3], [[128] * 3, [1] * 3]],
+  ),
+  '16 bit tiff': (encoded(grey_16_bit(), 'TIFF'), [[[0] * 3, [255] * 3], [[128] * 3, [1] * 3]]),
+}
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_decode_modes(mode):
+  data, expected = MODES[mode]
+  image = image_lib.decode(data)
+  assert image.dtype == np.uint8
+  np.testing.assert_array_equal(image, expected)
+
+
+def test_decode_cmyk_jpeg():
+  data = encoded(Image.new('CMYK', (16, 16), (0, 255, 255, 0)), 'JPEG', quality=95)
+  image = image_lib.decode(data)
+  assert image.shape == (16, 16, 3)
+  assert np.abs(image.astype(int) - [255, 0, 0]).max() < 8
+
+
+def test_decode_applies_the_exif_orientation():
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+  image = image_lib.decode(encoded(two_pixels('RGB', (255, 0, 0), (0, 0, 255)), exif=exif))
+  np.testing.assert_array_equal(image, [[[255, 0, 0]], [[0, 0, 255]]])
+
+
+def test_decode_takes_the_first_frame():
+  frames = [Image.new('RGB', (3, 3), color) for color in ('red', 'blue')]
+  data = encoded(frames[0], 'WEBP', save_all=True, append_images=frames[1:], lossless=True)
+  np.testing.assert_array_equal(image_lib.decode(data), np.broadcast_to(np.uint8([255, 0, 0]), (3, 3, 3)))
+
+
+@pytest.mark.parametrize('data', [b'', b'hello', encoded(Image.effect_noise((64, 64), 50))[:-500]])
+def test_decode_refuses_what_is_no_picture(data):
+  with pytest.raises(ValueError, match='cannot decode the picture'):
+    image_lib.decode(data)
+
+
+def test_decode_refuses_floating_point():
+  with pytest.raises(ValueError, match='floating point'):
+    image_lib.decode(encoded(Image.new('F', (2, 2)), 'TIFF'))
+
+
+def test_decode_refuses_a_decompression_bomb():
+  ihdr = b'IHDR' + struct.pack('>IIBBBBB', 50_000, 50_000, 8, 2, 0, 0, 0)
+  import zlib
+
+  data = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + ihdr + struct.pack('>I', zlib.crc32(ihdr))
+  with pytest.raises(ValueError, match='cannot decode'):
+    image_lib.decode(data)
+
+
+@pytest.mark.filterwarnings('ignore')
+@settings(max_examples=200, deadline=None)
+@given(
+  st.sampled_from(['PNG', 'JPEG', 'GIF', 'WEBP', 'BMP', 'TIFF']),
+  st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_decode_survives_damage(format, changes):
+  data = bytearray(encoded(Image.effect_noise((8, 8), 50).convert('RGB'), format))
+  for where, value in changes:
+    data[int(where * (len(data) - 1))] = value
+  try:
+    assert image_lib.decode(bytes(data)).shape[-1] == 3
+  except ValueError as error:
+    assert 'cannot decode' in str(error)
+
+
+def random_image(height, width, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('height, width', [(8, 8), (8, 14), (15, 8)])
+def test_fit_averages_whole_boxes(height, width):
+  image = random_image(height, width)
+  top, left = (height - 8) // 2, (width - 8) // 2
+  boxes = image[top : top + 8, left : left + 8].reshape(2, 4, 2, 4, 3).mean((1, 3))
+  assert np.abs(image_lib.fit(image, 2) - boxes).max() <= 1
+
+
+def test_fit_leaves_a_picture_of_the_right_size_alone():
+  image = random_image(6, 6)
+  np.testing.assert_array_equal(image_lib.fit(image, 6), image)
+  np.testing.assert_array_equal(image_lib.fit(random_image(6, 9), 6), random_image(6, 9)[:, 1:7])
+
+
+def test_fit_enlarges_smoothly():
+  image = np.zeros((2, 2, 3), np.uint8)
+  image[:, 1] = 200
+  large = image_lib.fit(image, 8)
+  assert large.shape == (8, 8, 3)
+  assert len(np.unique(large)) > 2  # nearest neighbours would give two values
+  assert (np.diff(large[..., 0].astype(int), axis=1) >= 0).all()
+
+
+def test_fit_random_crops_cover_the_longer_side():
+  image = np.broadcast_to(np.arange(7, dtype=np.uint8)[:, None, None], (7, 4, 3))
+  rng = np.random.default_rng(0)
+  offsets = {int(image_lib.fit(image, 4, 'random', rng)[0, 0, 0]) for _ in range(100)}
+  assert offsets == {0, 1, 2, 3}
+  assert image_lib.fit(image, 4, 'random')[0, 0, 0] == 1  # no generator: the centre
+
+
+def test_fit_refuses_an_unknown_crop():
+  with pytest.raises(ValueError, match=r'config\.data\.crop'):
+    image_lib.fit(random_image(4, 4), 4, 'top')
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.text(st.characters(exclude_categories=['Cs']), max_size=30))
+def test_png_round_trip(height, width, caption):
+  image = random_image(height, width)
+  data = image_lib.encode_png(image, {'prompt': caption})
+  np.testing.assert_array_equal(image_lib.decode(data), image)
+  assert Image.open(io.BytesIO(data)).text['prompt'] == caption
+
+
+def test_encode_png_refuses_wrong_input():
+  with pytest.raises(ValueError, match=r'uint8 \[H, W, 3\]'):
+    image_lib.encode_png(np.zeros((2, 2, 3), np.float32))
+  with pytest.raises(ValueError, match='key'):
+    image_lib.encode_png(random_image(2, 2), {'': 'x'})

@@ -1,0 +1,228 @@
+import json
+import pickle
+import threading
+import time
+
+import numpy as np
+import pytest
+from absl import logging
+
+from dalle_jax.data.image import encode_png
+from dalle_jax.data.pipeline import Batches, Preprocess
+from dalle_jax.data.tokenizer import train_tokenizer
+
+
+class Pictures:
+  """Small pictures that differ from each other; record i's first pixel is i."""
+
+  def __init__(self, length):
+    self._length = length
+
+  def __len__(self):
+    return self._length
+
+  def __getitem__(self, index):
+    image = np.random.default_rng(index).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return {'image': encode_png(image), 'caption': f'picture {index}', 'key': str(index)}
+
+
+class Numbers(Pictures):
+  def __getitem__(self, index):
+    if not 0 <= index < self._length:
+      raise IndexError(index)
+    return {'caption': '', 'key': str(index), 'image': b''}
+
+
+def number(record, rng):
+  return {'number': np.int64(record['key']), 'noise': rng.random()}
+
+
+PREPROCESS = Preprocess(6, 'random', True, train_tokenizer([f'picture {i}' for i in range(10)], 300), 8)
+
+
+def take(batches, count):
+  return [next(batches) for _ in range(count)]
+
+
+def numbers(batches):
+  return [batch['number'].tolist() for batch in batches]
+
+
+def assert_equal(batches, expected):
+  assert len(batches) == len(expected)
+  for batch, other in zip(batches, expected, strict=True):
+    assert batch.keys() == other.keys()
+    for name in batch:
+      np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_shapes_and_types():
+  batch = next(Batches(Pictures(10), PREPROCESS, 4, seed=0))
+  assert batch['image'].shape == (4, 6, 6, 3) and batch['image'].dtype == np.uint8
+  assert batch['text'].shape == (4, 7) and batch['text'].dtype == np.int32
+  assert next(Batches(Pictures(10), Preprocess(6), 4, seed=0)).keys() == {'image'}
+
+
+def test_each_epoch_is_a_new_permutation():
+  stream = np.concatenate(numbers(take(Batches(Numbers(12), number, 4, seed=3), 9)))
+  epochs = stream.reshape(3, 12)
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(12))
+  assert len({tuple(epoch) for epoch in epochs}) == 3
+  other_seed = np.concatenate(numbers(take(Batches(Numbers(12), number, 4, seed=4), 3)))
+  assert other_seed.tolist() != epochs[0].tolist()
+
+
+def test_batches_run_across_epochs():
+  batches = take(Batches(Numbers(5), number, 3, seed=0, shuffle=False), 4)
+  assert numbers(batches) == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1]]
+
+
+def test_a_batch_may_exceed_the_data_set():
+  assert numbers([next(Batches(Numbers(2), number, 5, seed=0, shuffle=False))]) == [[0, 1, 0, 1, 0]]
+
+
+def test_randomness_depends_on_seed_epoch_and_record_only():
+  def noise(shuffle, seed):
+    batches = take(Batches(Numbers(6), number, 3, seed=seed, shuffle=shuffle), 4)
+    stream = [(int(n), r) for b in batches for n, r in zip(b['number'], b['noise'], strict=True)]
+    return dict(stream[:6]), dict(stream[6:])
+
+  first, second = noise(True, 0)
+  assert len(set(first.values()) | set(second.values())) == 12
+  assert noise(False, 0) == (first, second)
+  assert noise(True, 1)[0] != first
+
+
+def test_one_pass():
+  def one_pass(**options):
+    return numbers(Batches(Numbers(7), number, 3, seed=0, shuffle=False, repeat=False, **options))
+
+  assert one_pass() == [[0, 1, 2], [3, 4, 5]]
+  assert one_pass(drop_remainder=False) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize('shuffle, repeat', [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize('process_count', [2, 3])
+def test_shares_concatenate_to_the_global_batch(shuffle, repeat, process_count):
+  def run(index, count):
+    options = {'shuffle': shuffle, 'repeat': repeat, 'process_index': index, 'process_count': count}
+    return take(Batches(Numbers(20), number, 6, seed=5, **options), 3)
+
+  shares = [run(p, process_count) for p in range(process_count)]
+  joined = [{name: np.concatenate([s[name] for s in step]) for name in step[0]} for step in zip(*shares, strict=True)]
+  assert_equal(joined, run(0, 1))
+
+
+@pytest.mark.parametrize('taken', [0, 1, 5])
+def test_resume_equals_uninterrupted(taken):
+  expected = take(Batches(Pictures(10), PREPROCESS, 4, seed=1), 8)
+  first = Batches(Pictures(10), PREPROCESS, 4, seed=1)
+  assert_equal(take(first, taken), expected[:taken])
+  state = json.loads(json.dumps(first.state()))
+  second = Batches(Pictures(10), PREPROCESS, 4, seed=1, num_threads=2)
+  next(second)
+  second.restore(state)
+  assert_equal(take(second, 8 - taken), expected[taken:])
+  assert second.state()['batches'] == 8
+
+
+def test_resume_of_one_pass():
+  batches = Batches(Numbers(7), number, 3, seed=0, shuffle=False, repeat=False, drop_remainder=False)
+  next(batches)
+  state = batches.state()
+  assert numbers(batches) == [[3, 4, 5], [6]]
+  batches.restore(state)
+  assert numbers(batches) == [[3, 4, 5], [6]]
+  batches.restore({**state, 'batches': 3})
+  assert numbers(batches) == []
+
+
+def test_another_number_of_processes_may_resume():
+  state = {**Batches(Numbers(20), number, 6, seed=5).state(), 'batches': 2}
+  expected = take(Batches(Numbers(20), number, 6, seed=5), 3)[2]
+  half = Batches(Numbers(20), number, 6, seed=5, process_index=1, process_count=2)
+  half.restore(state)
+  np.testing.assert_array_equal(next(half)['number'], expected['number'][3:])
+
+
+@pytest.mark.parametrize('change', [
+  {'source': Numbers(13)}, {'batch_size': 4}, {'seed': 1}, {'shuffle': False},
+])  # fmt: skip
+def test_restore_refuses_another_stream(change):
+  options = {'source': Numbers(12), 'batch_size': 3, 'seed': 0} | change
+  with pytest.raises(ValueError, match=r'has changed since the checkpoint \(.* -> .*\)'):
+    Batches(transform=number, **options).restore(Batches(Numbers(12), number, 3, seed=0).state())
+
+
+@pytest.mark.parametrize('options, message', [
+  ({'source': Numbers(0), 'batch_size': 2}, 'no records'),
+  ({'source': Numbers(5), 'batch_size': 3, 'process_count': 2}, 'not divisible'),
+  ({'source': Numbers(5), 'batch_size': 6, 'repeat': False}, 'too few'),
+  ({'source': Numbers(5), 'batch_size': 2, 'repeat': False, 'drop_remainder': False, 'process_count': 2}, 'share'),
+])  # fmt: skip
+def test_refusals(options, message):
+  with pytest.raises(ValueError, match=message):
+    Batches(transform=number, seed=0, **options)
+
+
+def test_a_damaged_picture_is_named():
+  with pytest.raises(ValueError, match='4: cannot decode'):
+    Preprocess(6)({'image': b'x', 'caption': '', 'key': '4'}, np.random.default_rng(0))
+
+
+def test_closing_ends_the_threads():
+  before = threading.active_count()
+  batches = Batches(Numbers(20), number, 2, seed=0)
+  expected = numbers(take(batches, 3))
+  batches.close()
+  for _ in range(100):  # they finish the batches under way
+    if threading.active_count() <= before:
+      break
+    time.sleep(0.05)
+  assert threading.active_count() <= before
+  batches.restore({**batches.state(), 'batches': 0})
+  assert numbers(take(batches, 3)) == expected
+  batches.close()
+
+
+def test_preprocess_flips_and_crops():
+  record = Pictures(1)[0]
+  plain = Preprocess(6)(record, np.random.default_rng(0))['image']
+  flipped = [Preprocess(6, flip=True)(record, np.random.default_rng(i))['image'] for i in range(40)]
+  is_plain = [np.array_equal(image, plain) for image in flipped]
+  is_mirrored = [np.array_equal(image, plain[:, ::-1]) for image in flipped]
+  assert all(a != b for a, b in zip(is_plain, is_mirrored, strict=True))
+  assert 8 < sum(is_plain) < 32
+  cropped = {Preprocess(6, 'random')(record, np.random.default_rng(i))['image'].tobytes() for i in range(40)}
+  assert len(cropped) == 4
+
+
+def test_preprocess_cuts_long_captions_with_one_warning(monkeypatch):
+  lines = []
+  monkeypatch.setattr(logging, 'warning', lambda message, *args: lines.append(message % args))
+  preprocess = pickle.loads(pickle.dumps(PREPROCESS))
+  for _ in range(3):
+    text = preprocess({**Pictures(1)[0], 'caption': 'x' * 50}, np.random.default_rng(0))['text']
+    assert text.shape == (7,) and text.all()
+  assert preprocess.num_truncated == 3
+  assert len(lines) == 1 and 'cut to 7' in lines[0] and 'config.tokenizer.text_length' in lines[0]
+
+
+def test_preprocess_pads_short_captions():
+  text = PREPROCESS({**Pictures(1)[0], 'caption': 'Picture'}, np.random.default_rng(0))['text']
+  assert text[0] > 0 and not text[-1]
+  assert not PREPROCESS({**Pictures(1)[0], 'caption': ''}, np.random.default_rng(0))['text'].any()
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_stream_and_resume():
+  expected = take(Batches(Pictures(10), PREPROCESS, 4, seed=1), 8)
+  batches = Batches(Pictures(10), PREPROCESS, 4, seed=1, num_workers=2)
+  assert_equal(take(batches, 5), expected[:5])
+  state = batches.state()
+  batches.close()
+  batches = Batches(Pictures(10), PREPROCESS, 4, seed=1, num_workers=1)
+  batches.restore(state)
+  assert_equal(take(batches, 3), expected[5:])
+  batches.close()

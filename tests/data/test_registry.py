@@ -1,0 +1,83 @@
+import dataclasses
+
+import pytest
+from PIL import Image
+
+from dalle_jax import config as config_lib
+from dalle_jax.config import DataConfig
+from dalle_jax.data import registry, tfds_source
+from dalle_jax.data.image import decode
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  for i in range(30):
+    Image.new('RGB', (4, 4), (i, 0, 0)).save(tmp_path / f'{i}.png')
+    (tmp_path / f'{i}.txt').write_text(f'number {i}')
+  return tmp_path
+
+
+def test_every_source_of_the_configuration_is_known():
+  assert tuple(registry.SOURCES) == config_lib.SOURCES
+
+
+def test_folder(pictures, tmp_path):
+  config = DataConfig(source='folder', path=str(pictures), validation_fraction=0.3)
+  dataset = registry.prepare(config, tmp_path)
+  assert dataset.splits == ('train', 'validation')
+  assert len(dataset.open('train')) + len(dataset.open('validation')) == 30
+  assert dataset.open('train')[0]['caption'].startswith('number ')
+  with pytest.raises(ValueError, match=r"no split 'test'; it has train, validation"):
+    dataset.open('test')
+
+
+def test_folder_fingerprint(pictures, tmp_path):
+  config = DataConfig(source='folder', path=str(pictures), validation_fraction=0.3)
+  fingerprint = registry.prepare(config, tmp_path).fingerprint
+  assert registry.prepare(config, tmp_path).fingerprint == fingerprint
+  assert registry.prepare(dataclasses.replace(config, image_size=64), tmp_path).fingerprint == fingerprint
+  assert registry.prepare(dataclasses.replace(config, validation_fraction=0.9), tmp_path).fingerprint != fingerprint
+  (pictures / '0.txt').write_text('another caption')
+  assert registry.prepare(config, tmp_path).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize('counts, fraction, expected', [
+  ({'train': 100, 'val': 9, 'validation': 5}, 0.1, {'train': 'train', 'validation': 'validation'}),
+  ({'train': 100, 'test': 9, 'val': 5}, 0.1, {'train': 'train', 'validation': 'val'}),
+  ({'train': 100, 'test': 9}, 0.1, {'train': 'train', 'validation': 'test'}),
+  ({'train': 100, 'test': 0}, 0.1, {'train': 'train[:90]', 'validation': 'train[90:]'}),
+  ({'train': 3}, 0.1, {'train': 'train[:2]', 'validation': 'train[2:]'}),
+  ({'train': 3}, 1.0, {'train': 'train[:1]', 'validation': 'train[1:]'}),
+  ({'train': 3}, 0.0, {'train': 'train'}),
+  ({'train': 1}, 0.5, {'train': 'train'}),
+])  # fmt: skip
+def test_tfds_splits(monkeypatch, tmp_path, counts, fraction, expected):
+  opened = []
+  monkeypatch.setattr(tfds_source, 'splits', lambda path: counts)
+  monkeypatch.setattr(tfds_source, 'full_name', lambda path: 'toy/1.0.0')
+  monkeypatch.setattr(tfds_source, 'open_tfds', lambda path, split, key: opened.append((path, split, key)) or 'x')
+  config = DataConfig(source='tfds', path='somewhere', validation_fraction=fraction, caption_key='c')
+  dataset = registry.prepare(config, tmp_path)
+  assert dataset.splits == tuple(expected)
+  for split, expression in expected.items():
+    dataset.open(split)
+    assert opened[-1] == ('somewhere', expression, 'c')
+
+
+def test_tfds_needs_a_train_split(monkeypatch, tmp_path):
+  monkeypatch.setattr(tfds_source, 'splits', lambda path: {'all': 3})
+  with pytest.raises(ValueError, match='no split "train"; it has all'):
+    registry.prepare(DataConfig(source='tfds', path='somewhere'), tmp_path)
+
+
+def test_captioned_shapes(tmp_path):
+  config = DataConfig(num_train=6, num_validation=3, num_held_out=2, image_size=32)
+  counts = []
+  dataset = registry.prepare(config, tmp_path, lambda done, total: counts.append((done, total)))
+  assert {split: len(dataset.open(split)) for split in dataset.splits} == {'train': 6, 'validation': 3, 'held_out': 2}
+  assert counts[-1] == (11, 11)
+  record = dataset.open('held_out')[1]
+  assert {'image', 'caption', 'key', 'scene'} <= record.keys()
+  assert decode(record['image']).shape == (32, 32, 3)
+  assert registry.prepare(config, tmp_path).fingerprint == dataset.fingerprint
+  assert registry.prepare(dataclasses.replace(config, num_train=7), tmp_path).fingerprint != dataset.fingerprint

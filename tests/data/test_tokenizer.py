@@ -1,0 +1,117 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dalle_jax.data import tokenizer as tokenizer_lib
+from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+
+CAPTIONS = ['a red square', 'a blue circle above a red square', 'Two Dogs on a mat', 'naïve café 你好'] * 3
+TOKENIZER = train_tokenizer(CAPTIONS, 400)
+UNICODE = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
+
+
+def test_a_small_corpus_gives_a_smaller_vocabulary():
+  assert 256 < train_tokenizer(CAPTIONS, 16_384).vocab_size < 500
+
+
+def test_merges_are_learned():
+  assert len(TOKENIZER.encode('a red square')) == 3
+  assert len(TOKENIZER.encode('zq')) > 2
+
+
+def test_lower_cases_and_normalizes():
+  assert TOKENIZER.encode('A  ＲＥＤ square ') == TOKENIZER.encode('a red square')
+  assert TOKENIZER.decode(TOKENIZER.encode('A RED Square')) == 'a red square'
+
+
+@given(st.lists(st.text('abcDEF xyz,.:', min_size=1), min_size=1))
+def test_round_trip_of_plain_text(words):
+  text = ' '.join(words)
+  assert TOKENIZER.decode(TOKENIZER.encode(text)) == ' '.join(text.lower().split())
+
+
+@given(UNICODE)
+def test_nothing_is_unknown_and_decoding_is_stable(text):
+  ids = TOKENIZER.encode(text)
+  assert all(1 < i < TOKENIZER.vocab_size for i in ids)  # neither padding nor unknown
+  plain = TOKENIZER.decode(ids)
+  assert TOKENIZER.decode(TOKENIZER.encode(plain)) == plain
+
+
+def test_emoji_survive_as_bytes():
+  assert TOKENIZER.decode(TOKENIZER.encode('a 🐶')) == 'a 🐶'
+
+
+def test_special_pieces_cannot_be_typed():
+  assert TOKENIZER.decode(TOKENIZER.encode('<pad><unk><0x41>')) == '<pad><unk><0x41>'
+
+
+def test_encode_padded():
+  ids = TOKENIZER.encode('a red square')
+  padded = TOKENIZER.encode_padded('a red square', 5)
+  assert padded.dtype == np.int32
+  np.testing.assert_array_equal(padded, [*ids, 0, 0])
+  assert TOKENIZER.decode(padded) == 'a red square'
+  np.testing.assert_array_equal(TOKENIZER.encode_padded('a red square', 3), ids)
+  np.testing.assert_array_equal(TOKENIZER.encode_padded('a red square', 2, truncate=True), ids[:2])
+
+
+def test_encode_padded_refuses_long_and_empty_prompts():
+  with pytest.raises(ValueError, match=r'has 3 tokens.*at most 2.*--truncate'):
+    TOKENIZER.encode_padded('a red square', 2)
+  for empty in ('', '  \n'):
+    with pytest.raises(ValueError, match='empty'):
+      TOKENIZER.encode_padded(empty, 5)
+
+
+def test_decode_refuses_foreign_ids():
+  with pytest.raises(ValueError, match='must lie in'):
+    TOKENIZER.decode([TOKENIZER.vocab_size])
+  with pytest.raises(ValueError, match='must lie in'):
+    TOKENIZER.decode([-1])
+
+
+def test_training_is_deterministic():
+  again = train_tokenizer(iter(CAPTIONS), 400)
+  assert again.pieces_hash == TOKENIZER.pieces_hash
+  assert train_tokenizer([*CAPTIONS, 'zebra zebra'], 400).pieces_hash != TOKENIZER.pieces_hash
+
+
+def test_saving_and_pickling(tmp_path):
+  TOKENIZER.save(tmp_path / 'tokenizer.model')
+  for copy in (Tokenizer.load(tmp_path / 'tokenizer.model'), pickle.loads(pickle.dumps(TOKENIZER))):
+    assert copy.pieces_hash == TOKENIZER.pieces_hash
+    assert copy.encode('a Red dog') == TOKENIZER.encode('a Red dog')
+
+
+def test_load_refuses_damaged_files(tmp_path):
+  path = tmp_path / 'tokenizer.model'
+  with pytest.raises(ValueError, match=r'Cannot load the tokenizer .*tokenizer\.model'):
+    Tokenizer.load(path)
+  TOKENIZER.save(path)
+  data = path.read_bytes()
+  # Every length of the part that holds the pieces: some of these prefixes are valid protocol buffers.
+  for length in [*range(10_000), len(data) - 1]:
+    with pytest.raises(ValueError, match='damaged'):
+      Tokenizer(data[:length])
+  path.write_bytes(b'not a model')
+  with pytest.raises(ValueError, match='damaged'):
+    Tokenizer.load(path)
+
+
+def test_a_vocabulary_too_small_is_refused():
+  with pytest.raises(ValueError, match=r'config\.tokenizer\.vocab_size is 269; it must be at least 270'):
+    train_tokenizer(CAPTIONS, 269)
+  many_characters = [chr(0x4E00 + i) * 50 for i in range(300)]
+  with pytest.raises(ValueError, match=r'config\.tokenizer\.vocab_size=300'):
+    train_tokenizer(many_characters, 300)
+  assert tokenizer_lib.MIN_VOCAB_SIZE == 270
+
+
+@pytest.mark.parametrize('captions', [[], ['', '  ']])
+def test_training_needs_text(captions):
+  with pytest.raises(ValueError, match='captions'):
+    train_tokenizer(captions, 300)

@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+
+from dalle_jax.data.shapes import scene as scenes
+from dalle_jax.data.shapes.captions import Claims, ObjectClaim, caption, parse
+from dalle_jax.data.shapes.render import render
+from dalle_jax.evaluation import judge as judging
+
+
+def everything(scene):
+  """All that can be claimed of a scene."""
+  objects = tuple(ObjectClaim(o.shape, o.color, o.size) for o in scene.objects)
+  return Claims(objects, scene.position, scene.background, scene.relation)
+
+
+def sample(count, seed=0):
+  """One and two objects, half of them held out."""
+  rng = np.random.default_rng(seed)
+  return [scenes.sample_scene(rng, index % 2 == 1, index % 4 >= 2) for index in range(count)]
+
+
+def blur(image, sigma):
+  taps = np.arange(-4, 5)
+  kernel = np.exp(-0.5 * (taps / sigma) ** 2)
+  kernel /= kernel.sum()
+  image = np.pad(image.astype(float), ((4, 4), (4, 4), (0, 0)), mode='edge')
+  for axis in (0, 1):
+    image = np.apply_along_axis(np.convolve, axis, image, kernel, 'valid')
+  return image
+
+
+def degrade(image, rng, sigma, noise):
+  blurred = blur(image, sigma)
+  return np.clip(blurred + rng.normal(0, noise, blurred.shape), 0, 255).astype(np.uint8)
+
+
+def accuracy(pairs):
+  return np.mean([judging.satisfies(everything(scene), image) for scene, image in pairs])
+
+
+@pytest.mark.parametrize('size', [32, 64])
+def test_known_scenes_are_read_without_a_mistake(size):
+  found = accuracy((scene, render(scene, size)) for scene in sample(1200))
+  assert found >= 0.995
+
+
+@pytest.mark.parametrize('size', [48, 100])
+def test_sizes_that_are_no_multiple_of_32(size):
+  assert accuracy((scene, render(scene, size)) for scene in sample(100, seed=6)) >= 0.98
+
+
+def test_centres_are_exact_to_a_fraction_of_a_pixel():
+  for scene in sample(100, seed=1):
+    seen = judging.read(render(scene, 32))
+    expected = sorted(scene.objects, key=lambda shape: shape.x + shape.y)
+    for shape, truth in zip(seen.objects, expected, strict=True):
+      assert 32 * max(abs(shape.x - truth.x), abs(shape.y - truth.y)) < 0.3
+
+
+@pytest.mark.parametrize(('size', 'sigma'), [(32, 0.5), (32, 0.7), (64, 1.4)])
+def test_blurred_and_noisy_scenes_are_read(size, sigma):
+  rng = np.random.default_rng(2)
+  found = accuracy((scene, degrade(render(scene, size), rng, sigma, 8)) for scene in sample(300, seed=2))
+  assert found >= 0.97
+
+
+def other(names, *used):
+  return next(name for name in names if name not in used)
+
+
+def wrong_claims(scene):
+  """Claims that each differ from the truth in one thing."""
+  truth = everything(scene)
+  first, *rest = truth.objects
+  for name, names in (('shape', scenes.SHAPES), ('color', scenes.COLORS), ('size', scenes.SIZES)):
+    changed = ObjectClaim(**(vars(first) | {name: other(names, *(getattr(o, name) for o in truth.objects[:1]))}))
+    yield Claims((changed, *rest), truth.position, truth.background, truth.relation)
+  yield Claims(truth.objects, truth.position, other(scenes.BACKGROUNDS, truth.background), truth.relation)
+  if rest:
+    for relation in set(scenes.RELATIONS) - {truth.relation}:
+      yield Claims(truth.objects, None, truth.background, relation)
+    yield Claims(truth.objects[:1])
+  else:
+    for position in set(scenes.POSITIONS) - {truth.position}:
+      yield Claims(truth.objects, position, truth.background)
+    yield Claims(truth.objects * 2)
+
+
+def test_wrong_claims_are_told():
+  for scene in sample(60, seed=3):
+    image = render(scene, 32)
+    assert judging.satisfies(everything(scene), image)
+    assert not any(judging.satisfies(claims, image) for claims in wrong_claims(scene))
+
+
+def test_swapped_colors_are_wrong():
+  scene = scenes.Scene(
+    'white',
+    (scenes.Shape('circle', 'red', 'large', 0.5, 0.25), scenes.Shape('square', 'blue', 'small', 0.5, 0.75)),
+    'above',
+  )
+  texts = {
+    'a large red circle above a small blue square': True,
+    'a blue square under a red circle on a white background': True,
+    'a large blue circle above a small red square': False,
+    'a small blue square above a large red circle': False,
+    'a red square above a blue circle': False,
+    'a red circle': False,
+  }
+  images = np.stack([render(scene, 32)] * len(texts))
+  np.testing.assert_array_equal(judging.judge(list(texts), images), list(texts.values()))
+
+
+def test_judge_on_written_captions():
+  rng = np.random.default_rng(4)
+  group = sample(100, seed=4)
+  texts = [caption(scene, rng) for scene in group]
+  images = np.stack([render(scene, 64) for scene in group])
+  assert judging.judge(texts, images).all()
+  # Almost no caption is true of the next picture.
+  assert judging.judge(texts, np.roll(images, 1, 0)).mean() < 0.05
+
+
+def paint(mask, color='red', background='white'):
+  image = np.empty((32, 32, 3), np.uint8)
+  image[:] = scenes.BACKGROUNDS[background]
+  image[mask] = scenes.COLORS[color]
+  return image
+
+
+Y, X = np.mgrid[:32, :32] + 0.5 - 16
+R, ANGLE = np.hypot(X, Y), np.arctan2(Y, X)
+FIGURES = {
+  'ring': (R < 7) & (R > 3),
+  'half disc': (R < 7) & (X > 0),
+  'ellipse': (X / 7) ** 2 + (Y / 3) ** 2 < 1,
+  'bar': (abs(X) < 7) & (abs(Y) < 2),
+  'flower': R < 4 + 3 * np.cos(5 * ANGLE),
+  'upside-down triangle': (abs(X) < (7 - Y) / 2) & (Y > -7),
+  'oblong': (abs(X) < 7) & (abs(Y) < 4.5),
+  'angle': (abs(X) < 6) & (abs(Y) < 6) & ((X < 0) | (Y > 0)),
+  'diagonal cross': (abs(abs(X) - abs(Y)) < 2) & (R < 7),
+  'huge disc': R < 10,
+  'tiny disc': R < 2.2,
+  'one pixel': (abs(X) < 1) & (abs(Y) < 1),
+}
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_other_figures_are_not_read(name):
+  assert judging.read(paint(FIGURES[name])) is None
+  assert judging.read(paint(R < 6.4)) is not None  # the same painting of a disc is
+
+
+def test_pictures_of_nothing_are_not_read():
+  rng = np.random.default_rng(5)
+  for background in scenes.BACKGROUNDS:
+    assert judging.read(paint(R < 0, background=background)) is None
+  assert judging.read(np.full((32, 32, 3), (40, 160, 60), np.uint8)) is None
+  for _ in range(50):
+    noise = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    smooth = np.clip(128 + 8 * (blur(noise, 2.0) - 128), 0, 255).astype(np.uint8)
+    assert judging.read(noise) is None
+    assert judging.read(smooth) is None
+
+
+def test_a_third_object_or_a_smear_makes_a_picture_unreadable():
+  objects = (scenes.Shape('circle', 'red', 'small', 0.25, 0.25), scenes.Shape('square', 'blue', 'small', 0.75, 0.25))
+  image = render(scenes.Scene('white', objects, 'left of'), 32)
+  assert judging.read(image) is not None
+  more = image.copy()
+  more[20:28, 12:20] = scenes.COLORS['green']
+  assert judging.read(more) is None
+  more[20:28, 12:20] = scenes.BACKGROUNDS['black']
+  assert judging.read(more) is None
+
+
+def test_two_objects_of_one_color_are_two():
+  objects = (scenes.Shape('circle', 'red', 'small', 0.25, 0.5), scenes.Shape('circle', 'red', 'small', 0.75, 0.5))
+  image = render(scenes.Scene('white', objects, 'left of'), 32)
+  assert len(judging.read(image).objects) == 2
+  assert not judging.satisfies(parse('a red circle'), image)
+
+
+def test_wrong_input_is_refused():
+  good = np.zeros((2, 32, 32, 3), np.uint8)
+  with pytest.raises(ValueError, match='Given 1 captions and 2 pictures'):
+    judging.judge(['a red circle'], good)
+  with pytest.raises(ValueError, match='Cannot read the caption'):
+    judging.judge(['a red circle', 'a dog'], good)
+  with pytest.raises(ValueError, match='at least 32 pixels'):
+    judging.read(good[0, :16, :16])
+  for bad in (good[0].astype(np.float32), good[0, :, :16], good[0, ..., :1], good):
+    with pytest.raises(ValueError, match='square uint8 pictures'):
+      judging.read(bad)

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from dalle_jax.evaluation.prompt_accuracy import choose, num_objects, scores
+
+ONE = ['a red circle', 'a large blue square', 'a green circle']
+TWO = ['a red circle above a blue square', 'a small green square and a red circle']
+
+
+def test_objects_are_counted():
+  assert [num_objects(caption) for caption in ONE + TWO] == [1, 1, 1, 2, 2]
+
+
+def test_a_caption_of_another_language_is_refused():
+  with pytest.raises(ValueError):
+    num_objects('three cats')
+
+
+def test_choice_takes_the_first_of_each_kind_once():
+  captions = [TWO[0], ONE[0], ONE[0], TWO[0], ONE[1], ONE[2], TWO[1]]
+  assert choose(captions, 2) == [ONE[0], ONE[1], TWO[0], TWO[1]]
+  assert choose(captions, 1) == [ONE[0], TWO[0]]
+  assert choose(captions, 99) == ONE + TWO
+  assert choose(ONE, 2) == ONE[:2]
+
+
+def test_scores_by_hand():
+  right = np.array([True, False, True, True, False])
+  result = scores(ONE + TWO, right, 'validation')
+  assert result == pytest.approx(
+    {
+      'prompt_accuracy/validation': 3 / 5,
+      'prompt_accuracy/validation/one_object': 2 / 3,
+      'prompt_accuracy/validation/two_objects': 1 / 2,
+      'prompt_accuracy_stderr/validation': np.sqrt(0.6 * 0.4 / 5),
+      'prompt_accuracy_stderr/validation/one_object': np.sqrt(2 / 9 / 3),
+      'prompt_accuracy_stderr/validation/two_objects': np.sqrt(1 / 4 / 2),
+      'prompt_count/validation': 5,
+      'prompt_count/validation/one_object': 3,
+      'prompt_count/validation/two_objects': 2,
+    }
+  )
+
+
+def test_a_kind_that_does_not_occur_gets_no_score():
+  result = scores(ONE, np.ones(3, bool), 'held_out')
+  assert result['prompt_accuracy/held_out/one_object'] == 1
+  assert not any('two_objects' in name for name in result)

@@ -1,0 +1,240 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dalle_jax import sharding
+from dalle_jax.config import Config
+from dalle_jax.factory import make_prior
+from dalle_jax.models import prior as module
+from dalle_jax.models.prior import PAD, Prior
+from dalle_jax.models.transformer import Transformer
+
+TEXT, IMAGE, TEXT_LENGTH, GRID = 7, 5, 4, 3
+TINY = Prior(TEXT, IMAGE, TEXT_LENGTH, GRID, Transformer(num_layers=2, num_heads=2, head_dim=4, mlp_ratio=2))
+
+
+def _finite(logits):
+  """Impossible tokens at -100, so that logits can be subtracted."""
+  return np.maximum(np.asarray(logits), -100)
+
+
+def _random_params(prior, seed=0):
+  """Random in every entry: at the start the output matrices are zero, and all logits with them."""
+  rng = np.random.default_rng(seed)
+  shapes = nn.unbox(jax.eval_shape(lambda: prior.init(jax.random.key(0))))
+  return jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return _random_params(TINY)
+
+
+@pytest.fixture(scope='module')
+def tokens():
+  """Streams [2, 13]: one with a pad, one with a caption that fills its slots."""
+  rng = np.random.default_rng(1)
+  text = np.array([[3, 6, PAD, PAD], [2, 1, 5, PAD]])
+  return np.concatenate([text, TEXT + rng.integers(0, IMAGE, (2, GRID**2))], axis=1).astype(np.int32)
+
+
+@pytest.fixture(scope='module')
+def logits():
+  return jax.jit(TINY.logits)
+
+
+@pytest.fixture(scope='module')
+def split_logits():
+  return jax.jit(TINY.split_logits)
+
+
+@pytest.fixture(scope='module')
+def step():
+  return jax.jit(TINY.step)
+
+
+def test_the_stream_is_text_then_a_pad_then_shifted_codes(tokens):
+  text, image = tokens[:, : TEXT_LENGTH - 1], tokens[:, TEXT_LENGTH:] - TEXT
+  np.testing.assert_array_equal(TINY.stream(jnp.asarray(text), jnp.asarray(image)), tokens)
+  assert (TINY.length, TINY.image_length, TINY.vocab_size) == (13, 9, 12)
+
+
+def test_every_slot_is_embedded_as_the_module_documents(params, tokens):
+  e = params['embeddings']
+  expected = np.zeros((2, TINY.length, 8), np.float32)
+  for b, slot in np.ndindex(expected.shape[:2]):
+    token = tokens[b, slot - 1]
+    row, column = divmod(slot - TEXT_LENGTH, GRID)
+    if slot == 0:
+      x = e['start_embedding'][0] + e['text_position'][0]
+    elif slot < TEXT_LENGTH:
+      x = e['pad_embedding'][slot] if token == PAD else e['text_embedding'][token] + e['text_position'][slot]
+    else:
+      first = e['start_embedding'][1] if slot == TEXT_LENGTH else e['image_embedding'][token - TEXT]
+      x = first + e['row_embedding'][row] + e['column_embedding'][column]
+    expected[b, slot] = x
+
+  def embed(*args, method):
+    return TINY.embeddings.apply({'params': jax.tree.map(jnp.asarray, e)}, *args, method=method)
+
+  text = embed(tokens[:, : TEXT_LENGTH - 1], method='text_slots')
+  image = embed(tokens[:, TEXT_LENGTH:-1] - TEXT, method='image_slots')
+  np.testing.assert_allclose(np.concatenate([text, image], axis=1), expected, atol=1e-6)
+  one = jax.jit(lambda token, index: embed(token, index, method='slot'))
+  for slot in range(1, TINY.length):
+    np.testing.assert_allclose(one(tokens[:, slot - 1], slot), expected[:, slot : slot + 1], atol=1e-6)
+
+
+# Nothing; within the text; before and after its last slot; within and at the end of the image.
+@pytest.mark.parametrize('prefix', [0, 2, TEXT_LENGTH - 1, TEXT_LENGTH, TEXT_LENGTH + 1, 9, 12])
+def test_prefill_and_steps_equal_the_whole_sequence(params, tokens, logits, step, prefix):
+  whole = logits(params, tokens)
+  apart = TINY.decode_params(params)
+  cache, now = jax.jit(TINY.prefill)(apart, tokens[:, :prefix])
+  np.testing.assert_allclose(now, whole[:, prefix], atol=2e-5)
+  for t in range(prefix, TINY.length - 1):
+    cache, now = step(apart, cache, tokens[:, t])
+    np.testing.assert_allclose(now, whole[:, t + 1], atol=2e-5)
+
+
+def test_logits_depend_on_earlier_tokens_only_and_on_all_of_them(params, tokens, logits):
+  base = tokens[1]
+  changed = np.repeat(base[None], TINY.length, axis=0)
+  for t in range(TINY.length):
+    # The last text token is always a pad.
+    changed[t, t] = TEXT + (base[t] - TEXT + 1) % IMAGE if t >= TEXT_LENGTH else base[t] % (TEXT - 1) + 1
+  before = _finite(logits(params, base[None]))[0]
+  after = _finite(logits(params, changed))
+  for t in range(TINY.length):
+    np.testing.assert_allclose(after[t, : t + 1], before[: t + 1], atol=1e-6)
+    if t not in (TEXT_LENGTH - 1, TINY.length - 1):
+      assert np.abs(after[t, t + 1 :] - before[t + 1 :]).max() > 1e-3, f'nothing depends on token {t}'
+
+
+def test_a_pad_is_seen_as_the_pad_embedding_of_its_slot_alone(params, tokens, logits):
+  def with_noise(name, index):
+    table = params['embeddings'][name].copy()
+    table[index, ::2] += 1.0  # not in all channels: layer normalisation would take that out
+    return _finite(logits({**params, 'embeddings': {**params['embeddings'], name: table}}, tokens))
+
+  before = _finite(logits(params, tokens))
+  np.testing.assert_array_equal(with_noise('text_embedding', PAD), before)
+  moved = with_noise('pad_embedding', 3)  # the slot that holds the first text's pad
+  np.testing.assert_array_equal(moved[1], before[1])
+  np.testing.assert_array_equal(moved[0, :3], before[0, :3])
+  assert np.abs((moved - before)[0, 4]).max() > 1e-3
+  position = with_noise('text_position', 3)
+  np.testing.assert_array_equal(position[0], before[0])
+  assert np.abs((position - before)[1, 4]).max() > 1e-3
+
+
+def test_split_logits_are_the_stream_logits_in_two_parts(params, tokens, logits, split_logits):
+  text, image = tokens[:, : TEXT_LENGTH - 1], tokens[:, TEXT_LENGTH:] - TEXT
+  by_text, by_image = split_logits(params, text, image)
+  whole = logits(params, tokens)
+  assert by_text.shape == (2, TEXT_LENGTH, TEXT)
+  # Training scores words too where the stream knows that a pad must come.
+  of_stream = whole[:, :TEXT_LENGTH, :TEXT]
+  np.testing.assert_allclose(np.where(np.isfinite(of_stream), by_text, -np.inf), of_stream, atol=1e-5)
+  np.testing.assert_allclose(by_image, whole[:, TEXT_LENGTH:, TEXT:], atol=1e-5)
+
+
+def test_impossible_tokens_and_no_others_are_ruled_out(params, tokens, logits):
+  possible = np.zeros((2, TINY.length, TINY.vocab_size), bool)
+  possible[:, :TEXT_LENGTH, PAD] = True
+  possible[0, :3, :TEXT] = True  # the third target is this caption's first pad
+  possible[1, :3, :TEXT] = True  # this caption fills its slots; the last one is a pad
+  possible[:, TEXT_LENGTH:, TEXT:] = True
+  whole = np.asarray(logits(params, tokens))
+  np.testing.assert_array_equal(np.isfinite(whole), possible)
+  ended = tokens[:1].copy()
+  ended[0, 1] = PAD
+  possible[0, 2, 1:TEXT] = False  # nothing but pads comes after a pad
+  np.testing.assert_array_equal(np.isfinite(logits(params, ended)[0]), possible[0])
+  assert np.all(whole[~np.isfinite(whole)] == -np.inf)
+
+
+def test_probabilities_of_all_sequences_sum_to_one():
+  small = Prior(3, 2, 3, 2, Transformer(num_layers=1, num_heads=1, head_dim=4, mlp_ratio=1))
+  texts = [(a, b, PAD) for a, b in itertools.product(range(3), repeat=2) if a != PAD or b == PAD]
+  everything = np.array([text + codes for text in texts for codes in itertools.product((3, 4), repeat=4)])
+  logits = jax.jit(small.logits)(_random_params(small, 3), everything)
+  total = np.exp(-np.asarray(module.token_nll(logits, jnp.asarray(everything)), np.float64).sum(-1))
+  assert total.sum() == pytest.approx(1, abs=1e-5)
+  assert np.ptp(total) > 1e-3
+
+
+def test_losses_by_hand():
+  rng = np.random.default_rng(0)
+  text = np.array([[3, 6, PAD, PAD], [2, 1, 5, 4], [1, PAD, PAD, PAD]], np.int32)
+  image = rng.integers(0, IMAGE, (3, 6)).astype(np.int32)
+  text_logits = rng.normal(size=(3, 5, TEXT)).astype(np.float32)
+  image_logits = rng.normal(size=(3, 6, IMAGE)).astype(np.float32)
+
+  def nll(scores, token):
+    return np.log(np.exp(np.float64(scores)).sum()) - scores[token]
+
+  targets = [[3, 6, PAD], [2, 1, 5, 4, PAD], [1, PAD]]
+  by_text = [nll(text_logits[b, t], token) for b, row in enumerate(targets) for t, token in enumerate(row)]
+  by_image = [nll(image_logits[b, t], image[b, t]) for b, t in np.ndindex(image.shape)]
+  losses = module.losses(text_logits, image_logits, jnp.asarray(text), jnp.asarray(image))
+  np.testing.assert_allclose(losses, [np.mean(by_text), np.mean(by_image)], rtol=1e-5)
+
+
+def test_half_precision_keeps_float32_parameters_and_logits(params, tokens, logits):
+  stack = TINY.transformer.clone(dtype=jnp.bfloat16)
+  half = Prior(TEXT, IMAGE, TEXT_LENGTH, GRID, stack)
+  shapes = jax.eval_shape(lambda: half.init(jax.random.key(0)))
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+  low, full = np.asarray(jax.jit(half.logits)(params, tokens)), np.asarray(logits(params, tokens))
+  assert low.dtype == np.float32
+  finite = np.isfinite(full)
+  np.testing.assert_array_equal(np.isfinite(low), finite)
+  assert 0 < np.abs(low[finite] - full[finite]).max() < 0.1 * np.abs(full[finite]).max()
+
+
+def test_a_fresh_model_gives_even_odds(params, tokens, split_logits):
+  # Only what is returned is computed, which compiles at once.
+  fresh = jax.jit(lambda key: [TINY.init(key)['embeddings'][name].value for name in ('text_kernel', 'image_kernel')])
+  text_kernel, image_kernel = fresh(jax.random.key(0))
+  start = {**params, 'embeddings': {**params['embeddings'], 'text_kernel': text_kernel, 'image_kernel': image_kernel}}
+  text, image = tokens[:, : TEXT_LENGTH - 1], tokens[:, TEXT_LENGTH:] - TEXT
+  losses = module.losses(*split_logits(start, text, image), jnp.asarray(text), jnp.asarray(image))
+  np.testing.assert_allclose(losses, np.log([TEXT, IMAGE]), rtol=1e-6)
+
+
+def test_every_axis_of_every_parameter_has_a_sharding_rule():
+  boxes = jax.tree.leaves(
+    jax.eval_shape(lambda: TINY.init(jax.random.key(0))), is_leaf=lambda x: isinstance(x, nn.Partitioned)
+  )
+  for leaf in boxes:
+    assert isinstance(leaf, nn.LogicallyPartitioned)
+    assert len(leaf.names) == leaf.value.ndim
+    assert set(leaf.names) <= set(sharding.RULES)
+  assert {'layers', 'heads', 'mlp', 'vocab', 'embed'} <= {name for leaf in boxes for name in leaf.names}
+
+
+def test_the_papers_prior_has_twelve_billion_parameters():
+  config = Config.from_dict({'data': {'image_size': 256}})
+  prior = make_prior(config, 16_384)
+  assert prior.length == 1280
+  assert (prior.transformer.num_layers, prior.transformer.num_heads, prior.transformer.head_dim) == (64, 62, 64)
+  d = 62 * 64
+  layer = 4 * d + d * 3 * d + 3 * d + d * d + d + d * 4 * d + 4 * d + 4 * d * d + d
+  tables = 2 * d * (16_384 + 8192) + 2 * 256 * d + 2 * d + 2 * 32 * d
+  shapes = jax.eval_shape(lambda: prior.init(jax.random.key(0)))
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  assert count == 64 * layer + 2 * d + tables
+  assert count == pytest.approx(12e9, rel=0.03)
+
+
+def test_only_pads_follow_a_pad(params, tokens, logits):
+  ended = np.array(tokens[:1])
+  ended[0, 1:TEXT_LENGTH] = PAD
+  whole = np.asarray(logits(params, ended))[0, 2:TEXT_LENGTH]
+  assert np.isfinite(whole[:, PAD]).all()
+  assert (whole[:, 1:] == -np.inf).all()

@@ -1,0 +1,116 @@
+"""Trains and samples tiny models on one device and on meshes of eight; prints how they compare, as JSON.
+
+Run by `test_meshes.py` in a process of its own, as the number of devices is fixed when JAX starts.
+"""
+
+import json
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from dalle_jax import sharding
+from dalle_jax.config import Config, SamplingConfig, TrainingConfig
+from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.sampling.generate import Sampler
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.state import all_params, create_state
+from dalle_jax.training.step import make_train_step
+from dalle_jax.training.tasks.dvae import DvaeTask
+from dalle_jax.training.tasks.prior import PriorTask
+
+MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
+NUM_STEPS, BATCH_SIZE, TEXT_VOCAB_SIZE = 3, 16, 24
+CONFIG = Config.from_dict({
+  'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
+  'tokenizer': {'text_length': 4},
+  'dvae': {
+    'image_vocab_size': 16, 'hidden_size': 32, 'decoder_input_size': 8, 'num_groups': 2, 'blocks_per_group': 1,
+    'patch_size': 2, 'kl_warmup_steps': 2,
+  },
+  'prior': {'num_layers': 2, 'num_heads': 8, 'head_dim': 4},
+})  # fmt: skip
+# A large epsilon keeps Adam from blowing rounding errors of vanishing gradients up to whole steps.
+TRAINING = {'batch_size': BATCH_SIZE, 'learning_rate': 0.03, 'schedule': 'constant', 'warmup_steps': 0, 'eps': 1e-2}
+STAGES = {
+  'dvae': (DvaeTask(CONFIG.dvae, 8), TrainingConfig(**TRAINING)),
+  'prior': (PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING, accumulation_steps=2)),
+}
+
+
+def make_mesh(sizes: tuple[int, int, int]) -> jax.sharding.Mesh:
+  devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
+  return jax.sharding.Mesh(devices, sharding.AXES)
+
+
+def batches():
+  for step in range(NUM_STEPS):
+    rng = np.random.default_rng([0, step])
+    image = rng.integers(0, 256, (BATCH_SIZE, 8, 8, 3), np.uint8)
+    yield {'image': image, 'text': rng.integers(0, TEXT_VOCAB_SIZE, (BATCH_SIZE, 3)).astype(np.int32)}
+
+
+def initial(task) -> dict:
+  """Random parameters, made by numpy: compiling the modules' own initialisers would take most of the time."""
+  rng = np.random.default_rng(2)
+  shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+
+
+def train(name: str, mesh: jax.sharding.Mesh) -> dict:
+  """The losses, the state after a few steps, and the largest share of a parameter that one device holds."""
+  task, config = STAGES[name]
+  losses, start = [], initial(task)
+  with sharding.use_mesh(mesh):
+    tx = make_optimizer(config)
+    state = create_state(task, tx, mesh, seed=0, use_ema=True, initial=start)
+    shares = {path: share(leaf) for path, leaf in traverse_util.flatten_dict(state.params, sep='/').items()}
+    step = make_train_step(task, tx, config, mesh, seed=0)
+    for batch in batches():
+      state, metrics = step(state, sharding.to_global(batch, mesh))
+      losses.append(float(metrics['loss']))
+  # The optimizer's moments are sums of gradients.
+  return {'losses': losses, 'state': jax.device_get(state), 'shares': shares, 'params': all_params(state, ema=False)}
+
+
+def share(leaf: jax.Array) -> float:
+  return leaf.addressable_shards[0].data.size / leaf.size
+
+
+def sample(params: dict, mesh: jax.sharding.Mesh) -> np.ndarray:
+  settings = SamplingConfig(batch_size=6)  # rounded up where the devices do not divide it
+  sampler = Sampler(make_prior(CONFIG, TEXT_VOCAB_SIZE), make_dvae(CONFIG.dvae), mesh, settings)
+  text = np.random.default_rng(1).integers(0, TEXT_VOCAB_SIZE, (7, 3)).astype(np.int32)
+  return sampler(params, text, seed=5)
+
+
+def largest_error(tree: object, expected: object) -> float:
+  """Of all leaves, relative to the largest entry of each."""
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True)
+  return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)) for a, b in pairs if np.size(a))
+
+
+def main() -> None:
+  assert jax.device_count() == 8, jax.devices()
+  one = {name: train(name, make_mesh((1, 1, 1))) for name in STAGES}
+  images = sample(one['prior']['params'], make_mesh((1, 1, 1)))
+  report = {}
+  for sizes in MESHES:
+    mesh = make_mesh(sizes)
+    many = {name: train(name, mesh) for name in STAGES}
+    report['x'.join(map(str, sizes))] = {
+      name: {
+        'losses': many[name]['losses'],
+        'expected_losses': one[name]['losses'],
+        'state_error': largest_error(many[name]['state'], one[name]['state']),
+        'shares': many[name]['shares'],
+      }
+      for name in STAGES
+    } | {'wrong_pixels': float(np.mean(sample(many['prior']['params'], mesh) != images))}
+  report['num_colors'] = len(np.unique(images))
+  print(json.dumps(report))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,71 @@
+"""Both stages and the sampler on eight devices against one; see `compare_meshes.py`."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+FAST_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+# The largest share of a big parameter that one device may hold.
+SHARES = {
+  '8x1x1': {'prior/transformer/layers/block/qkv/kernel': 1},
+  '1x8x1': {
+    'prior/transformer/layers/block/qkv/kernel': 1 / 8,
+    'prior/embeddings/text_embedding': 1 / 8,
+    'dvae/encoder/group_2_block_1/conv_4/kernel': 1 / 8,
+  },
+  '1x1x8': {
+    'prior/transformer/layers/block/qkv/kernel': 1 / 8,
+    'prior/transformer/layers/block/mlp_in/kernel': 1 / 8,
+    'prior/embeddings/image_kernel': 1 / 8,
+    'dvae/decoder/input/kernel': 1 / 8,
+  },
+  '2x2x2': {
+    'prior/transformer/layers/block/qkv/kernel': 1 / 4,
+    'dvae/encoder/group_2_block_1/conv_4/kernel': 1 / 4,
+  },
+}
+
+
+@pytest.fixture(scope='module')
+def finished():
+  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8 ' + FAST_COMPILATION
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+  command = [sys.executable, str(pathlib.Path(__file__).with_name('compare_meshes.py'))]
+  return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture(scope='module')
+def report(finished):
+  assert finished.returncode == 0, finished.stderr
+  return json.loads(finished.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('stage', ['dvae', 'prior'])
+@pytest.mark.parametrize('mesh', SHARES)
+def test_training_is_the_same_on_any_mesh(report, mesh, stage):
+  result = report[mesh][stage]
+  assert result['losses'] == pytest.approx(result['expected_losses'], rel=1e-5)
+  assert len(set(result['losses'])) == 3
+  # Parameters, moments (that is, gradients) and averages.
+  assert result['state_error'] < 1e-4
+
+
+@pytest.mark.parametrize('mesh', SHARES)
+def test_parameters_are_born_in_parts(report, mesh):
+  shares = report[mesh]['dvae']['shares'] | report[mesh]['prior']['shares']
+  assert {name: shares[name] for name in SHARES[mesh]} == pytest.approx(SHARES[mesh])
+
+
+@pytest.mark.parametrize('mesh', SHARES)
+def test_drawn_images_are_the_same_on_any_mesh(report, mesh):
+  assert report[mesh]['wrong_pixels'] == 0
+  assert report['num_colors'] > 10
+
+
+def test_nothing_is_gathered_whole_by_accident(finished):
+  assert 'Involuntary full rematerialization' not in finished.stderr

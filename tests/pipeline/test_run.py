@@ -1,0 +1,228 @@
+"""The main job from end to end, with configs/quickstart.py:tiny."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_jax import bundle
+from dalle_jax.config import Config, MeshConfig
+from dalle_jax.pipeline import examples, run, sheets
+from dalle_jax.pipeline.draw import draw
+from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.sharding import make_mesh
+from dalle_jax.training import loop
+from dalle_jax.training.loop import NonFiniteError
+from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.signals import EXIT_INTERRUPTED
+
+QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
+
+
+def _config():
+  values = runpy.run_path(str(QUICKSTART))['get_config']('tiny').to_dict()
+  values['prior_training'] |= {'sheet_every': 5, 'checkpoint_every': 8}
+  values['data'] |= {'num_threads': 1}
+  return Config.from_dict(values)
+
+
+CONFIG = _config()
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A finished run: its directory and its scores."""
+  workdir = tmp_path_factory.mktemp('runs') / 'quickstart'
+  return workdir, run.run(CONFIG, str(workdir))
+
+
+def test_scores_are_written_under_their_names(finished):
+  workdir, scores = finished
+  assert json.loads((workdir / 'scores.json').read_text()) == scores
+  assert {
+    'prompt_accuracy/validation', 'prompt_accuracy/validation/one_object', 'prompt_accuracy/validation/two_objects',
+    'prompt_accuracy/held_out', 'prompt_accuracy_stderr/validation', 'prompt_count/validation', 'reconstruction/psnr',
+    'codebook/perplexity', 'codebook/use', 'dvae/loss', 'dvae/psnr_hard', 'prior/loss', 'prior/image_nats_per_token',
+    'seconds/data', 'seconds/dvae', 'seconds/prior', 'seconds/total',
+  } <= set(scores)  # fmt: skip
+  assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
+  assert 0 <= scores['prompt_accuracy/validation'] <= 1
+  assert scores['prompt_count/validation'] == 8
+  assert 1 <= scores['codebook/perplexity'] <= CONFIG.dvae.image_vocab_size
+  parts = [value for name, value in scores.items() if name.startswith('seconds/') and name != 'seconds/total']
+  assert scores['seconds/total'] == pytest.approx(sum(parts))
+
+
+def test_pictures_and_the_report_are_written(finished):
+  workdir, scores = finished
+  for name in ('reconstructions.png', 'samples_validation.png', 'samples_held_out.png'):
+    with Image.open(workdir / name) as image:
+      assert min(image.size) >= 32
+  assert sorted(file.name for file in (workdir / 'dvae' / 'sheets').iterdir()) == ['00000008.png']
+  assert sorted(file.name for file in (workdir / 'prior' / 'sheets').iterdir()) == ['00000005.png', '00000010.png']
+  report = (workdir / 'report.html').read_text()
+  assert 'prompt_accuracy/validation' in report
+  assert f'{scores["reconstruction/psnr"]:.4g}'[:4] in report
+  assert report.count('data:image/png;base64') >= 3
+
+
+def test_metrics_are_written_for_both_stages(finished):
+  workdir, _ = finished
+  for stage in ('dvae', 'prior'):
+    lines = read_metrics(workdir / stage / 'metrics.jsonl')
+    assert {line['step'] for line in lines} >= {4, 8, 12}
+    assert any('eval/loss' in line for line in lines)
+    assert any('loss' in line for line in lines)
+
+
+def test_the_model_is_whole_and_its_parameters_are_the_averages(finished):
+  workdir, _ = finished
+  model = bundle.load(workdir / 'model', make_mesh(MeshConfig()))
+  assert model.config == CONFIG
+  assert set(model.params) == {'dvae', 'prior'}
+  assert model.info['params'] == bundle.fingerprint(jax.device_get(model.params))
+  assert not (workdir / 'model.partial').exists()
+
+
+def test_the_model_draws(finished, tmp_path):
+  *pictures, sheet = draw(
+    str(finished[0] / 'model'), ['a red circle'], out=str(tmp_path), num_images=2, seed=1, batch_size=2
+  )
+  assert len(pictures) == 2
+  with Image.open(pictures[0]) as image, Image.open(sheet) as whole:
+    assert image.size == (32, 32)
+    assert whole.size[0] > 64
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+  def fail(*args, **kwargs):
+    raise AssertionError('trained again')
+
+  monkeypatch.setattr(loop, 'make_train_step', fail)
+  monkeypatch.setattr(run, 'train_tokenizer', fail)
+
+
+def test_a_finished_run_does_not_train_again(finished, no_training):
+  workdir, _ = finished
+  before = bundle.check(workdir / 'model')
+  assert run.main(CONFIG, str(workdir), 'prior') == 0
+  assert bundle.check(workdir / 'model') == before
+
+
+def test_a_finished_run_refuses_another_configuration(finished, no_training):
+  other = dataclasses.replace(CONFIG, prior=dataclasses.replace(CONFIG.prior, num_layers=7))
+  with pytest.raises(ValueError, match=r'config\.prior\.num_layers: 2 -> 7'):
+    run.run(other, str(finished[0]))
+
+
+@pytest.fixture
+def without_prior(finished, tmp_path):
+  """The finished run as it was before the second stage."""
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  for name in ('prior', 'model'):
+    shutil.rmtree(workdir / name)
+  return workdir
+
+
+def test_an_interrupted_run_continues_to_the_same_model(finished, without_prior, monkeypatch, capsys):
+  with monkeypatch.context() as patch:
+    patch.setattr(sheets.SampleHook, '__call__', lambda hook, state, step: os.kill(os.getpid(), signal.SIGTERM))
+    assert run.main(CONFIG, str(without_prior), 'prior') == EXIT_INTERRUPTED
+  assert 'Stopped on request at step 5 of 12' in capsys.readouterr().out
+  assert not (without_prior / 'model').exists()
+  with monkeypatch.context() as patch:
+    patch.setattr(sheets.SampleHook, '__call__', lambda hook, state, step: None)
+    assert run.main(CONFIG, str(without_prior), 'prior') == 0
+  assert bundle.check(without_prior / 'model') == bundle.check(finished[0] / 'model')
+  mesh = make_mesh(MeshConfig())
+  models = [bundle.load(workdir / 'model', mesh).params for workdir in (finished[0], without_prior)]
+  jax.tree.map(np.testing.assert_array_equal, *models)
+  steps = [line['step'] for line in read_metrics(without_prior / 'prior' / 'metrics.jsonl') if 'loss' in line]
+  assert steps == sorted(set(steps))
+
+
+def test_divergence_is_an_exit_status_and_a_message(monkeypatch, capsys, tmp_path):
+  def diverge(*args):
+    raise NonFiniteError('the loss is not finite')
+
+  monkeypatch.setattr(run, 'run', diverge)
+  assert run.main(CONFIG, str(tmp_path)) == run.EXIT_DIVERGED == 1
+  assert 'error: the loss is not finite' in capsys.readouterr().out
+
+
+def _folder_config(path, **data):
+  groups = CONFIG.to_dict()
+  groups['data'] |= {'source': 'folder', 'path': str(path), 'validation_fraction': 0.5, **data}
+  return Config.from_dict(groups)
+
+
+@pytest.mark.parametrize('make', [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text('')])
+def test_data_that_cannot_be_read_are_refused_by_name(tmp_path, make):
+  make(tmp_path / 'pictures')
+  with pytest.raises(ValueError, match='pictures'):
+    run.run(_folder_config(tmp_path / 'pictures'), str(tmp_path / 'run'), 'data')
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Pictures of one color, darker on the left, with captions."""
+  path = tmp_path / 'pictures'
+  path.mkdir()
+  for i in range(8):
+    ramp = np.linspace(0, 20 * i + 50, 32).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(ramp[None, :, None], (32, 32, 3))).save(path / f'{i}.png')
+    (path / f'{i}.txt').write_text(f'gray number {i}')
+  return path
+
+
+def _batches(config, workdir, stage='dvae'):
+  space = Workspace(str(workdir), config)
+  dataset = run._prepare_data(config, space)
+  training = dataclasses.replace(config.dvae_training, batch_size=4, eval_batches=3)
+  return dataset, run.make_batches(config, dataset, training, stage, None)
+
+
+def test_folders_are_split_and_evaluated_in_one_order(folder, tmp_path):
+  config = _folder_config(folder)
+  dataset, (stream, evaluation) = _batches(config, tmp_path / 'run')
+  assert set(dataset.splits) == {'train', 'validation'}
+  batch = next(stream)
+  assert (batch['image'].shape, batch['image'].dtype) == ((4, 32, 32, 3), np.uint8)
+  first, second = list(evaluation()), list(evaluation())
+  assert 1 <= len(first) <= 3
+  for a, b in zip(first, second, strict=True):
+    np.testing.assert_array_equal(a['image'], b['image'])
+
+
+def test_without_held_out_data_nothing_is_evaluated(folder, tmp_path):
+  dataset, (_, evaluation) = _batches(_folder_config(folder, validation_fraction=0.0), tmp_path / 'run')
+  assert dataset.splits == ('train',)
+  assert evaluation is None
+  assert examples.sheet_splits(dataset) == {'train': 'captions seen in training'}
+
+
+def test_only_the_dvae_sees_mirrored_pictures(folder, tmp_path):
+  config = _folder_config(folder, flip=True)
+
+  def mirrored(stage):
+    _, (stream, _) = _batches(config, tmp_path / stage, stage)
+    images = np.concatenate([next(stream)['image'] for _ in range(6)]).astype(int)
+    return np.mean(images[:, 0, 0, 0] > images[:, 0, -1, 0])
+
+  assert 0.1 < mirrored('dvae') < 0.9
+  assert mirrored('prior') == 0
+
+
+def test_spread_takes_different_items_at_even_distances():
+  assert examples.spread('aabbccdd', 2) == ['a', 'c']
+  assert examples.spread('aab', 5) == ['a', 'b']
+  assert examples.spread(map(str, range(100)), 4) == ['0', '25', '50', '75']

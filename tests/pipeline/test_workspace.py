@@ -1,0 +1,90 @@
+import json
+import time
+
+import pytest
+
+from dalle_jax.config import Config
+from dalle_jax.pipeline.workspace import Workspace
+
+
+def _config(**groups):
+  return Config.from_dict(groups)
+
+
+def test_the_directory_keeps_the_configuration(tmp_path):
+  space = Workspace(str(tmp_path / 'a' / 'run'), _config(seed=3))
+  assert Config.from_dict(json.loads((space.path / 'config.json').read_text())) == _config(seed=3)
+  assert space.path == tmp_path / 'a' / 'run'
+  assert space.model.parent == space.tokenizer.parent == space.path
+
+
+def test_another_configuration_is_refused_with_every_difference(tmp_path):
+  Workspace(str(tmp_path), _config(seed=3))
+  with pytest.raises(ValueError) as error:
+    Workspace(str(tmp_path), _config(seed=4, prior={'num_layers': 2}, data={'image_size': 64}))
+  lines = str(error.value).splitlines()
+  assert str(tmp_path) in lines[0]
+  assert [line.strip() for line in lines[1:]] == [
+    'config.data.image_size: 32 -> 64',
+    'config.prior.num_layers: 64 -> 2',
+    'config.seed: 3 -> 4',
+  ]
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 3
+
+
+@pytest.mark.parametrize(
+  'groups',
+  [
+    {'mesh': {'fsdp': 2}},
+    {'logging': {'tensorboard': False}},
+    {'sampling': {'temperature': 0.5}},
+    {'evaluation': {'num_prompts': 7}},
+    {'data': {'num_workers': 2, 'num_threads': 1, 'data_dir': '/elsewhere'}},
+  ],
+)
+def test_what_changes_nothing_that_is_learnt_may_change(tmp_path, groups):
+  Workspace(str(tmp_path), _config())
+  Workspace(str(tmp_path), _config(**groups))
+  assert Config.from_dict(json.loads((tmp_path / 'config.json').read_text())) == _config(**groups)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"seed"')
+  with pytest.raises(ValueError, match=r'config\.json is damaged'):
+    Workspace(str(tmp_path), _config())
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match=r'--workdir .*file/run cannot be made'):
+    Workspace(str(tmp_path / 'file' / 'run'), _config())
+
+
+def test_generated_data_lie_inside_or_where_they_are_told(tmp_path):
+  space = Workspace(str(tmp_path), _config())
+  assert space.data(_config()) == tmp_path / 'data'
+  assert space.data(_config(data={'data_dir': str(tmp_path / 'shared')})) == tmp_path / 'shared'
+
+
+def test_times_add_up_over_restarts_and_interruptions(tmp_path, monkeypatch):
+  clock = iter([10, 12, 100, 103.5, 7, 8])
+  monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
+  space = Workspace(str(tmp_path), _config())
+  with space.timed('dvae'):
+    pass
+  with pytest.raises(RuntimeError), space.timed('dvae'):
+    raise RuntimeError
+  again = Workspace(str(tmp_path), _config())
+  with again.timed('prior'):
+    pass
+  assert Workspace(str(tmp_path), _config()).seconds() == {
+    'seconds/dvae': 5.5, 'seconds/prior': 1, 'seconds/total': 6.5,
+  }  # fmt: skip
+
+
+def test_files_are_written_as_a_whole(tmp_path):
+  space = Workspace(str(tmp_path), _config())
+  space.write('scores.json', {'a': 1})
+  with pytest.raises(TypeError):
+    space.write('scores.json', {'a': object()})
+  assert json.loads((tmp_path / 'scores.json').read_text()) == {'a': 1}

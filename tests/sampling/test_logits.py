@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dalle_jax.sampling.logits import filter_top_k, sample
+
+# Few different values, so that ties are common; some tokens are impossible from the start.
+LOGITS = hnp.arrays(np.float32, (3, 6), elements=st.sampled_from([-np.inf, -2.0, 0.0, 1.0, 1.5, 3.0]))
+
+
+@given(LOGITS, st.integers(1, 5))
+@settings(deadline=None)
+def test_top_k_keeps_the_largest_and_their_ties(logits, k):
+  kept = np.asarray(filter_top_k(jnp.asarray(logits), k))
+  for before, after in zip(logits, kept, strict=True):
+    smallest_kept = np.sort(before)[-k]
+    np.testing.assert_array_equal(after, np.where(before >= smallest_kept, before, -np.inf))
+
+
+@pytest.mark.parametrize('k', [0, 6, 100])
+def test_top_k_of_all_changes_nothing(k):
+  logits = jnp.arange(6.0)[None]
+  assert filter_top_k(logits, k) is logits
+
+
+def _keys(count):
+  return jax.random.split(jax.random.key(0), count)
+
+
+def test_temperature_zero_takes_the_likeliest():
+  logits = jnp.array([[0.0, 3.0, 1.0], [-jnp.inf, -5.0, -jnp.inf]])
+  tokens = sample(_keys(2), logits, 0.0, 0)
+  assert tokens.dtype == jnp.int32
+  np.testing.assert_array_equal(tokens, [1, 1])
+
+
+@pytest.mark.parametrize(('temperature', 'top_k'), [(1.0, 0), (0.5, 0), (2.0, 2)])
+def test_frequencies_are_those_of_the_filtered_softmax(temperature, top_k):
+  count, logits = 20_000, np.array([0.0, 1.0, -1.0, 2.0, -np.inf])
+  tokens = jax.jit(lambda keys: sample(keys, jnp.broadcast_to(logits, (count, 5)), temperature, top_k))(_keys(count))
+  weights = np.exp(logits / temperature)
+  if top_k:
+    weights[np.argsort(logits)[:-top_k]] = 0
+  observed = np.bincount(tokens, minlength=5) / count
+  np.testing.assert_allclose(observed, weights / weights.sum(), atol=4.5 * np.sqrt(0.25 / count))
+
+
+def test_a_rows_token_depends_on_its_own_key_and_logits_only():
+  keys, logits = _keys(4), jax.random.normal(jax.random.key(1), (4, 50))
+  together = sample(keys, logits, 1.0, 0)
+  for row in range(4):
+    np.testing.assert_array_equal(sample(keys[row : row + 1], logits[row : row + 1], 1.0, 0)[0], together[row])

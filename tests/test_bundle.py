@@ -1,0 +1,162 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import dalle_jax
+from dalle_jax import bundle
+from dalle_jax.config import Config, MeshConfig
+from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.sharding import make_mesh
+
+CONFIG = Config.from_dict({
+  'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
+  'tokenizer': {'vocab_size': 300, 'text_length': 5},
+  'dvae': {'image_vocab_size': 6, 'hidden_size': 4, 'decoder_input_size': 4, 'num_groups': 2, 'blocks_per_group': 1},
+  'prior': {'num_layers': 2, 'num_heads': 2, 'head_dim': 4, 'mlp_ratio': 1},
+})  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  return make_mesh(MeshConfig())
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return train_tokenizer(['a red circle', 'a blue square', 'a green triangle'], 300)
+
+
+@pytest.fixture(scope='module')
+def params(tokenizer):
+  rng = np.random.default_rng(0)
+  boxed = jax.eval_shape(lambda: bundle.init_params(CONFIG, tokenizer.vocab_size))
+  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), nn.unbox(boxed))
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory, tokenizer, params):
+  path = tmp_path_factory.mktemp('run') / 'model'
+  bundle.save(path, CONFIG, tokenizer, jax.tree.map(jax.numpy.asarray, params), 'data fingerprint')
+  return path
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / 'model')
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(saved, params, tokenizer, mesh):
+  loaded = bundle.load(saved, mesh)
+  assert loaded.config == CONFIG
+  assert loaded.tokenizer.encode('a red square') == tokenizer.encode('a red square')
+  assert jax.tree.structure(loaded.params) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(loaded.params))
+  assert loaded.prior.text_vocab_size == tokenizer.vocab_size
+  assert loaded.dvae.image_vocab_size == 6
+
+
+def test_a_bundle_says_what_it_is(saved, params, tokenizer):
+  info = bundle.check(saved)
+  assert info == {
+    'format_version': bundle.FORMAT_VERSION,
+    'dalle_jax_version': dalle_jax.__version__,
+    'text_vocab_size': tokenizer.vocab_size,
+    'tokenizer': tokenizer.pieces_hash,
+    'data': 'data fingerprint',
+    'params': bundle.fingerprint(params),
+  }
+  assert not saved.with_name('model.partial').exists()
+
+
+def test_saving_again_replaces_the_older_one(copy, tokenizer, params, mesh):
+  (copy / 'stray').write_text('of the older one')
+  other = dataclasses.replace(CONFIG, seed=7)
+  bundle.save(copy, other, tokenizer, jax.tree.map(jax.numpy.asarray, params), 'new')
+  assert not (copy / 'stray').exists()
+  assert bundle.load(copy, mesh).config.seed == 7
+
+
+def test_a_save_cut_short_leaves_the_older_one(copy, tokenizer, params, mesh, monkeypatch):
+  def fail(params):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(bundle, 'fingerprint', fail)
+  with pytest.raises(OSError, match='disk full'):
+    bundle.save(copy, CONFIG, tokenizer, jax.tree.map(jax.numpy.asarray, params), 'new')
+  assert bundle.load(copy, mesh).info['data'] == 'data fingerprint'
+
+
+def test_the_fingerprint_depends_on_every_part(params):
+  leaves, structure = jax.tree.flatten(params)
+  before = bundle.fingerprint(params)
+  assert before == bundle.fingerprint(jax.tree.map(np.copy, params))
+  largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
+  for i in (0, largest, len(leaves) - 1):
+    changed = [leaf.copy() for leaf in leaves]
+    changed[i].flat[-1] = np.nextafter(changed[i].flat[-1], np.float32(9))
+    assert bundle.fingerprint(jax.tree.unflatten(structure, changed)) != before
+  assert bundle.fingerprint({'a': np.zeros(4)}) != bundle.fingerprint({'b': np.zeros(4)})
+  assert bundle.fingerprint({'a': np.zeros((2, 2))}) != bundle.fingerprint({'a': np.zeros(4)})
+
+
+def test_a_missing_directory_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r'no model directory at .*nowhere \(flag --model\)'):
+    bundle.check(tmp_path / 'nowhere')
+
+
+def test_a_half_written_one_is_recognised(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / 'model.partial')
+  with pytest.raises(ValueError, match=r'model\.partial is a half-written one: run the training command again'):
+    bundle.check(tmp_path / 'model')
+
+
+@pytest.mark.parametrize('name', ['bundle.json', 'config.json', 'tokenizer.model', 'params'])
+def test_missing_pieces_are_named(copy, name, mesh):
+  shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
+  with pytest.raises(ValueError, match=rf'it lacks {name}\.'):
+    bundle.load(copy, mesh)
+
+
+@pytest.mark.parametrize(
+  ('name', 'contents', 'message'),
+  [
+    ('bundle.json', '{"format_ver', r'bundle\.json is damaged'),
+    ('bundle.json', '[]', r'bundle\.json is damaged'),
+    ('bundle.json', '{"format_version": 99}', r'bundle format 99; this version of dalle_jax reads format 1'),
+    ('config.json', '{"prior": {"num_layers"', r'is damaged'),
+    ('config.json', '{"pryor": {}}', r'is damaged: Unknown key config\.pryor'),
+    ('tokenizer.model', 'nonsense', r'is damaged: .*tokenizer\.model'),
+  ],
+)
+def test_damaged_files_are_named(copy, name, contents, message, mesh):
+  (copy / name).write_text(contents)
+  with pytest.raises(ValueError, match=message):
+    bundle.load(copy, mesh)
+
+
+def test_parameters_of_another_shape_are_refused(copy, mesh):
+  values = json.loads((copy / 'config.json').read_text())
+  values['prior']['num_layers'] = 3
+  (copy / 'config.json').write_text(json.dumps(values))
+  with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
+    bundle.load(copy, mesh)
+
+
+def test_parameters_with_missing_files_are_refused(copy, mesh):
+  for file in (copy / 'params').iterdir():
+    shutil.rmtree(file) if file.is_dir() else file.unlink()
+  with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
+    bundle.load(copy, mesh)
+
+
+def test_a_cut_parameter_file_is_refused(copy, mesh):
+  largest = max((file for file in (copy / 'params').rglob('*') if file.is_file()), key=lambda file: file.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+  with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
+    bundle.load(copy, mesh)

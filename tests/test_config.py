@@ -1,0 +1,245 @@
+import dataclasses
+import re
+
+import ml_collections
+import pytest
+
+from dalle_jax import config as module
+from dalle_jax.config import Config, apply_variant, base_config, difference
+
+
+def _with(path, value):
+  """A nested dict that sets one dotted key."""
+  for name in reversed(path.split('.')):
+    value = {name: value}
+  return value
+
+
+def test_defaults_are_the_papers():
+  config = Config.from_dict(_with('data.image_size', 256))
+  assert (config.prior.num_layers, config.prior.num_heads, config.prior.head_dim) == (64, 62, 64)
+  assert config.prior.embed_dim == 3968
+  assert (config.tokenizer.vocab_size, config.tokenizer.text_length) == (16_384, 256)
+  assert (config.dvae.image_vocab_size, config.dvae.hidden_size, config.dvae.downsampling) == (8192, 256, 8)
+  assert (config.grid_size, config.image_length) == (32, 1024)
+  assert config.dvae.kl_weight == pytest.approx(6.6 / 192)
+
+
+def test_from_dict_and_to_dict_are_inverses():
+  values = _with('prior_training.learning_rate', 0.5) | {'seed': 3}
+  config = Config.from_dict(values)
+  assert (config.seed, config.prior_training.learning_rate) == (3, 0.5)
+  assert config.dvae_training.learning_rate == module.TrainingConfig().learning_rate
+  assert Config.from_dict(config.to_dict()) == config
+  assert Config.from_dict(ml_collections.ConfigDict(config.to_dict())) == config
+  assert Config.from_dict({}) == Config()
+
+
+@pytest.mark.parametrize(
+  ('path', 'near'),
+  [
+    ('prior.num_layer', 'config.prior.num_layers'),
+    ('pryor', 'config.prior'),
+    ('dvae_training.batchsize', 'config.dvae_training.batch_size'),
+  ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_known_one(path, near):
+  with pytest.raises(ValueError, match=rf'Unknown key config\.{re.escape(path)}; did you mean {re.escape(near)}\?'):
+    Config.from_dict(_with(path, 3))
+
+
+def test_an_unknown_key_like_no_other_gets_the_list():
+  with pytest.raises(ValueError, match=r'Unknown key config\.mesh\.zzz; known keys: data, fsdp, tensor'):
+    Config.from_dict(_with('mesh.zzz', 3))
+
+
+@pytest.mark.parametrize(
+  ('path', 'value', 'kind'),
+  [
+    ('prior.num_layers', 3.0, 'int'),
+    ('prior.num_layers', '3', 'int'),
+    ('prior.remat', 1, 'bool'),
+    ('prior.num_heads', True, 'int'),
+    ('dvae_training.learning_rate', '1e-3', 'float'),
+    ('dvae_training.learning_rate', True, 'float'),
+    ('data.path', None, 'str'),
+  ],
+)
+def test_values_of_wrong_types_are_refused_by_name(path, value, kind):
+  with pytest.raises(ValueError, match=rf'config\.{re.escape(path)} must be of type {kind}'):
+    Config.from_dict(_with(path, value))
+
+
+def test_whole_numbers_serve_as_floats():
+  assert Config.from_dict(_with('dvae_training.learning_rate', 1)).dvae_training.learning_rate == 1.0
+
+
+def test_a_value_where_a_group_belongs_is_refused():
+  with pytest.raises(ValueError, match=r'config\.prior must be a group of keys \(num_layers'):
+    Config.from_dict({'prior': 3})
+
+
+# One bad value for every check: the message must name the key, with its stage.
+BAD_VALUES = {
+  'seed': -1,
+  'data.source': 'imagenet',
+  'data.crop': 'left',
+  'data.image_size': 0,
+  'data.num_train': 0,
+  'data.num_validation': -1,
+  'data.num_held_out': 0,
+  'data.num_threads': 0,
+  'data.num_workers': -1,
+  'data.shapes_seed': -1,
+  'data.position_jitter': 2,
+  'data.validation_fraction': 1.5,
+  'data.two_object_fraction': -0.1,
+  'tokenizer.vocab_size': 269,
+  'tokenizer.text_length': 1,
+  'dvae.image_vocab_size': 1,
+  'dvae.hidden_size': 6,
+  'dvae.decoder_input_size': 0,
+  'dvae.num_groups': 0,
+  'dvae.blocks_per_group': 0,
+  'dvae.patch_size': 0,
+  'dvae.dtype': 'float16',
+  'dvae.temperature_start': 0.0,
+  'dvae.temperature_end': 2.0,
+  'dvae.temperature_steps': 0,
+  'dvae.kl_weight': -1.0,
+  'dvae.kl_warmup_steps': 0,
+  'dvae.logits_init_scale': 0.0,
+  'dvae.codebook_init_scale': -1.0,
+  'dvae.normal_steps': -1,
+  'dvae.normal_scale': 0.0,
+  'prior.num_layers': 0,
+  'prior.num_heads': -2,
+  'prior.head_dim': 0,
+  'prior.mlp_ratio': 0,
+  'prior.dtype': 'int8',
+  'prior.text_loss_weight': -0.5,
+  'mesh.data': 0,
+  'mesh.fsdp': -2,
+  'mesh.tensor': 0,
+  'sampling.temperature': -1.0,
+  'sampling.top_k': -1,
+  'sampling.batch_size': 0,
+  'evaluation.num_reconstructions': 0,
+  'evaluation.num_prompts': 0,
+  'evaluation.sheet_prompts': 0,
+  'evaluation.images_per_prompt': 0,
+  'evaluation.batch_size': -4,
+} | {
+  f'{stage}_training.{key}': value
+  for stage in ('dvae', 'prior')
+  for key, value in {
+    'num_steps': 0,
+    'batch_size': 0,
+    'accumulation_steps': 0,
+    'learning_rate': 0.0,
+    'final_learning_rate': -1.0,
+    'schedule': 'linear',
+    'warmup_steps': -1,
+    'b1': 1.0,
+    'b2': -0.1,
+    'eps': 0.0,
+    'weight_decay': -1.0,
+    'clip_norm': -1.0,
+    'ema_decay': 1.0,
+    'log_every': 0,
+    'eval_every': -1,
+    'eval_batches': 0,
+    'sheet_every': -1,
+    'checkpoint_every': -1,
+    'keep_checkpoints': 0,
+  }.items()
+}
+
+
+@pytest.mark.parametrize('path', BAD_VALUES)
+def test_bad_values_are_refused_by_name(path):
+  with pytest.raises(ValueError) as error:
+    Config.from_dict(_with(path, BAD_VALUES[path]))
+  message = str(error.value)
+  assert f'config.{path}' in message
+  assert str(BAD_VALUES[path]) in message
+
+
+def test_every_number_and_choice_is_checked():
+  """The others take any value of their type, or are checked with their neighbours below."""
+  free = {'data.path', 'data.data_dir', 'data.flip', 'data.caption_key', 'data.group_separator', 'dvae.min_log_scale',
+          'prior.remat', 'prior.image_loss_weight', 'logging.tensorboard', 'logging.wandb_project'}  # fmt: skip
+  keys = set()
+  for name, value in Config().to_dict().items():
+    keys |= {f'{name}.{key}' for key in value} if isinstance(value, dict) else {name}
+  assert keys == set(BAD_VALUES) | free
+
+
+@pytest.mark.parametrize(
+  ('values', 'words'),
+  [
+    (_with('data.source', 'folder'), ['config.data.path', 'folder']),
+    (_with('data.image_size', 36), ['config.data.image_size 36', 'downsampling 8', 'image_size=32']),
+    (
+      {'data': {'image_size': 64}, 'dvae': {'patch_size': 3, 'num_groups': 2}},
+      ['config.data.image_size 64', '6', 'image_size=66'],
+    ),
+    (_with('dvae_training', {'batch_size': 10, 'accumulation_steps': 4}), ['config.dvae_training.batch_size 10', '4']),
+    (_with('mesh', {'data': -1, 'fsdp': -1}), ['config.mesh', '-1']),
+    (_with('prior.image_loss_weight', -0.5), ['image_loss_weight', '-0.5']),
+    (_with('prior', {'text_loss_weight': 0.0, 'image_loss_weight': 0.0}), ['config.prior.text_loss_weight', 'both']),
+    ({'sampling': {'top_k': 9}, 'dvae': {'image_vocab_size': 8}}, ['config.sampling.top_k is 9', '8']),
+    (_with('data.image_size', 16), ['config.data.image_size is 16', '32']),
+  ],
+)
+def test_values_that_do_not_go_together_are_refused(values, words):
+  with pytest.raises(ValueError) as error:
+    Config.from_dict(values)
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_the_proposed_image_size_is_a_good_one():
+  with pytest.raises(ValueError) as error:
+    Config.from_dict(_with('data.image_size', 100))
+  proposal = int(re.search(r'image_size=(\d+)', str(error.value))[1])
+  assert Config.from_dict(_with('data.image_size', proposal)).grid_size == proposal // 8
+
+
+def test_the_base_configuration_holds_every_key_and_is_locked():
+  config = base_config()
+  assert config.to_dict() == Config().to_dict()
+  with pytest.raises(AttributeError, match='num_layers'):
+    config.prior.num_layer = 3
+  with pytest.raises(TypeError):
+    config.prior.num_layers = 'three'
+
+
+def test_the_configuration_is_frozen_and_hashable():
+  config = Config()
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.seed = 1
+  assert hash(config) == hash(Config())
+
+
+def test_difference_lists_changed_leaves_only():
+  old = Config().to_dict()
+  new = Config.from_dict({'seed': 1, 'prior': {'num_layers': 2}, 'data': {'crop': 'random'}}).to_dict()
+  assert difference(old, old) == []
+  assert difference(old, new) == [
+    "config.data.crop: 'center' -> 'random'",
+    'config.prior.num_layers: 64 -> 2',
+    'config.seed: 0 -> 1',
+  ]
+  assert difference({'a': 1}, {'b': {'c': 2}}) == [
+    "config.a: 1 -> '(absent)'",
+    "config.b: '(absent)' -> {'c': 2}",
+  ]
+
+
+def test_variants():
+  assert apply_variant(base_config(), '').to_dict() == base_config().to_dict()
+  tiny = Config.from_dict(apply_variant(base_config(), 'tiny'))
+  assert tiny.prior_training.num_steps < 50
+  with pytest.raises(ValueError, match="'tiny'; given 'huge'"):
+    apply_variant(base_config(), 'huge')

@@ -1,0 +1,111 @@
+"""The doors' errors: in this process where that will do, and through the real programs for each kind once."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dalle_jax import flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _door(name, *arguments, cwd):
+  command = [sys.executable, '-m', f'dalle_jax.{name}', *arguments]
+  environment = {'PATH': '/usr/bin:/bin', 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'HOME': str(cwd)}
+  return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def _error(finished):
+  """The one message of a refused command."""
+  assert finished.returncode == flags.EXIT_USER_ERROR, finished.stdout + finished.stderr
+  assert 'Traceback' not in finished.stderr
+  lines = [line for line in finished.stderr.splitlines() if line.startswith('error: ')]
+  assert len(lines) == 1, finished.stderr
+  return finished.stderr[finished.stderr.index('error: ') :]
+
+
+class TestFindConfig:
+  @pytest.fixture(autouse=True)
+  def elsewhere(self, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+  @pytest.mark.parametrize('given', ['configs/quickstart.py', 'quickstart.py', 'quickstart'])
+  @pytest.mark.parametrize('variant', ['', ':tiny', ':'])
+  def test_shipped_files_are_found_from_anywhere(self, given, variant):
+    path, colon, rest = flags.find_config(given + variant).partition(':')
+    assert pathlib.Path(path).samefile(ROOT / 'configs' / 'quickstart.py')
+    assert colon + rest == variant
+
+  def test_files_of_the_working_directory_win(self, tmp_path):
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'quickstart.py').write_text('')
+    assert flags.find_config('configs/quickstart.py:tiny') == 'configs/quickstart.py:tiny'
+
+  @pytest.mark.parametrize('given', ['configs/quickstar.py', 'mine/quickstart.py', '__init__', ':tiny'])
+  def test_what_does_not_exist_is_refused_with_the_list(self, given):
+    with pytest.raises(ValueError, match=r'no such file\. Shipped are .*configs/quickstart\.py'):
+      flags.find_config(given)
+
+
+TINY = ('--config=configs/quickstart.py:tiny', '--config.data.num_train=30', '--config.data.num_validation=8')
+TINY += ('--config.data.num_held_out=8', '--stop_after=data')
+
+
+def test_overrides_reach_the_run_and_a_work_directory_keeps_its_configuration(tmp_path):
+  finished = _door('train', *TINY, '--workdir=run', '--config.prior.num_layers=6', cwd=tmp_path)
+  assert finished.returncode == 0, finished.stderr
+  assert '30 train' in finished.stdout
+  assert '"num_layers": 6' in (tmp_path / 'run' / 'config.json').read_text()
+  error = _error(_door('train', *TINY, '--workdir=run', '--config.prior.num_layers=5', cwd=tmp_path))
+  assert str(tmp_path / 'run') in error
+  assert 'config.prior.num_layers: 6 -> 5' in error
+  assert 'config.seed' not in error
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--config=configs/quickstart.py', '--config.prior.num_layer=3'], ['num_layer', 'num_layers']),
+    (['--config=configs/quickstar.py'], ['configs/quickstar.py', 'no such file', 'configs/quickstart.py']),
+    (['--config=configs/quickstart.py:huge'], ['tiny', 'huge']),
+    (['--config=configs/quickstart.py', '--config.data.image_size=33'], ['config.data.image_size 33', 'image_size=32']),
+    (['--config=configs/quickstart.py', '--config.prior.num_layers=many'], ['num_layers', 'many']),
+    (['--config=configs/quickstart.py', '--wrokdir=x'], ['wrokdir', 'workdir']),
+    (['--workdir=x'], ['config']),
+    (['--config=configs/quickstart.py', 'stray'], ['stray']),
+  ],
+  ids=lambda value: ' '.join(value) if isinstance(value, list) and value[0].startswith('--') else None,
+)
+def test_train_refuses_mistakes_before_it_starts(arguments, words, tmp_path):
+  if arguments[-1] != '--workdir=x':
+    arguments = [*arguments, '--workdir=run']
+  error = _error(_door('train', *arguments, cwd=tmp_path))
+  for word in words:
+    assert word in error, error
+  assert not (tmp_path / 'run').exists()
+  assert len(error) < 600
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--prompt=a red circle'], ['nowhere', '--model']),
+    ([], ['--prompt']),
+    (['--prompt='], ['prompt', 'empty']),
+    (['--prompts_file=missing.txt'], ['--prompts_file missing.txt']),
+  ],
+)
+def test_generate_refuses_mistakes(arguments, words, tmp_path):
+  error = _error(_door('generate', '--model=nowhere', *arguments, cwd=tmp_path))
+  for word in words:
+    assert word in error, error
+  assert not list(tmp_path.iterdir())
+
+
+def test_errors_keep_one_line_of_a_long_story():
+  long = 'File "x.py", line 3\nTraceback (most recent call last):\n  more\nValueError: the reason'
+  assert flags._essence(ValueError(long)) == 'the reason'
+  assert re.fullmatch(r'Unknown configuration key .*a.*', flags._essence(KeyError('\'a\' Did you mean "b"?')))

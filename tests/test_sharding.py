@@ -1,0 +1,127 @@
+"""On one device; `tests/multi_device` compares real meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from dalle_jax import sharding
+from dalle_jax.config import Config, MeshConfig, TrainingConfig
+from dalle_jax.sharding import batch_divisor, make_mesh
+
+
+@pytest.fixture
+def many(monkeypatch):
+  """Pretends that there are eight devices, and makes meshes without any."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 8)
+  monkeypatch.setattr(jax, 'make_mesh', lambda shape, names, axis_types: AbstractMesh(shape, names))
+
+
+def _sizes(mesh):
+  return tuple(mesh.shape[name] for name in ('data', 'fsdp', 'tensor'))
+
+
+@pytest.mark.parametrize(
+  ('given', 'expected'),
+  [
+    ((-1, 1, 1), (8, 1, 1)),
+    ((-1, 2, 1), (4, 2, 1)),
+    ((1, -1, 4), (1, 2, 4)),
+    ((2, 4, -1), (2, 4, 1)),
+    ((2, 2, 2), (2, 2, 2)),
+  ],
+)
+def test_meshes_are_filled_up(many, given, expected):
+  mesh = make_mesh(MeshConfig(data=given[0], fsdp=given[1], tensor=given[2]))
+  assert _sizes(mesh) == expected
+  assert batch_divisor(mesh) == expected[0] * expected[1]
+
+
+@pytest.mark.parametrize('given', [(3, 1, 1), (-1, 3, 1), (2, 2, 1), (16, 1, 1), (-1, 16, 1)])
+def test_meshes_that_do_not_fit_are_refused(many, given):
+  with pytest.raises(ValueError, match=r'config\.mesh .* does not fit 8 device\(s\).* -1 to fill'):
+    make_mesh(MeshConfig(data=given[0], fsdp=given[1], tensor=given[2]))
+
+
+def test_one_device_makes_a_mesh_of_automatic_axes():
+  mesh = make_mesh(MeshConfig())
+  assert _sizes(mesh) == (1, 1, 1)
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def _box(shape, *names):
+  return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names=names)
+
+
+def _spec(box, sizes=(2, 2, 2)):
+  mesh = AbstractMesh(sizes, sharding.AXES)
+  return sharding.param_shardings({'leaf': box}, mesh)['leaf'].spec
+
+
+def test_parameters_are_split_by_the_names_of_their_axes():
+  assert _spec(_box((6, 3, 4, 8), 'embed', 'qkv', 'heads', 'head_dim')) == P('fsdp', None, 'tensor', None)
+  assert _spec(_box((10, 6), 'vocab', 'embed')) == P('tensor', 'fsdp')
+  assert _spec(_box((4, 5), None, 'position')) == P(None, None)
+  assert _spec(jax.ShapeDtypeStruct((4, 4), jnp.float32)) == P()  # unnamed: a copy on every device
+
+
+def test_axes_that_do_not_divide_stay_whole():
+  assert _spec(_box((7, 6), 'vocab', 'embed')) == P(None, 'fsdp')
+  assert _spec(_box((7, 6), 'vocab', 'embed'), (1, 4, 7)) == P('tensor', None)
+
+
+def test_no_mesh_axis_is_used_twice():
+  assert _spec(_box((4, 8), 'embed', 'embed')) == P('fsdp', None)
+
+
+def test_unknown_names_are_mistakes_of_the_program():
+  with pytest.raises(AssertionError, match='embeds'):
+    _spec(_box((4,), 'embeds'))
+
+
+def test_boxes_are_taken_off_and_the_tree_kept():
+  mesh = make_mesh(MeshConfig())
+  tree = {'a': _box((4,), 'embed'), 'b': [jax.ShapeDtypeStruct((), jnp.int32)]}
+  shardings = sharding.param_shardings(tree, mesh)
+  assert jax.tree.structure(shardings) == jax.tree.structure(nn.unbox(tree))
+
+
+def test_batches_become_global_arrays():
+  mesh = make_mesh(MeshConfig())
+  batch = {'image': np.arange(12, dtype=np.uint8).reshape(4, 3)}
+  for place in (sharding.to_global, sharding.from_whole):
+    placed = place(batch, mesh)['image']
+    np.testing.assert_array_equal(placed, batch['image'])
+    assert placed.sharding == sharding.batch_sharding(mesh)
+
+
+def _check(sizes, **changes):
+  groups = {'prior': {'num_heads': 4}} | changes
+  sharding.check(Config.from_dict(groups), AbstractMesh(sizes, sharding.AXES))
+
+
+def test_a_configuration_that_fits_is_let_through():
+  _check((2, 2, 2))
+  _check((1, 1, 1), prior_training={'batch_size': 7})
+
+
+def test_heads_must_divide_over_the_tensor_axis():
+  with pytest.raises(ValueError, match=r'config\.prior\.num_heads 4 is not divisible by the tensor axis 8'):
+    _check((1, 1, 8))
+
+
+@pytest.mark.parametrize('group', ['dvae_training', 'prior_training'])
+def test_batches_must_divide_over_the_mesh(group):
+  with pytest.raises(ValueError, match=rf'config\.{group}\.batch_size 12 in 1 part\(s\) .* 8 batch shards'):
+    _check((2, 4, 1), **{group: {'batch_size': 12}})
+  with pytest.raises(ValueError, match=rf'config\.{group}\.batch_size 16 in 4 part\(s\)'):
+    _check((2, 4, 1), **{group: {'batch_size': 16, 'accumulation_steps': 4}})
+
+
+def test_batches_must_divide_over_the_hosts(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  with pytest.raises(ValueError, match=r'on 3 host\(s\)'):
+    sharding.check_batch(TrainingConfig(batch_size=8), make_mesh(MeshConfig()), 'dvae_training')

@@ -1,0 +1,160 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dalle_jax.config import DvaeConfig, MeshConfig, TrainingConfig
+from dalle_jax.models import bottleneck, likelihood
+from dalle_jax.sharding import make_mesh, to_global, use_mesh
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.state import create_state
+from dalle_jax.training.step import make_train_step
+from dalle_jax.training.tasks.dvae import DvaeTask, cosine_ramp
+
+SIZE, CODES = 8, 12
+SHAPE = {
+  'image_vocab_size': CODES, 'hidden_size': 8, 'decoder_input_size': 8, 'num_groups': 2, 'blocks_per_group': 1,
+}  # fmt: skip
+TASK = DvaeTask(DvaeConfig(**SHAPE, kl_weight=0.5, kl_warmup_steps=4, temperature_steps=10, min_log_scale=-3.0), SIZE)
+
+
+@pytest.fixture(scope='module')
+def params():
+  rng = np.random.default_rng(0)
+  shapes = nn.unbox(jax.eval_shape(TASK.init, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope='module')
+def batch():
+  return {'image': np.random.default_rng(1).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)}
+
+
+@pytest.fixture(scope='module')
+def loss():
+  return jax.jit(TASK.loss)
+
+
+@pytest.fixture(scope='module')
+def means(params, batch):
+  return jax.device_get(jax.jit(TASK.evaluate)(params, batch, jax.random.key(0), jnp.asarray(3)))
+
+
+def _apply(params, argument, method):
+  return jax.jit(lambda p, x: TASK.model.apply({'params': p['dvae']}, x, method=method))(params, argument)
+
+
+def test_schedules_are_half_cosines_and_then_constant():
+  values = [float(cosine_ramp(jnp.asarray(step), 1.0, 0.2, 8)) for step in (0, 2, 4, 8, 99)]
+  assert values == pytest.approx([1, 0.6 + 0.4 * np.cos(np.pi / 4), 0.6, 0.2, 0.2])
+
+
+def test_the_papers_schedules():
+  task = DvaeTask(DvaeConfig(), 256)
+  assert [float(task.temperature(jnp.asarray(step))) for step in (0, 150_000)] == pytest.approx([1, 1 / 16])
+  assert [float(task.kl_weight(jnp.asarray(step))) for step in (0, 5_000)] == pytest.approx([0, 6.6 / 192])
+
+
+@pytest.mark.parametrize('step', [0, 2, 50])
+def test_the_loss_is_distortion_plus_weighted_kl(params, batch, loss, step):
+  key, step = jax.random.key(7), jnp.asarray(step)
+  value, metrics = loss(params, batch, key, step)
+  logits = _apply(params, batch['image'], 'encode_logits')
+  relaxed = bottleneck.gumbel_softmax(logits, key, TASK.temperature(step))
+  stats = _apply(params, relaxed, 'decode_stats')
+  nll = likelihood.logit_laplace_nll(likelihood.map_pixels(batch['image']), stats, -3.0)
+  kl = bottleneck.kl_to_uniform(logits)
+  assert kl.shape == (4, 4, 4)
+  assert value == pytest.approx(float(nll.mean() + TASK.kl_weight(step) * kl.mean()), rel=1e-5)
+  assert metrics['nll_relaxed'] == pytest.approx(float(nll.mean()), rel=1e-5)
+  assert metrics['kl_per_position'] == pytest.approx(float(kl.mean()), rel=1e-5)
+  assert metrics['kl_weight'] == pytest.approx([0, 0.25, 0.5][[0, 2, 50].index(int(step))])
+  mse = np.mean((np.asarray(likelihood.reconstruction(stats)) / 255 - batch['image'] / 255) ** 2)
+  assert metrics['psnr_relaxed'] == pytest.approx(-10 * np.log10(mse), abs=1e-3)
+
+
+def test_the_noise_is_the_keys(params, batch, loss):
+  first, again, other = (float(loss(params, batch, jax.random.key(k), jnp.asarray(1))[0]) for k in (0, 0, 1))
+  assert first == again != other
+
+
+def test_a_normal_likelihood_gives_way_to_the_logit_laplace(params, batch):
+  config = DvaeConfig(**SHAPE, kl_weight=0.0, normal_steps=10, normal_scale=0.2, min_log_scale=-3.0)
+  task = DvaeTask(config, SIZE)
+  loss = jax.jit(task.loss)
+  stats = _apply(params, bottleneck.gumbel_softmax(
+    _apply(params, batch['image'], 'encode_logits'), jax.random.key(0), 1.0), 'decode_stats')  # fmt: skip
+  location = 1 / (1 + np.exp(-np.float64(stats[..., :3])))
+  x = 0.1 + 0.8 * batch['image'] / 255
+  normal = np.mean((x - location) ** 2 / (2 * 0.2**2) + np.log(0.2 * np.sqrt(2 * np.pi)))
+  start, end = (loss(params, batch, jax.random.key(0), jnp.asarray(step)) for step in (0, 10))
+  assert start[0] == pytest.approx(normal, rel=1e-4)
+  assert end[0] == pytest.approx(float(end[1]['nll_relaxed']), rel=1e-5)
+  assert abs(start[0] - start[1]['nll_relaxed']) > 0.01
+
+
+def test_gradients_reach_every_parameter(params, batch):
+  grads = jax.jit(jax.grad(lambda p: TASK.loss(p, batch, jax.random.key(0), jnp.asarray(3))[0]))(params)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_evaluation_measures_the_decoded_codes(params, batch, means):
+  codes = np.asarray(_apply(params, batch['image'], 'encode'))
+  pictures = np.asarray(_apply(params, codes, 'decode'))
+  np.testing.assert_allclose(means['histogram'], np.bincount(codes.ravel(), minlength=CODES) / codes.size)
+  assert means['mse_hard'] == pytest.approx(np.mean((pictures / 255 - batch['image'] / 255) ** 2), rel=1e-4)
+  other = jax.jit(TASK.evaluate)(params, batch, jax.random.key(9), jnp.asarray(3))
+  assert other['nll_hard'] == means['nll_hard']
+  assert other['nll_relaxed'] != means['nll_relaxed']
+
+
+def test_the_summary_by_hand():
+  histogram = np.zeros(CODES)
+  histogram[:3] = 1 / 3
+  summary = TASK.summarize({
+    'nll_relaxed': np.array(0.7), 'nll_hard': np.array(0.5), 'mse_relaxed': np.array(0.01),
+    'mse_hard': np.array(0.001), 'kl_per_position': np.array(1.2), 'histogram': histogram,
+  })  # fmt: skip
+  bits = (0.5 + np.log(255 / 0.8) + 1.2 / (3 * 2 * 2)) / np.log(2)
+  assert summary == pytest.approx({
+    'loss': 0.5 + 0.5 * 1.2, 'nll_relaxed': 0.7, 'nll_hard': 0.5, 'psnr_relaxed': 20, 'psnr_hard': 30,
+    'kl_per_position': 1.2, 'bits_per_dim': bits, 'codebook_perplexity': 3, 'codebook_use': 3 / CODES,
+  }, rel=1e-5)  # fmt: skip
+
+
+def test_a_uniform_density_costs_eight_bits():
+  """A density of 1 / 0.8 on the mapped pixels' interval is even odds on 255 of the 256 byte values."""
+  means = {name: np.array(1.0) for name in ('nll_relaxed', 'mse_relaxed', 'mse_hard')}
+  means |= {'nll_hard': np.log(0.8), 'kl_per_position': np.array(0.0), 'histogram': np.eye(CODES)[0]}
+  assert TASK.summarize(means)['bits_per_dim'] == pytest.approx(8, abs=0.01)
+
+
+def test_it_learns_one_batch_by_heart():
+  rng = np.random.default_rng(2)
+  colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+  image = colors[rng.integers(0, 4, (4, 2, 2))].repeat(4, axis=1).repeat(4, axis=2)  # flat quarters
+  task = DvaeTask(DvaeConfig(**SHAPE, kl_weight=0.0, temperature_steps=200, normal_steps=1000), SIZE)
+  training = TrainingConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant', num_steps=150, ema_decay=0.0)
+  shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+
+  # The module's own initialisation, but for the time it takes to compile.
+  def fresh(leaf):
+    scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.0
+    return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
+
+  start = jax.tree.map(fresh, shapes)
+  mesh = make_mesh(MeshConfig())
+  with use_mesh(mesh):
+    tx = make_optimizer(training)
+    state = create_state(task, tx, mesh, 0, use_ema=False, initial=start)
+    step = make_train_step(task, tx, training, mesh, seed=0)
+    metrics = []
+    for _ in range(training.num_steps):
+      state, latest = step(state, to_global({'image': image}, mesh))
+      metrics.append(latest)
+    measured = task.summarize(jax.jit(task.evaluate)(state.params, {'image': image}, jax.random.key(0), state.step))
+  assert metrics[0]['psnr_relaxed'] < 10
+  assert measured['psnr_hard'] > 30  # a hundredth of the squared error and less
+  assert measured['codebook_perplexity'] > 3  # of four colors

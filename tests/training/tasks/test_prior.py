@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dalle_jax.config import Config, MeshConfig, TrainingConfig
+from dalle_jax.factory import make_dvae
+from dalle_jax.models import prior as prior_model
+from dalle_jax.sharding import make_mesh, to_global, use_mesh
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.state import create_state
+from dalle_jax.training.step import make_train_step
+from dalle_jax.training.tasks.prior import PriorTask
+
+TEXT, IMAGE = 20, 16
+CONFIG = Config.from_dict({
+  'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
+  'tokenizer': {'text_length': 5},
+  'dvae': {
+    'image_vocab_size': IMAGE, 'hidden_size': 4, 'decoder_input_size': 4, 'num_groups': 2, 'blocks_per_group': 1,
+  },
+  'prior': {'num_layers': 2, 'num_heads': 2, 'head_dim': 8, 'text_loss_weight': 0.25, 'image_loss_weight': 0.5},
+})  # fmt: skip
+TASK = PriorTask(CONFIG, TEXT)
+
+
+def _random_params(seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = nn.unbox(jax.eval_shape(TASK.init, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return _random_params()
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(1)
+  text = rng.integers(1, TEXT, (4, 4)).astype(np.int32)
+  text[0, 2:] = 0
+  return {'image': rng.integers(0, 256, (4, 8, 8, 3), np.uint8), 'text': text}
+
+
+@pytest.fixture(scope='module')
+def codes(params, batch):
+  return jax.jit(TASK.encode)(params, batch['image'])
+
+
+def test_codes_are_the_encoders_likeliest_row_by_row(params, batch, codes):
+  grid = jax.jit(lambda p, x: make_dvae(CONFIG.dvae).apply({'params': p['dvae']}, x, method='encode'))
+  np.testing.assert_array_equal(np.asarray(codes).reshape(4, 4, 4), grid(params, batch['image']))
+  assert len(np.unique(codes)) > 3
+
+
+def test_the_loss_is_the_weighted_sum_of_both_kinds(params, batch, codes):
+  value, metrics = jax.jit(TASK.loss)(params, batch, jax.random.key(0), jnp.asarray(0))
+  logits = jax.jit(TASK.model.split_logits)(params['prior'], batch['text'], codes)
+  text, image = prior_model.losses(*logits, jnp.asarray(batch['text']), codes)
+  assert value == pytest.approx(float(0.25 * text + 0.5 * image), rel=1e-5)
+  expected = {'text_nats_per_token': float(text), 'image_nats_per_token': float(image)}
+  assert jax.device_get(metrics) == pytest.approx(expected, rel=1e-5)
+  evaluated = jax.jit(TASK.evaluate)(params, batch, jax.random.key(1), jnp.asarray(9))
+  assert jax.device_get(evaluated) == pytest.approx({**expected, 'loss': float(value)}, rel=1e-5)
+
+
+def test_gradients_reach_the_prior_and_not_the_dvae(params, batch):
+  grads = jax.jit(jax.grad(lambda p: TASK.loss(p, batch, jax.random.key(0), jnp.asarray(0))[0]))(params)
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads['dvae']))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads['prior']):
+    assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_the_summary_by_hand():
+  means = {'loss': np.array(1.5), 'text_nats_per_token': np.array(2.0), 'image_nats_per_token': np.array(3.0)}
+  bits = 3 / np.log(2) * 16 / (3 * 8 * 8)
+  assert TASK.summarize(means) == pytest.approx(
+    {'loss': 1.5, 'text_nats_per_token': 2, 'image_nats_per_token': 3, 'image_bits_per_dim': bits}
+  )
+
+
+def test_it_learns_one_batch_by_heart_and_leaves_the_dvae_alone(params, batch):
+  training = TrainingConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant', num_steps=60, ema_decay=0.0)
+  mesh = make_mesh(MeshConfig())
+  with use_mesh(mesh):
+    tx = make_optimizer(training)
+    state = create_state(TASK, tx, mesh, 0, use_ema=False, initial={'dvae': params['dvae']})
+    assert set(state.params) == {'prior'}
+    step = make_train_step(TASK, tx, training, mesh, seed=0)
+    metrics = []
+    for _ in range(training.num_steps):
+      state, latest = step(state, to_global(batch, mesh))
+      metrics.append(latest)
+  first, last = metrics[0], metrics[-1]
+  # A fresh model knows nothing; what it ends with cannot be had without text and codes both seen.
+  assert first['text_nats_per_token'] == pytest.approx(np.log(TEXT), rel=1e-4)
+  assert first['image_nats_per_token'] == pytest.approx(np.log(IMAGE), rel=1e-4)
+  assert last['image_nats_per_token'] < first['image_nats_per_token'] / 5
+  assert last['text_nats_per_token'] < first['text_nats_per_token'] / 3
+  jax.tree.map(np.testing.assert_array_equal, state.frozen['dvae'], params['dvae'])

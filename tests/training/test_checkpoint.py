@@ -1,0 +1,168 @@
+import logging
+import shutil
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dalle_jax.sharding import use_mesh
+from dalle_jax.training.checkpoint import Checkpoints
+from dalle_jax.training.state import abstract_state, create_state
+
+
+@pytest.fixture
+def state(linear_task, mesh):
+  with use_mesh(mesh):
+    return create_state(linear_task(), optax.adam(0.1), mesh, 0, use_ema=True)
+
+
+@pytest.fixture
+def abstract(linear_task, mesh):
+  with use_mesh(mesh):
+    return abstract_state(linear_task(), optax.adam(0.1), mesh, use_ema=True)
+
+
+@pytest.fixture
+def failing_reads():
+  """Lets the reads that Orbax leaves behind when one of many fails come to their (noisy) ends within the test."""
+  yield
+  time.sleep(0.2)
+
+
+ignores_stray_reads = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+def _save(directory, state, losses, keep=2):
+  """Checkpoints of steps 1, 2, ... with these held-out losses (None: not measured)."""
+  with Checkpoints(directory, keep) as checkpoints:
+    for step, loss in enumerate(losses, 1):
+      shifted = jax.tree.map(lambda x, step=step: x + step, state)
+      checkpoints.save(step, shifted, {'position': step}, {'note': f'n{step}'}, loss)
+
+
+def test_what_is_saved_comes_back(tmp_path, state, abstract, assert_trees_equal):
+  _save(tmp_path, state, [None])
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    restored = checkpoints.restore_latest(abstract)
+  assert_trees_equal(restored.state, jax.tree.map(lambda x: x + 1, state))
+  assert (restored.step, restored.data, restored.meta) == (1, {'position': 1}, {'note': 'n1'})
+  for leaf, like in zip(jax.tree.leaves(restored.state), jax.tree.leaves(abstract), strict=True):
+    assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+
+
+def test_an_empty_directory_gives_none(tmp_path, abstract):
+  with Checkpoints(tmp_path / 'new', 2) as checkpoints:
+    assert checkpoints.restore_latest(abstract) is None
+    assert checkpoints.steps() == [] and checkpoints.best_step() is None
+
+
+@pytest.mark.parametrize(
+  ('losses', 'kept', 'best'),
+  [
+    ([3.0, 1.0, 2.0, 4.0, 5.0], [2, 4, 5], 2),
+    ([5.0, 4.0, 3.0, 2.0], [3, 4], 4),
+    ([None, None, None, None], [3, 4], None),
+    ([None, 2.0, None, None, None], [2, 4, 5], 2),
+  ],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, state, losses, kept, best):
+  _save(tmp_path, state, losses)
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.steps() == kept
+    assert checkpoints.best_step() == best
+
+
+def test_the_best_survives_a_restart(tmp_path, state, abstract):
+  _save(tmp_path, state, [1.0, None, 3.0])
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    checkpoints.restore_latest(abstract)
+    checkpoints.save(4, state, {}, {}, 2.0)
+    checkpoints.save(5, state, {}, {})
+    assert checkpoints.best_step() == 1
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.steps() == [1, 4, 5]
+
+
+def test_saving_backwards_is_refused(tmp_path, state):
+  _save(tmp_path, state, [None, None])
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    for step in (1, 2):
+      with pytest.raises(ValueError, match='holds step 2 already'):
+        checkpoints.save(step, state, {}, {})
+
+
+def _arrays(directory):
+  return [path for path in directory.rglob('d/*') if path.is_file()]
+
+
+def _cut(directory):
+  for path in _arrays(directory):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(directory):
+  for path in _arrays(directory):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _lose(directory):
+  for path in _arrays(directory):
+    path.unlink()
+
+
+def _empty(name):
+  def damage(directory):
+    for path in (directory / name).iterdir():
+      path.write_bytes(b'')
+
+  return damage
+
+
+DAMAGES = {
+  'cut': _cut,
+  'flipped': _flip,
+  'lost': _lose,
+  'no state': lambda directory: shutil.rmtree(directory / 'state'),
+  'empty data': _empty('data'),
+  'empty meta': _empty('meta'),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+@ignores_stray_reads
+@pytest.mark.usefixtures('failing_reads')
+def test_a_damaged_newest_is_named_and_skipped(tmp_path, state, abstract, assert_trees_equal, caplog, kind):
+  _save(tmp_path, state, [None, 2.0, 1.0])
+  DAMAGES[kind](tmp_path / '3')
+  with caplog.at_level(logging.WARNING), Checkpoints(tmp_path, 2) as checkpoints:
+    restored = checkpoints.restore_latest(abstract)
+    assert restored.step == 2
+    assert_trees_equal(restored.state, jax.tree.map(lambda x: x + 2, state))
+    assert f'{tmp_path / "3"} cannot be restored' in caplog.text
+    checkpoints.save(3, state, {'position': 3}, {})  # training arrives there again
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.restore_latest(abstract).step == 3
+
+
+@ignores_stray_reads
+@pytest.mark.usefixtures('failing_reads')
+def test_when_none_can_be_read_it_is_an_error(tmp_path, state, abstract):
+  _save(tmp_path, state, [None, None])
+  for step in ('1', '2'):
+    _cut(tmp_path / step)
+  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'None of the checkpoints \[1, 2\]'):
+    checkpoints.restore_latest(abstract)
+
+
+@ignores_stray_reads
+@pytest.mark.usefixtures('failing_reads')
+def test_another_shape_is_an_error(tmp_path, state, abstract):
+  _save(tmp_path, state, [None])
+  wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 1), x.dtype, sharding=None), abstract)
+  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match='None of the checkpoints'):
+    checkpoints.restore_latest(wrong)
+  assert np.asarray(state.step) == 0

@@ -1,0 +1,187 @@
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from dalle_jax.training.checkpoint import Checkpoints
+from dalle_jax.training.loop import Hook, NonFiniteError, train
+from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.signals import Interrupted
+from dalle_jax.training.state import abstract_state
+
+
+@pytest.fixture
+def fit(linear_task, stream, mesh, quiet):
+  """train() on the noisy toy task; returns the state and the stream."""
+
+  def run(workdir, config, *, task=None, batches=None, **kwargs):
+    batches = batches or stream()
+    kwargs = {'mesh': mesh, 'seed': 3, 'logging': quiet} | kwargs
+    return train(task or linear_task(noise=0.1), config, workdir=workdir, batches=batches, **kwargs), batches
+
+  return run
+
+
+def _steps(workdir, key='loss'):
+  return [values['step'] for values in read_metrics(workdir / 'metrics.jsonl') if key in values]
+
+
+def _held_out(stream):
+  def batches():
+    source = stream(seed=9)
+    return [next(source), next(source)]
+
+  return batches
+
+
+def test_one_batch_is_fitted(fit, tmp_path, make_config, linear_task, stream):
+  config = make_config(num_steps=400, log_every=100, checkpoint_every=0, b2=0.99)
+  fit(tmp_path, config, task=linear_task(), batches=stream(fixed=True))
+  losses = [values['loss'] for values in read_metrics(tmp_path / 'metrics.jsonl')]
+  assert losses[-1] < 1e-3 < 1 < losses[0]
+
+
+def test_a_run_stopped_in_the_middle_ends_as_an_uninterrupted_one(
+  fit, tmp_path, make_config, assert_trees_equal, stream
+):
+  config = make_config(eval_every=6)
+  whole, whole_stream = fit(tmp_path / 'whole', config, eval_batches=_held_out(stream))
+
+  def interrupt(state, step):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(Interrupted, match='step 5 of 12'):
+    fit(tmp_path / 'parts', config, eval_batches=_held_out(stream), hooks=[Hook(5, interrupt)])
+  resumed, resumed_stream = fit(tmp_path / 'parts', config, eval_batches=_held_out(stream))
+  assert_trees_equal(resumed, whole)
+  assert resumed_stream.state() == whole_stream.state() == {'position': 12}
+  assert _steps(tmp_path / 'parts') == _steps(tmp_path / 'whole') == [3, 6, 9, 12]
+  assert _steps(tmp_path / 'parts', 'eval/loss') == [6, 12]
+
+
+def test_a_crash_after_a_checkpoint_repeats_the_lost_steps_exactly(fit, tmp_path, make_config, assert_trees_equal):
+  def crash(state, step):
+    raise OSError('power cut')
+
+  config = make_config(log_every=1, num_steps=10)
+  with pytest.raises(OSError, match='power cut'):
+    fit(tmp_path / 'parts', config, hooks=[Hook(7, crash)])
+  assert _steps(tmp_path / 'parts') == [1, 2, 3, 4, 5, 6, 7]
+  resumed, _ = fit(tmp_path / 'parts', config)
+  whole, _ = fit(tmp_path / 'whole', config)
+  assert_trees_equal(resumed, whole)
+  assert _steps(tmp_path / 'parts') == list(range(1, 11))
+  first, second = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('parts', 'whole'))
+  assert [values['loss'] for values in first] == [values['loss'] for values in second]
+
+
+def test_a_checkpoint_holds_the_state_of_its_step(fit, tmp_path, make_config, assert_trees_equal, linear_task, mesh):
+  seen = {}
+  # The asynchronous write must not see the buffers that later steps reuse.
+  hook = Hook(4, lambda state, step: seen.update({step: jax.tree.map(np.array, state)}))
+  config = make_config()
+  fit(tmp_path, config, hooks=[hook])
+  with Checkpoints(tmp_path / 'checkpoints', 3) as checkpoints:
+    abstract = abstract_state(linear_task(), make_optimizer(config), mesh, True)
+    for step in (4, 8, 12):
+      restored = checkpoints.restore(step, abstract)
+      assert_trees_equal(restored.state, seen[step])
+      assert restored.data == {'position': step}
+
+
+def test_a_finished_run_returns_at_once(fit, tmp_path, make_config, assert_trees_equal, stream):
+  config = make_config()
+  first, _ = fit(tmp_path, config)
+  lines = (tmp_path / 'metrics.jsonl').read_text()
+  again, untouched = fit(tmp_path, config, hooks=[Hook(1, lambda state, step: pytest.fail('trained again'))])
+  assert_trees_equal(first, again)
+  assert untouched.state() == {'position': 0}
+  assert (tmp_path / 'metrics.jsonl').read_text() == lines
+
+
+def test_nan_is_named_and_the_last_good_checkpoint_stays(fit, tmp_path, make_config, stream):
+  config = make_config(num_steps=20, log_every=5, checkpoint_every=4)
+  with pytest.raises(NonFiniteError) as error:
+    fit(tmp_path, config, batches=stream(poison=(6,)))
+  message = str(error.value)
+  assert 'non-finite at step 7 ' in message
+  assert 'steps 6 to 8' in message  # the checkpoint due at step 8 was not written
+  assert 'loss=nan' in message and 'last good checkpoint is step 4' in message
+  with Checkpoints(tmp_path / 'checkpoints', 3) as checkpoints:
+    assert checkpoints.steps() == [4]
+  resumed, _ = fit(tmp_path, config)
+  assert int(resumed.step) == 20
+
+
+def test_nan_is_found_at_a_log_line_without_checkpoints(fit, tmp_path, make_config, stream):
+  config = make_config(num_steps=20, log_every=3, checkpoint_every=0)
+  with pytest.raises(NonFiniteError, match=r'at step 2 .*steps 1 to 3.*No checkpoint'):
+    fit(tmp_path, config, batches=stream(poison=(1,)))
+
+
+def test_evaluation_uses_the_average_and_tracks_the_best(fit, tmp_path, make_config, stream, linear_task, mesh):
+  config = make_config(num_steps=6, eval_every=3, checkpoint_every=3)
+  state, _ = fit(tmp_path, config, task=linear_task(), eval_batches=_held_out(stream))
+  lines = [values for values in read_metrics(tmp_path / 'metrics.jsonl') if 'eval/loss' in values]
+  squares = []
+  for batch in _held_out(stream)():
+    model = jax.tree.map(np.asarray, state.ema['model'])
+    squares.append((batch['x'] @ model['kernel'] + model['bias'] + 0.5 - batch['y']) ** 2)
+  np.testing.assert_allclose(lines[-1]['eval/loss'], np.mean(squares), rtol=1e-5)
+  assert [values['eval/step'] for values in lines] == [3, 6]
+  with Checkpoints(tmp_path / 'checkpoints', 3) as checkpoints:
+    restored = checkpoints.restore_latest(abstract_state(linear_task(), make_optimizer(config), mesh, True))
+  assert restored.meta['history'] == {'best_loss': lines[-1]['eval/loss'], 'best_step': 6}
+
+
+def test_hooks_run_on_schedule_and_at_the_end(fit, tmp_path, make_config):
+  calls = []
+  hooks = [
+    Hook(4, lambda state, step: calls.append(('every', step, int(state.step)))),
+    Hook(0, lambda state, step: calls.append(('last', step, int(state.step))), last=True),
+    Hook(0, lambda state, step: calls.append(('never', step, 0))),
+  ]
+  fit(tmp_path, make_config(num_steps=10), hooks=hooks)
+  assert calls == [('every', 4, 4), ('every', 8, 8), ('last', 10, 10)]
+
+
+def test_logged_metrics_are_means_over_the_interval(fit, tmp_path, make_config, linear_task, stream):
+  fit(tmp_path, make_config(num_steps=5, log_every=3), task=linear_task())
+  source = stream()
+  means = [next(source)['x'].mean() for _ in range(5)]
+  lines = read_metrics(tmp_path / 'metrics.jsonl')
+  assert [values['step'] for values in lines] == [3, 5]
+  np.testing.assert_allclose([v['mean_x'] for v in lines], [np.mean(means[:3]), np.mean(means[3:])], rtol=1e-5)
+  assert all({'loss', 'grad_norm', 'param_norm', 'learning_rate', 'steps_per_second'} <= set(v) for v in lines)
+  np.testing.assert_allclose(lines[1]['examples_per_second'], 8 * lines[1]['steps_per_second'])
+
+
+def test_initial_and_meta_reach_the_state_and_the_checkpoint(fit, tmp_path, make_config, linear_task, mesh):
+  config = make_config(num_steps=2)
+  initial = {'offset': {'value': np.array([7.0, 8.0], np.float32)}}
+  state, _ = fit(tmp_path, config, initial=initial, meta={'note': 'x'})
+  np.testing.assert_array_equal(state.frozen['offset']['value'], [7, 8])
+  with Checkpoints(tmp_path / 'checkpoints', 3) as checkpoints:
+    restored = checkpoints.restore_latest(abstract_state(linear_task(), make_optimizer(config), mesh, True))
+  assert restored.meta['note'] == 'x'
+
+
+def test_data_that_ends_is_an_error(fit, tmp_path, make_config, stream):
+  class Short(stream):
+    def __next__(self):
+      if self.position == 3:
+        raise StopIteration
+      return super().__next__()
+
+  with pytest.raises(ValueError, match='ended at step 3'):
+    fit(tmp_path, make_config(), batches=Short())
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_changed_model_does_not_start_over_silently(fit, tmp_path, make_config):
+  fit(tmp_path, make_config(num_steps=4))
+  with pytest.raises(ValueError, match='None of the checkpoints'):
+    fit(tmp_path, make_config(num_steps=8, ema_decay=0.0))

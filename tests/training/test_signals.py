@@ -1,0 +1,52 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from dalle_jax.training.signals import EXIT_INTERRUPTED, StopSignals
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_becomes_a_flag_and_handlers_come_back(number):
+  former = signal.getsignal(number)
+  with StopSignals() as stop:
+    assert not stop.stop_requested
+    os.kill(os.getpid(), number)
+    assert stop.stop_requested
+    assert signal.getsignal(number) != former
+  assert signal.getsignal(number) == former
+
+
+@pytest.mark.parametrize('first', [signal.SIGINT, signal.SIGTERM])
+def test_the_second_interrupt_raises_at_once(first):
+  former = signal.getsignal(signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt), StopSignals():
+    os.kill(os.getpid(), first)
+    os.kill(os.getpid(), signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) == former
+
+
+def test_a_second_sigterm_does_not_raise():
+  with StopSignals() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+  assert stop.stop_requested
+
+
+def test_in_another_thread_it_does_nothing():
+  former = signal.getsignal(signal.SIGINT)
+  seen = []
+
+  def work():
+    with StopSignals() as stop:
+      seen.append((signal.getsignal(signal.SIGINT) == former, stop.stop_requested))
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [(True, False)]
+
+
+def test_the_exit_status_is_neither_success_nor_a_common_failure():
+  assert EXIT_INTERRUPTED not in (0, 1, 2)
