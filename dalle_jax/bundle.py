@@ -1,6 +1,6 @@
 """A trained model as one directory, the bundle: everything a command needs to use the model, and nothing else.
 
-    bundle.json       format version, code version, fingerprints of parameters, tokenizer and data
+    bundle.json       format version, code version, fingerprints of parameters, tokenizer and data, sizes of files
     config.json       the configuration it was trained with
     tokenizer.model   the captions' SentencePiece model
     params/           the parameters, {'dvae': ..., 'prior': ...}, written by Orbax
@@ -21,7 +21,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import dalle_jax
-from dalle_jax import sharding
+from dalle_jax import sharding, trees
 from dalle_jax.config import Config
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.factory import make_dvae, make_prior
@@ -91,6 +91,7 @@ def save(path: Path, config: Config, tokenizer: Tokenizer, params: dict[str, Any
       'text_vocab_size': tokenizer.vocab_size,
       'tokenizer': tokenizer.pieces_hash,
       'data': data_fingerprint,
+      'files': _sizes(partial / 'params'),
     }
     if jax.process_count() == 1:
       info['params'] = fingerprint(params)
@@ -98,6 +99,12 @@ def save(path: Path, config: Config, tokenizer: Tokenizer, params: dict[str, Any
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
   _barrier('bundle_end')
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+  """Bytes of every file below a directory, by its path from there."""
+  files = (file for file in sorted(directory.rglob('*')) if file.is_file())
+  return {file.relative_to(directory).as_posix(): file.stat().st_size for file in files}
 
 
 def _barrier(name: str) -> None:
@@ -128,11 +135,20 @@ def check(path: Path) -> dict[str, Any]:
     )
   try:
     info = json.loads((path / 'bundle.json').read_text())
-    version = info['format_version']
+    version, files = info['format_version'], dict(info.get('files', {}))
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path / "bundle.json"} is damaged ({error}); run the training command again.') from None
   if version != FORMAT_VERSION:
     raise ValueError(f'{path} has bundle format {version}; this version of dalle_jax reads format {FORMAT_VERSION}.')
+  found = _sizes(path / 'params')
+  damaged = [
+    f'{name} ({found.get(name, 0)} of {size} bytes)' for name, size in files.items() if found.get(name) != size
+  ]
+  if damaged:
+    raise ValueError(
+      f'The parameters in {path / "params"} are damaged: {", ".join(damaged[:3])}'
+      f'{", ..." if len(damaged) > 3 else ""}. Copy the directory again or run the training command again.'
+    )
   return info
 
 
@@ -142,8 +158,6 @@ def load(path: Path, mesh: Mesh) -> Bundle:
   Raises:
     ValueError: the directory is missing, half-written or damaged.
   """
-  import orbax.checkpoint as ocp
-
   path = Path(path).absolute()
   info = check(path)
   try:
@@ -156,15 +170,24 @@ def load(path: Path, mesh: Mesh) -> Bundle:
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), nn.unbox(boxed), shardings
   )
+  return Bundle(config, tokenizer, _read_params(path, abstract), info)
+
+
+def _read_params(path: Path, abstract: Any) -> Any:
+  """The parameters, onto the devices that `abstract` names. They are compared with it before anything is read."""
+  import orbax.checkpoint as ocp
+
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      params = checkpointer.restore(path / 'params', abstract)
+      differences = trees.differences(checkpointer.metadata(path / 'params').item_metadata.tree, abstract)
+      if not differences:
+        return checkpointer.restore(path / 'params', abstract)
   except Exception as error:  # Orbax and its storage raise many kinds, and say what helps in their first line
     first = str(error).strip().partition('\n')[0]
     raise ValueError(
       f'The parameters in {path / "params"} cannot be read: {first[:300]} Run the training command again.'
     ) from error
-  return Bundle(config, tokenizer, params, info)
+  raise ValueError(f'The parameters in {path / "params"} do not fit {path / "config.json"}: {differences}.')
 
 
 def init_params(config: Config, text_vocab_size: int) -> dict[str, Any]:

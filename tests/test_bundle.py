@@ -63,6 +63,8 @@ def test_what_is_saved_is_loaded_bit_for_bit(saved, params, tokenizer, mesh):
 
 def test_a_bundle_says_what_it_is(saved, params, tokenizer):
   info = bundle.check(saved)
+  files = info.pop('files')
+  assert files and all((saved / 'params' / name).stat().st_size == size for name, size in files.items())
   assert info == {
     'format_version': bundle.FORMAT_VERSION,
     'dalle_jax_version': dalle_jax.__version__,
@@ -144,19 +146,28 @@ def test_parameters_of_another_shape_are_refused(copy, mesh):
   values = json.loads((copy / 'config.json').read_text())
   values['prior']['num_layers'] = 3
   (copy / 'config.json').write_text(json.dumps(values))
-  with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
+  message = (
+    r"params do not fit .*config\.json: .*'scale'\]: given float32\[2, 8\], expected float32\[3, 8\]; .*and \d+ more"
+  )
+  with pytest.raises(ValueError, match=message):
     bundle.load(copy, mesh)
 
 
 def test_parameters_with_missing_files_are_refused(copy, mesh):
   for file in (copy / 'params').iterdir():
     shutil.rmtree(file) if file.is_dir() else file.unlink()
-  with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
+  with pytest.raises(ValueError, match=r'The parameters in .*params are damaged: .*\(0 of \d+ bytes\), \.\.\.'):
     bundle.load(copy, mesh)
 
 
 def test_a_cut_parameter_file_is_refused(copy, mesh):
   largest = max((file for file in (copy / 'params').rglob('*') if file.is_file()), key=lambda file: file.stat().st_size)
   largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+  with pytest.raises(ValueError, match=r'The parameters in .*params are damaged: .*\(\d+ of \d+ bytes\)'):
+    bundle.load(copy, mesh)
+
+
+def test_unreadable_parameters_are_refused(copy, mesh):
+  (copy / 'params' / '_METADATA').write_bytes(b'?' * (copy / 'params' / '_METADATA').stat().st_size)
   with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
     bundle.load(copy, mesh)

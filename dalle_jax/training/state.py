@@ -7,9 +7,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from dalle_jax import trees
 from dalle_jax.sharding import param_shardings
 from dalle_jax.training.keys import named_key
 
@@ -101,25 +101,10 @@ def _unbox(tree: Any) -> Any:
 def _place(name: str, tree: Any, expected: dict[str, Any]) -> Any:
   if name not in expected:
     raise ValueError(f'Initial parameters name the collection {name!r}; the task has {", ".join(sorted(expected))}.')
-  differences = _differences(tree, expected[name])
-  if differences:
-    shown = '; '.join(differences[:5]) + (f'; and {len(differences) - 5} more' if len(differences) > 5 else '')
+  shown = trees.differences(tree, expected[name])
+  if shown:
     raise ValueError(
       f'The initial parameters of {name!r} do not fit the model which the configuration describes: {shown}. '
       'Use the configuration that they were trained with.'
     )
   return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), tree, expected[name])
-
-
-def _differences(given: Any, expected: Any) -> list[str]:
-  given, expected = _described(given), _described(expected)
-  return [
-    f'{path}: given {given.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
-    for path in sorted(given | expected)
-    if given.get(path) != expected.get(path)
-  ]
-
-
-def _described(tree: Any) -> dict[str, str]:
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {jax.tree_util.keystr(path): f'{leaf.dtype}{list(np.shape(leaf))}' for path, leaf in leaves}

@@ -1,0 +1,30 @@
+"""How two trees of arrays differ, in words."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+_MOST_SHOWN = 5
+
+
+def differences(given: Any, expected: Any) -> str:
+  """The leaves whose place, dtype or shape differ, as 'PATH: given DTYPE[SHAPE], expected ...; ...'; '' for none.
+
+  Args:
+    given: a tree whose leaves have `dtype` and `shape`.
+    expected: another.
+  """
+  given, expected = _described(given), _described(expected)
+  lines = [
+    f'{path}: given {given.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
+    for path in sorted(given | expected)
+    if given.get(path) != expected.get(path)
+  ]
+  more = len(lines) - _MOST_SHOWN
+  return '; '.join(lines[:_MOST_SHOWN]) + (f'; and {more} more' if more > 0 else '')
+
+
+def _described(tree: Any) -> dict[str, str]:
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(path): f'{np.dtype(leaf.dtype)}{list(leaf.shape)}' for path, leaf in leaves}
