@@ -14,6 +14,7 @@ import ml_collections
 SOURCES = ('captioned_shapes', 'folder', 'tfds')
 DTYPES = ('float32', 'bfloat16')
 SCHEDULES = ('cosine', 'constant')
+OPTIMIZERS = ('adamw', 'muon')
 
 
 def _require(condition: bool, message: str) -> None:
@@ -107,8 +108,9 @@ class DvaeConfig:
   temperature_steps: int = 150_000  # cosine from start to end
   kl_weight: float = 6.6 / 192  # on the KL per position; 6.6/192 at 256x256 (appendix A.2)
   kl_warmup_steps: int = 5_000  # cosine from 0 to kl_weight
-  # The next four are for short runs; their defaults leave the released models' recipe as it is.
+  # The next six are for short runs; their defaults leave the released models' recipe as it is.
   logits_init_scale: float = 1.0  # of the encoder's output weights at initialisation
+  residual_gain: float = 0.0  # of the blocks' branches; 0: 1 / (number of blocks)^2 as in the released models
   codebook_init_scale: float = 1.0  # of the decoder's input weights at initialisation
   normal_steps: int = 0  # steps over which a normal likelihood of the pixels gives way to the logit-Laplace
   normal_scale: float = 0.1  # standard deviation of that normal, on mapped pixels
@@ -134,6 +136,7 @@ class DvaeConfig:
       f'config.dvae.hidden_size is {self.hidden_size}; it must be a multiple of 4, as blocks work at a quarter width.',
     )
     _require(self.normal_steps >= 0, f'config.dvae.normal_steps is {self.normal_steps}; it must be 0 or more.')
+    _require(self.residual_gain >= 0, f'config.dvae.residual_gain is {self.residual_gain}; it must be 0 or more.')
     _require(self.kl_weight >= 0, f'config.dvae.kl_weight is {self.kl_weight}; it must be 0 or more.')
     _require(
       self.temperature_end <= self.temperature_start,
@@ -175,11 +178,13 @@ class TrainingConfig:
   num_steps: int = 1_000
   batch_size: int = 32  # examples per optimizer step, over all devices and hosts
   accumulation_steps: int = 1  # parts into which a batch is cut to save memory
-  learning_rate: float = 3e-4
+  optimizer: str = 'adamw'  # 'adamw' as in the paper, or 'muon' for the matrices of blocks and AdamW for the rest
+  learning_rate: float = 3e-4  # AdamW's
+  muon_learning_rate: float = 0.02  # Muon's, at the same points of the schedule
   final_learning_rate: float = 0.0  # at the end of a cosine schedule
   schedule: str = 'cosine'
   warmup_steps: int = 100
-  b1: float = 0.9
+  b1: float = 0.9  # AdamW's, and Muon's momentum
   b2: float = 0.96
   eps: float = 1e-8
   weight_decay: float = 0.0
@@ -195,9 +200,10 @@ class TrainingConfig:
   def __post_init__(self) -> None:
     group = '{dvae,prior}_training'
     _require_choice(group, self, 'schedule', SCHEDULES)
+    _require_choice(group, self, 'optimizer', OPTIMIZERS)
     _require_positive(
-      group, self, 'num_steps', 'batch_size', 'accumulation_steps', 'learning_rate', 'eps', 'log_every',
-      'eval_batches', 'keep_checkpoints',
+      group, self, 'num_steps', 'batch_size', 'accumulation_steps', 'learning_rate', 'muon_learning_rate', 'eps',
+      'log_every', 'eval_batches', 'keep_checkpoints',
     )  # fmt: skip
     for name in ('b1', 'b2', 'ema_decay'):
       value = getattr(self, name)

@@ -16,6 +16,7 @@ def make_dvae(config: DvaeConfig) -> Dvae:
     num_groups=config.num_groups,
     blocks_per_group=config.blocks_per_group,
     patch_size=config.patch_size,
+    residual_gain=config.residual_gain,
     logits_init_scale=config.logits_init_scale,
     codebook_init_scale=config.codebook_init_scale,
     dtype=jnp.dtype(config.dtype),

@@ -104,8 +104,10 @@ def param_shardings(abstract: Any, mesh: Mesh) -> Any:
     The same tree without boxes, with a `NamedSharding` for every leaf (replicated where unnamed).
   """
 
-  def one(leaf: Any) -> NamedSharding:
+  def one(leaf: Any) -> Any:
     if isinstance(leaf, nn.LogicallyPartitioned):
+      if not jax.tree.leaves(leaf.value):
+        return leaf.value  # the optimizer keeps nothing for this parameter
       return NamedSharding(mesh, _spec(leaf.names, leaf.value.shape, mesh))
     return replicated(mesh)
 

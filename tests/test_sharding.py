@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from jax.sharding import AbstractMesh
@@ -87,6 +88,13 @@ def test_boxes_are_taken_off_and_the_tree_kept():
   tree = {'a': _box((4,), 'embed'), 'b': [jax.ShapeDtypeStruct((), jnp.int32)]}
   shardings = sharding.param_shardings(tree, mesh)
   assert jax.tree.structure(shardings) == jax.tree.structure(nn.unbox(tree))
+
+
+def test_a_parameter_without_optimizer_state_needs_no_sharding():
+  tree = {'kept': _box((4,), None), 'left_out': nn.LogicallyPartitioned(optax.MaskedNode(), names=('embed',))}
+  shardings = sharding.param_shardings(tree, make_mesh(MeshConfig()))
+  assert shardings['left_out'] == optax.MaskedNode()
+  assert shardings['kept'].spec == P(None)
 
 
 def test_batches_become_global_arrays():

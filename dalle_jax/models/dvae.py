@@ -88,17 +88,17 @@ class Encoder(nn.Module):
   num_groups: int
   blocks_per_group: int
   patch_size: int
+  post_gain: float
   logits_init_scale: float
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    post_gain = 1 / (self.num_groups * self.blocks_per_group) ** 2
     x = Conv(self.hidden_size, 7, self.dtype, name='input')(fold(x, self.patch_size))
     for group in range(self.num_groups):
       for block in range(self.blocks_per_group):
         features = self.hidden_size * 2**group
-        x = Block(features, (3, 3, 3, 1), post_gain, self.dtype, name=f'group_{group + 1}_block_{block + 1}')(x)
+        x = Block(features, (3, 3, 3, 1), self.post_gain, self.dtype, name=f'group_{group + 1}_block_{block + 1}')(x)
       if group < self.num_groups - 1:
         x = max_pool(x)
     return Conv(self.image_vocab_size, 1, init_scale=self.logits_init_scale, name='output')(nn.relu(x))
@@ -113,19 +113,19 @@ class Decoder(nn.Module):
   num_groups: int
   blocks_per_group: int
   patch_size: int
+  post_gain: float
   codebook_init_scale: float
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, codes: jax.Array) -> jax.Array:
-    post_gain = 1 / (self.num_groups * self.blocks_per_group) ** 2
     x = CodeEmbed(self.image_vocab_size, self.input_size, self.codebook_init_scale, name='input')(codes).astype(
       self.dtype
     )
     for group in range(self.num_groups):
       for block in range(self.blocks_per_group):
         features = self.hidden_size * 2 ** (self.num_groups - 1 - group)
-        x = Block(features, (1, 3, 3, 3), post_gain, self.dtype, name=f'group_{group + 1}_block_{block + 1}')(x)
+        x = Block(features, (1, 3, 3, 3), self.post_gain, self.dtype, name=f'group_{group + 1}_block_{block + 1}')(x)
       if group < self.num_groups - 1:
         x = x.repeat(2, axis=1).repeat(2, axis=2)
     x = Conv(6 * self.patch_size**2, 1, self.dtype, name='output')(nn.relu(x))
@@ -161,6 +161,7 @@ class Dvae(nn.Module):
   num_groups: int
   blocks_per_group: int
   patch_size: int = 1
+  residual_gain: float = 0.0  # of the blocks' branches; 0: 1 / (number of blocks)^2
   logits_init_scale: float = 1.0
   codebook_init_scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
@@ -172,6 +173,7 @@ class Dvae(nn.Module):
       'num_groups': self.num_groups,
       'blocks_per_group': self.blocks_per_group,
       'patch_size': self.patch_size,
+      'post_gain': self.residual_gain or (self.num_groups * self.blocks_per_group) ** -2,
       'dtype': self.dtype,
     }
     self.encoder = Encoder(logits_init_scale=self.logits_init_scale, **shape)

@@ -175,3 +175,10 @@ def test_block_scales_its_branch_only():
   np.testing.assert_array_equal(branch(0.0), 0 * x)
   np.testing.assert_allclose(branch(0.5), branch(1.0) / 2, atol=1e-5)
   assert np.abs(branch(1.0)).max() > 0.1
+
+
+def test_the_gain_of_the_blocks_is_the_released_one_or_the_one_given(tiny_params, images):
+  # TINY has 2 * 1 blocks on each side.
+  default = _apply(tiny_params, images, 'encode_logits')
+  np.testing.assert_array_equal(default, _apply(tiny_params, images, 'encode_logits', TINY.clone(residual_gain=0.25)))
+  assert np.abs(default - _apply(tiny_params, images, 'encode_logits', TINY.clone(residual_gain=1.0))).max() > 0.1

@@ -35,7 +35,7 @@ CONFIG = Config.from_dict({
 TRAINING = {'batch_size': BATCH_SIZE, 'learning_rate': 0.03, 'schedule': 'constant', 'warmup_steps': 0, 'eps': 1e-2}
 STAGES = {
   'dvae': (DvaeTask(CONFIG.dvae, 8), TrainingConfig(**TRAINING)),
-  'prior': (PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING, accumulation_steps=2)),
+  'prior': (PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING, accumulation_steps=2, optimizer='muon')),
 }
 
 

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from dalle_jax.training.tasks.prior import PriorTask
 
 
 def test_cosine_schedule_values(make_config):
@@ -58,3 +60,62 @@ def test_clipping_by_the_global_norm(make_config, clip_norm, expected):
     leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if '.mu' in jax.tree_util.keystr(path)
   ]
   np.testing.assert_allclose(np.linalg.norm(np.concatenate(moments)), expected, rtol=1e-5)
+
+
+def test_muon_moves_a_matrix_by_an_orthogonal_one(make_config):
+  rng = np.random.default_rng(0)
+  # 2 layers of 6 -> query, key and value of 2 heads of 3, and back; and another one which is no block's.
+  shapes = {'qkv': (2, 6, 3, 2, 3), 'out': (2, 2, 3, 6), 'head': (6, 6)}
+  params = {name: {'kernel': jnp.zeros(shape)} for name, shape in shapes.items()}
+  grads = {name: {'kernel': jnp.asarray(rng.normal(size=shape), jnp.float32)} for name, shape in shapes.items()}
+  tx = make_optimizer(make_config(optimizer='muon', learning_rate=0.01, muon_learning_rate=0.1, clip_norm=0.0))
+  updates, _ = tx.update(grads, tx.init(params), params)
+  step = {name: np.asarray(leaf['kernel'], np.float64) for name, leaf in updates.items()}
+  gradient = {name: np.asarray(leaf['kernel'], np.float64) for name, leaf in grads.items()}
+  pairs = [(step['qkv'][i, :, j].reshape(6, 6), gradient['qkv'][i, :, j].reshape(6, 6))
+           for i in range(2) for j in range(3)]  # fmt: skip
+  pairs += [(step['out'][i].reshape(6, 6), gradient['out'][i].reshape(6, 6)) for i in range(2)]
+  for moved, slope in pairs:
+    left, _, right = np.linalg.svd(slope)
+    turned = -left.T @ moved @ right.T / 0.1  # diagonal in the gradient's own directions
+    # Newton-Schulz brings the singular values near 1, not to it, and may leave the smallest behind.
+    np.testing.assert_allclose(turned, np.diag(np.diag(turned)), atol=0.02)
+    assert np.all((np.diag(turned)[:-1] > 0.5) & (np.diag(turned)[:-1] < 1.4))
+  np.testing.assert_allclose(step['head'], -0.01 * np.sign(gradient['head']), rtol=1e-4)  # AdamW's first step
+
+
+def test_muon_follows_the_schedule_in_proportion(make_config):
+  params = {'mlp_in': {'kernel': jnp.eye(4)}}
+  config = make_config(optimizer='muon', warmup_steps=4, learning_rate=0.01, muon_learning_rate=0.1)
+  tx = make_optimizer(config)
+  state, sizes = tx.init(params), []
+  for _ in range(6):
+    updates, state = tx.update(params, state, params)
+    sizes.append(float(jnp.linalg.norm(updates['mlp_in']['kernel'])))
+  np.testing.assert_allclose(np.array(sizes) / sizes[-1], [0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
+
+
+def test_muon_decays_matrices_too(make_config):
+  params = {'mlp_in': {'kernel': jnp.ones((2, 2))}}
+  config = make_config(optimizer='muon', weight_decay=0.5, muon_learning_rate=0.1)
+  tx = make_optimizer(config)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  np.testing.assert_allclose(updates['mlp_in']['kernel'], -0.1 * 0.5, rtol=1e-6)
+
+
+def test_muon_takes_every_kernel_of_both_models_blocks():
+  config = Config.from_dict({
+    'data': {'image_size': 32}, 'dvae': {'hidden_size': 8, 'num_groups': 2},
+    'prior': {'num_layers': 2, 'num_heads': 2, 'head_dim': 4},
+  })  # fmt: skip
+  shapes = jax.eval_shape(PriorTask(config, 300).init, jax.random.key(0))
+  tx = make_optimizer(TrainingConfig(optimizer='muon'))
+  state = jax.eval_shape(tx.init, shapes)
+  momentum = state[1].inner_states['matrix'].inner_state[0].mu
+  kept = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(momentum)}
+  kernels = {
+    jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    if 'kernel' in jax.tree_util.keystr(path) and 'block' in jax.tree_util.keystr(path)
+  }  # fmt: skip
+  assert kept == kernels
+  assert len(kept) == 4 + 2 * 4 * 4 + 3  # of the prior's layers, of 8 blocks, and of 3 with another width
