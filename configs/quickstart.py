@@ -16,26 +16,29 @@ def get_config(variant: str = ''):
   config.data.two_object_fraction = 0.4
   config.data.position_jitter = 0
 
-  config.tokenizer.vocab_size = 400
-  config.tokenizer.text_length = 24
+  config.tokenizer.vocab_size = 512
+  config.tokenizer.text_length = 20
 
-  config.dvae.image_vocab_size = 512
-  config.dvae.hidden_size = 16
+  config.dvae.image_vocab_size = 256
+  config.dvae.hidden_size = 32
   config.dvae.decoder_input_size = 128
   config.dvae.num_groups = 3
   config.dvae.blocks_per_group = 1
-  config.dvae.temperature_steps = 2_500
-  config.dvae.kl_weight = 0.02
+  config.dvae.temperature_start = 2.0
+  config.dvae.temperature_steps = 3_500
+  config.dvae.kl_weight = 5e-4
   config.dvae.kl_warmup_steps = 10
   config.dvae.logits_init_scale = 3.0
-  config.dvae.codebook_init_scale = 4.0
+  config.dvae.residual_gain = 1.0
+  config.dvae.codebook_init_scale = 12.0
   config.dvae.normal_steps = 7_000
   config.dvae.normal_scale = 0.06
   config.dvae.min_log_scale = -1.5
 
   config.dvae_training.num_steps = 3_500
-  config.dvae_training.batch_size = 16
-  config.dvae_training.learning_rate = 5e-3
+  config.dvae_training.batch_size = 8
+  config.dvae_training.optimizer = 'muon'
+  config.dvae_training.learning_rate = 1e-2
   config.dvae_training.log_every = 100
   config.dvae_training.eval_every = 700
   config.dvae_training.sheet_every = 1_400
@@ -45,13 +48,14 @@ def get_config(variant: str = ''):
   config.prior.num_heads = 4
   config.prior.head_dim = 32
 
-  config.prior_training.num_steps = 1_100
-  config.prior_training.batch_size = 32
-  config.prior_training.learning_rate = 2e-3
-  config.prior_training.eval_every = 250
-  config.prior_training.sheet_every = 500
-  config.prior_training.checkpoint_every = 250
+  config.prior_training.num_steps = 1_500
+  config.prior_training.batch_size = 16
+  config.prior_training.optimizer = 'muon'
+  config.prior_training.learning_rate = 4e-3
+  config.prior_training.eval_every = 300
+  config.prior_training.sheet_every = 600
+  config.prior_training.checkpoint_every = 300
 
-  config.sampling.temperature = 0.6
+  config.sampling.temperature = 0.5
   config.evaluation.num_prompts = 200
   return apply_variant(config, variant)

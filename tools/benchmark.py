@@ -1,0 +1,137 @@
+"""Speed of a configuration on this machine: training steps of each stage, or drawing.
+
+    python tools/benchmark.py dvae --config=configs/quickstart.py
+    python tools/benchmark.py prior --config=configs/quickstart.py --config.prior_training.batch_size=32
+    python tools/benchmark.py draw --config=configs/quickstart.py
+
+Random data and fresh parameters: only the compiled programs are timed, not the reading of data. Prints the seconds to
+compile and the median of several rounds with their range.
+"""
+
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from dalle_jax import flags as doors
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, for instance configs/quickstart.py.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed rounds, of which the median is given.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 20, 'Training steps, or batches of images, in a round.', lower_bound=1)
+flags.mark_flag_as_required('config')
+SUBJECTS = ('dvae', 'prior', 'draw')
+
+
+def time_rounds(run: Callable[[], Any], rounds: int, steps: int) -> tuple[float, list[float]]:
+  """Seconds of the first call, compilation included, and seconds per call in each round of `steps` calls."""
+  import jax
+
+  start = time.perf_counter()
+  jax.block_until_ready(run())
+  first, seconds = time.perf_counter() - start, []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    for _ in range(steps):
+      result = run()
+    jax.block_until_ready(result)
+    seconds.append((time.perf_counter() - start) / steps)
+  return first, seconds
+
+
+def random_batch(config: Any, batch_size: int, text_vocab_size: int) -> dict[str, Any]:
+  """'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1]."""
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  size = config.data.image_size
+  text = rng.integers(1, text_vocab_size, (batch_size, config.tokenizer.text_length - 1)).astype(np.int32)
+  return {'image': rng.integers(0, 256, (batch_size, size, size, 3), np.uint8), 'text': text}
+
+
+def training_step(config: Any, stage: str, mesh: Any) -> tuple[Callable[[], Any], int, int]:
+  """A call that makes one step of a stage and returns its metrics; parameters trained; examples per call."""
+  import jax
+
+  from dalle_jax import sharding
+  from dalle_jax.training.optimizer import make_optimizer
+  from dalle_jax.training.state import create_state
+  from dalle_jax.training.step import make_train_step
+  from dalle_jax.training.tasks.dvae import DvaeTask
+  from dalle_jax.training.tasks.prior import PriorTask
+
+  training = config.dvae_training if stage == 'dvae' else config.prior_training
+  vocab_size = config.tokenizer.vocab_size
+  task = DvaeTask(config.dvae, config.data.image_size) if stage == 'dvae' else PriorTask(config, vocab_size)
+  tx = make_optimizer(training)
+  state = create_state(task, tx, mesh, config.seed, training.ema_decay > 0)
+  step = make_train_step(task, tx, training, mesh, config.seed)
+  batch = random_batch(config, training.batch_size, vocab_size)
+  batch = sharding.to_global({name: batch[name] for name in (('image',) if stage == 'dvae' else batch)}, mesh)
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+  def run() -> Any:
+    nonlocal state
+    state, metrics = step(state, batch)
+    return metrics
+
+  return run, num_params, training.batch_size
+
+
+def drawing(config: Any, mesh: Any) -> tuple[Callable[[], Any], int, int]:
+  """A call that draws one batch of images; parameters; images per call."""
+  import jax
+  from flax import linen as nn
+
+  from dalle_jax.bundle import init_params
+  from dalle_jax.factory import make_dvae, make_prior
+  from dalle_jax.sampling.generate import Sampler
+
+  vocab_size = config.tokenizer.vocab_size
+  params = jax.jit(lambda: nn.unbox(init_params(config, vocab_size)))()
+  sampler = Sampler(make_prior(config, vocab_size), make_dvae(config.dvae), mesh, config.sampling)
+  text = random_batch(config, sampler.batch_size, vocab_size)['text']
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+  return lambda: sampler(params, text, config.seed), num_params, sampler.batch_size
+
+
+def main(subject: str, argv: list[str]) -> int:
+  del argv
+  from dalle_jax.config import Config
+
+  config = Config.from_dict(_CONFIG.value)
+  doors.start_jax(distributed=False)
+  from dalle_jax import sharding
+
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check(config, mesh)
+  with sharding.use_mesh(mesh):
+    run, num_params, examples = drawing(config, mesh) if subject == 'draw' else training_step(config, subject, mesh)
+    first, seconds = time_rounds(run, _ROUNDS.value, _STEPS.value)
+  median = statistics.median(seconds)
+  what = 'batch' if subject == 'draw' else 'step'
+  print(f'parameters                {num_params:,}')
+  print(f'{"images" if subject == "draw" else "examples"} per {what:<15} {examples}')
+  print(f'first {what:<20}{first:.1f} s, compilation included')
+  print(f'milliseconds per {what:<9}{1e3 * median:.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})')
+  print(f'{"images" if subject == "draw" else "examples"} per second      {examples / median:.1f}')
+  return 0
+
+
+def take_subject(argv: list[str]) -> str:
+  """Removes the first argument, what to time, from argv."""
+  asked_for_help = any(argument in ('--help', '-help', '--helpfull', '-h', '-?') for argument in argv[1:])
+  if len(argv) > 1 and argv[1] in SUBJECTS:
+    return argv.pop(1)
+  if asked_for_help:
+    return SUBJECTS[0]
+  given = f'given {argv[1]!r}' if len(argv) > 1 else 'none was given'
+  sys.exit(f'error: Say first what to time, one of {", ".join(SUBJECTS)}; {given}.')
+
+
+if __name__ == '__main__':
+  doors.run(functools.partial(main, take_subject(sys.argv)))
