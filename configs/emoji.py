@@ -26,30 +26,39 @@ def get_config(variant: str = ''):
   config.dvae.decoder_input_size = 128
   config.dvae.num_groups = 3
   config.dvae.blocks_per_group = 1
-  config.dvae.temperature_steps = 2_500
-  config.dvae.kl_weight = 0.005
+  config.dvae.temperature_start = 2.0
+  config.dvae.temperature_steps = 6_000
+  config.dvae.kl_weight = 5e-4
   config.dvae.kl_warmup_steps = 10
   config.dvae.logits_init_scale = 3.0
-  config.dvae.codebook_init_scale = 4.0
-  config.dvae.normal_steps = 6_000
+  config.dvae.residual_gain = 1.0
+  config.dvae.codebook_init_scale = 12.0
+  config.dvae.normal_steps = 12_000
   config.dvae.normal_scale = 0.07
   config.dvae.min_log_scale = -1.5
 
-  config.dvae_training.num_steps = 3_000
-  config.dvae_training.batch_size = 16
-  config.dvae_training.learning_rate = 3e-3
-  config.dvae_training.eval_every = 500
-  config.dvae_training.sheet_every = 1_000
-  config.dvae_training.checkpoint_every = 500
+  config.dvae_training.num_steps = 6_000
+  config.dvae_training.batch_size = 8
+  config.dvae_training.optimizer = 'muon'
+  config.dvae_training.learning_rate = 7e-3
+  config.dvae_training.log_every = 200
+  config.dvae_training.eval_every = 1_000
+  config.dvae_training.eval_batches = 32
+  config.dvae_training.sheet_every = 2_000
+  config.dvae_training.checkpoint_every = 1_000
 
   config.prior.num_layers = 4
   config.prior.num_heads = 4
   config.prior.head_dim = 32
 
   config.prior_training.num_steps = 2_000
-  config.prior_training.batch_size = 32
-  config.prior_training.learning_rate = 1e-3
+  config.prior_training.batch_size = 16
+  config.prior_training.optimizer = 'muon'
+  config.prior_training.learning_rate = 3e-3
   config.prior_training.eval_every = 250
+  config.prior_training.eval_batches = 16
   config.prior_training.sheet_every = 1_000
   config.prior_training.checkpoint_every = 250
+
+  config.sampling.temperature = 0.9
   return apply_variant(config, variant)
