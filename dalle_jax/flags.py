@@ -1,6 +1,7 @@
 """What the doors share: the configuration flag, readable errors, and the start of JAX. Imports nothing heavy."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,11 @@ def _essence(error: Exception) -> str:
   if any('Traceback' in line for line in lines):
     return lines[-1].partition(': ')[2] or lines[-1]
   kept = ' '.join(line.split(' Other fields present')[0] for line in lines).replace("\\'", "'").strip('"')
-  return f'Unknown configuration key {kept}' if kept.startswith("'") else kept
+  unknown = re.match(r"'*(\w+)'(?:.*Did you mean \"(\w+)\")?", kept)
+  if not unknown:
+    return kept
+  key, near = unknown.groups()
+  return f'Unknown configuration key {key!r}' + (f'; did you mean {near!r}?' if near else '.')
 
 
 def start_jax(distributed: bool) -> None:

@@ -1,7 +1,6 @@
 """The doors' errors: in this process where that will do, and through the real programs for each kind once."""
 
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -108,4 +107,9 @@ def test_generate_refuses_mistakes(arguments, words, tmp_path):
 def test_errors_keep_one_line_of_a_long_story():
   long = 'File "x.py", line 3\nTraceback (most recent call last):\n  more\nValueError: the reason'
   assert flags._essence(ValueError(long)) == 'the reason'
-  assert re.fullmatch(r'Unknown configuration key .*a.*', flags._essence(KeyError('\'a\' Did you mean "b"?')))
+
+
+def test_unknown_keys_are_named_with_the_nearest():
+  story = '\'a\' Did you mean "b" instead of "a"? Other fields present'
+  assert flags._essence(KeyError(story)) == "Unknown configuration key 'a'; did you mean 'b'?"
+  assert flags._essence(KeyError("'a' Other fields present in container")) == "Unknown configuration key 'a'."
