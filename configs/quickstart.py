@@ -1,8 +1,9 @@
-"""Captioned shapes at 32x32: the whole system on two CPU cores in about ten minutes.
+"""Captioned shapes at 32x32: the whole system on two CPU cores in seven to eight minutes.
 
     python -m dalle_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-`--config=configs/quickstart.py:tiny` runs every stage for a few steps only, to see that it works. Scores: README.md.
+`--config=configs/quickstart.py:tiny` runs every stage for a few steps only, to see that it works.
+Expect a prompt accuracy of 96 to 99% with one object and 80 to 93% with two; docs/benchmarks.md has the runs.
 """
 
 from dalle_jax.config import apply_variant, base_config

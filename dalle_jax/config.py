@@ -262,7 +262,7 @@ class EvaluationConfig:
   """What is measured and drawn when training has ended."""
 
   num_reconstructions: int = 256  # held-out pictures for PSNR and codebook figures
-  num_prompts: int = 128  # captions of each split whose images are judged (captioned_shapes)
+  num_prompts: int = 128  # captions of each split and number of objects whose images are judged (captioned_shapes)
   sheet_prompts: int = 8  # captions on a sample sheet
   images_per_prompt: int = 8  # images of each caption on the sheet
   batch_size: int = 64

@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 EXIT_USER_ERROR = 2
+EXIT_CTRL_C = 130  # the shell's own for a program that SIGINT ended
 
 
 def find_config(path: str) -> str:
@@ -59,6 +60,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       return _fail(f'Unknown arguments: {" ".join(argv[1:])}. Flags are written --name=value.')
     try:
       return main(argv)
+    except KeyboardInterrupt:
+      print('Stopped on request.', file=sys.stderr)
+      return EXIT_CTRL_C
     except ValueError as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise
@@ -99,13 +103,31 @@ def _essence(error: Exception) -> str:
   return f'Unknown configuration key {key!r}' + (f'; did you mean {near!r}?' if near else '.')
 
 
-def start_jax(distributed: bool) -> None:
-  """First contact with JAX: joins the other hosts if asked, and says what it runs on."""
+def start_jax(
+  distributed: bool, coordinator: str | None = None, hosts: int | None = None, host: int | None = None
+) -> None:
+  """First contact with JAX: joins the other hosts if asked, and says what it runs on.
+
+  Args:
+    distributed: whether there are other hosts.
+    coordinator: HOST:PORT of the first of them; None, as for the next two, where the cluster tells (TPU pods, Slurm).
+    hosts: how many there are.
+    host: the number of this one.
+
+  Raises:
+    ValueError: the hosts cannot be joined.
+  """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   import jax
 
   if distributed:
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize(coordinator, hosts, host)
+    except (RuntimeError, ValueError) as error:
+      raise ValueError(
+        f'--distributed: the hosts cannot be joined: {error} Outside of TPU pods and clusters that JAX knows, give '
+        '--coordinator=HOST:PORT, --num_hosts and --host_index as well.'
+      ) from error
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   if jax.process_index() == 0:
     devices = jax.devices()

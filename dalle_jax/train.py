@@ -16,6 +16,9 @@ _STOP_AFTER = flags.DEFINE_enum(
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other hosts of a pod first: set it on every host, with the same command.'
 )
+_COORDINATOR = flags.DEFINE_string('coordinator', None, '--distributed, where no cluster tells: HOST:PORT of host 0.')
+_NUM_HOSTS = flags.DEFINE_integer('num_hosts', None, '--distributed, where no cluster tells: the number of hosts.')
+_HOST_INDEX = flags.DEFINE_integer('host_index', None, '--distributed, where no cluster tells: the number of this one.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
@@ -24,7 +27,7 @@ def main(argv: list[str]) -> int:
   from dalle_jax.config import Config
 
   config = Config.from_dict(_CONFIG.value)  # refused before JAX starts
-  doors.start_jax(_DISTRIBUTED.value)
+  doors.start_jax(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_HOSTS.value, _HOST_INDEX.value)
   from dalle_jax.pipeline import run
 
   return run.main(config, _WORKDIR.value, _STOP_AFTER.value)

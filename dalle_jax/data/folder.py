@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from PIL import Image
 
-from dalle_jax.data.image import PILLOW_ERRORS
+from dalle_jax.data.image import PILLOW_ERRORS, check_mode
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 METADATA = ('metadata.jsonl', 'metadata.csv')
@@ -107,7 +107,7 @@ def scan(root: Path) -> list[Entry]:
   empty = [path for path, caption in captions.items() if not caption]
   _warn(root, 'pictures have an empty caption', empty)
   captioned = {path: caption for path, caption in captions.items() if caption}
-  missing = [path for path in captioned if not (root / path).is_file()]
+  missing = [path for path in captioned if not os.path.isfile(root / path)]
   if captioned and len(missing) == len(captioned):
     raise ValueError(f'{root}: all {len(missing)} pictures listed in {metadata[0]} are missing: {_shorten(missing)}.')
   _warn(root, 'listed pictures are missing', missing)
@@ -172,14 +172,14 @@ def _position(name: str) -> float:
 
 def _walk(root: Path) -> list[str]:
   """All files below the folder, sorted, as relative paths with forward slashes; hidden ones are left out."""
-  if not root.is_dir():
-    raise ValueError(f'config.data.path: there is no folder {root}.')
-  try:
-    os.listdir(root)
-  except PermissionError as error:
-    raise ValueError(f'config.data.path: the folder {root} cannot be read: {error.strerror}.') from error
+  if not os.path.isdir(root):  # unlike Path's, it takes a parent that may not be read for no
+    raise ValueError(f'config.data.path: there is no folder {root}, or it may not be read.')
   files = []
-  for folder, subfolders, names in os.walk(root):
+
+  def refuse(error: OSError) -> None:
+    raise ValueError(f'config.data.path: the folder {error.filename} cannot be read: {error.strerror}.') from error
+
+  for folder, subfolders, names in os.walk(root, onerror=refuse):
     subfolders[:] = [name for name in subfolders if not name.startswith('.')]
     relative = Path(folder).relative_to(root)
     files += [(relative / name).as_posix() for name in names if not name.startswith('.')]
@@ -265,6 +265,7 @@ def _is_readable(path: Path) -> bool:
         # `verify` does nothing for other formats. JPEG decodes at an eighth of the size, and so cheaply.
         image.draft('RGB', (1, 1))
         image.load()
+      check_mode(image)
   except PILLOW_ERRORS:
     return False
   return True

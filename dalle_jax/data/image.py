@@ -38,14 +38,19 @@ def decode(data: bytes) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode in _MODES_16_BIT:
     image = _to_8_bit(image)
-  if image.mode == 'F':
-    raise ValueError('its pixels are floating point; save it with 8 or 16 bits')
+  check_mode(image)
   if not image.has_transparency_data:
     return image.convert('RGB')
   # Palettes and RGB may name one transparent colour; `convert` turns it into alpha.
   image = image.convert('RGBA')
   white = Image.new('RGBA', image.size, 'white')
   return Image.alpha_composite(white, image).convert('RGB')
+
+
+def check_mode(image: Image.Image) -> None:
+  """Refuses pixels with no natural RGB. Raises ValueError."""
+  if image.mode == 'F':
+    raise ValueError('its pixels are floating point; save it with 8 or 16 bits')
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -119,6 +119,7 @@ class Batches:
     process_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 4,
+    fingerprint: str = '',
   ):
     """Prepares the stream; reading starts with the first batch.
 
@@ -133,6 +134,7 @@ class Batches:
       process_index: of this process, out of `process_count`.
       num_workers: reading processes; 0 reads in threads of this one.
       num_threads: reading threads in each process.
+      fingerprint: of the records; a stream is not continued with others.
 
     Raises:
       ValueError: no records, fewer than a batch in a single pass, or a batch that processes cannot share equally.
@@ -147,7 +149,8 @@ class Batches:
     examples = _Examples(source, transform, seed, shuffle, rows, batch_size, length)
     self._dataset = grain.MapDataset.source(examples).batch(share, drop_remainder=False)
     self._num_workers, self._num_threads = num_workers, num_threads
-    self._identity = {'dataset_length': len(source), 'seed': seed, 'batch_size': batch_size, 'shuffle': shuffle}
+    self._identity = {'dataset_length': len(source), 'seed': seed, 'batch_size': batch_size, 'shuffle': shuffle,
+                      'fingerprint': fingerprint}  # fmt: skip
     self._taken = 0
     self._iterator: grain.DatasetIterator | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from dalle_jax import bundle, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
@@ -77,6 +78,7 @@ def draw(
   loaded = bundle.load(Path(model), mesh)
   settings = _settings(loaded.config.sampling, batch_size, temperature, top_k, len(prompts) * num_images)
   text = encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate)
+  _warn_of_cuts(loaded, prompts)
   sampler = Sampler(loaded.prior, loaded.dvae, mesh, settings)
   with Progress('drawing', len(prompts) * num_images, 'image') as progress:
     progress.message('compiling')
@@ -87,6 +89,16 @@ def draw(
     'model': loaded.info.get('params', ''), 'batch_size': sampler.batch_size,
   }  # fmt: skip
   return _write(directory, prompts, images, facts)
+
+
+def _warn_of_cuts(loaded: bundle.Bundle, prompts: Sequence[str]) -> None:
+  """Names the prompts that --truncate has cut."""
+  length = loaded.config.tokenizer.text_length - 1
+  for prompt in prompts:
+    ids = loaded.tokenizer.encode(prompt)
+    if len(ids) > length:
+      kept = loaded.tokenizer.decode(ids[:length])
+      logging.warning('A prompt of %d tokens is cut to %d and reads %r now.', len(ids), length, kept)
 
 
 def _settings(

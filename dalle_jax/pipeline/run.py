@@ -22,7 +22,7 @@ from dalle_jax.pipeline.workspace import Workspace
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.loop import Hook, NonFiniteError, train
 from dalle_jax.training.progress import Progress
-from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted
+from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
 from dalle_jax.training.state import TrainState, all_params
 from dalle_jax.training.tasks import Task
 from dalle_jax.training.tasks.dvae import DvaeTask
@@ -38,9 +38,13 @@ def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
     ValueError: the configuration, the data or the work directory cannot be used.
   """
   try:
-    run(config, workdir, stop_after)
+    with terminations_as_interrupts():
+      run(config, workdir, stop_after)
   except Interrupted as stop:
     say(str(stop))
+    return EXIT_INTERRUPTED
+  except KeyboardInterrupt:
+    say('Stopped on request; what was finished is kept, and the same command continues from there.')
     return EXIT_INTERRUPTED
   except NonFiniteError as error:
     say(f'error: {error}')
@@ -130,6 +134,7 @@ def make_batches(
     'process_index': jax.process_index(),
     'process_count': jax.process_count(),
     'num_threads': config.data.num_threads,
+    'fingerprint': dataset.fingerprint,
   }
   # Pictures with writing in them must not be mirrored for the prior, whose captions may name what is written.
   flip = config.data.flip and stage == 'dvae'

@@ -23,6 +23,8 @@ class Workspace:
   """
 
   def __init__(self, path: str, config: Config):
+    if not path:
+      raise ValueError('--workdir is empty; name a directory.')
     if '://' in path:
       raise ValueError(
         f'--workdir {path} is not a path of this file system; mount the bucket, and give the mount point.'
@@ -56,9 +58,9 @@ class Workspace:
     if self._is_main:
       try:
         self.path.mkdir(parents=True, exist_ok=True)
+        self.write('config.json', new)
       except OSError as error:
-        raise ValueError(f'--workdir {self.path} cannot be made: {error}') from None
-      self.write('config.json', new)
+        raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
 
   def _read(self, name: str) -> dict:
     file = self.path / name

@@ -32,11 +32,17 @@ STAGES = {
   'dvae': (
     'dVAE',
     (
-      Curve('loss', 'nats per dimension', {'training (relaxed)': 'loss', 'evaluation (hard codes)': 'eval/loss'}),
+      Curve(
+        'loss', 'nats per dimension', {'training objective (relaxed)': 'loss', 'evaluation (hard codes)': 'eval/loss'}
+      ),
       Curve(
         'negative log likelihood',
         'nats per dimension',
-        {'relaxed codes': 'eval/nll_relaxed', 'hard codes': 'eval/nll_hard'},
+        {
+          'training (relaxed)': 'nll_relaxed',
+          'evaluation, relaxed codes': 'eval/nll_relaxed',
+          'evaluation, hard codes': 'eval/nll_hard',
+        },
       ),
       Curve('PSNR', 'dB', {'relaxed codes': 'eval/psnr_relaxed', 'hard codes': 'eval/psnr_hard'}),
       Curve('bits per dimension', 'bits', {'evaluation': 'eval/bits_per_dim'}),

@@ -14,6 +14,7 @@ Colour = tuple[int, int, int]
 MIN_CELL = 96  # pixels: smaller pictures are enlarged to at least this
 MIN_WIDTH = 384  # pixels: a narrower sheet would break its text at every other word
 MARGIN = 20
+MAX_COLUMNS = 16  # pictures of one prompt beside each other
 GAP = 6  # between pictures, and between a frame and its neighbour
 BLOCK_GAP = 18  # between rows that do not belong together
 FRAME = 3  # thickness
@@ -60,7 +61,7 @@ def reconstruction_sheet(
 def sample_sheet(
   prompts: Sequence[str], images: np.ndarray, right: np.ndarray | None = None, cell: int = MIN_CELL
 ) -> Image.Image:
-  """One row of images for each prompt, under its text.
+  """The images of each prompt, at most MAX_COLUMNS in a row, under its text.
 
   Args:
     prompts: P texts, wrapped to the sheet's width.
@@ -79,7 +80,7 @@ def sample_sheet(
     right = np.asarray(right, bool)
     if right.shape != images.shape[:2]:
       raise ValueError(f'right has shape {right.shape}; it must be {images.shape[:2]}, one verdict for each image.')
-  rows = [_row(images[i], cell, None if right is None else right[i]) for i in range(len(images))]
+  rows = [_rows(images[i], cell, None if right is None else right[i]) for i in range(len(images))]
   width = max(MIN_WIDTH, rows[0].width)
   blocks = [] if right is None else [_legend(right)]
   blocks += [_stack([_text(prompt, width), row], GAP) for prompt, row in zip(prompts, rows, strict=True)]
@@ -172,6 +173,12 @@ def _row(images: np.ndarray, cell: int, right: np.ndarray | None = None) -> Imag
   for i, picture in enumerate(pictures):
     row.paste(picture, (i * (width + GAP), 0))
   return row
+
+
+def _rows(images: np.ndarray, cell: int, right: np.ndarray | None = None) -> Image.Image:
+  """As `_row`, broken into rows of at most MAX_COLUMNS."""
+  chunks = _chunks(len(images), MAX_COLUMNS)
+  return _stack([_row(images[chosen], cell, None if right is None else right[chosen]) for chosen in chunks], GAP)
 
 
 def _framed(picture: Image.Image, colour: Colour) -> Image.Image:

@@ -263,8 +263,9 @@ class _Run:
     shown = ', '.join(f'{name}={float(value):g}' for name, value in sorted(totals['bad'].items()))
     raise NonFiniteError(
       f'Training of {self.task.name} became non-finite at step {bad_step} (found when steps {self.logged_step + 1} to '
-      f'{step} were checked): {shown}. {good} (in {self.checkpoints.directory}); running again continues there. '
-      f'Lower config.{self.task.name}_training.learning_rate or clip_norm, or lengthen warmup_steps.'
+      f'{step} were checked): {shown}. {good} (in {self.checkpoints.directory}). The same command would '
+      f'continue there and, where the cause is not the machine, end here again: lower config.{self.task.name}_training.'
+      'learning_rate (or muon_learning_rate) or clip_norm, or lengthen warmup_steps, in a new --workdir.'
     )
 
   def _evaluate(self) -> None:

@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM as a polite request: finish the step, save, stop."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -38,3 +40,16 @@ class StopSignals:
     if self.stop_requested and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.stop_requested = True
+
+
+@contextlib.contextmanager
+def terminations_as_interrupts() -> Iterator[None]:
+  """SIGTERM raises KeyboardInterrupt inside, as Ctrl-C does, where no `StopSignals` is in force."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dalle_jax.data import folder
-from dalle_jax.data.folder import Entry, open_folder, scan, split_by_name
+from dalle_jax.data.folder import Entry, open_folder, scan, split_by_name, verify
 
 SHARED = Path(os.environ.get('DALLE_JAX_SHARED_DATA', Path(__file__).parents[2].parent / 'shared' / 'data'))
 
@@ -133,6 +133,23 @@ def test_unreadable_folder(tmp_path):
   (tmp_path / 'closed').mkdir(mode=0)
   with pytest.raises(ValueError, match='cannot be read'):
     scan(tmp_path / 'closed')
+
+
+def test_an_unreadable_subfolder_is_named(tmp_path, monkeypatch):
+  def walk(root, onerror):
+    onerror(PermissionError(13, 'Permission denied', str(root / 'closed')))
+    return iter(())
+
+  monkeypatch.setattr('os.walk', walk)
+  with pytest.raises(ValueError, match=r'the folder .*closed cannot be read: Permission denied'):
+    scan(tmp_path)
+
+
+def test_floating_point_pictures_are_skipped(tmp_path):
+  Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / 'float.tiff')
+  picture(tmp_path / 'a.png')
+  entries = [Entry('a.png', 'x'), Entry('float.tiff', 'y')]
+  assert verify(tmp_path, entries) == entries[:1]
 
 
 def test_missing_pictures_are_counted(tmp_path, warnings):

@@ -102,6 +102,12 @@ def test_mistakes_are_refused(model, tmp_path, monkeypatch, settings, message):
   assert not list(tmp_path.rglob('*.png'))
 
 
+def test_a_prompt_that_is_cut_is_named(model, tmp_path, caplog):
+  draw(model, ['red circle ' * 9], out=str(tmp_path), num_images=1, seed=0, truncate=True)
+  (message,) = [record.getMessage() for record in caplog.records if 'is cut' in record.getMessage()]
+  assert 'is cut to 5 and reads' in message and 'red' in message
+
+
 def test_prompts_come_from_flags_then_from_the_file(tmp_path):
   file = tmp_path / 'prompts.txt'
   file.write_text('two\n\n  drei und ä \n', encoding='utf-8')

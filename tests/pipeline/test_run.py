@@ -15,6 +15,7 @@ from PIL import Image
 
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
+from dalle_jax.data import registry
 from dalle_jax.pipeline import examples, run, sheets
 from dalle_jax.pipeline.draw import draw
 from dalle_jax.pipeline.workspace import Workspace
@@ -162,6 +163,24 @@ def test_divergence_is_an_exit_status_and_a_message(monkeypatch, capsys, tmp_pat
   monkeypatch.setattr(run, 'run', diverge)
   assert run.main(CONFIG, str(tmp_path)) == run.EXIT_DIVERGED == 1
   assert 'error: the loss is not finite' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_between_the_stages_is_no_failure(monkeypatch, capsys, tmp_path, number):
+  monkeypatch.setattr(run, 'run', lambda *args: os.kill(os.getpid(), number))
+  assert run.main(CONFIG, str(tmp_path)) == EXIT_INTERRUPTED
+  assert 'the same command continues' in capsys.readouterr().out
+
+
+def test_checkpoints_are_not_continued_with_other_data(folder, tmp_path):
+  config = _folder_config(folder)
+  streams = []
+  for data in ('one', 'another'):
+    dataset = dataclasses.replace(registry.prepare(config.data, tmp_path), fingerprint=data)
+    streams.append(run.make_batches(config, dataset, config.dvae_training, 'dvae', None)[0])
+  streams[0].restore(streams[0].state())
+  with pytest.raises(ValueError, match='fingerprint: one -> another'):
+    streams[1].restore(streams[0].state())
 
 
 def _folder_config(path, **data):

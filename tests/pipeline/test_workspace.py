@@ -60,6 +60,20 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     Workspace(str(tmp_path / 'file' / 'run'), _config())
 
 
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+  def fail(path, text):
+    raise PermissionError(13, 'Permission denied')
+
+  monkeypatch.setattr('pathlib.Path.write_text', fail)
+  with pytest.raises(ValueError, match=r'--workdir .*run cannot be made or written to: .*Permission denied'):
+    Workspace(str(tmp_path / 'run'), Config())
+
+
+def test_an_empty_name_is_refused():
+  with pytest.raises(ValueError, match='--workdir is empty'):
+    Workspace('', Config())
+
+
 def test_generated_data_lie_inside_or_where_they_are_told(tmp_path):
   space = Workspace(str(tmp_path), _config())
   assert space.data(_config()) == tmp_path / 'data'

@@ -100,6 +100,12 @@ def test_wrapping_loses_nothing_and_fits(text, width):
   assert all(font.getlength(line) <= width for line in lines)
 
 
+def test_many_images_of_a_prompt_go_into_rows():
+  many, few = (sheets.sample_sheet(['a'], flat(n).reshape(1, n, 32, 32, 3)) for n in (33, 16))
+  assert many.width == few.width
+  assert many.height == few.height + 2 * (96 + 2 + sheets.GAP)
+
+
 def test_letters_beyond_ascii_are_drawn():
   images = flat(1).reshape(1, 1, 32, 32, 3)
   drawn = {np.asarray(sheets.sample_sheet([text], images)).tobytes() for text in ('ä', 'é', 'ж', '—')}

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dalle_jax.training.signals import EXIT_INTERRUPTED, StopSignals
+from dalle_jax.training.signals import EXIT_INTERRUPTED, StopSignals, terminations_as_interrupts
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -50,3 +50,13 @@ def test_in_another_thread_it_does_nothing():
 
 def test_the_exit_status_is_neither_success_nor_a_common_failure():
   assert EXIT_INTERRUPTED not in (0, 1, 2)
+
+
+def test_a_termination_interrupts_where_nothing_else_waits_for_it():
+  former = signal.getsignal(signal.SIGTERM)
+  with terminations_as_interrupts(), StopSignals() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.stop_requested
+  with pytest.raises(KeyboardInterrupt), terminations_as_interrupts():
+    os.kill(os.getpid(), signal.SIGTERM)
+  assert signal.getsignal(signal.SIGTERM) == former

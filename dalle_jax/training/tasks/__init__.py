@@ -9,7 +9,7 @@ Params = dict[str, Any]
 
 
 class Task(Protocol):
-  """Three functions over a batch, and the names of the collections that train."""
+  """Four functions, and the names of the collections that train."""
 
   name: str
   trainable: tuple[str, ...]  # top-level collections of the parameters that change; the others stay frozen
