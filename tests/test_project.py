@@ -5,6 +5,7 @@ import configparser
 import dataclasses
 import functools
 import graphlib
+import os
 import pathlib
 import re
 import subprocess
@@ -229,3 +230,16 @@ def test_no_machine_paths():
   papers = [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('colab/*.ipynb'), *ROOT.glob('tests/**/*.py')]
   for path in [*MODULES, *papers]:
     assert not pattern.search(path.read_text(encoding='utf-8')), path
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_finds_its_configurations(tmp_path):
+  pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
+  subprocess.run([*pip, 'wheel', '--no-deps', '--wheel-dir', str(tmp_path), str(ROOT)], check=True)
+  (wheel,) = tmp_path.glob('*.whl')
+  subprocess.run([*pip, 'install', '--no-deps', '--target', str(tmp_path / 'site'), str(wheel)], check=True)
+  code = "from dalle_jax import flags; print(flags.find_config('configs/quickstart.py'))"
+  command = [sys.executable, '-c', code]
+  environment = {**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}
+  found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+  assert pathlib.Path(found.strip()) == tmp_path / 'site' / 'dalle_jax' / 'configs' / 'quickstart.py'

@@ -1,9 +1,10 @@
-"""Trains and samples tiny models on one device and on meshes of eight; prints how they compare, as JSON.
+"""Trains and samples tiny models on one device and on the meshes named, as 2x2x2; prints how they compare, as JSON.
 
 Run by `test_meshes.py` in a process of its own, as the number of devices is fixed when JAX starts.
 """
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -20,7 +21,6 @@ from dalle_jax.training.step import make_train_step
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.prior import PriorTask
 
-MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 NUM_STEPS, BATCH_SIZE, TEXT_VOCAB_SIZE = 3, 16, 24
 CONFIG = Config.from_dict({
   'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
@@ -96,17 +96,17 @@ def main() -> None:
   one = {name: train(name, make_mesh((1, 1, 1))) for name in STAGES}
   images = sample(one['prior']['params'], make_mesh((1, 1, 1)))
   report = {}
-  for sizes in MESHES:
-    mesh = make_mesh(sizes)
-    many = {name: train(name, mesh) for name in STAGES}
-    report['x'.join(map(str, sizes))] = {
-      name: {
-        'losses': many[name]['losses'],
-        'expected_losses': one[name]['losses'],
-        'state_error': largest_error(many[name]['state'], one[name]['state']),
-        'shares': many[name]['shares'],
+  for name in sys.argv[1:]:
+    mesh = make_mesh(tuple(map(int, name.split('x'))))
+    many = {stage: train(stage, mesh) for stage in STAGES}
+    report[name] = {
+      stage: {
+        'losses': many[stage]['losses'],
+        'expected_losses': one[stage]['losses'],
+        'state_error': largest_error(many[stage]['state'], one[stage]['state']),
+        'shares': many[stage]['shares'],
       }
-      for name in STAGES
+      for stage in STAGES
     } | {'wrong_pixels': float(np.mean(sample(many['prior']['params'], mesh) != images))}
   report['num_colors'] = len(np.unique(images))
   print(json.dumps(report))
