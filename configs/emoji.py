@@ -52,13 +52,13 @@ def get_config(variant: str = ''):
   config.prior.num_heads = 4
   config.prior.head_dim = 32
 
-  config.prior_training.num_steps = 2_000
+  config.prior_training.num_steps = 1_000
   config.prior_training.batch_size = 16
   config.prior_training.optimizer = 'muon'
   config.prior_training.learning_rate = 3e-3
   config.prior_training.eval_every = 250
   config.prior_training.eval_batches = 16
-  config.prior_training.sheet_every = 1_000
+  config.prior_training.sheet_every = 500
   config.prior_training.checkpoint_every = 250
 
   config.sampling.temperature = 0.9
