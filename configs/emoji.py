@@ -4,8 +4,9 @@
 
 PICTURES is any folder with a metadata.jsonl (file_name, text), a metadata.csv, or a .txt beside each picture. A tenth
 of the names is held out; pictures whose captions differ only after the first colon (skin tones, mostly) share a name.
-On two CPU cores, beside other jobs, it took 18 minutes. Expect reconstructions of 22 dB of emoji not trained on, recognisable people
-and faces for names seen in training, and little for words that never occurred; docs/benchmarks.md shows them.
+On two CPU cores, beside other jobs, it took 18 minutes. Expect reconstructions of 22 dB of emoji not trained on,
+recognisable people and faces for names seen in training, and little for words that never occurred there;
+docs/benchmarks.md shows them.
 """
 
 from dalle_jax.config import apply_variant, base_config
