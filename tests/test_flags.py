@@ -113,3 +113,14 @@ def test_unknown_keys_are_named_with_the_nearest():
   story = '\'a\' Did you mean "b" instead of "a"? Other fields present'
   assert flags._essence(KeyError(story)) == "Unknown configuration key 'a'; did you mean 'b'?"
   assert flags._essence(KeyError("'a' Other fields present in container")) == "Unknown configuration key 'a'."
+
+
+def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
+  def stop(argv):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sys, 'argv', ['door'])
+  with pytest.raises(SystemExit) as end:
+    flags.run(stop)
+  assert end.value.code == flags.EXIT_CTRL_C == 130
+  assert capsys.readouterr().err == 'Stopped on request.\n'

@@ -168,7 +168,12 @@ def test_divergence_is_an_exit_status_and_a_message(monkeypatch, capsys, tmp_pat
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_between_the_stages_is_no_failure(monkeypatch, capsys, tmp_path, number):
   monkeypatch.setattr(run, 'run', lambda *args: os.kill(os.getpid(), number))
-  assert run.main(CONFIG, str(tmp_path)) == EXIT_INTERRUPTED
+  # A process started in the background by a shell is born deaf to SIGINT.
+  former = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    assert run.main(CONFIG, str(tmp_path)) == EXIT_INTERRUPTED
+  finally:
+    signal.signal(signal.SIGINT, former)
   assert 'the same command continues' in capsys.readouterr().out
 
 
