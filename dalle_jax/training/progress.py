@@ -36,6 +36,7 @@ class Progress:
     self._last: tuple[int, float] | None = None
     self._shown_at = -float('inf')
     self._metrics: dict[str, float] = {}
+    self._shown = ''  # the last line
     self._bar_length = 0  # characters of the bar now on the terminal's line
 
   def __enter__(self) -> 'Progress':
@@ -83,8 +84,10 @@ class Progress:
     if self._is_terminal:
       self._clear()
       self._bar_length = len(line)
-    self._stream.write(line if self._is_terminal else line + '\n')
-    self._stream.flush()
+    if self._is_terminal or line != self._shown:  # a log has no use for the same line again
+      self._stream.write(line if self._is_terminal else line + '\n')
+      self._stream.flush()
+    self._shown = line
 
   def _clear(self) -> None:
     if self._bar_length:

@@ -47,6 +47,13 @@ def test_the_rate_leaves_out_what_came_before_the_first_update(clock):
   assert stream.getvalue().splitlines()[-1] == 'fit: 9/20 steps, 2.0 steps/s, 6s left'
 
 
+def test_a_log_never_has_the_same_line_twice(clock):
+  stream = io.StringIO()
+  with Progress('draw', 8, 'image', interval_s=0, stream=stream, clock=clock) as progress:
+    progress.update(8)
+  assert stream.getvalue() == 'draw: 8/8 images\n'
+
+
 def test_a_terminal_line_is_refreshed_in_place(clock):
   stream = Terminal()
   progress = Progress('fit', 4, 'image', stream=stream, clock=clock)
