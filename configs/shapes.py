@@ -2,8 +2,8 @@
 
     python -m dalle_jax.train --config=configs/shapes.py --workdir=runs/shapes
 
-Aims at a prompt accuracy of 95% on validation and 90% on held_out. What it reached, where, and how long it took, is in
-docs/benchmarks.md.
+On two CPU cores, beside other jobs, it took an hour and reached a prompt accuracy of 96.5% on validation and 91.4% on
+held_out (docs/benchmarks.md); the aims were 95% and 90%.
 """
 
 from dalle_jax.config import apply_variant, base_config
