@@ -96,7 +96,7 @@ def _essence(error: Exception) -> str:
   if any('Traceback' in line for line in lines):
     return lines[-1].partition(': ')[2] or lines[-1]
   kept = ' '.join(line.split(' Other fields present')[0] for line in lines).replace("\\'", "'").strip('"')
-  unknown = re.match(r"'*(\w+)'(?:.*Did you mean \"(\w+)\")?", kept)
+  unknown = re.match(r"'+(\w+)'(?:.*Did you mean \"(\w+)\")?", kept)
   if not unknown:
     return kept
   key, near = unknown.groups()
@@ -115,8 +115,10 @@ def start_jax(
     host: the number of this one.
 
   Raises:
-    ValueError: the hosts cannot be joined.
+    ValueError: the hosts cannot be joined, or are described without `distributed`.
   """
+  if not distributed and (coordinator, hosts, host) != (None, None, None):
+    raise ValueError('--coordinator, --num_hosts and --host_index describe other hosts: give --distributed with them.')
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   import jax
 

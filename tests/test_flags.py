@@ -74,6 +74,7 @@ def test_overrides_reach_the_run_and_a_work_directory_keeps_its_configuration(tm
     (['--config=configs/quickstart.py', '--config.prior.num_layers=many'], ['num_layers', 'many']),
     (['--config=configs/quickstart.py', '--wrokdir=x'], ['wrokdir', 'workdir']),
     (['--workdir=x'], ['config']),
+    (['--config=configs/quickstart.py', '--num_hosts=2'], ['--num_hosts', 'give --distributed']),
     (['--config=configs/quickstart.py', 'stray'], ['stray']),
   ],
   ids=lambda value: ' '.join(value) if isinstance(value, list) and value[0].startswith('--') else None,
