@@ -157,7 +157,7 @@ def leaves(cls: type, path: str) -> list[str]:
 @functools.cache
 def read_attributes() -> set[tuple[str, str]]:
   """(what it is read from, attribute) for every attribute that the package reads: ('training', 'batch_size')."""
-  nodes = [node for path in PACKAGE.rglob('*.py') if path.name != 'config.py' for node in ast.walk(parsed(path))]
+  nodes = [node for path in PACKAGE.rglob('*.py') if path.parent.name != 'config' for node in ast.walk(parsed(path))]
   reads = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)]
   return {(ast.unparse(node.value).rsplit('.', 1)[-1].lstrip('_'), node.attr) for node in reads}
 

@@ -1,0 +1,28 @@
+"""The configuration: typed groups, their checks, and the way in from `configs/*.py`.
+
+A configuration file starts from `base_config()`, a locked `ml_collections.ConfigDict` that holds every key with its
+default, and assigns existing keys only. `Config.from_dict` turns the result into frozen dataclasses which refuse
+unknown keys and validate themselves; every message names the key to change. Nothing here imports JAX.
+"""
+
+from dalle_jax.config.data import DataConfig, TokenizerConfig
+from dalle_jax.config.experiment import Config, apply_variant, base_config, difference
+from dalle_jax.config.models import DvaeConfig, PriorConfig
+from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
+from dalle_jax.config.training import TrainingConfig
+
+__all__ = [
+  'Config',
+  'DataConfig',
+  'DvaeConfig',
+  'EvaluationConfig',
+  'LoggingConfig',
+  'MeshConfig',
+  'PriorConfig',
+  'SamplingConfig',
+  'TokenizerConfig',
+  'TrainingConfig',
+  'apply_variant',
+  'base_config',
+  'difference',
+]

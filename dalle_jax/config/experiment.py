@@ -1,0 +1,147 @@
+"""The whole experiment: its groups, what must fit between them, and the way in from a mapping."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import ml_collections
+
+from dalle_jax.config.checks import require
+from dalle_jax.config.data import DataConfig, TokenizerConfig
+from dalle_jax.config.models import DvaeConfig, PriorConfig
+from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
+from dalle_jax.config.training import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """The whole experiment."""
+
+  seed: int = 0
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+  dvae: DvaeConfig = dataclasses.field(default_factory=DvaeConfig)
+  dvae_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+  prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
+  prior_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+  sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+  evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+  @property
+  def grid_size(self) -> int:
+    """Codes along one side of an image."""
+    return self.data.image_size // self.dvae.downsampling
+
+  @property
+  def image_length(self) -> int:
+    """Codes of an image."""
+    return self.grid_size**2
+
+  def __post_init__(self) -> None:
+    require(0 <= self.seed < 2**31, f'config.seed is {self.seed}; it must lie in [0, 2^31).')
+    require(
+      self.sampling.top_k <= self.dvae.image_vocab_size,
+      f'config.sampling.top_k is {self.sampling.top_k}, more than config.dvae.image_vocab_size '
+      f'{self.dvae.image_vocab_size}; 0 keeps all tokens.',
+    )
+    size, factor = self.data.image_size, self.dvae.downsampling
+    require(
+      size % factor == 0,
+      f"config.data.image_size {size} is not divisible by the dVAE's downsampling {factor} "
+      f'(config.dvae.patch_size * 2 ** (config.dvae.num_groups - 1)); change one of the two, for instance image_size='
+      f'{max(factor, round(size / factor) * factor)}.',
+    )
+
+  @classmethod
+  def from_dict(cls, values: Any) -> 'Config':
+    """Builds the configuration from a ConfigDict or dict.
+
+    Args:
+      values: nested mapping; missing keys take their defaults.
+
+    Raises:
+      ValueError: an unknown key (with the nearest known one), a value of a wrong type or out of range.
+    """
+    if isinstance(values, ml_collections.ConfigDict):
+      values = values.to_dict()
+    return _build(cls, values, 'config')
+
+  def to_dict(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+  """A dataclass from a mapping, group by group."""
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  if not isinstance(values, dict):
+    raise ValueError(f'{path} must be a group of keys ({", ".join(fields)}); given {values!r}.')
+  kwargs = {}
+  for name, value in values.items():
+    if name not in fields:
+      near = difflib.get_close_matches(str(name), fields, n=1)
+      hint = f'did you mean {path}.{near[0]}?' if near else f'known keys: {", ".join(fields)}.'
+      raise ValueError(f'Unknown key {path}.{name}; {hint}')
+    kind = fields[name].type
+    if dataclasses.is_dataclass(kind):
+      kwargs[name] = _build(kind, value, f'{path}.{name}')
+    else:
+      kwargs[name] = _cast(value, kind, f'{path}.{name}')
+  try:
+    return cls(**kwargs)
+  except ValueError as error:
+    # Both stages share a dataclass: say which one is meant.
+    raise ValueError(str(error).replace('config.{dvae,prior}_training', path)) from None
+
+
+def _cast(value: Any, kind: type, path: str) -> Any:
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) is not kind:
+    raise ValueError(f'{path} must be of type {kind.__name__}; given {value!r} of type {type(value).__name__}.')
+  return value
+
+
+def base_config() -> ml_collections.ConfigDict:
+  """Every key with its default, locked: assigning an unknown key raises and names the nearest."""
+  return ml_collections.ConfigDict(Config().to_dict()).lock()
+
+
+def apply_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+  """What a configuration file returns for `FILE:variant`: '' leaves it, 'tiny' runs every stage for a few steps.
+
+  Raises:
+    ValueError: the variant is unknown.
+  """
+  if variant not in ('', 'tiny'):
+    raise ValueError(f"This configuration has the variants '' and 'tiny'; given {variant!r}.")
+  if variant == 'tiny':
+    _shrink(config)
+  return config
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+  config.data.num_train, config.data.num_validation, config.data.num_held_out = 200, 64, 64
+  config.dvae.hidden_size = 16
+  config.prior.num_layers, config.prior.num_heads, config.prior.head_dim = 2, 2, 16
+  config.evaluation.num_reconstructions = 32
+  config.evaluation.num_prompts = 4
+  config.evaluation.sheet_prompts, config.evaluation.images_per_prompt = 2, 2
+  config.sampling.batch_size = 8
+  for training in (config.dvae_training, config.prior_training):
+    training.num_steps, training.batch_size, training.warmup_steps = 12, 8, 4
+    training.log_every, training.eval_every, training.eval_batches = 4, 8, 2
+    training.sheet_every, training.checkpoint_every = 8, 8
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], path: str = 'config') -> list[str]:
+  """Lines `key: old -> new` for every leaf that differs between two nested dicts."""
+  lines = []
+  for name in sorted(set(old) | set(new)):
+    a, b = old.get(name, '(absent)'), new.get(name, '(absent)')
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += difference(a, b, f'{path}.{name}')
+    elif a != b:
+      lines.append(f'{path}.{name}: {a!r} -> {b!r}')
+  return lines

@@ -1,0 +1,56 @@
+"""Devices, logs, and what is drawn and measured: nothing here changes what is learnt."""
+
+import dataclasses
+
+from dalle_jax.config.checks import require, require_positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Sizes of the device mesh's axes; one of them may be -1 and takes what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self) -> None:
+    sizes = dataclasses.asdict(self)
+    for name, value in sizes.items():
+      require(value == -1 or value > 0, f'config.mesh.{name} is {value}; it must be -1 (what is left) or above 0.')
+    require(list(sizes.values()).count(-1) <= 1, f'At most one axis of config.mesh may be -1; given {sizes}.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+  """Where metrics go besides WORKDIR/*/metrics.jsonl and the console."""
+
+  tensorboard: bool = True
+  wandb_project: str = ''  # Weights & Biases, only where a project is named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+  """How images are drawn unless a command says otherwise."""
+
+  temperature: float = 1.0
+  top_k: int = 0  # tokens kept at each step; 0: all
+  batch_size: int = 64
+
+  def __post_init__(self) -> None:
+    require(self.temperature >= 0, f'config.sampling.temperature is {self.temperature}; it must be 0 or more.')
+    require(self.top_k >= 0, f'config.sampling.top_k is {self.top_k}; it must be 0 (all tokens) or more.')
+    require_positive('sampling', self, 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+  """What is measured and drawn when training has ended."""
+
+  num_reconstructions: int = 256  # held-out pictures for PSNR and codebook figures
+  num_prompts: int = 128  # captions of each split and number of objects whose images are judged (captioned_shapes)
+  sheet_prompts: int = 8  # captions on a sample sheet
+  images_per_prompt: int = 8  # images of each caption on the sheet
+  batch_size: int = 64
+
+  def __post_init__(self) -> None:
+    require_positive('evaluation', self, *(f.name for f in dataclasses.fields(self)))

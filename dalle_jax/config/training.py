@@ -1,0 +1,57 @@
+"""How a model is trained."""
+
+import dataclasses
+
+from dalle_jax.config.checks import require, require_choice, require_positive
+
+SCHEDULES = ('cosine', 'constant')
+OPTIMIZERS = ('adamw', 'muon')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+  """One stage of training: length, batch, optimizer, and what happens how often (in steps; 0: never)."""
+
+  num_steps: int = 1_000
+  batch_size: int = 32  # examples per optimizer step, over all devices and hosts
+  accumulation_steps: int = 1  # parts into which a batch is cut to save memory
+  optimizer: str = 'adamw'  # 'adamw' as in the paper, or 'muon' for the matrices of blocks and AdamW for the rest
+  learning_rate: float = 3e-4  # AdamW's
+  muon_learning_rate: float = 0.02  # Muon's, at the same points of the schedule
+  final_learning_rate: float = 0.0  # at the end of a cosine schedule
+  schedule: str = 'cosine'
+  warmup_steps: int = 100
+  b1: float = 0.9  # AdamW's, and Muon's momentum
+  b2: float = 0.96
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 4.0  # global gradient norm; 0: no clipping
+  ema_decay: float = 0.999  # of the parameters used for evaluation and kept in the model; 0: no averaging
+  log_every: int = 50
+  eval_every: int = 500
+  eval_batches: int = 8
+  sheet_every: int = 0  # pictures on the way
+  checkpoint_every: int = 500
+  keep_checkpoints: int = 2  # newest kept; the best by held-out loss is kept besides
+
+  def __post_init__(self) -> None:
+    group = '{dvae,prior}_training'
+    require_choice(group, self, 'schedule', SCHEDULES)
+    require_choice(group, self, 'optimizer', OPTIMIZERS)
+    require_positive(
+      group, self, 'num_steps', 'batch_size', 'accumulation_steps', 'learning_rate', 'muon_learning_rate', 'eps',
+      'log_every', 'eval_batches', 'keep_checkpoints',
+    )  # fmt: skip
+    for name in ('b1', 'b2', 'ema_decay'):
+      value = getattr(self, name)
+      require(0 <= value < 1, f'config.{group}.{name} is {value}; it must lie in [0, 1).')
+    for name in (
+      'final_learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm', 'eval_every', 'sheet_every',
+      'checkpoint_every',
+    ):  # fmt: skip
+      value = getattr(self, name)
+      require(value >= 0, f'config.{group}.{name} is {value}; it must be 0 or more.')
+    require(
+      self.batch_size % self.accumulation_steps == 0,
+      f'config.{group}.batch_size {self.batch_size} is not divisible by accumulation_steps {self.accumulation_steps}.',
+    )
