@@ -50,8 +50,9 @@ def get_config(variant: str = ''):
   config.dvae_training.checkpoint_every = 1_000
 
   config.prior.num_layers = 4
+  config.prior.init = 'unit'
   config.prior.num_heads = 6
-  config.prior.head_dim = 32
+  config.prior.embed_dim = 192
 
   config.prior_training.num_steps = 5_000
   config.prior_training.batch_size = 16

@@ -3,9 +3,12 @@
 import jax.numpy as jnp
 
 from dalle_jax.config import Config, DvaeConfig
+from dalle_jax.models.attention import Pattern
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
-from dalle_jax.models.transformer import Transformer
+from dalle_jax.models.transformer import BlockShape, Transformer
+
+INIT_SCALES = {'sparse_transformer': (0.125, 0.125), 'unit': (1.0, 1.0)}  # of kernels and of embeddings
 
 
 def make_dvae(config: DvaeConfig) -> Dvae:
@@ -25,18 +28,36 @@ def make_dvae(config: DvaeConfig) -> Dvae:
 
 def make_prior(config: Config, text_vocab_size: int) -> Prior:
   """The prior of a configuration; the tokenizer says how many text ids there are."""
+  prior, text_length = config.prior, config.tokenizer.text_length
+
+  def pattern(kind: str) -> Pattern:
+    return Pattern(kind, text_length, config.grid_size, prior.conv_kernel_size)
+
+  init_scale, embedding_init_scale = INIT_SCALES[prior.init]
+  shape = BlockShape(
+    num_layers=prior.num_layers,
+    embed_dim=prior.embed_dim,
+    num_heads=prior.num_heads,
+    mlp_ratio=prior.mlp_ratio,
+    norm=prior.norm,
+    mlp=prior.mlp,
+    qk_norm=prior.qk_norm,
+    sandwich_norm=prior.sandwich_norm,
+    rotary=prior.position == 'rotary',
+    init_scale=init_scale,
+    dtype=jnp.dtype(prior.dtype),
+  )
   stack = Transformer(
-    num_layers=config.prior.num_layers,
-    num_heads=config.prior.num_heads,
-    head_dim=config.prior.head_dim,
-    mlp_ratio=config.prior.mlp_ratio,
-    dtype=jnp.dtype(config.prior.dtype),
-    remat=config.prior.remat,
+    shape=shape,
+    patterns=tuple(pattern(kind) for kind in prior.attention_pattern),
+    last_pattern=pattern(prior.last_attention_pattern) if prior.last_attention_pattern else None,
+    remat=prior.remat,
   )
   return Prior(
     text_vocab_size=text_vocab_size,
     image_vocab_size=config.dvae.image_vocab_size,
-    text_length=config.tokenizer.text_length,
+    text_length=text_length,
     grid_size=config.grid_size,
     transformer=stack,
+    embedding_init_scale=embedding_init_scale,
   )

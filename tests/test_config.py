@@ -17,8 +17,7 @@ def _with(path, value):
 
 def test_defaults_are_the_papers():
   config = Config.from_dict(_with('data.image_size', 256))
-  assert (config.prior.num_layers, config.prior.num_heads, config.prior.head_dim) == (64, 62, 64)
-  assert config.prior.embed_dim == 3968
+  assert (config.prior.num_layers, config.prior.num_heads, config.prior.embed_dim) == (64, 62, 3968)
   assert (config.tokenizer.vocab_size, config.tokenizer.text_length) == (16_384, 256)
   assert (config.dvae.image_vocab_size, config.dvae.hidden_size, config.dvae.downsampling) == (8192, 256, 8)
   assert (config.grid_size, config.image_length) == (32, 1024)
@@ -58,7 +57,8 @@ def test_an_unknown_key_like_no_other_gets_the_list():
   [
     ('prior.num_layers', 3.0, 'int'),
     ('prior.num_layers', '3', 'int'),
-    ('prior.remat', 1, 'bool'),
+    ('prior.qk_norm', 1, 'bool'),
+    ('prior.attention_pattern', 3, 'tuple of str'),
     ('prior.num_heads', True, 'int'),
     ('dvae_training.learning_rate', '1e-3', 'float'),
     ('dvae_training.learning_rate', True, 'float'),
@@ -68,6 +68,13 @@ def test_an_unknown_key_like_no_other_gets_the_list():
 def test_values_of_wrong_types_are_refused_by_name(path, value, kind):
   with pytest.raises(ValueError, match=rf'config\.{re.escape(path)} must be of type {kind}'):
     Config.from_dict(_with(path, value))
+
+
+def test_lists_and_words_with_commas_serve_as_tuples():
+  for value in (('row', 'full'), ['row', 'full'], 'row,full', ('row,full',)):
+    assert Config.from_dict(_with('prior.attention_pattern', value)).prior.attention_pattern == ('row', 'full')
+  with pytest.raises(ValueError, match=r'config\.prior\.attention_pattern\[1\] must be of type str; given 3'):
+    Config.from_dict(_with('prior.attention_pattern', ('row', 3)))
 
 
 def test_whole_numbers_serve_as_floats():
@@ -115,8 +122,18 @@ BAD_VALUES = {
   'dvae.normal_scale': 0.0,
   'prior.num_layers': 0,
   'prior.num_heads': -2,
-  'prior.head_dim': 0,
+  'prior.embed_dim': 0,
   'prior.mlp_ratio': 0,
+  'prior.attention_pattern': ('row', 'diagonal'),
+  'prior.last_attention_pattern': 'diagonal',
+  'prior.conv_kernel_size': 4,
+  'prior.init': 'zeros',
+  'prior.remat': 'some',
+  'prior.position': 'sinusoidal',
+  'prior.norm': 'batchnorm',
+  'prior.mlp': 'relu',
+  'prior.z_loss_weight': -1e-5,
+  'prior.caption_drop': 1.5,
   'prior.dtype': 'int8',
   'prior.text_loss_weight': -0.5,
   'mesh.data': 0,
@@ -171,7 +188,8 @@ def test_bad_values_are_refused_by_name(path):
 def test_every_number_and_choice_is_checked():
   """The others take any value of their type, or are checked with their neighbours below."""
   free = {'data.path', 'data.data_dir', 'data.flip', 'data.caption_key', 'data.group_separator', 'dvae.min_log_scale',
-          'prior.remat', 'prior.image_loss_weight', 'logging.tensorboard', 'logging.wandb_project'}  # fmt: skip
+          'prior.qk_norm', 'prior.sandwich_norm', 'prior.image_loss_weight',
+          'logging.tensorboard', 'logging.wandb_project'}  # fmt: skip
   keys = set()
   for name, value in Config().to_dict().items():
     keys |= {f'{name}.{key}' for key in value} if isinstance(value, dict) else {name}

@@ -13,7 +13,8 @@ def test_every_key_of_the_shape_reaches_the_modules():
       'patch_size': 4, 'dtype': 'bfloat16', 'logits_init_scale': 2.0, 'codebook_init_scale': 3.0,
     },
     'prior': {
-      'num_layers': 5, 'num_heads': 6, 'head_dim': 7, 'mlp_ratio': 8, 'dtype': 'bfloat16', 'remat': True,
+      'num_layers': 5, 'embed_dim': 48, 'num_heads': 6, 'mlp_ratio': 8, 'dtype': 'bfloat16', 'norm': 'rmsnorm',
+      'mlp': 'swiglu', 'qk_norm': True, 'sandwich_norm': True,
     },
   }  # fmt: skip
   config = Config.from_dict(values)
@@ -22,7 +23,7 @@ def test_every_key_of_the_shape_reaches_the_modules():
     assert getattr(dvae, name) == (jnp.dtype('bfloat16') if name == 'dtype' else value)
   prior = make_prior(config, 333)
   for name, value in values['prior'].items():
-    assert getattr(prior.transformer, name) == (jnp.dtype('bfloat16') if name == 'dtype' else value)
+    assert getattr(prior.transformer.shape, name) == (jnp.dtype('bfloat16') if name == 'dtype' else value)
   assert (prior.text_vocab_size, prior.image_vocab_size, prior.text_length) == (333, 11, 9)
   assert (prior.grid_size, prior.length) == (6, 9 + 36)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import typing
 from typing import Any
 
 import ml_collections
@@ -54,6 +55,13 @@ class Config:
       f'{max(factor, round(size / factor) * factor)}.',
     )
 
+    require(
+      not self.prior.uses_conv or self.prior.conv_kernel_size <= self.grid_size,
+      f'config.prior.conv_kernel_size {self.prior.conv_kernel_size} does not fit the grid of {self.grid_size} x '
+      f'{self.grid_size} codes; take a smaller odd number, or config.prior.last_attention_pattern and '
+      'attention_pattern without conv.',
+    )
+
   @classmethod
   def from_dict(cls, values: Any) -> 'Config':
     """Builds the configuration from a ConfigDict or dict.
@@ -95,12 +103,26 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     raise ValueError(str(error).replace('config.{dvae,prior}_training', path)) from None
 
 
-def _cast(value: Any, kind: type, path: str) -> Any:
+def _cast(value: Any, kind: Any, path: str) -> Any:
+  if typing.get_origin(kind) is tuple:
+    return _cast_tuple(value, typing.get_args(kind)[0], path)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if type(value) is not kind:
     raise ValueError(f'{path} must be of type {kind.__name__}; given {value!r} of type {type(value).__name__}.')
   return value
+
+
+def _cast_tuple(value: Any, kind: type, path: str) -> tuple:
+  """A tuple of any length; a list from a JSON file and, for words, a string `a,b` from a flag serve as well."""
+  value = [value] if isinstance(value, str) else value
+  if not isinstance(value, tuple | list):
+    raise ValueError(
+      f'{path} must be of type tuple of {kind.__name__}; given {value!r} of type {type(value).__name__}.'
+    )
+  if kind is str:
+    value = [part for word in value for part in (word.split(',') if isinstance(word, str) else [word])]
+  return tuple(_cast(part, kind, f'{path}[{i}]') for i, part in enumerate(value))
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -124,7 +146,7 @@ def apply_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collect
 def _shrink(config: ml_collections.ConfigDict) -> None:
   config.data.num_train, config.data.num_validation, config.data.num_held_out = 200, 64, 64
   config.dvae.hidden_size = 16
-  config.prior.num_layers, config.prior.num_heads, config.prior.head_dim = 2, 2, 16
+  config.prior.num_layers, config.prior.num_heads, config.prior.embed_dim = 2, 2, 32
   config.evaluation.num_reconstructions = 32
   config.evaluation.num_prompts = 4
   config.evaluation.sheet_prompts, config.evaluation.images_per_prompt = 2, 2

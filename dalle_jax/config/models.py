@@ -2,9 +2,21 @@
 
 import dataclasses
 
-from dalle_jax.config.checks import require, require_choice, require_positive
+from dalle_jax.config.checks import require, require_choice, require_fraction, require_positive
 
 DTYPES = ('float32', 'bfloat16')
+PATTERNS = ('full', 'row', 'column', 'conv')
+# Deviations at the start: those of Child et al. 2019 (section 6); or kernels of fan_in^-1/2 and embeddings of about 1,
+# with which small models learn faster at high learning rates.
+INITS = ('sparse_transformer', 'unit')
+PRIOR_CHOICES = {
+  'dtype': DTYPES,
+  'init': INITS,
+  'remat': ('none', 'dots', 'full'),
+  'position': ('learned', 'rotary'),
+  'norm': ('layernorm', 'rmsnorm'),
+  'mlp': ('quick_gelu', 'swiglu'),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,23 +76,72 @@ class PriorConfig:
   """The transformer over text tokens followed by image tokens (section 2.2, appendix B)."""
 
   num_layers: int = 64
+  embed_dim: int = 3968
   num_heads: int = 62
-  head_dim: int = 64
   mlp_ratio: int = 4
   text_loss_weight: float = 1 / 8
   image_loss_weight: float = 7 / 8
+  # What the layers see, one after the other and again from the first. The paper's, row,column,row,row and at last conv
+  # (appendix B.1), make sense on large grids only; configs/dalle.py has them.
+  attention_pattern: tuple[str, ...] = ('full',)
+  last_attention_pattern: str = ''  # of the last layer; empty: the next one of attention_pattern
+  conv_kernel_size: int = 11  # side of the conv pattern's window
+  init: str = 'sparse_transformer'  # one of INITS
   dtype: str = 'float32'  # of activations and matrix products; parameters are float32
-  remat: bool = False  # recompute activations in the backward pass
-
-  @property
-  def embed_dim(self) -> int:
-    return self.num_heads * self.head_dim
+  remat: str = 'none'  # what the backward pass computes again: 'none', 'dots' (all but linear maps) or 'full'
+  # What later work found better; models.transformer, models.layers and training.tasks.prior name the sources.
+  position: str = 'learned'  # 'learned' embeddings of positions, rows and columns, or 'rotary' in two dimensions
+  norm: str = 'layernorm'  # or 'rmsnorm'
+  mlp: str = 'quick_gelu'  # or 'swiglu'
+  qk_norm: bool = False  # normalise queries and keys
+  sandwich_norm: bool = False  # normalise the end of each branch too
+  z_loss_weight: float = 0.0  # on the square of the logits' log-partition function
+  caption_drop: float = 0.0  # share of captions that training replaces with pads, for guidance without a classifier
 
   def __post_init__(self) -> None:
-    require_choice('prior', self, 'dtype', DTYPES)
-    require_positive('prior', self, 'num_layers', 'num_heads', 'head_dim', 'mlp_ratio')
+    for name, choices in PRIOR_CHOICES.items():
+      require_choice('prior', self, name, choices)
+    require_positive('prior', self, 'num_layers', 'embed_dim', 'num_heads', 'mlp_ratio')
+    require_fraction('prior', self, 'caption_drop')
+    require(self.z_loss_weight >= 0, f'config.prior.z_loss_weight is {self.z_loss_weight}; it must be 0 or more.')
+    self._check_heads()
+    self._check_patterns()
     require(
       self.text_loss_weight >= 0 and self.image_loss_weight >= 0 and self.text_loss_weight + self.image_loss_weight > 0,
       'config.prior.text_loss_weight and image_loss_weight must be 0 or more, and not both 0; '
       f'given {self.text_loss_weight} and {self.image_loss_weight}.',
     )
+
+  def _check_heads(self) -> None:
+    d, n = self.embed_dim, self.num_heads
+    divisors = [k for k in range(1, d + 1) if d % k == 0]
+    require(
+      d % n == 0,
+      f'config.prior.embed_dim {d} is not divisible by config.prior.num_heads {n}; the nearest numbers of heads that '
+      f'divide it are {", ".join(map(str, sorted(sorted(divisors, key=lambda k: abs(k - n))[:2])))}.',
+    )
+    require(
+      self.position != 'rotary' or d // n % 4 == 0,
+      f'config.prior.position is rotary, which needs heads of a multiple of 4 channels; embed_dim {d} / num_heads {n} '
+      f'is {d // n}.',
+    )
+
+  def _check_patterns(self) -> None:
+    allowed = ', '.join(PATTERNS)
+    require(
+      len(self.attention_pattern) > 0 and set(self.attention_pattern) <= set(PATTERNS),
+      f'config.prior.attention_pattern is {self.attention_pattern}; it must list one or more of {allowed}.',
+    )
+    require(
+      self.last_attention_pattern in ('', *PATTERNS),
+      f'config.prior.last_attention_pattern is {self.last_attention_pattern!r}; allowed are {allowed}, or nothing.',
+    )
+    require(
+      self.conv_kernel_size > 0 and self.conv_kernel_size % 2 == 1,
+      f'config.prior.conv_kernel_size is {self.conv_kernel_size}; it must be odd and above 0.',
+    )
+
+  @property
+  def uses_conv(self) -> bool:
+    """Whether some layer has the conv pattern."""
+    return 'conv' in (*self.attention_pattern, self.last_attention_pattern)

@@ -6,7 +6,8 @@ followed by pads (id 0), so the last text id is always a pad. In the stream imag
 Slots. Inputs are the targets shifted right: slot 0 holds start-of-text, slot j < text_length the text id j - 1, slot
 text_length start-of-image, and every later one the image id before it. Text slots add a position embedding, except
 that a pad is replaced as a whole by the learned pad embedding of its slot. Image slots add the row and column
-embeddings of the slot, that is, of the image token which the slot predicts.
+embeddings of the slot, that is, of the image token which the slot predicts. With rotary positions the blocks know
+where slots are, and only the pads have embeddings of their own.
 """
 
 import dataclasses
@@ -29,10 +30,14 @@ class Embeddings(nn.Module):
   text_length: int
   grid_size: int
   embed_dim: int
+  init_scale: float
+  learned_positions: bool
   dtype: jnp.dtype
 
   def setup(self) -> None:
-    def table(name: str, axis: str, size: int, scale: float = 0.1) -> jax.Array:
+    def table(name: str, axis: str, size: int, parts: int = 1) -> jax.Array:
+      # Positions which are the sum of several parts have the deviation of one (Child et al. 2019, section 6).
+      scale = self.init_scale * (parts * self.embed_dim) ** -0.5
       init = nn.with_logical_partitioning(nn.initializers.normal(scale), (axis, 'embed'))
       return self.param(name, init, (size, self.embed_dim), jnp.float32)
 
@@ -41,12 +46,13 @@ class Embeddings(nn.Module):
       return self.param(name, init, (self.embed_dim, size), jnp.float32)
 
     self.text_embedding = table('text_embedding', 'vocab', self.text_vocab_size)
-    self.text_position = table('text_position', 'position', self.text_length)
     self.pad_embedding = table('pad_embedding', 'position', self.text_length)
     self.start_embedding = table('start_embedding', 'position', 2)  # start-of-text, start-of-image
     self.image_embedding = table('image_embedding', 'vocab', self.image_vocab_size)
-    self.row_embedding = table('row_embedding', 'position', self.grid_size)
-    self.column_embedding = table('column_embedding', 'position', self.grid_size)
+    if self.learned_positions:
+      self.text_position = table('text_position', 'position', self.text_length)
+      self.row_embedding = table('row_embedding', 'position', self.grid_size, parts=2)
+      self.column_embedding = table('column_embedding', 'position', self.grid_size, parts=2)
     self.text_kernel = head('text_kernel', self.text_vocab_size)
     self.image_kernel = head('image_kernel', self.image_vocab_size)
 
@@ -54,38 +60,49 @@ class Embeddings(nn.Module):
     # A gather from a table split over the vocabulary would make XLA rematerialise it in full.
     return jnp.take(nn.with_logical_constraint(table, (None, None)), ids, axis=0)
 
+  def _text_position(self, slot: jax.Array | int) -> jax.Array:
+    """Position embeddings [..., D] of text slots [...]; zeros [D] where the blocks rotate."""
+    return self.text_position[slot] if self.learned_positions else jnp.zeros(self.embed_dim)
+
+  def _image_position(self, slot: jax.Array | int) -> jax.Array:
+    """The same of image slots."""
+    if not self.learned_positions:
+      return jnp.zeros(self.embed_dim)
+    return self.row_embedding[slot // self.grid_size] + self.column_embedding[slot % self.grid_size]
+
+  def _text(self, text: jax.Array, slot: jax.Array) -> jax.Array:
+    """Text ids [B, T] in text slots [T] > 0: [B, T, D]."""
+    tokens = self._look_up(self.text_embedding, text)
+    tokens += jnp.broadcast_to(self._text_position(slot), tokens.shape)
+    return jnp.where((text == PAD)[..., None], self.pad_embedding[slot][None], tokens)
+
+  def _image(self, token: jax.Array, slot: jax.Array) -> jax.Array:
+    """Image ids [B, T] in image slots [T] > 0: [B, T, D]."""
+    x = self._look_up(self.image_embedding, token)
+    return x + jnp.broadcast_to(self._image_position(slot), x.shape)
+
+  def _start_of_image(self, batch: int) -> jax.Array:
+    return jnp.broadcast_to(self.start_embedding[1] + self._image_position(0), (batch, 1, self.embed_dim))
+
   def text_slots(self, text: jax.Array) -> jax.Array:
     """Text ids [B, P] in slots 1..P, after start-of-text: [B, 1 + P, D]."""
-    slots = 1 + jnp.arange(text.shape[1])
-    tokens = self._look_up(self.text_embedding, text) + self.text_position[slots][None]
-    x = jnp.where((text == PAD)[..., None], self.pad_embedding[slots][None], tokens)
-    start = jnp.broadcast_to(self.start_embedding[0] + self.text_position[0], (text.shape[0], 1, self.embed_dim))
-    return jnp.concatenate([start, x], axis=1)
-
-  def image_slot(self, token: jax.Array, slot: jax.Array) -> jax.Array:
-    """Embeds image ids [...] put into image slots [...], slot > 0: [..., D]."""
-    row, column = slot // self.grid_size, slot % self.grid_size
-    x, position = self._look_up(self.image_embedding, token), self.row_embedding[row] + self.column_embedding[column]
-    return x + jnp.broadcast_to(position, x.shape)
+    start = self.start_embedding[0] + self._text_position(0)
+    start = jnp.broadcast_to(start, (text.shape[0], 1, self.embed_dim))
+    return jnp.concatenate([start, self._text(text, 1 + jnp.arange(text.shape[1]))], axis=1)
 
   def image_slots(self, image: jax.Array) -> jax.Array:
     """Image ids [B, P] in slots 1..P, after start-of-image: [B, 1 + P, D]."""
-    x = self.image_slot(image, 1 + jnp.arange(image.shape[1]))
-    start = self.start_embedding[1] + self.row_embedding[0] + self.column_embedding[0]
-    return jnp.concatenate([jnp.broadcast_to(start, (image.shape[0], 1, self.embed_dim)), x], axis=1)
+    x = self._image(image, 1 + jnp.arange(image.shape[1]))
+    return jnp.concatenate([self._start_of_image(image.shape[0]), x], axis=1)
 
   def slot(self, token: jax.Array, index: jax.Array) -> jax.Array:
     """Embeds one stream token [B] in slot `index` > 0, text or image: [B, 1, D]."""
-    text_index = jnp.minimum(index, self.text_length - 1)
-    text = jnp.clip(token, 0, self.text_vocab_size - 1)
-    as_text = self._look_up(self.text_embedding, text) + self.text_position[text_index][None]
-    as_text = jnp.where((text == PAD)[:, None], self.pad_embedding[text_index][None], as_text)
-    image_index = jnp.maximum(index - self.text_length, 0)
-    image = jnp.clip(token - self.text_vocab_size, 0, self.image_vocab_size - 1)
-    as_image = self.image_slot(image, image_index)
-    start = self.start_embedding[1] + self.row_embedding[0] + self.column_embedding[0]
-    as_image = jnp.where(index == self.text_length, start[None], as_image)
-    return jnp.where(index < self.text_length, as_text, as_image)[:, None]
+    text = jnp.clip(token, 0, self.text_vocab_size - 1)[:, None]
+    as_text = self._text(text, jnp.minimum(index, self.text_length - 1)[None])
+    image = jnp.clip(token - self.text_vocab_size, 0, self.image_vocab_size - 1)[:, None]
+    as_image = self._image(image, jnp.maximum(index - self.text_length, 0)[None])
+    as_image = jnp.where(index == self.text_length, self._start_of_image(token.shape[0]), as_image)
+    return jnp.where(index < self.text_length, as_text, as_image)
 
   def text_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] to float32 logits [..., text_vocab_size]."""
@@ -124,6 +141,7 @@ class Prior:
   text_length: int
   grid_size: int
   transformer: transformer.Transformer
+  embedding_init_scale: float = 0.125  # of all embeddings, times embed_dim^-1/2 (Child et al. 2019, section 6)
 
   @property
   def image_length(self) -> int:
@@ -139,10 +157,10 @@ class Prior:
 
   @property
   def embeddings(self) -> Embeddings:
-    stack = self.transformer
+    shape = self.transformer.shape
     return Embeddings(
-      self.text_vocab_size, self.image_vocab_size, self.text_length, self.grid_size,
-      stack.num_heads * stack.head_dim, stack.dtype,
+      self.text_vocab_size, self.image_vocab_size, self.text_length, self.grid_size, shape.embed_dim,
+      self.embedding_init_scale, not shape.rotary, shape.dtype,
     )  # fmt: skip
 
   def _embed(self, params: Any, *args: Any, method: str) -> jax.Array:
@@ -153,14 +171,22 @@ class Prior:
     tokens = jnp.zeros((1, 1), jnp.int32)
     embed_key, stack_key = jax.random.split(key)
     embeddings = self.embeddings.init(embed_key, tokens, method='text_slots')['params']
-    width = self.transformer.num_heads * self.transformer.head_dim
-    stack = self.transformer.init(stack_key, jnp.zeros((1, self.length, width)))['params']
+    stack = self.transformer.init(stack_key, jnp.zeros((1, self.length, self.transformer.shape.embed_dim)))['params']
     return {'embeddings': embeddings, 'transformer': stack}
 
   def stream(self, text: jax.Array, image: jax.Array) -> jax.Array:
     """Text ids [B, text_length - 1] and image ids [B, image_length] as one stream [B, length]."""
     end = jnp.full((text.shape[0], 1), PAD, text.dtype)
     return jnp.concatenate([text, end, image + self.text_vocab_size], axis=1)
+
+  def _outputs(self, params: Any, text: jax.Array, image: jax.Array) -> jax.Array:
+    """The stack's outputs [B, length, D] for text [B, text_length - 1] and image ids [B, image_length]."""
+    slots = [
+      self._embed(params, text, method='text_slots'),
+      self._embed(params, image[:, :-1], method='image_slots'),
+    ]
+    x = nn.with_logical_constraint(jnp.concatenate(slots, axis=1), ('batch', 'length', 'activation'))
+    return self.transformer.apply({'params': params['transformer']}, x)
 
   def split_logits(self, params: Any, text: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Training logits: text [B, text_length, Vt] and image [B, image_length, Vi], each by its own matrix.
@@ -170,30 +196,24 @@ class Prior:
       text: ids [B, text_length - 1].
       image: ids [B, image_length].
     """
-    slots = [
-      self._embed(params, text, method='text_slots'),
-      self._embed(params, image[:, :-1], method='image_slots'),
-    ]
-    x = nn.with_logical_constraint(jnp.concatenate(slots, axis=1), ('batch', 'length', 'activation'))
-    x = self.transformer.apply({'params': params['transformer']}, x)
+    x = self._outputs(params, text, image)
     text_logits = self._embed(params, x[:, : self.text_length], method='text_logits')
     return text_logits, self._embed(params, x[:, self.text_length :], method='image_logits')
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
     """Logits [B, length, V] for whole streams [B, length]."""
     text, image = tokens[:, : self.text_length - 1], tokens[:, self.text_length :] - self.text_vocab_size
-    slots = [
-      self._embed(params, text, method='text_slots'),
-      self._embed(params, image[:, :-1], method='image_slots'),
-    ]
-    x = self.transformer.apply({'params': params['transformer']}, jnp.concatenate(slots, axis=1))
+    x = self._outputs(params, text, image)
     # The first slot holds start-of-text, so a slot's token is the target before it.
     ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
     return self._embed(params, x, jnp.arange(self.length), ended, method='stream_logits')
 
   def decode_params(self, params: Any) -> Any:
     """The layers taken apart; see `transformer.unstack`."""
-    return {'embeddings': params['embeddings'], 'transformer': transformer.unstack(params['transformer'])}
+    return {
+      'embeddings': params['embeddings'],
+      'transformer': transformer.unstack(self.transformer, params['transformer']),
+    }
 
   def prefill(self, params: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
     """Reads a prefix [B, P] of a stream, P < length; `params` as `decode_params` returns them."""
@@ -203,7 +223,7 @@ class Prior:
       image = tokens[:, self.text_length :] - self.text_vocab_size
       slots.append(self._embed(params, image, method='image_slots'))
     x = jnp.concatenate(slots, axis=1)
-    layers, x = transformer.prefill(self.transformer, params['transformer'], x, self.length)
+    layers, x = transformer.prefill(self.transformer, params['transformer'], x)
     index = jnp.asarray([tokens.shape[1]], jnp.int32)
     ended = tokens[:, -1:] == PAD if tokens.shape[1] else jnp.zeros((tokens.shape[0], 1), bool)
     logits = self._embed(params, x[:, -1:], index, ended, method='stream_logits')[:, 0]
@@ -219,30 +239,61 @@ class Prior:
 
 
 def losses(
-  text_logits: jax.Array, image_logits: jax.Array, text: jax.Array, image: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropies in nats per text token and per image token (section 2.2).
+  text_logits: jax.Array,
+  image_logits: jax.Array,
+  text: jax.Array,
+  image: jax.Array,
+  captioned: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+  """Cross-entropies in nats per token (section 2.2), and the squares of the log-partition functions.
 
   Text targets are the caption's tokens and the first pad, which ends it; later pads follow with certainty and are not
-  counted. Each mean is over the tokens of its own kind in the batch.
+  counted, nor is the text of an example without caption. Each mean is over the tokens of its own kind in the batch.
 
   Args:
     text_logits: [B, text_length, Vt].
     image_logits: [B, image_length, Vi].
     text: ids [B, text_length - 1].
     image: ids [B, image_length].
+    captioned: bool [B]; None: all are.
 
   Returns:
-    Two float32 scalars.
+    Float32 scalars 'text' and 'image', in nats per token, and 'text_z' and 'image_z', the means of
+    (ln sum exp logits)^2 over the same tokens (Chameleon, section 2.3).
   """
   targets = jnp.pad(text, ((0, 0), (0, 1)), constant_values=PAD)
   counted = jnp.pad(targets[:, :-1] != PAD, ((0, 0), (1, 0)), constant_values=True)
-  text_nll = token_nll(text_logits, targets)
-  text_loss = jnp.sum(text_nll * counted) / jnp.sum(counted)
-  return text_loss, token_nll(image_logits, image).mean()
+  if captioned is not None:
+    counted &= captioned[:, None]
+
+  def text_mean(x: jax.Array) -> jax.Array:
+    return jnp.sum(x * counted) / jnp.maximum(jnp.sum(counted), 1)
+
+  text_z, image_z = jax.nn.logsumexp(text_logits, axis=-1), jax.nn.logsumexp(image_logits, axis=-1)
+  return {
+    'text': text_mean(text_z - _chosen(text_logits, targets)),
+    'image': jnp.mean(image_z - _chosen(image_logits, image)),
+    'text_z': text_mean(text_z**2),
+    'image_z': jnp.mean(image_z**2),
+  }
+
+
+def drop_captions(key: jax.Array, text: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
+  """Replaces a share of captions with nothing but pads, so that the model also learns images without a caption.
+
+  Guidance without a classifier compares the two (Ho and Salimans 2021; for these models Make-A-Scene, section 3.3).
+
+  Returns:
+    Text ids [B, text_length - 1], and bool [B]: whether the caption was kept.
+  """
+  kept = jax.random.uniform(key, text.shape[:1]) >= share
+  return jnp.where(jnp.broadcast_to(kept[:, None], text.shape), text, PAD), kept
 
 
 def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   """-ln softmax(logits)[tokens] in nats: logits [..., V] and tokens [...] to [...]."""
-  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-  return jax.nn.logsumexp(logits, axis=-1) - chosen
+  return jax.nn.logsumexp(logits, axis=-1) - _chosen(logits, tokens)
+
+
+def _chosen(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]

@@ -17,6 +17,7 @@ _MATRICES = {
   'qkv': MuonDimensionNumbers((-4,), (-2, -1)),
   'out': MuonDimensionNumbers((-3, -2), (-1,)),
   'mlp_in': _LINEAR,
+  'mlp_gate': _LINEAR,
   'mlp_out': _LINEAR,
   **{name: _CONV for name in ('conv_1', 'conv_2', 'conv_3', 'conv_4', 'id_path')},
 }

@@ -4,14 +4,101 @@ import numpy as np
 import pytest
 
 from dalle_jax.models import attention
+from dalle_jax.models.attention import Pattern
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 5, 3, 4
+CAUSAL = np.tri(LENGTH, dtype=bool)
 
 
 @pytest.fixture
 def qkv():
   keys = jax.random.split(jax.random.key(0), 3)
   return [jax.random.normal(key, (BATCH, LENGTH, HEADS, WIDTH)) for key in keys]
+
+
+# Image slots of a grid of 3 x 3, written by hand from figure 11: which keys each query sees.
+TABLES = {
+  'row': """
+    x . . . . . . . .
+    x x . . . . . . .
+    x x x . . . . . .
+    x x x x . . . . .
+    . x x x x . . . .
+    . . x x x x . . .
+    . . . x x x x . .
+    . . . . x x x x .
+    . . . . . x x x x""",
+  'column': """
+    x . . . . . . . .
+    . x . . . . . . .
+    . . x . . . . . .
+    x . . x . . . . .
+    . x . . x . . . .
+    . . x . . x . . .
+    x . . x . . x . .
+    . x . . x . . x .
+    . . x . . x . . x""",
+  # 3 x 3 around the query: the slot before it, and three of the row above. At the ends of rows it wraps around: slot 3,
+  # the first of its row, sees slot 2 as the one before it.
+  'conv': """
+    x . . . . . . . .
+    x x . . . . . . .
+    x x x . . . . . .
+    x x x x . . . . .
+    x x x x x . . . .
+    . x x x x x . . .
+    . . x x x x x . .
+    . . . x x x x x .
+    . . . . x x x x x""",
+  'full': '\n'.join(' '.join('x' if s <= t else '.' for s in range(9)) for t in range(9)),
+}
+
+
+@pytest.mark.parametrize('kind', TABLES)
+def test_masks_are_the_tables_written_by_hand(kind):
+  table = np.array([[mark == 'x' for mark in line.split()] for line in TABLES[kind].strip().splitlines()])
+  mask = Pattern(kind, 2, 3, 3).mask()
+  np.testing.assert_array_equal(mask[2:, 2:], table)
+  np.testing.assert_array_equal(mask[:2], [[1] + 10 * [0], [1, 1] + 9 * [0]])
+  assert mask[2:, :2].all()
+
+
+def test_the_papers_example_rows_on_a_grid_of_four():
+  row, conv = Pattern('row', 6, 4).mask()[6:, 6:], Pattern('conv', 6, 4, 3).mask()[6:, 6:]
+  assert row[9].sum() == 5  # the paper's 4 x 4 figure: back to the slot above
+  assert row[9].argmax() == 5
+  np.testing.assert_array_equal(np.flatnonzero(conv[10]) - 10, [-5, -4, -3, -1, 0])
+
+
+@pytest.mark.parametrize(
+  ('kind', 'most', 'mean'), [('row', 33, 32.484375), ('column', 32, 16.5), ('conv', 61, 55.829), ('full', 1024, 512.5)]
+)
+def test_key_counts_at_the_papers_size(kind, most, mean):
+  pattern = Pattern(kind, 256, 32)
+  assert pattern.length == 1280
+  seen = pattern.mask()[256:, 256:].sum(1)
+  assert seen.max() == len(pattern.offsets) == most
+  assert seen.mean() == pytest.approx(mean, abs=1e-3)
+
+
+def test_columns_fall_into_classes_and_the_others_do_not():
+  assert {kind: Pattern(kind, 1, 8, 3).stride for kind in TABLES} == {'row': 1, 'column': 8, 'conv': 1, 'full': 1}
+  assert Pattern('column', 1, 8).runs == ((0, 7),)
+  assert Pattern('conv', 1, 8, 5).runs == ((0, 2), (6, 10), (14, 18))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'grid', 'kernel'), [('diagonal', 4, 3), ('conv', 4, 5), ('conv', 8, 4), ('conv', 8, -1)]
+)
+def test_patterns_that_do_not_fit_are_refused(kind, grid, kernel):
+  with pytest.raises(ValueError, match='unknown' if kind == 'diagonal' else f'{kernel} x {kernel}.*{grid} x {grid}'):
+    Pattern(kind, 2, grid, kernel)
+
+
+def test_a_sequence_of_text_alone_is_causal():
+  pattern = Pattern('full', 4, 0)
+  np.testing.assert_array_equal(pattern.mask(), np.tri(4, dtype=bool))
+  assert (pattern.length, pattern.offsets, pattern.stride) == (4, (), 1)
 
 
 def _by_hand(query, key, value):
@@ -25,33 +112,20 @@ def _by_hand(query, key, value):
 
 
 def test_attend_is_causal_softmax_attention(qkv):
-  out = attention.attend(*qkv, attention.causal_mask(LENGTH))
+  out = attention.attend(*qkv, CAUSAL)
   np.testing.assert_allclose(out, _by_hand(*(np.asarray(x, np.float64) for x in qkv)), atol=1e-5)
 
 
 def test_attend_takes_masks_per_example(qkv):
-  mask = np.broadcast_to(attention.causal_mask(LENGTH), (BATCH, 1, LENGTH, LENGTH)).copy()
+  mask = np.broadcast_to(CAUSAL, (BATCH, 1, LENGTH, LENGTH)).copy()
   mask[1] = np.eye(LENGTH, dtype=bool)  # sees itself alone
   out = attention.attend(*qkv, mask)
   np.testing.assert_allclose(out[1], qkv[2][1], atol=1e-6)
-  np.testing.assert_allclose(out[0], attention.attend(*qkv, attention.causal_mask(LENGTH))[0], atol=1e-6)
+  np.testing.assert_allclose(out[0], attention.attend(*qkv, CAUSAL)[0], atol=1e-6)
 
 
 def test_attend_keeps_the_values_dtype(qkv):
   half = [x.astype(jnp.bfloat16) for x in qkv]
-  out = attention.attend(*half, attention.causal_mask(LENGTH))
+  out = attention.attend(*half, CAUSAL)
   assert out.dtype == jnp.bfloat16
-  np.testing.assert_allclose(out.astype(jnp.float32), attention.attend(*qkv, attention.causal_mask(LENGTH)), atol=0.05)
-
-
-def test_cached_attention_equals_dense_whatever_lies_in_unfilled_slots(qkv):
-  query, key, value = qkv
-  dense = attention.attend(query, key, value, attention.causal_mask(LENGTH))
-  cache = {'key': jnp.full_like(key, 50.0), 'value': jnp.full_like(value, 1e6)}
-  step = jax.jit(attention.attend_cached)
-  for t in range(LENGTH):
-    now = slice(t, t + 1)
-    out, cache = step(query[:, now], key[:, now], value[:, now], cache, jnp.asarray(t))
-    np.testing.assert_allclose(out, dense[:, now], atol=1e-6)
-  np.testing.assert_array_equal(cache['key'], key)
-  np.testing.assert_array_equal(cache['value'], value)
+  np.testing.assert_allclose(out.astype(jnp.float32), attention.attend(*qkv, CAUSAL), atol=0.05)

@@ -10,11 +10,21 @@ from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.factory import make_prior
 from dalle_jax.models import prior as module
+from dalle_jax.models.attention import Pattern
 from dalle_jax.models.prior import PAD, Prior
-from dalle_jax.models.transformer import Transformer
+from dalle_jax.models.transformer import BlockShape, Transformer
 
 TEXT, IMAGE, TEXT_LENGTH, GRID = 7, 5, 4, 3
-TINY = Prior(TEXT, IMAGE, TEXT_LENGTH, GRID, Transformer(num_layers=2, num_heads=2, head_dim=4, mlp_ratio=2))
+
+
+def _tiny(*kinds, last=None, **options):
+  patterns = [Pattern(kind, TEXT_LENGTH, GRID, 3) for kind in (*kinds, last or 'full')]
+  shape = BlockShape(2, 8, 2, 2, **options)
+  stack = Transformer(shape, tuple(patterns[:-1]), patterns[-1] if last else None)
+  return Prior(TEXT, IMAGE, TEXT_LENGTH, GRID, stack)
+
+
+TINY = _tiny('full')
 
 
 def _finite(logits):
@@ -101,6 +111,35 @@ def test_prefill_and_steps_equal_the_whole_sequence(params, tokens, logits, step
     np.testing.assert_allclose(now, whole[:, t + 1], atol=2e-5)
 
 
+SCHEMES = {
+  'learned': {},
+  'rotary': {'rotary': True},
+  'everything': {'rotary': True, 'norm': 'rmsnorm', 'mlp': 'swiglu', 'qk_norm': True, 'sandwich_norm': True},
+}
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('kinds', [('row',), ('column',), ('conv',), ('row', 'column'), ('full', 'conv')])
+def test_cached_logits_are_those_of_the_whole_sequence_for_every_pattern_and_scheme(tokens, scheme, kinds):
+  prior = _tiny(*kinds, **SCHEMES[scheme])
+  params, prefix = _random_params(prior), TEXT_LENGTH + 1
+  whole = jax.jit(prior.logits)(params, tokens)
+  apart = prior.decode_params(params)
+  step = jax.jit(prior.step)
+  for rows in (slice(0, 2), slice(1, 2)):
+    cache, now = prior.prefill(apart, tokens[rows, :prefix])
+    for t in range(prefix, prior.length):
+      np.testing.assert_allclose(now, whole[rows, t], atol=5e-5)
+      if t < prior.length - 1:
+        cache, now = step(apart, cache, tokens[rows, t])
+
+
+def test_rotary_priors_have_no_embeddings_of_positions_but_the_pads():
+  names = set(_random_params(_tiny('full', rotary=True))['embeddings'])
+  assert {'text_position', 'row_embedding', 'column_embedding'} & names == set()
+  assert 'pad_embedding' in names
+
+
 def test_logits_depend_on_earlier_tokens_only_and_on_all_of_them(params, tokens, logits):
   base = tokens[1]
   changed = np.repeat(base[None], TINY.length, axis=0)
@@ -159,7 +198,7 @@ def test_impossible_tokens_and_no_others_are_ruled_out(params, tokens, logits):
 
 
 def test_probabilities_of_all_sequences_sum_to_one():
-  small = Prior(3, 2, 3, 2, Transformer(num_layers=1, num_heads=1, head_dim=4, mlp_ratio=1))
+  small = Prior(3, 2, 3, 2, Transformer(BlockShape(1, 4, 1, 1), (Pattern('full', 3, 2),)))
   texts = [(a, b, PAD) for a, b in itertools.product(range(3), repeat=2) if a != PAD or b == PAD]
   everything = np.array([text + codes for text in texts for codes in itertools.product((3, 4), repeat=4)])
   logits = jax.jit(small.logits)(_random_params(small, 3), everything)
@@ -182,12 +221,21 @@ def test_losses_by_hand():
   by_text = [nll(text_logits[b, t], token) for b, row in enumerate(targets) for t, token in enumerate(row)]
   by_image = [nll(image_logits[b, t], image[b, t]) for b, t in np.ndindex(image.shape)]
   losses = module.losses(text_logits, image_logits, jnp.asarray(text), jnp.asarray(image))
-  np.testing.assert_allclose(losses, [np.mean(by_text), np.mean(by_image)], rtol=1e-5)
+  np.testing.assert_allclose([losses['text'], losses['image']], [np.mean(by_text), np.mean(by_image)], rtol=1e-5)
+  second = module.losses(*map(jnp.asarray, (text_logits, image_logits, text, image, np.array([False, True, False]))))
+  assert second['text'] == pytest.approx(np.mean(by_text[3:8]), rel=1e-5)
+  assert second['image'] == losses['image']
+
+
+def test_captions_are_dropped_whole_and_in_the_share_asked_for():
+  text = jnp.ones((2000, 3), jnp.int32)
+  dropped, kept = module.drop_captions(jax.random.key(0), text, 0.2)
+  np.testing.assert_array_equal(dropped, np.repeat(np.asarray(kept)[:, None], 3, axis=1))
+  assert 0.17 < 1 - np.mean(kept) < 0.23
 
 
 def test_half_precision_keeps_float32_parameters_and_logits(params, tokens, logits):
-  stack = TINY.transformer.clone(dtype=jnp.bfloat16)
-  half = Prior(TEXT, IMAGE, TEXT_LENGTH, GRID, stack)
+  half = _tiny('full', dtype=jnp.bfloat16)
   shapes = jax.eval_shape(lambda: half.init(jax.random.key(0)))
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
   low, full = np.asarray(jax.jit(half.logits)(params, tokens)), np.asarray(logits(params, tokens))
@@ -204,7 +252,7 @@ def test_a_fresh_model_gives_even_odds(params, tokens, split_logits):
   start = {**params, 'embeddings': {**params['embeddings'], 'text_kernel': text_kernel, 'image_kernel': image_kernel}}
   text, image = tokens[:, : TEXT_LENGTH - 1], tokens[:, TEXT_LENGTH:] - TEXT
   losses = module.losses(*split_logits(start, text, image), jnp.asarray(text), jnp.asarray(image))
-  np.testing.assert_allclose(losses, np.log([TEXT, IMAGE]), rtol=1e-6)
+  np.testing.assert_allclose([losses['text'], losses['image']], np.log([TEXT, IMAGE]), rtol=1e-6)
 
 
 def test_every_axis_of_every_parameter_has_a_sharding_rule():
@@ -219,13 +267,17 @@ def test_every_axis_of_every_parameter_has_a_sharding_rule():
 
 
 def test_the_papers_prior_has_twelve_billion_parameters():
-  config = Config.from_dict({'data': {'image_size': 256}})
+  paper = {'attention_pattern': ('row', 'column', 'row', 'row'), 'last_attention_pattern': 'conv'}
+  config = Config.from_dict({'data': {'image_size': 256}, 'prior': paper})
   prior = make_prior(config, 16_384)
   assert prior.length == 1280
-  assert (prior.transformer.num_layers, prior.transformer.num_heads, prior.transformer.head_dim) == (64, 62, 64)
+  assert (prior.transformer.shape.num_layers, prior.transformer.shape.head_dim) == (64, 64)
   d = 62 * 64
   layer = 4 * d + d * 3 * d + 3 * d + d * d + d + d * 4 * d + 4 * d + 4 * d * d + d
   tables = 2 * d * (16_384 + 8192) + 2 * 256 * d + 2 * d + 2 * 32 * d
+  kinds = [pattern.kind for pattern in prior.transformer.layer_patterns]
+  assert kinds == ['column' if i % 4 == 2 else 'row' for i in range(1, 64)] + ['conv']  # appendix B.1
+  assert (kinds.count('row'), kinds.count('column')) == (47, 16)
   shapes = jax.eval_shape(lambda: prior.init(jax.random.key(0)))
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert count == 64 * layer + 2 * d + tables

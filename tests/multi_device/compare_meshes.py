@@ -29,7 +29,7 @@ CONFIG = Config.from_dict({
     'image_vocab_size': 16, 'hidden_size': 32, 'decoder_input_size': 8, 'num_groups': 2, 'blocks_per_group': 1,
     'patch_size': 2, 'kl_warmup_steps': 2,
   },
-  'prior': {'num_layers': 2, 'num_heads': 8, 'head_dim': 4},
+  'prior': {'num_layers': 2, 'num_heads': 8, 'embed_dim': 32},
 })  # fmt: skip
 # A large epsilon keeps Adam from blowing rounding errors of vanishing gradients up to whole steps.
 TRAINING = {'batch_size': BATCH_SIZE, 'learning_rate': 0.03, 'schedule': 'constant', 'warmup_steps': 0, 'eps': 1e-2}

@@ -16,7 +16,7 @@ CONFIG = Config.from_dict({
   'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
   'tokenizer': {'vocab_size': 300, 'text_length': 6},
   'dvae': {'image_vocab_size': 8, 'hidden_size': 4, 'decoder_input_size': 4, 'num_groups': 2, 'blocks_per_group': 1},
-  'prior': {'num_layers': 1, 'num_heads': 2, 'head_dim': 4, 'mlp_ratio': 1},
+  'prior': {'num_layers': 1, 'num_heads': 2, 'embed_dim': 8, 'mlp_ratio': 1},
   'sampling': {'temperature': 0.9, 'batch_size': 2},
 })  # fmt: skip
 PROMPTS = ['A red circle', 'a blue square']

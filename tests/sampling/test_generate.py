@@ -8,21 +8,22 @@ from flax import linen as nn
 
 from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.models.attention import Pattern
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import PAD, Prior
-from dalle_jax.models.transformer import Transformer
+from dalle_jax.models.transformer import BlockShape, Transformer
 from dalle_jax.sampling.decode import decode
 from dalle_jax.sampling.generate import Sampler, encode_prompts
 from dalle_jax.sharding import make_mesh
 
-PRIOR = Prior(7, 8, 4, 2, Transformer(num_layers=1, num_heads=2, head_dim=4, mlp_ratio=2))
+PRIOR = Prior(7, 8, 4, 2, Transformer(BlockShape(1, 8, 2), (Pattern('full', 4, 2),)))
 DVAE = Dvae(image_vocab_size=8, hidden_size=4, decoder_input_size=4, num_groups=2, blocks_per_group=1)
 TEXTS = np.array([[3, 6, PAD], [2, 1, 5], [4, PAD, PAD], [3, 6, PAD], [1, PAD, PAD]], np.int32)
 
 
 @pytest.fixture(scope='module')
 def params():
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(3)
 
   def fresh():
     key, image = jax.random.key(0), jnp.zeros((1, 4, 4, 3))

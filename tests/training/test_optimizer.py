@@ -106,7 +106,7 @@ def test_muon_decays_matrices_too(make_config):
 def test_muon_takes_every_kernel_of_both_models_blocks():
   config = Config.from_dict({
     'data': {'image_size': 32}, 'dvae': {'hidden_size': 8, 'num_groups': 2},
-    'prior': {'num_layers': 2, 'num_heads': 2, 'head_dim': 4},
+    'prior': {'num_layers': 2, 'num_heads': 2, 'embed_dim': 8},
   })  # fmt: skip
   shapes = jax.eval_shape(PriorTask(config, 300).init, jax.random.key(0))
   tx = make_optimizer(TrainingConfig(optimizer='muon'))

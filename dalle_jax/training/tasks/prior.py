@@ -37,23 +37,36 @@ class PriorTask:
     codes = make_dvae(self.config.dvae).apply({'params': params['dvae']}, image, method='encode')
     return jax.lax.stop_gradient(codes.reshape(image.shape[0], -1))
 
-  def _losses(self, params: Any, batch: dict) -> tuple[jax.Array, jax.Array]:
-    codes = self.encode(params, batch['image'])
-    text_logits, image_logits = self.model.split_logits(params['prior'], batch['text'], codes)
-    return prior_model.losses(text_logits, image_logits, batch['text'], codes)
+  def _losses(self, params: Any, image: jax.Array, text: jax.Array, captioned: jax.Array | None = None) -> dict:
+    codes = self.encode(params, image)
+    text_logits, image_logits = self.model.split_logits(params['prior'], text, codes)
+    return prior_model.losses(text_logits, image_logits, text, codes, captioned)
 
-  def _metrics(self, text: jax.Array, image: jax.Array) -> dict:
+  def _metrics(self, losses: dict) -> dict:
     weights = self.config.prior
-    loss = weights.text_loss_weight * text + weights.image_loss_weight * image
-    return {'loss': loss, 'text_nats_per_token': text, 'image_nats_per_token': image}
+    loss = weights.text_loss_weight * losses['text'] + weights.image_loss_weight * losses['image']
+    return {'loss': loss, 'text_nats_per_token': losses['text'], 'image_nats_per_token': losses['image']}
 
   def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
-    """text_loss_weight * nats per text token + image_loss_weight * nats per image token."""
-    metrics = self._metrics(*self._losses(params, batch))
-    return metrics.pop('loss'), metrics
+    """text_loss_weight * nats per text token + image_loss_weight * nats per image token, and the z-loss.
+
+    The z-loss, z_loss_weight times the squared log-partition function, weighs text and image like the losses. A share
+    `caption_drop` of the captions is dropped.
+    """
+    weights = self.config.prior
+    text, captioned = batch['text'], None
+    if weights.caption_drop:
+      text, captioned = prior_model.drop_captions(key, text, weights.caption_drop)
+    losses = self._losses(params, batch['image'], text, captioned)
+    metrics = self._metrics(losses)
+    loss = metrics.pop('loss')
+    if weights.z_loss_weight:
+      z = weights.text_loss_weight * losses['text_z'] + weights.image_loss_weight * losses['image_z']
+      loss, metrics['z_loss'] = loss + weights.z_loss_weight * z, z
+    return loss, metrics
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    return self._metrics(*self._losses(params, batch))
+    return self._metrics(self._losses(params, batch['image'], batch['text']))
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
     """Adds the rate of the image tokens in bits per pixel dimension."""

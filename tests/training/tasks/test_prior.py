@@ -20,7 +20,7 @@ CONFIG = Config.from_dict({
   'dvae': {
     'image_vocab_size': IMAGE, 'hidden_size': 4, 'decoder_input_size': 4, 'num_groups': 2, 'blocks_per_group': 1,
   },
-  'prior': {'num_layers': 2, 'num_heads': 2, 'head_dim': 8, 'text_loss_weight': 0.25, 'image_loss_weight': 0.5},
+  'prior': {'num_layers': 2, 'num_heads': 2, 'embed_dim': 16, 'text_loss_weight': 0.25, 'image_loss_weight': 0.5},
 })  # fmt: skip
 TASK = PriorTask(CONFIG, TEXT)
 
@@ -58,12 +58,47 @@ def test_codes_are_the_encoders_likeliest_row_by_row(params, batch, codes):
 def test_the_loss_is_the_weighted_sum_of_both_kinds(params, batch, codes):
   value, metrics = jax.jit(TASK.loss)(params, batch, jax.random.key(0), jnp.asarray(0))
   logits = jax.jit(TASK.model.split_logits)(params['prior'], batch['text'], codes)
-  text, image = prior_model.losses(*logits, jnp.asarray(batch['text']), codes)
+  losses = prior_model.losses(*logits, jnp.asarray(batch['text']), codes)
+  text, image = losses['text'], losses['image']
   assert value == pytest.approx(float(0.25 * text + 0.5 * image), rel=1e-5)
   expected = {'text_nats_per_token': float(text), 'image_nats_per_token': float(image)}
   assert jax.device_get(metrics) == pytest.approx(expected, rel=1e-5)
   evaluated = jax.jit(TASK.evaluate)(params, batch, jax.random.key(1), jnp.asarray(9))
   assert jax.device_get(evaluated) == pytest.approx({**expected, 'loss': float(value)}, rel=1e-5)
+
+
+def _with(**keys):
+  values = CONFIG.to_dict()
+  return PriorTask(Config.from_dict({**values, 'prior': {**values['prior'], **keys}}), TEXT)
+
+
+def test_the_z_loss_is_added_in_training_and_not_in_evaluation(params, batch, codes):
+  task, key, step = _with(z_loss_weight=0.1), jax.random.key(0), jnp.asarray(0)
+  value, metrics = jax.jit(task.loss)(params, batch, key, step)
+  plain, _ = jax.jit(TASK.loss)(params, batch, key, step)
+  text_logits, image_logits = jax.jit(TASK.model.split_logits)(params['prior'], batch['text'], codes)
+  counted = np.pad(batch['text'] != 0, ((0, 0), (1, 0)), constant_values=True)
+  text_z = np.mean(np.log(np.exp(np.float64(text_logits)).sum(-1))[counted] ** 2)
+  image_z = np.mean(np.log(np.exp(np.float64(image_logits)).sum(-1)) ** 2)
+  assert metrics['z_loss'] == pytest.approx(0.25 * text_z + 0.5 * image_z, rel=1e-4)
+  assert value == pytest.approx(float(plain + 0.1 * metrics['z_loss']), rel=1e-5)
+  assert jax.jit(task.evaluate)(params, batch, key, step)['loss'] == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_dropped_captions_are_read_as_pads_and_not_learnt(params, batch):
+  task, step = _with(caption_drop=0.5), jnp.asarray(0)
+  key = next(k for k in map(jax.random.key, range(99)) if np.array_equal(_kept(k), [True, False, False, True]))
+  _, metrics = jax.jit(task.loss)(params, batch, key, step)
+  empty = {**batch, 'text': np.where(_kept(key)[:, None], batch['text'], 0)}
+  as_pads = jax.jit(TASK.evaluate)(params, empty, key, step)
+  assert metrics['image_nats_per_token'] == pytest.approx(float(as_pads['image_nats_per_token']), rel=1e-5)
+  kept = jax.jit(TASK.evaluate)(params, jax.tree.map(lambda x: x[[0, 3]], batch), key, step)
+  assert metrics['text_nats_per_token'] == pytest.approx(float(kept['text_nats_per_token']), rel=1e-5)
+  assert jax.jit(task.evaluate)(params, batch, key, step) == jax.jit(TASK.evaluate)(params, batch, key, step)
+
+
+def _kept(key):
+  return np.asarray(prior_model.drop_captions(key, jnp.ones((4, 4), jnp.int32), 0.5)[1])
 
 
 def test_gradients_reach_the_prior_and_not_the_dvae(params, batch):

@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dalle_jax.models import attention, sparse_attention
+from dalle_jax.models.attention import KINDS, Pattern
+
+# Grids below, at and above a block, not a multiple of it, and the paper's; with little text and much.
+SIZES = [(1, 1, 1), (4, 5, 3), (9, 2, 9), (20, 3, 5), (32, 256, 11)]
+
+
+def _qkv(pattern, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(pattern.length), 3)
+  return [jax.random.normal(key, (1, pattern.length, 2, 4), dtype) for key in keys]
+
+
+def _losses(pattern):
+  """Value and gradients of some function of the output, dense and sparse."""
+  mask = pattern.mask()
+
+  def dense(*qkv):
+    return attention.attend(*qkv, mask)
+
+  def sparse(*qkv):
+    return sparse_attention.attend(pattern, *qkv)
+
+  def loss(attend):
+    def value(*qkv):
+      out = attend(*qkv)
+      return jnp.sum(jnp.sin(3 * out)), out
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))
+
+  return loss(dense), loss(sparse)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_it_equals_the_dense_reference_forward_and_backward(size, kind):
+  grid, text, kernel = size
+  pattern = Pattern(kind, text, grid, kernel)
+  qkv, (dense, sparse) = _qkv(pattern), _losses(pattern)
+  (_, expected), expected_gradients = dense(*qkv)
+  (_, out), gradients = sparse(*qkv)
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+  for name, a, b in zip(('query', 'key', 'value'), gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+  assert max(np.abs(g).max() for g in gradients) > 0.1
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_prefixes_of_any_length_equal_the_dense_reference(kind):
+  pattern = Pattern(kind, 3, 9, 5)
+  qkv, mask = _qkv(pattern), pattern.mask()
+  for length in (1, 2, 3, 4, 12, 40, 80):
+    prefix = [x[:, :length] for x in qkv]
+    expected = attention.attend(*prefix, mask[:length, :length])
+    np.testing.assert_allclose(sparse_attention.attend(pattern, *prefix), expected, atol=1e-5, err_msg=str(length))
+
+
+def test_large_scores_do_not_overflow():
+  pattern = Pattern('row', 3, 8)
+  query, key, value = _qkv(pattern)
+  out = sparse_attention.attend(pattern, 200 * query, 50 * key, value)
+  np.testing.assert_allclose(out, attention.attend(200 * query, 50 * key, value, pattern.mask()), atol=1e-4)
+
+
+def test_half_precision_is_close_and_stays_half():
+  pattern = Pattern('row', 3, 8)
+  qkv = _qkv(pattern, jnp.bfloat16)
+  out = sparse_attention.attend(pattern, *qkv)
+  assert out.dtype == jnp.bfloat16
+  full = attention.attend(*(x.astype(jnp.float32) for x in qkv), pattern.mask())
+  np.testing.assert_allclose(out.astype(jnp.float32), full, atol=0.03)
+
+
+def _sizes(jaxpr):
+  """Elements of every array that a program computes, also in its inner programs."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield int(np.prod(variable.aval.shape))
+    for value in equation.params.values():
+      if hasattr(value, 'jaxpr'):
+        yield from _sizes(value.jaxpr)
+
+
+@pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
+def test_nothing_in_it_grows_with_the_square_of_the_sequence(kind):
+  largest = {}
+  for grid in (32, 64):
+    pattern = Pattern(kind, 256, grid)
+    shape = jax.ShapeDtypeStruct((1, pattern.length, 1, 64), jnp.float32)
+    _, sparse = _losses(pattern)
+    largest[grid] = max(_sizes(jax.make_jaxpr(sparse)(shape, shape, shape).jaxpr))
+    assert largest[grid] < pattern.length**2 / 2
+  assert largest[64] < 5 * largest[32]  # four times the image slots
