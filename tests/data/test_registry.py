@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from dalle_jax import config as config_lib
 from dalle_jax.config import DataConfig
+from dalle_jax.config import data as config_lib
 from dalle_jax.data import registry, tfds_source
 from dalle_jax.data.image import decode
 

@@ -12,20 +12,20 @@ ROOT = pathlib.Path(__file__).parents[2]
 FAST_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 # The largest share of a big parameter that one device may hold.
 SHARES = {
-  '8x1x1': {'prior/transformer/layers/block/qkv/kernel': 1},
+  '8x1x1': {'prior/transformer/layers/block_0/qkv/kernel': 1},
   '1x8x1': {
-    'prior/transformer/layers/block/qkv/kernel': 1 / 8,
+    'prior/transformer/layers/block_0/qkv/kernel': 1 / 8,
     'prior/embeddings/text_embedding': 1 / 8,
     'dvae/encoder/group_2_block_1/conv_4/kernel': 1 / 8,
   },
   '1x1x8': {
-    'prior/transformer/layers/block/qkv/kernel': 1 / 8,
-    'prior/transformer/layers/block/mlp_in/kernel': 1 / 8,
+    'prior/transformer/layers/block_0/qkv/kernel': 1 / 8,
+    'prior/transformer/layers/block_0/mlp/mlp_in/kernel': 1 / 8,
     'prior/embeddings/image_kernel': 1 / 8,
     'dvae/decoder/input/kernel': 1 / 8,
   },
   '2x2x2': {
-    'prior/transformer/layers/block/qkv/kernel': 1 / 4,
+    'prior/transformer/layers/block_0/qkv/kernel': 1 / 4,
     'dvae/encoder/group_2_block_1/conv_4/kernel': 1 / 4,
   },
 }

@@ -23,10 +23,27 @@ def test_it_times_the_small_variant(subject, what):
 def test_what_to_time_is_asked_for():
   finished = _run('speed', '--config=configs/quickstart.py')
   assert finished.returncode != 0
-  assert "one of dvae, prior, draw; given 'speed'" in finished.stderr
+  assert "one of dvae, prior, draw, attention; given 'speed'" in finished.stderr
 
 
 def test_a_batch_that_cannot_be_is_refused():
   finished = _run('prior', '--config=configs/quickstart.py', '--config.prior_training.batch_size=0')
   assert finished.returncode == 2
   assert 'config.prior_training.batch_size is 0' in finished.stderr
+
+
+def test_it_compares_dense_and_sparse_attention():
+  finished = _run('attention', '--grids=11,12', '--text_length=4', '--head_dim=8', '--rounds=1', '--steps=1')
+  assert finished.returncode == 0, finished.stderr
+  _, head, *rows = (line.split() for line in finished.stdout.splitlines())
+  assert [row[:3] for row in rows[:4]] == [['11', '125', name] for name in ('row', 'column', 'conv', 'mix')]
+  assert len(rows) == 8
+  assert all(float(value) > 0 for row in rows for value in row[3:])
+  assert 'times' in head
+
+
+def test_grids_and_configurations_that_cannot_be_are_refused():
+  finished = _run('attention', '--grids=4,16')
+  assert finished.returncode == 2 and '--grids is 4,16' in finished.stderr
+  finished = _run('prior')
+  assert finished.returncode == 2 and 'needs --config' in finished.stderr

@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -106,7 +108,7 @@ def test_muon_decays_matrices_too(make_config):
 def test_muon_takes_every_kernel_of_both_models_blocks():
   config = Config.from_dict({
     'data': {'image_size': 32}, 'dvae': {'hidden_size': 8, 'num_groups': 2},
-    'prior': {'num_layers': 2, 'num_heads': 2, 'embed_dim': 8},
+    'prior': {'num_layers': 3, 'num_heads': 2, 'embed_dim': 8, 'attention_pattern': ('row', 'full'), 'mlp': 'swiglu'},
   })  # fmt: skip
   shapes = jax.eval_shape(PriorTask(config, 300).init, jax.random.key(0))
   tx = make_optimizer(TrainingConfig(optimizer='muon'))
@@ -115,7 +117,9 @@ def test_muon_takes_every_kernel_of_both_models_blocks():
   kept = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(momentum)}
   kernels = {
     jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-    if 'kernel' in jax.tree_util.keystr(path) and 'block' in jax.tree_util.keystr(path)
+    if 'kernel' in jax.tree_util.keystr(path) and re.search('block|rest', jax.tree_util.keystr(path))
   }  # fmt: skip
   assert kept == kernels
-  assert len(kept) == 4 + 2 * 4 * 4 + 3  # of the prior's layers, of 8 blocks, and of 3 with another width
+  assert (
+    len(kept) == 3 * 5 + 2 * 4 * 4 + 3
+  )  # of a period of two and one layer more, of 8 blocks, and of 3 with another width
