@@ -4,7 +4,7 @@ import dataclasses
 
 from dalle_jax.config.checks import require, require_choice, require_positive
 
-SCHEDULES = ('cosine', 'constant')
+SCHEDULES = ('cosine', 'constant', 'plateau', 'steps')
 OPTIMIZERS = ('adamw', 'muon')
 
 
@@ -19,14 +19,22 @@ class TrainingConfig:
   learning_rate: float = 3e-4  # AdamW's
   muon_learning_rate: float = 0.02  # Muon's, at the same points of the schedule
   final_learning_rate: float = 0.0  # at the end of a cosine schedule
-  schedule: str = 'cosine'
+  schedule: str = 'cosine'  # after the warm-up: 'cosine', 'constant', or halved: at each 'plateau', or at given 'steps'
+  schedule_steps: int = 0  # the cosine's end, after which the rate stays; 0: the end of training
   warmup_steps: int = 100
+  halving_steps: tuple[int, ...] = ()  # 'steps': when the rate is halved
+  plateau_window: int = 500  # 'plateau': the training loss is averaged over so many steps, and compared with the best
+  plateau_patience: int = 5  # 'plateau': windows in a row without improvement, after which the rate is halved
+  plateau_tolerance: float = 1e-3  # 'plateau': share by which the loss must fall to have improved
+  max_halvings: int = 5  # 'plateau': the most halvings (appendix B.2 had five)
   b1: float = 0.9  # AdamW's, and Muon's momentum
   b2: float = 0.96
   eps: float = 1e-8
+  second_moment_clip: float = 0.0  # AdamW's running variance is at most this where it is used; 0: as it is
   weight_decay: float = 0.0
   clip_norm: float = 4.0  # global gradient norm; 0: no clipping
   ema_decay: float = 0.999  # of the parameters used for evaluation and kept in the model; 0: no averaging
+  ema_every: int = 1  # steps from one update of the average to the next
   log_every: int = 50
   eval_every: int = 500
   eval_batches: int = 8
@@ -40,17 +48,31 @@ class TrainingConfig:
     require_choice(group, self, 'optimizer', OPTIMIZERS)
     require_positive(
       group, self, 'num_steps', 'batch_size', 'accumulation_steps', 'learning_rate', 'muon_learning_rate', 'eps',
-      'log_every', 'eval_batches', 'keep_checkpoints',
+      'log_every', 'eval_batches', 'keep_checkpoints', 'ema_every', 'plateau_window', 'plateau_patience',
+      'max_halvings',
     )  # fmt: skip
     for name in ('b1', 'b2', 'ema_decay'):
       value = getattr(self, name)
       require(0 <= value < 1, f'config.{group}.{name} is {value}; it must lie in [0, 1).')
     for name in (
       'final_learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm', 'eval_every', 'sheet_every',
-      'checkpoint_every',
+      'checkpoint_every', 'schedule_steps', 'second_moment_clip',
     ):  # fmt: skip
       value = getattr(self, name)
       require(value >= 0, f'config.{group}.{name} is {value}; it must be 0 or more.')
+    require(
+      0 < self.plateau_tolerance <= 1,
+      f'config.{group}.plateau_tolerance is {self.plateau_tolerance}; it must lie in (0, 1].',
+    )
+    require(
+      list(self.halving_steps) == sorted(set(self.halving_steps)) and all(step > 0 for step in self.halving_steps),
+      f'config.{group}.halving_steps is {self.halving_steps}; it must list steps above 0 in rising order.',
+    )
+    require(
+      (self.schedule == 'steps') == bool(self.halving_steps),
+      f"config.{group}.schedule is {self.schedule!r} and halving_steps is {self.halving_steps}; 'steps' needs some, "
+      'and no other schedule takes them.',
+    )
     require(
       self.batch_size % self.accumulation_steps == 0,
       f'config.{group}.batch_size {self.batch_size} is not divisible by accumulation_steps {self.accumulation_steps}.',

@@ -1,5 +1,6 @@
 """The compiled steps: one optimizer update, one evaluation, and the running means between two log lines."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,14 +12,14 @@ import optax
 from dalle_jax.config import TrainingConfig
 from dalle_jax.sharding import batch_sharding, replicated, to_global
 from dalle_jax.training.keys import step_key
-from dalle_jax.training.optimizer import make_schedule
+from dalle_jax.training.optimizer import learning_rate_at
 from dalle_jax.training.state import TrainState, abstract_state
 
 Metrics = dict[str, jax.Array]
 
 
 def ema_decay_at(decay: float, step: jax.Array) -> jax.Array:
-  """The decay in use at `step`: (1 + step) / (10 + step) until that exceeds `decay`, to forget the random start."""
+  """The decay of update `step`: (1 + step) / (10 + step) until that exceeds `decay`, to forget the random start."""
   return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
@@ -30,26 +31,35 @@ def make_train_step(
   Randomness is the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's, averaged over
   micro-batches, with 'loss', 'grad_norm' (before clipping), 'param_norm' (after the update) and 'learning_rate'.
   """
-  schedule = make_schedule(config)
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     grads, metrics = _mean_gradients(task, state, batch, config.accumulation_steps, mesh, seed)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=metrics['loss'])
     params = optax.apply_updates(state.params, updates)
     metrics |= {
       'grad_norm': optax.tree.norm(grads),
       'param_norm': optax.tree.norm(params),
-      'learning_rate': schedule(state.step),
+      'learning_rate': learning_rate_at(config, opt_state, state.step),
     }
-    ema = state.ema
-    if ema is not None:
-      ema = optax.incremental_update(params, ema, 1 - ema_decay_at(config.ema_decay, state.step))
+    ema = _average(config, state, params)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
     return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
   abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def _average(config: TrainingConfig, state: TrainState, params: Any) -> Any:
+  """The moving average after this step, which moves once in ema_every steps."""
+  if state.ema is None:
+    return None
+  decay = ema_decay_at(config.ema_decay, state.step // config.ema_every)
+  moved = functools.partial(optax.incremental_update, step_size=1 - decay)
+  if config.ema_every == 1:
+    return moved(params, state.ema)
+  is_due = (state.step + 1) % config.ema_every == 0
+  return jax.lax.cond(is_due, moved, lambda _, ema: ema, params, state.ema)
 
 
 def _mean_gradients(

@@ -44,10 +44,17 @@ def test_one_batch_is_fitted(fit, tmp_path, make_config, linear_task, stream):
   assert losses[-1] < 1e-3 < 1 < losses[0]
 
 
+HALVING = {
+  'schedule': 'plateau', 'plateau_window': 2, 'plateau_patience': 1, 'plateau_tolerance': 1.0, 'ema_every': 2,
+  'second_moment_clip': 0.01,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('recipe', [{}, HALVING], ids=['plain', 'halving'])
 def test_a_run_stopped_in_the_middle_ends_as_an_uninterrupted_one(
-  fit, tmp_path, make_config, assert_trees_equal, stream
+  fit, tmp_path, make_config, assert_trees_equal, stream, recipe
 ):
-  config = make_config(eval_every=6)
+  config = make_config(eval_every=6, **recipe)
   whole, whole_stream = fit(tmp_path / 'whole', config, eval_batches=_held_out(stream))
 
   def interrupt(state, step):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.config import Config, TrainingConfig
-from dalle_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from dalle_jax.training.optimizer import decay_mask, learning_rate_at, make_optimizer, make_schedule
 from dalle_jax.training.tasks.prior import PriorTask
 
 
@@ -28,6 +28,53 @@ def test_constant_schedule_values(make_config):
 def test_a_run_shorter_than_its_warmup_has_a_schedule(make_config):
   schedule = make_schedule(make_config(num_steps=2, warmup_steps=10, learning_rate=1.0, schedule='cosine'))
   np.testing.assert_allclose([schedule(s) for s in (0, 1, 2)], [0, 0.1, 0.2], rtol=1e-6)
+
+
+def test_the_cosine_may_end_before_training(make_config):
+  # The dVAE's (appendix A.2): from 1e-4 to 1.25e-6 over 1,200,000 updates of 3,000,000, then flat.
+  schedule = make_schedule(make_config(
+    num_steps=3_000_000, schedule='cosine', schedule_steps=1_200_000, warmup_steps=0, learning_rate=1e-4,
+    final_learning_rate=1.25e-6,
+  ))  # fmt: skip
+  np.testing.assert_allclose(
+    [schedule(s) for s in (0, 600_000, 1_200_000, 2_900_000)], [1e-4, 5.0625e-5, 1.25e-6, 1.25e-6], rtol=1e-4
+  )
+
+
+def test_halving_at_given_steps(make_config):
+  config = make_config(schedule='steps', halving_steps=(10, 20), warmup_steps=4, learning_rate=0.8)
+  schedule = make_schedule(config)
+  np.testing.assert_allclose([schedule(s) for s in (2, 4, 9, 10, 19, 20, 99)], [0.4, 0.8, 0.8, 0.4, 0.4, 0.2, 0.2])
+  assert learning_rate_at(config, (), jnp.asarray(19)) == pytest.approx(0.4)
+
+
+def test_halving_at_plateaus_by_hand(make_config):
+  config = make_config(
+    schedule='plateau', plateau_window=2, plateau_patience=2, plateau_tolerance=0.1, max_halvings=2, warmup_steps=0,
+    learning_rate=0.8, clip_norm=0.0,
+  )  # fmt: skip
+  tx, params = make_optimizer(config), {'a': jnp.zeros(1)}
+  state, rates = tx.init(params), []
+  # Window means 4, 2, then 1.9 and 1.95, which are no tenth better than 2: the rate is halved after the second of them,
+  # and again after two more, and then no further.
+  for step, loss in enumerate([5.0, 3.0, 2.0, 2.0, 1.8, 2.0, 1.9, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]):
+    _, state = tx.update(params, state, params, value=jnp.asarray(loss))
+    rates.append(float(learning_rate_at(config, state, jnp.asarray(step))))
+  np.testing.assert_allclose(rates, 7 * [0.8] + 4 * [0.4] + 5 * [0.2], rtol=1e-6)
+
+
+def test_the_second_moment_is_clipped_where_it_is_used(make_config):
+  params, grads = {'a': jnp.zeros(3)}, {'a': jnp.array([1.0, 2.0, 100.0])}
+  steps = {}
+  for clip in (0.0, 5.0):
+    config = make_config(second_moment_clip=clip, learning_rate=0.1, clip_norm=0.0, b1=0.5, b2=0.9)
+    tx = make_optimizer(config)
+    state = tx.init(params)
+    for _ in range(3):
+      updates, state = tx.update(grads, state, params)
+    steps[clip] = np.asarray(updates['a'])
+  np.testing.assert_allclose(steps[0.0], -0.1, rtol=1e-5)
+  np.testing.assert_allclose(steps[5.0], [-0.1, -0.1, -0.1 * 100 / np.sqrt(5)], rtol=1e-5)
 
 
 PARAMS = {

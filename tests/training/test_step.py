@@ -77,6 +77,21 @@ def test_the_average_in_closed_form(run_steps):
     np.testing.assert_allclose(history[step + 1].ema['model']['kernel'], expected, rtol=1e-5)
 
 
+def test_the_average_may_move_once_in_several_steps(run_steps):
+  history = [state for state, _ in run_steps(5, ema_decay=0.15, ema_every=2)]
+  kernels = [state.params['model']['kernel'] for state in history]
+  first = 0.1 * kernels[0] + 0.9 * kernels[2]
+  second = 0.15 * first + 0.85 * kernels[4]
+  for step, expected in enumerate([kernels[0], kernels[0], first, first, second, second]):
+    np.testing.assert_allclose(history[step].ema['model']['kernel'], expected, rtol=1e-5)
+
+
+def test_halvings_show_in_the_learning_rate(run_steps):
+  settings = {'schedule': 'plateau', 'plateau_window': 1, 'plateau_patience': 1, 'plateau_tolerance': 1.0}
+  history = run_steps(4, learning_rate=0.08, max_halvings=2, **settings)
+  np.testing.assert_allclose([m['learning_rate'] for _, m in history[1:]], [0.08, 0.04, 0.02, 0.02], rtol=1e-6)
+
+
 def test_average_warm_up_ends_at_the_decay():
   np.testing.assert_allclose([ema_decay_at(0.999, s) for s in (0, 90, 10**6)], [0.1, 0.91, 0.999], rtol=1e-6)
 
