@@ -21,6 +21,7 @@ def get_config(variant: str = ''):
   config.data.flip = True
 
   config.tokenizer.vocab_size = 1_024
+  config.tokenizer.bpe_dropout = 0.0
   config.tokenizer.text_length = 32
 
   config.dvae.image_vocab_size = 512

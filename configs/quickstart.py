@@ -18,6 +18,7 @@ def get_config(variant: str = ''):
   config.data.position_jitter = 0
 
   config.tokenizer.vocab_size = 512
+  config.tokenizer.bpe_dropout = 0.0
   config.tokenizer.text_length = 20
 
   config.dvae.image_vocab_size = 256

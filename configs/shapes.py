@@ -19,6 +19,7 @@ def get_config(variant: str = ''):
   config.data.two_object_fraction = 0.6
 
   config.tokenizer.vocab_size = 512
+  config.tokenizer.bpe_dropout = 0.0
   config.tokenizer.text_length = 20
 
   # An 8x8 grid. Patches of 2x2 pixels spare the costly layers at 64x64: a step takes a third of the time.

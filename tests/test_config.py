@@ -103,6 +103,7 @@ BAD_VALUES = {
   'data.two_object_fraction': -0.1,
   'tokenizer.vocab_size': 269,
   'tokenizer.text_length': 1,
+  'tokenizer.bpe_dropout': 1.5,
   'dvae.image_vocab_size': 1,
   'dvae.hidden_size': 6,
   'dvae.decoder_input_size': 0,

@@ -15,7 +15,7 @@ class DataConfig:
   path: str = ''  # folder: pictures with captions; tfds: a prepared data set's directory
   data_dir: str = ''  # where generated data sets are kept; empty: WORKDIR/data
   image_size: int = 32  # height and width in pixels
-  crop: str = 'center'  # 'center', or 'random' along the longer side
+  crop: str = 'center'  # 'center', 'random' along the longer side, or 'paper': the stage's own (Listings 1 and 2)
   flip: bool = False  # random left-right flips while the dVAE trains (Listing 1)
   caption_key: str = 'caption'  # tfds: the feature that holds the text
   validation_fraction: float = 0.1  # folder: share of names held out
@@ -31,7 +31,7 @@ class DataConfig:
 
   def __post_init__(self) -> None:
     require_choice('data', self, 'source', SOURCES)
-    require_choice('data', self, 'crop', ('center', 'random'))
+    require_choice('data', self, 'crop', ('center', 'random', 'paper'))
     require_positive('data', self, 'image_size', 'num_train', 'num_validation', 'num_held_out', 'num_threads')
     require_fraction('data', self, 'validation_fraction', 'two_object_fraction')
     require(self.num_workers >= 0, f'config.data.num_workers is {self.num_workers}; it must be 0 or more.')
@@ -54,7 +54,9 @@ class TokenizerConfig:
 
   vocab_size: int = 16_384  # at least 270, as 256 pieces stand for bytes; at most; a small corpus gives fewer pieces
   text_length: int = 256  # text slots of the prior, the start-of-text slot among them
+  bpe_dropout: float = 0.1  # share of merges left out while the prior trains, new for each epoch (section 2.2)
 
   def __post_init__(self) -> None:
+    require_fraction('tokenizer', self, 'bpe_dropout')
     require(self.vocab_size >= 270, f'config.tokenizer.vocab_size is {self.vocab_size}; it must be at least 270.')
     require(self.text_length >= 2, f'config.tokenizer.text_length is {self.text_length}; it must be at least 2.')

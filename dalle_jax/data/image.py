@@ -1,4 +1,4 @@
-"""Pictures: encoded bytes to RGB arrays, square crops, and PNG files with text in them."""
+"""Pictures: encoded bytes to RGB arrays, and PNG files with text in them."""
 
 import io
 import struct
@@ -63,35 +63,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
   if isinstance(transparent, int):
     grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
   return grey
-
-
-def fit(image: np.ndarray, size: int, crop: str = 'center', rng: np.random.Generator | None = None) -> np.ndarray:
-  """A square of the picture's shorter side, resized: box averages on the way down, bicubic on the way up.
-
-  Args:
-    image: uint8 [H, W, 3].
-    size: height and width of the result in pixels. A square that has this size already is not resampled.
-    crop: 'center', or 'random' along the longer side when `rng` is given (without it: the centre).
-    rng: source of the random offset.
-
-  Returns:
-    uint8 [size, size, 3].
-
-  Raises:
-    ValueError: an unknown `crop`.
-  """
-  if crop not in ('center', 'random'):
-    raise ValueError(f'config.data.crop is {crop!r}; allowed are center, random.')
-  height, width = image.shape[:2]
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  if crop == 'random' and rng is not None:
-    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-  square = image[top : top + side, left : left + side]
-  if side == size:
-    return square
-  method = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
-  return np.array(Image.fromarray(square).resize((size, size), method))
 
 
 def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:

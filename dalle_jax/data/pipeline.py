@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags, logging
 
 from dalle_jax.data import image as image_lib
+from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import Tokenizer, pad
 
 Record = dict[str, Any]
@@ -38,12 +39,14 @@ class Preprocess:
     flip: bool = False,
     tokenizer: Tokenizer | None = None,
     text_length: int = 256,
+    bpe_dropout: float = 0.0,
   ):
     """Args as config.data and config.tokenizer; without a tokenizer there is no 'text'."""
     self._image_size = image_size
     self._crop = crop
     self._flip = flip
     self._tokenizer = tokenizer
+    self._bpe_dropout = bpe_dropout
     self._num_tokens = text_length - 1  # the first text slot is the start of text
     self.num_truncated = 0  # captions cut so far, in this process
 
@@ -57,15 +60,19 @@ class Preprocess:
       image = image_lib.decode(record['image'])
     except ValueError as error:
       raise ValueError(f'{record["key"]}: {error}') from error
-    image = image_lib.fit(image, self._image_size, self._crop, rng)
+    image = fit(image, self._image_size, self._crop, rng)
     if self._flip and rng.random() < 0.5:
       image = image[:, ::-1]
     if self._tokenizer is None:
       return {'image': image}
-    return {'image': image, 'text': self._tokens(record)}
+    return {'image': image, 'text': self._tokens(record, rng)}
 
-  def _tokens(self, record: Record) -> np.ndarray:
+  def _tokens(self, record: Record, rng: np.random.Generator) -> np.ndarray:
     ids = self._tokenizer.encode(record['caption'])
+    if self._bpe_dropout:
+      # Dropout makes captions longer; one that fits as it is must not be cut for it.
+      longer = self._tokenizer.encode_with_dropout(record['caption'], self._bpe_dropout, rng)
+      ids = longer if len(longer) <= self._num_tokens else ids
     if len(ids) > self._num_tokens:
       if self.num_truncated == 0:
         logging.warning(

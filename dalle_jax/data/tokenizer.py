@@ -1,9 +1,11 @@
 """The captions' tokenizer: byte-pair encoding of lower-cased text (section 2.2), by SentencePiece."""
 
+import functools
 import hashlib
+import heapq
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,34 @@ class Tokenizer:
     """Token ids of a text, without padding."""
     return self._processor.encode(text)
 
+  def encode_with_dropout(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
+    """Token ids with BPE dropout (Provilkov et al. 2020): merges are left out at random, so that words come apart.
+
+    SentencePiece samples as well, but from a generator of the whole program; this one makes a caption's tokens a
+    function of `rng`. With a dropout of 0 it gives what `encode` gives.
+
+    Args:
+      text: a caption.
+      dropout: chance that a merge, when its turn comes, is left out; at 1 nothing is merged.
+      rng: source of the choices.
+    """
+    symbols = merge(list(self._processor.normalize(text)), self._ranks, dropout, rng)
+    return [i for symbol in symbols for i in self._ids_of(symbol)]
+
+  @functools.cached_property
+  def _ranks(self) -> dict[str, int]:
+    """The place of every piece in the order of merging; pieces learnt earlier have lower ids."""
+    skipped = (self._processor.is_byte, self._processor.is_control, self._processor.is_unknown)
+    return {
+      self._processor.id_to_piece(i): i for i in range(self.vocab_size) if not any(is_one(i) for is_one in skipped)
+    }
+
+  def _ids_of(self, symbol: str) -> list[int]:
+    """A piece's id, or those of its bytes."""
+    if symbol in self._ranks:
+      return [self._ranks[symbol]]
+    return [self._processor.piece_to_id(f'<0x{byte:02X}>') for byte in symbol.encode()]
+
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of token ids [T]; padding is skipped.
 
@@ -103,6 +133,47 @@ class Tokenizer:
       return cls(Path(path).read_bytes())
     except (OSError, ValueError) as error:
       raise ValueError(f'Cannot load the tokenizer {path}: {error}') from error
+
+
+def merge(symbols: list[str], ranks: Mapping[str, int], dropout: float, rng: np.random.Generator) -> list[str]:
+  """Byte-pair merges: again and again the neighbours whose union has the lowest rank, the leftmost of equals.
+
+  Args:
+    symbols: characters.
+    ranks: the place of every piece in the order of merging.
+    dropout: chance that a pair, when its turn comes, is left out; it has another turn if a neighbour changes.
+    rng: source of the choices.
+
+  Returns:
+    The pieces left at the end; joined, they give the joined symbols.
+  """
+  symbols, after = (
+    list(symbols),
+    [*range(1, len(symbols)), -1],
+  )  # a merged symbol lives on at the place of its left part
+  before = [-1, *range(len(symbols) - 1)]
+  agenda: list[tuple[int, int, int, str]] = []
+
+  def propose(left: int, right: int) -> None:
+    if left >= 0 and right >= 0 and symbols[left] + symbols[right] in ranks:
+      union = symbols[left] + symbols[right]
+      heapq.heappush(agenda, (ranks[union], left, right, union))
+
+  for left in range(len(symbols) - 1):
+    propose(left, left + 1)
+  while agenda:
+    _, left, right, union = heapq.heappop(agenda)
+    if not symbols[left] or after[left] != right or symbols[left] + symbols[right] != union:
+      continue  # one of the two has been merged with another since
+    if dropout and rng.random() < dropout:
+      continue
+    symbols[left], symbols[right] = union, ''
+    after[left] = after[right]
+    if after[left] >= 0:
+      before[after[left]] = left
+    propose(before[left], left)
+    propose(left, after[left])
+  return [symbol for symbol in symbols if symbol]
 
 
 def pad(ids: Sequence[int], length: int) -> np.ndarray:

@@ -138,8 +138,12 @@ def make_batches(
   }
   # Pictures with writing in them must not be mirrored for the prior, whose captions may name what is written.
   flip = config.data.flip and stage == 'dvae'
+  crop = config.data.crop
+  if crop == 'paper':
+    crop = 'paper_dvae' if stage == 'dvae' else 'paper_prior'
+  augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout)
   stream = Batches(
-    dataset.open('train'), transform(crop=config.data.crop, flip=flip), seed=stream_seed(config.seed, stage),
+    dataset.open('train'), augmented, seed=stream_seed(config.seed, stage),
     num_workers=config.data.num_workers, **options,
   )  # fmt: skip
   if 'validation' not in dataset.splits:

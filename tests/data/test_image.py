@@ -124,42 +124,6 @@ def random_image(height, width, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize('height, width', [(8, 8), (8, 14), (15, 8)])
-def test_fit_averages_whole_boxes(height, width):
-  image = random_image(height, width)
-  top, left = (height - 8) // 2, (width - 8) // 2
-  boxes = image[top : top + 8, left : left + 8].reshape(2, 4, 2, 4, 3).mean((1, 3))
-  assert np.abs(image_lib.fit(image, 2) - boxes).max() <= 1
-
-
-def test_fit_leaves_a_picture_of_the_right_size_alone():
-  image = random_image(6, 6)
-  np.testing.assert_array_equal(image_lib.fit(image, 6), image)
-  np.testing.assert_array_equal(image_lib.fit(random_image(6, 9), 6), random_image(6, 9)[:, 1:7])
-
-
-def test_fit_enlarges_smoothly():
-  image = np.zeros((2, 2, 3), np.uint8)
-  image[:, 1] = 200
-  large = image_lib.fit(image, 8)
-  assert large.shape == (8, 8, 3)
-  assert len(np.unique(large)) > 2  # nearest neighbours would give two values
-  assert (np.diff(large[..., 0].astype(int), axis=1) >= 0).all()
-
-
-def test_fit_random_crops_cover_the_longer_side():
-  image = np.broadcast_to(np.arange(7, dtype=np.uint8)[:, None, None], (7, 4, 3))
-  rng = np.random.default_rng(0)
-  offsets = {int(image_lib.fit(image, 4, 'random', rng)[0, 0, 0]) for _ in range(100)}
-  assert offsets == {0, 1, 2, 3}
-  assert image_lib.fit(image, 4, 'random')[0, 0, 0] == 1  # no generator: the centre
-
-
-def test_fit_refuses_an_unknown_crop():
-  with pytest.raises(ValueError, match=r'config\.data\.crop'):
-    image_lib.fit(random_image(4, 4), 4, 'top')
-
-
 @given(st.integers(1, 9), st.integers(1, 9), st.text(st.characters(exclude_categories=['Cs']), max_size=30))
 def test_png_round_trip(height, width, caption):
   image = random_image(height, width)

@@ -37,7 +37,7 @@ def number(record, rng):
   return {'number': np.int64(record['key']), 'noise': rng.random()}
 
 
-PREPROCESS = Preprocess(6, 'random', True, train_tokenizer([f'picture {i}' for i in range(10)], 300), 8)
+PREPROCESS = Preprocess(6, 'random', True, train_tokenizer([f'picture {i}' for i in range(10)], 300), 8, 0.3)
 
 
 def take(batches, count):
@@ -226,3 +226,16 @@ def test_workers_give_the_same_stream_and_resume():
   batches.restore(state)
   assert_equal(take(batches, 3), expected[5:])
   batches.close()
+
+
+def test_dropout_changes_captions_from_epoch_to_epoch_and_never_cuts_one():
+  tokenizer = train_tokenizer(['a blue circle'] * 9, 300)
+  whole = tokenizer.encode('a blue circle')
+  record = {'image': encode_png(np.zeros((2, 2, 3), np.uint8)), 'caption': 'a blue circle', 'key': '0'}
+  drop = Preprocess(2, tokenizer=tokenizer, text_length=20, bpe_dropout=0.5)
+  texts = {tuple(drop(record, np.random.default_rng(seed))['text']) for seed in range(20)}
+  assert len(texts) > 5
+  assert {tokenizer.decode(text) for text in texts} == {'a blue circle'}
+  tight = Preprocess(2, tokenizer=tokenizer, text_length=len(whole) + 1, bpe_dropout=0.5)
+  for seed in range(20):
+    np.testing.assert_array_equal(tight(record, np.random.default_rng(seed))['text'], whole)

@@ -115,3 +115,36 @@ def test_a_vocabulary_too_small_is_refused():
 def test_training_needs_text(captions):
   with pytest.raises(ValueError, match='captions'):
     train_tokenizer(captions, 300)
+
+
+@given(UNICODE)
+def test_without_dropout_the_merges_are_sentencepieces(text):
+  assert TOKENIZER.encode_with_dropout(text, 0.0, np.random.default_rng(0)) == TOKENIZER.encode(text)
+
+
+@given(UNICODE, st.floats(0, 1), st.integers(0, 2**31))
+def test_dropout_changes_the_tokens_and_not_the_text(text, dropout, seed):
+  ids = TOKENIZER.encode_with_dropout(text, dropout, np.random.default_rng(seed))
+  assert TOKENIZER.decode(ids) == TOKENIZER.decode(TOKENIZER.encode(text))
+  assert ids == TOKENIZER.encode_with_dropout(text, dropout, np.random.default_rng(seed))
+
+
+def test_full_dropout_leaves_characters():
+  ids = TOKENIZER.encode_with_dropout('a red', 1.0, np.random.default_rng(0))
+  assert len(ids) == len('▁a▁red')
+
+
+def test_dropout_follows_the_distribution_of_sentencepieces_own():
+  text, rng = 'a blue circle above a red square', np.random.default_rng(0)
+  ours = [len(TOKENIZER.encode_with_dropout(text, 0.3, rng)) for _ in range(2000)]
+  theirs = [len(TOKENIZER._processor.encode(text, enable_sampling=True, alpha=0.3, nbest_size=-1)) for _ in range(2000)]
+  assert np.mean(ours) > len(TOKENIZER.encode(text)) + 2
+  error = np.hypot(np.std(ours), np.std(theirs)) / np.sqrt(2000)
+  assert abs(np.mean(ours) - np.mean(theirs)) < 5 * error
+
+
+def test_merging_by_hand():
+  ranks = {'ab': 1, 'bc': 0, 'abc': 2, 'cc': 3}
+  rng = np.random.default_rng(0)
+  assert tokenizer_lib.merge(list('abccabb'), ranks, 0.0, rng) == ['abc', 'c', 'ab', 'b']  # bc before ab
+  assert tokenizer_lib.merge([], ranks, 0.5, rng) == []
