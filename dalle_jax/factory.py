@@ -22,6 +22,9 @@ def make_dvae(config: DvaeConfig) -> Dvae:
     residual_gain=config.residual_gain,
     logits_init_scale=config.logits_init_scale,
     codebook_init_scale=config.codebook_init_scale,
+    bottleneck=config.bottleneck,
+    straight_through=config.straight_through,
+    fsq_levels=config.fsq_levels,
     dtype=jnp.dtype(config.dtype),
   )
 

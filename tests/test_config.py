@@ -111,6 +111,11 @@ BAD_VALUES = {
   'dvae.blocks_per_group': 0,
   'dvae.patch_size': 0,
   'dvae.dtype': 'float16',
+  'dvae.bottleneck': 'lfq',
+  'dvae.commitment_weight': -0.1,
+  'dvae.codebook_decay': 1.1,
+  'dvae.restart_threshold': -0.1,
+  'dvae.fsq_levels': (4, 4),
   'dvae.temperature_start': 0.0,
   'dvae.temperature_end': 2.0,
   'dvae.temperature_steps': 0,
@@ -197,7 +202,7 @@ def test_bad_values_are_refused_by_name(path):
 def test_every_number_and_choice_is_checked():
   """The others take any value of their type, or are checked with their neighbours below."""
   free = {'data.path', 'data.data_dir', 'data.flip', 'data.caption_key', 'data.group_separator', 'dvae.min_log_scale',
-          'prior.qk_norm', 'prior.sandwich_norm', 'prior.image_loss_weight',
+          'dvae.straight_through',           'prior.qk_norm', 'prior.sandwich_norm', 'prior.image_loss_weight',
           'logging.tensorboard', 'logging.wandb_project'}  # fmt: skip
   keys = set()
   for name, value in Config().to_dict().items():
@@ -219,6 +224,8 @@ def test_every_number_and_choice_is_checked():
     (_with('prior_training', {'halving_steps': (5,)}), ['config.prior_training.schedule', 'cosine', '(5,)']),
     (_with('prior', {'embed_dim': 60, 'num_heads': 7}), ['embed_dim 60', 'num_heads 7', '5, 6']),
     (_with('prior', {'embed_dim': 60, 'num_heads': 10, 'position': 'rotary'}), ['rotary', 'multiple of 4', '6']),
+    (_with('dvae', {'bottleneck': 'fsq'}), ['config.dvae.fsq_levels', '8,5,5,5']),
+    (_with('dvae', {'bottleneck': 'fsq', 'fsq_levels': (4, 5)}), ['image_vocab_size is 8192', '(4, 5)', '20']),
     (_with('prior', {'attention_pattern': ('conv',)}), ['conv_kernel_size 11', '4 x 4']),
     (_with('mesh', {'data': -1, 'fsdp': -1}), ['config.mesh', '-1']),
     (_with('prior.image_loss_weight', -0.5), ['image_loss_weight', '-0.5']),

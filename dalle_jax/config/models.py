@@ -1,10 +1,12 @@
 """The shapes of the two models, and what their losses are made of."""
 
 import dataclasses
+import math
 
 from dalle_jax.config.checks import require, require_choice, require_fraction, require_positive
 
 DTYPES = ('float32', 'bfloat16')
+BOTTLENECKS = ('gumbel', 'vq', 'fsq')
 PATTERNS = ('full', 'row', 'column', 'conv')
 # Deviations at the start: those of Child et al. 2019 (section 6); or kernels of fan_in^-1/2 and embeddings of about 1,
 # with which small models learn faster at high learning rates.
@@ -30,11 +32,20 @@ class DvaeConfig:
   blocks_per_group: int = 2
   patch_size: int = 1  # pixels folded into channels before the encoder; above 1 saves work at full resolution
   dtype: str = 'float32'  # of the convolutions; parameters are float32
+  bottleneck: str = 'gumbel'  # 'gumbel' as in the paper, 'vq' as in VQ-VAE, or 'fsq', finite scalar quantisation
+  # Of 'gumbel' alone:
+  straight_through: bool = False  # one-hot samples on the way forward; the paper's are soft both ways
   temperature_start: float = 1.0
   temperature_end: float = 1 / 16
   temperature_steps: int = 150_000  # cosine from start to end
   kl_weight: float = 6.6 / 192  # on the KL per position; 6.6/192 at 256x256 (appendix A.2)
   kl_warmup_steps: int = 5_000  # cosine from 0 to kl_weight
+  # Of 'vq' alone:
+  commitment_weight: float = 0.25  # on the squared distance from encoder output to code
+  codebook_decay: float = 0.99  # of the moving averages that make the codebook
+  restart_threshold: float = 0.1  # codes used less than this part of an even share begin anew; 0: none do
+  # Of 'fsq' alone:
+  fsq_levels: tuple[int, ...] = ()  # values that each channel takes; image_vocab_size is their product
   # The next six are for short runs; their defaults leave the released models' recipe as it is.
   logits_init_scale: float = 1.0  # of the encoder's output weights at initialisation
   residual_gain: float = 0.0  # of the blocks' branches; 0: 1 / (number of blocks)^2 as in the released models
@@ -50,6 +61,8 @@ class DvaeConfig:
 
   def __post_init__(self) -> None:
     require_choice('dvae', self, 'dtype', DTYPES)
+    require_choice('dvae', self, 'bottleneck', BOTTLENECKS)
+    self._check_bottleneck()
     require_positive(
       'dvae', self, 'hidden_size', 'decoder_input_size', 'num_groups', 'blocks_per_group', 'patch_size',
       'temperature_start', 'temperature_end', 'temperature_steps', 'kl_warmup_steps', 'logits_init_scale',
@@ -69,6 +82,28 @@ class DvaeConfig:
       self.temperature_end <= self.temperature_start,
       f'config.dvae.temperature_end is {self.temperature_end}, above temperature_start {self.temperature_start}.',
     )
+
+  def _check_bottleneck(self) -> None:
+    require_fraction('dvae', self, 'codebook_decay', 'restart_threshold')
+    require(
+      self.commitment_weight >= 0, f'config.dvae.commitment_weight is {self.commitment_weight}; it must be 0 or more.'
+    )
+    if self.bottleneck == 'fsq':
+      require(
+        len(self.fsq_levels) > 0 and all(level >= 3 for level in self.fsq_levels),
+        f'config.dvae.fsq_levels is {self.fsq_levels}; fsq needs one or more numbers of at least 3, such as 8,5,5,5.',
+      )
+      require(
+        math.prod(self.fsq_levels) == self.image_vocab_size,
+        f'config.dvae.image_vocab_size is {self.image_vocab_size}, but the product of config.dvae.fsq_levels '
+        f'{self.fsq_levels} is {math.prod(self.fsq_levels)}; make them equal.',
+      )
+    else:
+      require(
+        not self.fsq_levels,
+        f'config.dvae.fsq_levels is {self.fsq_levels}, which only config.dvae.bottleneck=fsq reads; given '
+        f'{self.bottleneck!r}.',
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

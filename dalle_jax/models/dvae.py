@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.models import likelihood
+from dalle_jax.models.bottleneck import GumbelCodebook, ScalarCodebook, VectorCodebook
 
 
 class Conv(nn.Module):
@@ -81,9 +82,9 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Mapped pixels [B, H, W, 3] to logits [B, H/f, W/f, K]."""
+  """Mapped pixels [B, H, W, 3] to logits, or other codes to be, float32 [B, H/f, W/f, out_size]."""
 
-  image_vocab_size: int
+  out_size: int
   hidden_size: int
   num_groups: int
   blocks_per_group: int
@@ -101,27 +102,22 @@ class Encoder(nn.Module):
         x = Block(features, (3, 3, 3, 1), self.post_gain, self.dtype, name=f'group_{group + 1}_block_{block + 1}')(x)
       if group < self.num_groups - 1:
         x = max_pool(x)
-    return Conv(self.image_vocab_size, 1, init_scale=self.logits_init_scale, name='output')(nn.relu(x))
+    return Conv(self.out_size, 1, init_scale=self.logits_init_scale, name='output')(nn.relu(x))
 
 
 class Decoder(nn.Module):
-  """Relaxed or one-hot codes [B, h, w, K], or integer codes [B, h, w], to pixel statistics [B, h*f, w*f, 6]."""
+  """Vectors of codes [B, h, w, C] to pixel statistics [B, h*f, w*f, 6]."""
 
-  image_vocab_size: int
   hidden_size: int
-  input_size: int
   num_groups: int
   blocks_per_group: int
   patch_size: int
   post_gain: float
-  codebook_init_scale: float
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, codes: jax.Array) -> jax.Array:
-    x = CodeEmbed(self.image_vocab_size, self.input_size, self.codebook_init_scale, name='input')(codes).astype(
-      self.dtype
-    )
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.astype(self.dtype)
     for group in range(self.num_groups):
       for block in range(self.blocks_per_group):
         features = self.hidden_size * 2 ** (self.num_groups - 1 - group)
@@ -132,28 +128,11 @@ class Decoder(nn.Module):
     return unfold(x.astype(jnp.float32), self.patch_size)
 
 
-class CodeEmbed(nn.Module):
-  """The decoder's input convolution, whose K x input_size matrix is the codebook (appendix A.1)."""
-
-  image_vocab_size: int
-  features: int
-  init_scale: float
-
-  @nn.compact
-  def __call__(self, codes: jax.Array) -> jax.Array:
-    init = nn.with_logical_partitioning(
-      nn.initializers.normal(self.init_scale * self.image_vocab_size**-0.5), ('vocab', 'conv_out')
-    )
-    kernel = self.param('kernel', init, (self.image_vocab_size, self.features), jnp.float32)
-    bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)), (self.features,))
-    bias = bias[None, None, None]
-    if jnp.issubdtype(codes.dtype, jnp.integer):
-      return jnp.take(kernel, codes, axis=0) + bias  # a row of the matrix is the product with a one-hot code
-    return codes @ kernel + bias
-
-
 class Dvae(nn.Module):
-  """Encoder and decoder; images are uint8 or float [B, H, W, 3] in [0, 255]."""
+  """Encoder, bottleneck and decoder; images are uint8 or float [B, H, W, 3] in [0, 255].
+
+  `bottleneck` is 'gumbel', 'vq' or 'fsq' (see `models.bottleneck`). The decoder's input convolution belongs to it.
+  """
 
   image_vocab_size: int
   hidden_size: int
@@ -164,11 +143,14 @@ class Dvae(nn.Module):
   residual_gain: float = 0.0  # of the blocks' branches; 0: 1 / (number of blocks)^2
   logits_init_scale: float = 1.0
   codebook_init_scale: float = 1.0
+  bottleneck: str = 'gumbel'
+  straight_through: bool = False
+  fsq_levels: tuple[int, ...] = ()
   dtype: jnp.dtype = jnp.float32
 
   def setup(self) -> None:
+    self.code = self._make_bottleneck()
     shape = {
-      'image_vocab_size': self.image_vocab_size,
       'hidden_size': self.hidden_size,
       'num_groups': self.num_groups,
       'blocks_per_group': self.blocks_per_group,
@@ -176,24 +158,49 @@ class Dvae(nn.Module):
       'post_gain': self.residual_gain or (self.num_groups * self.blocks_per_group) ** -2,
       'dtype': self.dtype,
     }
-    self.encoder = Encoder(logits_init_scale=self.logits_init_scale, **shape)
-    self.decoder = Decoder(input_size=self.decoder_input_size, codebook_init_scale=self.codebook_init_scale, **shape)
+    self.encoder = Encoder(out_size=self.code.channels, logits_init_scale=self.logits_init_scale, **shape)
+    self.decoder = Decoder(**shape)
+
+  def _make_bottleneck(self) -> nn.Module:
+    size, scale = self.decoder_input_size, self.codebook_init_scale
+    if self.bottleneck == 'vq':
+      return VectorCodebook(self.image_vocab_size, size)
+    if self.bottleneck == 'fsq':
+      return ScalarCodebook(self.fsq_levels, size, scale)
+    return GumbelCodebook(self.image_vocab_size, size, scale, self.straight_through)
 
   def __call__(self, image: jax.Array) -> jax.Array:
-    return self.decoder(jax.nn.softmax(self.encode_logits(image)))
+    """Images to the statistics of their reconstructions; creates all parameters."""
+    return self.decode_stats(self.encode(image))
 
-  def encode_logits(self, image: jax.Array) -> jax.Array:
-    """Images [B, H, W, 3] to logits [B, h, w, K]."""
+  def encode_latents(self, image: jax.Array) -> jax.Array:
+    """Images [B, H, W, 3] to what the encoder gives, float32 [B, h, w, channels]: logits [B, h, w, K] for 'gumbel'."""
     return self.encoder(likelihood.map_pixels(image))
 
+  def codes(self, z: jax.Array) -> jax.Array:
+    """Encoder outputs [B, h, w, channels] to codes, int32 [B, h, w]: the likeliest, or the nearest."""
+    return self.code.codes(z)
+
   def encode(self, image: jax.Array) -> jax.Array:
-    """Images [B, H, W, 3] to their likeliest codes, int32 [B, h, w]."""
-    return jnp.argmax(self.encode_logits(image), axis=-1).astype(jnp.int32)
+    """Images [B, H, W, 3] to their codes, int32 [B, h, w]."""
+    return self.codes(self.encode_latents(image))
+
+  def relaxed_stats(self, z: jax.Array, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
+    """Encoder outputs [B, h, w, channels] to statistics [B, H, W, 6], in the way in which gradients pass."""
+    return self.decoder(self.code.relax(z, key, temperature))
+
+  def mixed_stats(self, points: jax.Array) -> jax.Array:
+    """Points on the simplex [B, h, w, K] to statistics [B, H, W, 6]; 'gumbel' only."""
+    return self.decoder(self.code.mix(points))
+
+  def code_vectors(self, codes: jax.Array) -> jax.Array:
+    """Integer codes [B, h, w] to the decoder's inputs [B, h, w, C]."""
+    return self.code.vectors(codes)
 
   def decode_stats(self, codes: jax.Array) -> jax.Array:
-    """Integer codes [B, h, w] or points on the simplex [B, h, w, K] to statistics [B, H, W, 6]."""
-    return self.decoder(codes)
+    """Integer codes [B, h, w] to statistics [B, H, W, 6]."""
+    return self.decoder(self.code.vectors(codes))
 
   def decode(self, codes: jax.Array) -> jax.Array:
     """Integer codes [B, h, w] to images [B, H, W, 3], float32 in [0, 255]."""
-    return likelihood.reconstruction(self.decoder(codes))
+    return likelihood.reconstruction(self.decode_stats(codes))

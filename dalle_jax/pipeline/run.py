@@ -19,6 +19,7 @@ from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.pipeline import finish, sheets
 from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.training import vector_quantizer
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.loop import Hook, NonFiniteError, train
 from dalle_jax.training.progress import Progress
@@ -161,7 +162,7 @@ def make_batches(
 def _train_dvae(config: Config, space: Workspace, dataset: Dataset, mesh: Mesh) -> Any:
   task = DvaeTask(config.dvae, config.data.image_size)
   draw = sheets.ReconstructionHook(config, dataset, mesh, space.path / 'dvae' / 'sheets')
-  return _train(config, space, dataset, mesh, task, config.dvae_training, draw)['dvae']
+  return vector_quantizer.merged(_train(config, space, dataset, mesh, task, config.dvae_training, draw))
 
 
 def _train_prior(

@@ -14,6 +14,7 @@ from dalle_jax.factory import make_dvae, make_prior
 from dalle_jax.pipeline import examples
 from dalle_jax.reporting import sheets
 from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.training import vector_quantizer
 from dalle_jax.training.state import TrainState, all_params
 
 NUM_RECONSTRUCTIONS = 32  # pictures on a reconstruction sheet
@@ -28,7 +29,7 @@ class ReconstructionHook:
   def __call__(self, state: TrainState, step: int) -> None:
     split = 'validation' if 'validation' in self._dataset.splits else 'train'
     images = examples.first_images(self._config, self._dataset, split, NUM_RECONSTRUCTIONS)
-    params = all_params(state, ema=True)['dvae']
+    params = vector_quantizer.merged(all_params(state, ema=True))
     _, pictures = reconstruction.reconstruct(make_dvae(self._config.dvae), params, images, self._mesh, len(images))
     _save(sheets.reconstruction_sheet(images, pictures), self._directory, step)
 

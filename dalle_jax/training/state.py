@@ -19,15 +19,20 @@ class TrainState(flax.struct.PyTreeNode):
 
   step: jax.Array  # int32 scalar: optimizer steps done
   params: dict[str, Any]  # the trained collections
-  frozen: dict[str, Any]  # the others
+  frozen: dict[str, Any]  # the others, which no gradient changes
   opt_state: Any
-  ema: dict[str, Any] | None  # moving average of params, or None
+  ema: dict[str, Any] | None  # moving average of params and of the updated collections, or None
 
 
 def all_params(state: TrainState, ema: bool) -> dict[str, Any]:
   """Every collection by name, as tasks take them; the trained ones averaged where `ema` asks and a mean is kept."""
   trained = state.ema if ema and state.ema is not None else state.params
-  return {**trained, **state.frozen}
+  return {**state.frozen, **trained}
+
+
+def changing(task: Any, params: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
+  """The collections that training changes: what moving averages are kept of."""
+  return {**params, **{name: frozen[name] for name in task.updated}}
 
 
 def abstract_state(task: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, use_ema: bool) -> TrainState:
@@ -85,7 +90,7 @@ def _assemble(task: Any, collections: dict[str, Any], tx: optax.GradientTransfor
     params=params,
     frozen=frozen,
     opt_state=tx.init(params),
-    ema=jax.tree.map(jnp.copy, params) if use_ema else None,
+    ema=jax.tree.map(jnp.copy, changing(task, params, frozen)) if use_ema else None,
   )
 
 

@@ -13,7 +13,7 @@ from dalle_jax.config import TrainingConfig
 from dalle_jax.sharding import batch_sharding, replicated, to_global
 from dalle_jax.training.keys import step_key
 from dalle_jax.training.optimizer import learning_rate_at
-from dalle_jax.training.state import TrainState, abstract_state
+from dalle_jax.training.state import TrainState, abstract_state, changing
 
 Metrics = dict[str, jax.Array]
 
@@ -33,7 +33,7 @@ def make_train_step(
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    grads, metrics = _mean_gradients(task, state, batch, config.accumulation_steps, mesh, seed)
+    grads, metrics, statistics = _mean_gradients(task, state, batch, config.accumulation_steps, mesh, seed)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=metrics['loss'])
     params = optax.apply_updates(state.params, updates)
     metrics |= {
@@ -41,8 +41,11 @@ def make_train_step(
       'param_norm': optax.tree.norm(params),
       'learning_rate': learning_rate_at(config, opt_state, state.step),
     }
-    ema = _average(config, state, params)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+    frozen = state.frozen
+    if task.updated:
+      frozen = {**frozen, **task.update(frozen, statistics, step_key(seed, 'update', state.step))}
+    ema = _average(config, state, changing(task, params, frozen))
+    state = state.replace(step=state.step + 1, params=params, frozen=frozen, opt_state=opt_state, ema=ema)
     return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
   abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
@@ -64,8 +67,11 @@ def _average(config: TrainingConfig, state: TrainState, params: Any) -> Any:
 
 def _mean_gradients(
   task: Any, state: TrainState, batch: Any, parts: int, mesh: jax.sharding.Mesh, seed: int
-) -> tuple[Any, Metrics]:
-  """Gradients and metrics of the whole batch, as means over `parts` micro-batches taken one after the other."""
+) -> tuple[Any, Metrics, Any]:
+  """Gradients and metrics of the whole batch, as means over `parts` micro-batches taken one after the other.
+
+  Also the statistics of the micro-batches, stacked, where the task gives any.
+  """
   key = step_key(seed, 'train', state.step)
 
   def loss(params: Any, part: Any, index: jax.Array | int) -> tuple[jax.Array, Metrics]:
@@ -74,7 +80,9 @@ def _mean_gradients(
 
   grad = jax.grad(loss, has_aux=True)
   if parts == 1:
-    return grad(state.params, batch, 0)
+    grads, metrics = grad(state.params, batch, 0)
+    statistics = jax.tree.map(lambda s: s[None], metrics.pop('statistics', {}))
+    return grads, metrics, statistics
 
   def body(total: Any, part_and_index: tuple[Any, jax.Array]) -> tuple[Any, Metrics]:
     grads, metrics = grad(state.params, *part_and_index)
@@ -83,7 +91,8 @@ def _mean_gradients(
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   xs = (jax.tree.map(lambda x: _strided_parts(x, parts, mesh), batch), jnp.arange(parts))
   total, metrics = jax.lax.scan(body, zeros, xs)
-  return jax.tree.map(lambda g: g / parts, total), jax.tree.map(lambda m: m.mean(0), metrics)
+  statistics = metrics.pop('statistics', {})
+  return jax.tree.map(lambda g: g / parts, total), jax.tree.map(lambda m: m.mean(0), metrics), statistics
 
 
 def _strided_parts(x: jax.Array, parts: int, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -80,3 +81,77 @@ def test_perplexity_lies_between_one_and_the_number_of_codes_in_use(weights):
 def test_perplexity_of_even_use_is_the_number_of_codes(used):
   histogram = jnp.where(jnp.arange(8) < used, 1 / used, 0.0)
   assert bottleneck.perplexity(histogram) == pytest.approx(used, rel=1e-5)
+
+
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
+  value, slope = jax.value_and_grad(lambda x: bottleneck.straight_through(jnp.round(x), x**2))(1.6)
+  assert (value, slope) == (2.0, pytest.approx(3.2))
+
+
+def _bound(module, z):
+  """The module with its parameters, random in every entry."""
+  rng = np.random.default_rng(0)
+  shapes = nn.unbox(jax.eval_shape(lambda: module.init(jax.random.key(0), z, method='codes')))
+  return module.bind(jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes))
+
+
+def _latents(channels, scale=1.0):
+  return scale * jax.random.normal(jax.random.key(5), (2, 3, 3, channels))
+
+
+def test_gumbel_codes_are_the_likeliest_and_vectors_their_rows():
+  z = _latents(6)
+  code = _bound(bottleneck.GumbelCodebook(6, 4, 1.0, hard=False), z)
+  codes = code.codes(z)
+  np.testing.assert_array_equal(codes, np.argmax(z, -1))
+  np.testing.assert_allclose(code.vectors(codes), code.mix(jax.nn.one_hot(codes, 6)), atol=1e-6)
+  soft = bottleneck.gumbel_softmax(z, jax.random.key(1), 0.7)
+  np.testing.assert_allclose(code.relax(z, jax.random.key(1), 0.7), code.mix(soft), atol=1e-6)
+
+
+def test_hard_gumbel_samples_are_rows_of_the_codebook_with_soft_gradients():
+  z, key = _latents(6), jax.random.key(1)
+  soft = _bound(bottleneck.GumbelCodebook(6, 4, 1.0, hard=False), z)
+  hard = _bound(bottleneck.GumbelCodebook(6, 4, 1.0, hard=True), z)
+  chosen = np.argmax(bottleneck.gumbel_softmax(z, key, 0.7), -1)
+  np.testing.assert_allclose(hard.relax(z, key, 0.7), hard.vectors(chosen), atol=1e-5)
+  weights = _latents(4)
+  slopes = [jax.grad(lambda z, c=c: jnp.sum(c.relax(z, key, 0.7) * weights))(z) for c in (soft, hard)]
+  np.testing.assert_allclose(*slopes, atol=1e-5)
+  assert np.abs(slopes[0]).max() > 0.01
+
+
+def test_vector_codes_are_the_nearest_and_gradients_pass_straight_through():
+  z = _latents(4)
+  code = _bound(bottleneck.VectorCodebook(5, 4), z)
+  distances = np.sum((np.asarray(z)[..., None, :] - np.asarray(code.codebook)) ** 2, axis=-1)
+  codes = code.codes(z)
+  np.testing.assert_array_equal(codes, np.argmin(distances, -1))
+  assert len(np.unique(codes)) > 2
+  np.testing.assert_allclose(code.relax(z, None, None), code.vectors(codes), atol=1e-6)
+  weights = _latents(4)[::-1]
+  np.testing.assert_allclose(jax.grad(lambda z: jnp.sum(code.relax(z, None, None) * weights))(z), weights)
+
+
+@pytest.mark.parametrize('levels', [(8, 5, 5, 5), (3, 4), (5,), (7, 6)])
+def test_scalar_codes_and_levels_are_one_to_one(levels):
+  z = _latents(len(levels), scale=3.0)
+  code = _bound(bottleneck.ScalarCodebook(levels, 4, 1.0), z)
+  codes = code.codes(z)
+  assert 0 <= codes.min() and codes.max() < np.prod(levels)
+  np.testing.assert_allclose(code.vectors(codes), code.relax(z, None, None), atol=1e-5)
+  everything = jnp.arange(np.prod(levels)).reshape(1, 1, -1)
+  vectors = np.asarray(code.vectors(everything))[0, 0]
+  assert len({tuple(np.round(row, 4)) for row in vectors}) == np.prod(levels)
+
+
+@pytest.mark.parametrize('level', [3, 4, 5, 8])
+def test_scalar_levels_are_all_reached_evenly_spaced_and_zero_is_in_the_middle(level):
+  code = _bound(bottleneck.ScalarCodebook((level,), 1, 1.0), jnp.zeros((1, 1, 1, 1)))
+  z = jnp.linspace(-9, 9, 2001).reshape(1, 1, -1, 1)
+  rounded = np.asarray(code._rounded(z)).ravel()
+  np.testing.assert_array_equal(np.unique(rounded), np.arange(level) - level // 2)
+  assert np.all(np.diff(rounded) >= 0)
+  assert code._rounded(jnp.zeros((1, 1, 1, 1))) == 0
+  slope = jax.grad(lambda z: code._rounded(z).sum())(jnp.zeros((1, 1, 1, 1)))
+  assert 0 < float(slope.squeeze()) <= (level - 1) / 2

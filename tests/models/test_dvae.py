@@ -52,14 +52,14 @@ def _count(tree):
 
 def test_the_papers_model_has_the_released_parameter_counts(paper_params):
   assert _count(paper_params['encoder']) == 53_786_240
-  assert _count(paper_params['decoder']) == 43_829_766
+  assert _count(paper_params['decoder']) + _count(paper_params['code']) == 43_829_766  # with its input convolution
 
 
 def test_the_papers_model_has_the_released_layers(paper_params):
   encoder, decoder = nn.unbox(paper_params['encoder']), nn.unbox(paper_params['decoder'])
   assert encoder['input']['kernel'].shape == (7, 7, 3, 256)
   assert encoder['output']['kernel'].shape == (1, 1, 2048, 8192)
-  assert decoder['input']['kernel'].shape == (8192, 128)
+  assert paper_params['code']['kernel'].value.shape == (8192, 128)
   assert decoder['output']['kernel'].shape == (1, 1, 256, 6)
   block = {name: leaf['kernel'].shape for name, leaf in encoder['group_2_block_1'].items()}
   assert block == {
@@ -81,7 +81,7 @@ def test_the_papers_model_has_32_by_32_codes(paper_params):
   def out(argument, method):
     return jax.eval_shape(lambda p, x: PAPER.apply(p, x, method=method), params, argument)
 
-  assert out(image, 'encode_logits').shape == (2, 32, 32, 8192)
+  assert out(image, 'encode_latents').shape == (2, 32, 32, 8192)
   assert out(image, 'encode').shape == codes.shape
   assert out(image, 'encode').dtype == jnp.int32
   assert out(codes, 'decode_stats').shape == (2, 256, 256, 6)
@@ -100,16 +100,16 @@ def test_every_axis_of_every_parameter_has_a_sharding_rule(model):
 def test_integer_codes_decode_like_one_hot_codes(tiny_params):
   codes = np.random.default_rng(2).integers(0, 6, (2, 2, 2))
   by_row = _apply(tiny_params, codes, 'decode_stats')
-  by_product = _apply(tiny_params, np.eye(6, dtype=np.float32)[codes], 'decode_stats')
+  by_product = _apply(tiny_params, np.eye(6, dtype=np.float32)[codes], 'mixed_stats')
   np.testing.assert_allclose(by_row, by_product, atol=1e-5)
   assert np.ptp(np.asarray(by_row)) > 0.1
 
 
 def test_encode_takes_the_likeliest_code_and_bytes_or_floats(tiny_params, images):
-  logits = _apply(tiny_params, images, 'encode_logits')
+  logits = _apply(tiny_params, images, 'encode_latents')
   assert logits.shape == (2, 2, 2, 6)
   np.testing.assert_array_equal(_apply(tiny_params, images, 'encode'), np.argmax(logits, -1))
-  np.testing.assert_array_equal(_apply(tiny_params, images.astype(np.float32), 'encode_logits'), logits)
+  np.testing.assert_array_equal(_apply(tiny_params, images.astype(np.float32), 'encode_latents'), logits)
 
 
 def test_decode_gives_pixels(tiny_params):
@@ -119,15 +119,15 @@ def test_decode_gives_pixels(tiny_params):
 
 
 def test_codes_see_only_pictures_of_their_own(tiny_params, images):
-  together = _apply(tiny_params, images, 'encode_logits')
-  alone = _apply(tiny_params, images[1:], 'encode_logits')
+  together = _apply(tiny_params, images, 'encode_latents')
+  alone = _apply(tiny_params, images[1:], 'encode_latents')
   np.testing.assert_allclose(together[1:], alone, atol=1e-5)
 
 
 def test_half_precision_keeps_float32_parameters_and_outputs(tiny_params, images):
   half = TINY.clone(dtype=jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(_init(half, 8)))} == {jnp.dtype('float32')}
-  for method, argument in (('encode_logits', images), ('decode_stats', np.ones((2, 2, 2), np.int32))):
+  for method, argument in (('encode_latents', images), ('decode_stats', np.ones((2, 2, 2), np.int32))):
     full = _apply(tiny_params, argument, method)
     low = _apply(tiny_params, argument, method, half)
     assert low.dtype == jnp.float32
@@ -179,6 +179,6 @@ def test_block_scales_its_branch_only():
 
 def test_the_gain_of_the_blocks_is_the_released_one_or_the_one_given(tiny_params, images):
   # TINY has 2 * 1 blocks on each side.
-  default = _apply(tiny_params, images, 'encode_logits')
-  np.testing.assert_array_equal(default, _apply(tiny_params, images, 'encode_logits', TINY.clone(residual_gain=0.25)))
-  assert np.abs(default - _apply(tiny_params, images, 'encode_logits', TINY.clone(residual_gain=1.0))).max() > 0.1
+  default = _apply(tiny_params, images, 'encode_latents')
+  np.testing.assert_array_equal(default, _apply(tiny_params, images, 'encode_latents', TINY.clone(residual_gain=0.25)))
+  assert np.abs(default - _apply(tiny_params, images, 'encode_latents', TINY.clone(residual_gain=1.0))).max() > 0.1

@@ -26,6 +26,7 @@ class LinearTask:
   noise: float = 0.0
   name: str = 'linear'
   trainable: tuple[str, ...] = ('model',)
+  updated: tuple[str, ...] = ()
 
   def init(self, key):
     kernel = jax.random.normal(key, (FEATURES, 2))

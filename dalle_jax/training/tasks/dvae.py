@@ -1,4 +1,4 @@
-"""Stage 1: the discrete VAE's relaxed evidence lower bound (section 2.1, appendix A.2)."""
+"""Stage 1: the discrete VAE's relaxed evidence lower bound (section 2.1, appendix A.2), and its siblings' losses."""
 
 import dataclasses
 from typing import Any
@@ -11,6 +11,7 @@ from dalle_jax.config import DvaeConfig
 from dalle_jax.factory import make_dvae
 from dalle_jax.models import bottleneck, likelihood
 from dalle_jax.models.dvae import Dvae
+from dalle_jax.training import vector_quantizer
 
 
 def cosine_ramp(step: jax.Array, start: float, end: float, num_steps: int) -> jax.Array:
@@ -21,7 +22,10 @@ def cosine_ramp(step: jax.Array, start: float, end: float, num_steps: int) -> ja
 
 @dataclasses.dataclass(frozen=True)
 class DvaeTask:
-  """Trains the collection 'dvae' on batches with 'image' uint8 [B, H, W, 3]."""
+  """Trains the collection 'dvae' on batches with 'image' uint8 [B, H, W, 3].
+
+  With the bottleneck 'vq' there is the collection 'codebook' as well, which is updated from statistics of each batch.
+  """
 
   config: DvaeConfig
   image_size: int
@@ -29,12 +33,27 @@ class DvaeTask:
   trainable: tuple[str, ...] = ('dvae',)
 
   @property
+  def updated(self) -> tuple[str, ...]:
+    return ('codebook',) if self.config.bottleneck == 'vq' else ()
+
+  @property
   def model(self) -> Dvae:
     return make_dvae(self.config)
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     image = jnp.zeros((1, self.image_size, self.image_size, 3), jnp.uint8)
-    return {'dvae': self.model.init(key, image)['params']}
+    tree = self.model.init(key, image)['params']
+    if not self.updated:
+      return {'dvae': tree}
+    return {'dvae': {name: part for name, part in tree.items() if name != 'code'}, 'codebook': tree['code']}
+
+  def update(self, collections: dict[str, Any], statistics: Any, key: jax.Array) -> dict[str, Any]:
+    """The codebook after a step; see `vector_quantizer.update`."""
+    codebook = vector_quantizer.update(
+      collections['codebook'], statistics, key, decay=self.config.codebook_decay,
+      restart_threshold=self.config.restart_threshold,
+    )  # fmt: skip
+    return {'codebook': codebook}
 
   def temperature(self, step: jax.Array) -> jax.Array:
     config = self.config
@@ -43,17 +62,17 @@ class DvaeTask:
   def kl_weight(self, step: jax.Array) -> jax.Array:
     return cosine_ramp(step, 0.0, self.config.kl_weight, self.config.kl_warmup_steps)
 
-  def _decode(self, params: Any, codes: jax.Array) -> jax.Array:
-    """Pixel statistics [B, H, W, 6] of relaxed or integer codes."""
-    return self.model.apply({'params': params['dvae']}, codes, method='decode_stats')
+  def apply(self, params: Any, *args: jax.Array, method: str) -> jax.Array:
+    """A method of the model, with the collections' parameters."""
+    return self.model.apply({'params': vector_quantizer.merged(params)}, *args, method=method)
 
-  def _nll(self, image: jax.Array, stats: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def nll(self, image: jax.Array, stats: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Nats per dimension, and mean squared error of the reconstruction in [0, 1]."""
     nll = likelihood.logit_laplace_nll(likelihood.map_pixels(image), stats, self.config.min_log_scale).mean()
     error = (likelihood.reconstruction(stats) - image.astype(jnp.float32)) / 255
     return nll, jnp.mean(error**2)
 
-  def _distortion(self, nll: jax.Array, image: jax.Array, stats: jax.Array, step: jax.Array) -> jax.Array:
+  def distortion(self, nll: jax.Array, image: jax.Array, stats: jax.Array, step: jax.Array) -> jax.Array:
     """The NLL that is trained on: logit-Laplace, or during the first `normal_steps` its mixture with the normal's."""
     if not self.config.normal_steps:
       return nll
@@ -61,54 +80,75 @@ class DvaeTask:
     weight = cosine_ramp(step, 1.0, 0.0, self.config.normal_steps)
     return weight * normal + (1 - weight) * nll
 
+  def _kl(self, z: jax.Array) -> jax.Array:
+    """Mean nats per position: of the relaxed posterior, or ln K where codes are deterministic."""
+    if self.config.bottleneck == 'gumbel':
+      return bottleneck.kl_to_uniform(z).mean()
+    return jnp.log(jnp.float32(self.config.image_vocab_size))
+
   def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
-    """Mean NLL per dimension of the relaxed reconstruction, plus the weighted mean KL per position."""
-    image = batch['image']
-    logits = self.model.apply({'params': params['dvae']}, image, method='encode_logits')
-    temperature, kl_weight = self.temperature(step), self.kl_weight(step)
-    stats = self._decode(params, bottleneck.gumbel_softmax(logits, key, temperature))
-    nll, mse = self._nll(image, stats)
-    kl = bottleneck.kl_to_uniform(logits).mean()
-    histogram = bottleneck.code_histogram(jnp.argmax(logits, -1), self.config.image_vocab_size)
-    loss = self._distortion(nll, image, stats, step) + kl_weight * kl
-    return loss, {
+    """Mean NLL per dimension of the relaxed reconstruction, plus the bottleneck's own term.
+
+    That is the weighted mean KL per position for 'gumbel'; the commitment loss, the weighted mean of the squared
+    distance from encoder output to code, for 'vq'; none for 'fsq'.
+    """
+    image, config = batch['image'], self.config
+    z = self.apply(params, image, method='encode_latents')
+    temperature = self.temperature(step)
+    stats = self.apply(params, z, key, temperature, method='relaxed_stats')
+    nll, mse = self.nll(image, stats)
+    codes = self.apply(params, z, method='codes')
+    histogram = bottleneck.code_histogram(codes, config.image_vocab_size)
+    loss = self.distortion(nll, image, stats, step)
+    metrics = {
       'nll_relaxed': nll,
       'psnr_relaxed': _psnr(mse),
-      'kl_per_position': kl,
-      'kl_weight': kl_weight,
-      'temperature': temperature,
       'codebook_perplexity': bottleneck.perplexity(histogram),
+      'codebook_use': jnp.mean(histogram > 0),
     }
+    if config.bottleneck == 'gumbel':
+      kl, kl_weight = self._kl(z), self.kl_weight(step)
+      loss += kl_weight * kl
+      metrics |= {'kl_per_position': kl, 'kl_weight': kl_weight, 'temperature': temperature}
+    elif config.bottleneck == 'vq':
+      nearest = jax.lax.stop_gradient(self.apply(params, codes, method='code_vectors'))
+      commitment = jnp.mean((z - nearest) ** 2)
+      loss += config.commitment_weight * commitment
+      statistics = vector_quantizer.statistics(z, codes, config.image_vocab_size, key)
+      metrics |= {'commitment': commitment, 'statistics': statistics}
+    return loss, metrics
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    """Relaxed figures at the step's temperature, hard ones with argmax codes, and the code histogram [K]."""
+    """Relaxed figures at the step's temperature, hard ones with the codes of `encode`, and the code histogram [K]."""
     image = batch['image']
-    logits = self.model.apply({'params': params['dvae']}, image, method='encode_logits')
-    relaxed = bottleneck.gumbel_softmax(logits, key, self.temperature(step))
-    codes = jnp.argmax(logits, -1)
-    nll_relaxed, mse_relaxed = self._nll(image, self._decode(params, relaxed))
-    nll_hard, mse_hard = self._nll(image, self._decode(params, codes))
+    z = self.apply(params, image, method='encode_latents')
+    codes = self.apply(params, z, method='codes')
+    relaxed = self.apply(params, z, key, self.temperature(step), method='relaxed_stats')
+    nll_relaxed, mse_relaxed = self.nll(image, relaxed)
+    nll_hard, mse_hard = self.nll(image, self.apply(params, codes, method='decode_stats'))
     return {
       'nll_relaxed': nll_relaxed,
       'nll_hard': nll_hard,
       'mse_relaxed': mse_relaxed,
       'mse_hard': mse_hard,
-      'kl_per_position': bottleneck.kl_to_uniform(logits).mean(),
+      'kl_per_position': self._kl(z),
       'histogram': bottleneck.code_histogram(codes, self.config.image_vocab_size),
     }
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
-    """Adds PSNR in dB, bits per dimension, and how the codebook is used.
+    """Adds PSNR in dB, bits per dimension, how the codebook is used, and what hard codes cost more than relaxed ones.
 
     Bits per dimension are those of 8-bit pixels under the evidence lower bound: the likelihood's density is turned
     into a probability with the width of a pixel's bin, 0.8/255, and the KL is counted at its true weight.
     """
     histogram = np.asarray(means['histogram'], np.float64)
-    loss = float(means['nll_hard']) + self.config.kl_weight * float(means['kl_per_position'])
+    kl_weight = self.config.kl_weight if self.config.bottleneck == 'gumbel' else 0.0
+    loss = float(means['nll_hard']) + kl_weight * float(means['kl_per_position'])
     return {
       'loss': loss,
       'nll_relaxed': float(means['nll_relaxed']),
       'nll_hard': float(means['nll_hard']),
+      'relaxation_gap': float(means['nll_hard']) - float(means['nll_relaxed']),
       'psnr_relaxed': float(_psnr(means['mse_relaxed'])),
       'psnr_hard': float(_psnr(means['mse_hard'])),
       'kl_per_position': float(means['kl_per_position']),

@@ -21,6 +21,7 @@ class PriorTask:
   text_vocab_size: int
   name: str = 'prior'
   trainable: tuple[str, ...] = ('prior',)
+  updated: tuple[str, ...] = ()
 
   @property
   def model(self) -> Prior:

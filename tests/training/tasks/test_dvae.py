@@ -60,9 +60,9 @@ def test_the_papers_schedules():
 def test_the_loss_is_distortion_plus_weighted_kl(params, batch, loss, step):
   key, step = jax.random.key(7), jnp.asarray(step)
   value, metrics = loss(params, batch, key, step)
-  logits = _apply(params, batch['image'], 'encode_logits')
+  logits = _apply(params, batch['image'], 'encode_latents')
   relaxed = bottleneck.gumbel_softmax(logits, key, TASK.temperature(step))
-  stats = _apply(params, relaxed, 'decode_stats')
+  stats = _apply(params, relaxed, 'mixed_stats')
   nll = likelihood.logit_laplace_nll(likelihood.map_pixels(batch['image']), stats, -3.0)
   kl = bottleneck.kl_to_uniform(logits)
   assert kl.shape == (4, 4, 4)
@@ -84,7 +84,7 @@ def test_a_normal_likelihood_gives_way_to_the_logit_laplace(params, batch):
   task = DvaeTask(config, SIZE)
   loss = jax.jit(task.loss)
   stats = _apply(params, bottleneck.gumbel_softmax(
-    _apply(params, batch['image'], 'encode_logits'), jax.random.key(0), 1.0), 'decode_stats')  # fmt: skip
+    _apply(params, batch['image'], 'encode_latents'), jax.random.key(0), 1.0), 'mixed_stats')  # fmt: skip
   location = 1 / (1 + np.exp(-np.float64(stats[..., :3])))
   x = 0.1 + 0.8 * batch['image'] / 255
   normal = np.mean((x - location) ** 2 / (2 * 0.2**2) + np.log(0.2 * np.sqrt(2 * np.pi)))
@@ -92,6 +92,72 @@ def test_a_normal_likelihood_gives_way_to_the_logit_laplace(params, batch):
   assert start[0] == pytest.approx(normal, rel=1e-4)
   assert end[0] == pytest.approx(float(end[1]['nll_relaxed']), rel=1e-5)
   assert abs(start[0] - start[1]['nll_relaxed']) > 0.01
+
+
+VQ = DvaeTask(DvaeConfig(**SHAPE, bottleneck='vq', commitment_weight=0.5, min_log_scale=-3.0), SIZE)
+FSQ = DvaeTask(DvaeConfig(**SHAPE, bottleneck='fsq', fsq_levels=(4, 3), min_log_scale=-3.0), SIZE)
+
+
+def _random_params(task):
+  rng = np.random.default_rng(0)
+  shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.mark.parametrize('task', [VQ, FSQ], ids=['vq', 'fsq'])
+def test_deterministic_codes_cost_what_they_are(task, batch):
+  params = _random_params(task)
+  value, metrics = jax.jit(task.loss)(params, batch, jax.random.key(0), jnp.asarray(3))
+  means = jax.device_get(jax.jit(task.evaluate)(params, batch, jax.random.key(1), jnp.asarray(3)))
+  # What is trained on is what is measured: there is no relaxation.
+  assert means['nll_relaxed'] == pytest.approx(means['nll_hard'], rel=1e-5)
+  assert metrics['nll_relaxed'] == pytest.approx(means['nll_hard'], rel=1e-5)
+  assert means['kl_per_position'] == pytest.approx(np.log(CODES))
+  summary = task.summarize(means)
+  assert summary['loss'] == pytest.approx(float(means['nll_hard']))
+  assert 1 < summary['codebook_perplexity'] <= CODES
+  commitment = float(metrics.get('commitment', 0.0))
+  assert value == pytest.approx(float(metrics['nll_relaxed']) + 0.5 * commitment, rel=1e-5)
+
+
+def test_commitment_is_the_mean_squared_distance_to_the_nearest_code(batch):
+  params = _random_params(VQ)
+  _, metrics = jax.jit(VQ.loss)(params, batch, jax.random.key(0), jnp.asarray(3))
+  z = np.asarray(VQ.apply(params, batch['image'], method='encode_latents'), np.float64)
+  codebook = np.asarray(params['codebook']['codebook'], np.float64)
+  squares = (z[..., None, :] - codebook) ** 2
+  assert metrics['commitment'] == pytest.approx(squares.sum(-1).min(-1).mean() / z.shape[-1], rel=1e-4)
+  assert metrics['statistics']['share'].sum() == pytest.approx(1)
+
+
+def test_the_codebook_gets_no_gradient_and_everything_else_does(batch):
+  grads = jax.grad(lambda p: VQ.loss(p, batch, jax.random.key(0), jnp.asarray(3))[0])(_random_params(VQ))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads['dvae']):
+    assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+  # The NLL does reach the codebook's rows, but nothing follows it: the collection is not trained.
+  assert VQ.trainable == ('dvae',) and VQ.updated == ('codebook',)
+
+
+def _trained(task, batch, num_steps, **changes):
+  training = TrainingConfig(learning_rate=3e-3, warmup_steps=0, schedule='constant', num_steps=num_steps, **changes)
+  mesh = make_mesh(MeshConfig())
+  with use_mesh(mesh):
+    tx = make_optimizer(training)
+    state = create_state(task, tx, mesh, 0, use_ema=True)
+    step = make_train_step(task, tx, training, mesh, seed=0)
+    for _ in range(num_steps):
+      state, metrics = step(state, to_global(batch, mesh))
+  return state, metrics
+
+
+def test_a_step_updates_the_codebook_and_its_average(batch):
+  state, metrics = _trained(VQ, batch, 2, accumulation_steps=2)
+  codebook = state.frozen['codebook']
+  assert codebook['started'] == 1
+  assert codebook['share'].sum() == pytest.approx(1, abs=0.3)
+  assert set(state.ema) == {'dvae', 'codebook'}
+  assert np.abs(state.ema['codebook']['codebook'] - codebook['codebook']).max() > 0
+  assert 'statistics' not in metrics and metrics['commitment'].shape == ()
 
 
 def test_gradients_reach_every_parameter(params, batch):
@@ -119,7 +185,8 @@ def test_the_summary_by_hand():
   })  # fmt: skip
   bits = (0.5 + np.log(255 / 0.8) + 1.2 / (3 * 2 * 2)) / np.log(2)
   assert summary == pytest.approx({
-    'loss': 0.5 + 0.5 * 1.2, 'nll_relaxed': 0.7, 'nll_hard': 0.5, 'psnr_relaxed': 20, 'psnr_hard': 30,
+    'loss': 0.5 + 0.5 * 1.2, 'nll_relaxed': 0.7, 'nll_hard': 0.5, 'relaxation_gap': -0.2, 'psnr_relaxed': 20,
+    'psnr_hard': 30,
     'kl_per_position': 1.2, 'bits_per_dim': bits, 'codebook_perplexity': 3, 'codebook_use': 3 / CODES,
   }, rel=1e-5)  # fmt: skip
 
@@ -138,6 +205,8 @@ def test_it_learns_one_batch_by_heart():
   task = DvaeTask(DvaeConfig(**SHAPE, kl_weight=0.0, temperature_steps=200, normal_steps=1000), SIZE)
   training = TrainingConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant', num_steps=150, ema_decay=0.0)
   shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+
+  rng = np.random.default_rng(3)
 
   # The module's own initialisation, but for the time it takes to compile.
   def fresh(leaf):
