@@ -1,9 +1,11 @@
 """A trained model as one directory, the bundle: everything a command needs to use the model, and nothing else.
 
-    bundle.json       format version, code version, fingerprints of parameters, tokenizer and data, sizes of files
+    bundle.json       format version, code version, parts, fingerprints of them, tokenizer and data, sizes of files
     config.json       the configuration it was trained with
     tokenizer.model   the captions' SentencePiece model
     params/           the parameters, {'dvae': ..., 'prior': ...}, written by Orbax
+
+The parts are 'dvae' and 'prior'. A bundle may hold the dVAE alone, and has no tokenizer then.
 
 A bundle is written beside its place and renamed into it, so that a half-written one is never taken for a whole one.
 """
@@ -29,15 +31,15 @@ from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
 
 FORMAT_VERSION = 1
-_FILES = ('bundle.json', 'config.json', 'tokenizer.model', 'params')
+_FILES = ('bundle.json', 'config.json', 'params')
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-  """A loaded model: configuration, tokenizer, modules, and parameters {'dvae', 'prior'} on the mesh."""
+  """A loaded model: configuration, modules, and parameters by part on the mesh; a tokenizer where there is a prior."""
 
   config: Config
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
   params: dict[str, Any]
   info: dict[str, Any]
 
@@ -47,6 +49,7 @@ class Bundle:
 
   @property
   def prior(self) -> Prior:
+    assert self.tokenizer is not None, 'load(..., needs=("dvae", "prior")) refuses a bundle without a prior'
     return make_prior(self.config, self.tokenizer.vocab_size)
 
 
@@ -60,14 +63,16 @@ def fingerprint(params: Any) -> str:
   return digest.hexdigest()[:16]
 
 
-def save(path: Path, config: Config, tokenizer: Tokenizer, params: dict[str, Any], data_fingerprint: str) -> None:
+def save(
+  path: Path, config: Config, tokenizer: Tokenizer | None, params: dict[str, Any], data_fingerprint: str
+) -> None:
   """Writes the bundle, replacing an older one at the same place.
 
   Args:
     path: the directory to create.
     config: what the model was trained with.
-    tokenizer: the captions' tokenizer.
-    params: {'dvae', 'prior'}, unboxed; sharded arrays are written by every process that holds a part.
+    tokenizer: the captions' tokenizer; None without a prior.
+    params: {'dvae', 'prior'} or {'dvae'}, unboxed; sharded arrays are written by every process that holds a part.
     data_fingerprint: names the training data.
   """
   import orbax.checkpoint as ocp
@@ -79,7 +84,8 @@ def save(path: Path, config: Config, tokenizer: Tokenizer, params: dict[str, Any
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-    tokenizer.save(partial / 'tokenizer.model')
+    if tokenizer is not None:
+      tokenizer.save(partial / 'tokenizer.model')
   _barrier('bundle_begin')
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(partial / 'params', params)
@@ -88,11 +94,12 @@ def save(path: Path, config: Config, tokenizer: Tokenizer, params: dict[str, Any
     info = {
       'format_version': FORMAT_VERSION,
       'dalle_jax_version': dalle_jax.__version__,
-      'text_vocab_size': tokenizer.vocab_size,
-      'tokenizer': tokenizer.pieces_hash,
+      'parts': sorted(params),
       'data': data_fingerprint,
       'files': _sizes(partial / 'params'),
     }
+    if tokenizer is not None:
+      info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
     if jax.process_count() == 1:
       info['params'] = fingerprint(params)
     (partial / 'bundle.json').write_text(json.dumps(info, indent=2) + '\n')
@@ -114,8 +121,13 @@ def _barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def check(path: Path) -> dict[str, Any]:
+def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '--model') -> dict[str, Any]:
   """The contents of `bundle.json`, after looking whether the bundle is there and whole.
+
+  Args:
+    path: the directory.
+    needs: the parts that it must hold.
+    flag: where the directory was named, for messages.
 
   Raises:
     ValueError: what is missing, and what to do about it.
@@ -125,12 +137,12 @@ def check(path: Path) -> dict[str, Any]:
     partial = path.with_name(path.name + '.partial')
     hint = f' {partial} is a half-written one: run the training command again.' if partial.is_dir() else ''
     raise ValueError(
-      f'There is no model directory at {path} (flag --model); training writes one to WORKDIR/model when it ends.{hint}'
+      f'There is no model directory at {path} ({flag}); training writes one to WORKDIR/model when it ends.{hint}'
     )
   missing = [name for name in _FILES if not (path / name).exists()]
   if missing:
     raise ValueError(
-      f'{path} is not a whole model directory: it lacks {", ".join(missing)}. Give --model the directory that '
+      f'{path} is not a whole model directory: it lacks {", ".join(missing)}. Give {flag} the directory that '
       'training printed at its end (WORKDIR/model), or run the training command again.'
     )
   try:
@@ -140,6 +152,7 @@ def check(path: Path) -> dict[str, Any]:
     raise ValueError(f'{path / "bundle.json"} is damaged ({error}); run the training command again.') from None
   if version != FORMAT_VERSION:
     raise ValueError(f'{path} has bundle format {version}; this version of dalle_jax reads format {FORMAT_VERSION}.')
+  _check_parts(path, info, needs, flag)
   found = _sizes(path / 'params')
   damaged = [
     f'{name} ({found.get(name, 0)} of {size} bytes)' for name, size in files.items() if found.get(name) != size
@@ -152,20 +165,51 @@ def check(path: Path) -> dict[str, Any]:
   return info
 
 
-def load(path: Path, mesh: Mesh) -> Bundle:
-  """Reads a bundle, its parameters straight onto the mesh.
+def _check_parts(path: Path, info: dict[str, Any], needs: tuple[str, ...], flag: str) -> None:
+  parts = info.get('parts', ['dvae', 'prior'])
+  if 'prior' in parts and not (path / 'tokenizer.model').exists():
+    raise ValueError(f'{path} is not a whole model directory: it lacks tokenizer.model. Copy it again, or train again.')
+  if not set(needs) <= set(parts):
+    raise ValueError(
+      f'{path} ({flag}) holds the {" and ".join(parts)} only, and this needs the {" and ".join(needs)}. Train a prior '
+      f'on it: python -m dalle_jax.train --config=... --config.dvae.pretrained={path} --workdir=..., with the keys of '
+      f'config.dvae in {path / "config.json"}.'
+    )
+
+
+def read_config(path: Path) -> Config:
+  """The configuration of a bundle.
 
   Raises:
-    ValueError: the directory is missing, half-written or damaged.
+    ValueError: the file is missing or damaged.
   """
-  path = Path(path).absolute()
-  info = check(path)
   try:
-    config = Config.from_dict(json.loads((path / 'config.json').read_text()))
-    tokenizer = Tokenizer.load(path / 'tokenizer.model')
+    return Config.from_dict(json.loads((Path(path) / 'config.json').read_text()))
   except (ValueError, OSError) as error:
     raise ValueError(f'The model directory {path} is damaged: {error}') from None
-  boxed = jax.eval_shape(lambda: init_params(config, tokenizer.vocab_size))
+
+
+def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '--model') -> Bundle:
+  """Reads a bundle, its parameters straight onto the mesh; all of them, also those not needed.
+
+  Args:
+    path: the directory.
+    mesh: of the devices.
+    needs: the parts that it must hold.
+    flag: where the directory was named, for messages.
+
+  Raises:
+    ValueError: the directory is missing, half-written or damaged, or a part is not there.
+  """
+  path = Path(path).absolute()
+  info = check(path, needs, flag)
+  config, tokenizer = read_config(path), None
+  if 'prior' in info.get('parts', ['prior']):
+    try:
+      tokenizer = Tokenizer.load(path / 'tokenizer.model')
+    except ValueError as error:
+      raise ValueError(f'The model directory {path} is damaged: {error}') from None
+  boxed = jax.eval_shape(lambda: init_params(config, tokenizer.vocab_size if tokenizer else None))
   shardings = sharding.param_shardings(boxed, mesh)
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), nn.unbox(boxed), shardings
@@ -190,9 +234,11 @@ def _read_params(path: Path, abstract: Any) -> Any:
   raise ValueError(f'The parameters in {path / "params"} do not fit {path / "config.json"}: {differences}.')
 
 
-def init_params(config: Config, text_vocab_size: int) -> dict[str, Any]:
-  """Fresh parameters {'dvae', 'prior'}, boxed; their shapes are what a bundle holds."""
+def init_params(config: Config, text_vocab_size: int | None) -> dict[str, Any]:
+  """Fresh parameters {'dvae', 'prior'}, boxed; without text ids {'dvae'}. Their shapes are what a bundle holds."""
   key = jax.random.key(0)
   image = jax.numpy.zeros((1, config.data.image_size, config.data.image_size, 3), jax.numpy.uint8)
   dvae = make_dvae(config.dvae).init(key, image)['params']
+  if text_vocab_size is None:
+    return {'dvae': dvae}
   return {'dvae': dvae, 'prior': make_prior(config, text_vocab_size).init(key)}

@@ -132,7 +132,7 @@ def check(config: Config, mesh: Mesh) -> None:
   Raises:
     ValueError: names the key to change.
   """
-  for group in ('dvae_training', 'prior_training'):
+  for group in config.training_groups:
     check_batch(getattr(config, group), mesh, group)
   tensor = mesh.shape['tensor']
   if config.prior.num_heads % tensor:

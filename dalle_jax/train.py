@@ -11,7 +11,10 @@ from dalle_jax import flags as doors
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, for instance configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory for checkpoints, metrics, the model and the report.')
 _STOP_AFTER = flags.DEFINE_enum(
-  'stop_after', 'report', ['data', 'tokenizer', 'dvae', 'prior', 'report'], 'Last stage to run.'
+  'stop_after',
+  'report',
+  ['data', 'tokenizer', 'dvae', 'prior', 'report'],
+  'Last stage to run; joint training counts as both.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other hosts of a pod first: set it on every host, with the same command.'

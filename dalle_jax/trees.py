@@ -5,15 +5,16 @@ from typing import Any
 import jax
 import numpy as np
 
-_MOST_SHOWN = 5
+MOST_SHOWN = 5
 
 
-def differences(given: Any, expected: Any) -> str:
+def differences(given: Any, expected: Any, most: int = MOST_SHOWN) -> str:
   """The leaves whose place, dtype or shape differ, as 'PATH: given DTYPE[SHAPE], expected ...; ...'; '' for none.
 
   Args:
     given: a tree whose leaves have `dtype` and `shape`.
     expected: another.
+    most: leaves to name.
   """
   given, expected = _described(given), _described(expected)
   lines = [
@@ -21,8 +22,8 @@ def differences(given: Any, expected: Any) -> str:
     for path in sorted(given | expected)
     if given.get(path) != expected.get(path)
   ]
-  more = len(lines) - _MOST_SHOWN
-  return '; '.join(lines[:_MOST_SHOWN]) + (f'; and {more} more' if more > 0 else '')
+  more = len(lines) - most
+  return '; '.join(lines[:most]) + (f'; and {more} more' if more > 0 else '')
 
 
 def _described(tree: Any) -> dict[str, str]:

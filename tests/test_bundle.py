@@ -67,6 +67,7 @@ def test_a_bundle_says_what_it_is(saved, params, tokenizer):
   assert files and all((saved / 'params' / name).stat().st_size == size for name, size in files.items())
   assert info == {
     'format_version': bundle.FORMAT_VERSION,
+    'parts': ['dvae', 'prior'],
     'dalle_jax_version': dalle_jax.__version__,
     'text_vocab_size': tokenizer.vocab_size,
     'tokenizer': tokenizer.pieces_hash,
@@ -108,7 +109,7 @@ def test_the_fingerprint_depends_on_every_part(params):
 
 
 def test_a_missing_directory_is_named(tmp_path):
-  with pytest.raises(ValueError, match=r'no model directory at .*nowhere \(flag --model\)'):
+  with pytest.raises(ValueError, match=r'no model directory at .*nowhere \(--model\)'):
     bundle.check(tmp_path / 'nowhere')
 
 

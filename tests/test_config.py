@@ -89,6 +89,7 @@ def test_a_value_where_a_group_belongs_is_refused():
 # One bad value for every check: the message must name the key, with its stage.
 BAD_VALUES = {
   'seed': -1,
+  'task': 'vae',
   'data.source': 'imagenet',
   'data.crop': 'left',
   'data.image_size': 0,
@@ -155,7 +156,7 @@ BAD_VALUES = {
   'evaluation.batch_size': -4,
 } | {
   f'{stage}_training.{key}': value
-  for stage in ('dvae', 'prior')
+  for stage in ('dvae', 'prior', 'joint')
   for key, value in {
     'num_steps': 0,
     'batch_size': 0,
@@ -201,9 +202,11 @@ def test_bad_values_are_refused_by_name(path):
 
 def test_every_number_and_choice_is_checked():
   """The others take any value of their type, or are checked with their neighbours below."""
-  free = {'data.path', 'data.data_dir', 'data.flip', 'data.caption_key', 'data.group_separator', 'dvae.min_log_scale',
-          'dvae.straight_through',           'prior.qk_norm', 'prior.sandwich_norm', 'prior.image_loss_weight',
-          'logging.tensorboard', 'logging.wandb_project'}  # fmt: skip
+  free = {
+    'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key',
+    'data.group_separator', 'dvae.min_log_scale', 'dvae.straight_through', 'prior.qk_norm',
+    'prior.sandwich_norm', 'prior.image_loss_weight', 'logging.tensorboard', 'logging.wandb_project',
+  }  # fmt: skip
   keys = set()
   for name, value in Config().to_dict().items():
     keys |= {f'{name}.{key}' for key in value} if isinstance(value, dict) else {name}
@@ -224,6 +227,8 @@ def test_every_number_and_choice_is_checked():
     (_with('prior_training', {'halving_steps': (5,)}), ['config.prior_training.schedule', 'cosine', '(5,)']),
     (_with('prior', {'embed_dim': 60, 'num_heads': 7}), ['embed_dim 60', 'num_heads 7', '5, 6']),
     (_with('prior', {'embed_dim': 60, 'num_heads': 10, 'position': 'rotary'}), ['rotary', 'multiple of 4', '6']),
+    ({'task': 'dvae', 'dvae': {'pretrained': 'm'}}, ['config.task', 'config.dvae.pretrained m']),
+    ({'task': 'joint', 'dvae': {'bottleneck': 'vq'}}, ['config.task is joint', 'gumbel', 'vq']),
     (_with('dvae', {'bottleneck': 'fsq'}), ['config.dvae.fsq_levels', '8,5,5,5']),
     (_with('dvae', {'bottleneck': 'fsq', 'fsq_levels': (4, 5)}), ['image_vocab_size is 8192', '(4, 5)', '20']),
     (_with('prior', {'attention_pattern': ('conv',)}), ['conv_kernel_size 11', '4 x 4']),

@@ -13,22 +13,34 @@ from dalle_jax.config.models import DvaeConfig, PriorConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
 
+TASKS = ('all', 'dvae', 'joint')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """The whole experiment."""
 
   seed: int = 0
+  task: str = 'all'  # 'all': the dVAE, then the prior; 'dvae' alone; 'joint': both at once (section 2, footnote 3)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
   dvae: DvaeConfig = dataclasses.field(default_factory=DvaeConfig)
   dvae_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
   prior_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+  joint_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
   sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+  @property
+  def training_groups(self) -> tuple[str, ...]:
+    """The groups of the stages that the task trains."""
+    if self.task == 'joint':
+      return ('joint_training',)
+    dvae = () if self.dvae.pretrained else ('dvae_training',)
+    return dvae if self.task == 'dvae' else (*dvae, 'prior_training')
 
   @property
   def grid_size(self) -> int:
@@ -46,6 +58,15 @@ class Config:
       self.sampling.top_k <= self.dvae.image_vocab_size,
       f'config.sampling.top_k is {self.sampling.top_k}, more than config.dvae.image_vocab_size '
       f'{self.dvae.image_vocab_size}; 0 keeps all tokens.',
+    )
+    require(self.task in TASKS, f'config.task is {self.task!r}; allowed are {", ".join(TASKS)}.')
+    require(
+      self.task != 'dvae' or not self.dvae.pretrained,
+      f'config.task is dvae, but config.dvae.pretrained {self.dvae.pretrained} leaves nothing to train; empty one.',
+    )
+    require(
+      self.task != 'joint' or self.dvae.bottleneck == 'gumbel',
+      f'config.task is joint, which needs config.dvae.bottleneck=gumbel; given {self.dvae.bottleneck!r}.',
     )
     size, factor = self.data.image_size, self.dvae.downsampling
     require(
@@ -99,8 +120,8 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
   try:
     return cls(**kwargs)
   except ValueError as error:
-    # Both stages share a dataclass: say which one is meant.
-    raise ValueError(str(error).replace('config.{dvae,prior}_training', path)) from None
+    # The stages share a dataclass: say which one is meant.
+    raise ValueError(str(error).replace('config.{dvae,prior,joint}_training', path)) from None
 
 
 def _cast(value: Any, kind: Any, path: str) -> Any:
@@ -151,7 +172,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   config.evaluation.num_prompts = 4
   config.evaluation.sheet_prompts, config.evaluation.images_per_prompt = 2, 2
   config.sampling.batch_size = 8
-  for training in (config.dvae_training, config.prior_training):
+  for training in (config.dvae_training, config.prior_training, config.joint_training):
     training.num_steps, training.batch_size, training.warmup_steps = 12, 8, 4
     training.log_every, training.eval_every, training.eval_batches = 4, 8, 2
     training.sheet_every, training.checkpoint_every = 8, 8

@@ -6,6 +6,11 @@ import math
 from dalle_jax.config.checks import require, require_choice, require_fraction, require_positive
 
 DTYPES = ('float32', 'bfloat16')
+# What the parameters of a dVAE depend on, and what they mean.
+DVAE_SHAPE = (
+  'image_vocab_size', 'hidden_size', 'decoder_input_size', 'num_groups', 'blocks_per_group', 'patch_size',
+  'residual_gain', 'bottleneck', 'fsq_levels',
+)  # fmt: skip
 BOTTLENECKS = ('gumbel', 'vq', 'fsq')
 PATTERNS = ('full', 'row', 'column', 'conv')
 # Deviations at the start: those of Child et al. 2019 (section 6); or kernels of fan_in^-1/2 and embeddings of about 1,
@@ -25,6 +30,7 @@ PRIOR_CHOICES = {
 class DvaeConfig:
   """The discrete VAE's shape and the schedules of its loss (appendix A)."""
 
+  pretrained: str = ''  # a model directory whose dVAE is taken as it is; 'joint' starts from it
   image_vocab_size: int = 8192
   hidden_size: int = 256  # channels at full resolution; they double with each group
   decoder_input_size: int = 128  # channels of the decoder's input, the "codebook" width

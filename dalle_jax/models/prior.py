@@ -77,8 +77,9 @@ class Embeddings(nn.Module):
     return jnp.where((text == PAD)[..., None], self.pad_embedding[slot][None], tokens)
 
   def _image(self, token: jax.Array, slot: jax.Array) -> jax.Array:
-    """Image ids [B, T] in image slots [T] > 0: [B, T, D]."""
-    x = self._look_up(self.image_embedding, token)
+    """Image ids [B, T], or points on the simplex [B, T, Vi], in image slots [T] > 0: [B, T, D]."""
+    is_id = jnp.issubdtype(token.dtype, jnp.integer)
+    x = self._look_up(self.image_embedding, token) if is_id else token @ self.image_embedding
     return x + jnp.broadcast_to(self._image_position(slot), x.shape)
 
   def _start_of_image(self, batch: int) -> jax.Array:
@@ -91,7 +92,7 @@ class Embeddings(nn.Module):
     return jnp.concatenate([start, self._text(text, 1 + jnp.arange(text.shape[1]))], axis=1)
 
   def image_slots(self, image: jax.Array) -> jax.Array:
-    """Image ids [B, P] in slots 1..P, after start-of-image: [B, 1 + P, D]."""
+    """Image ids [B, P], or points [B, P, Vi], in slots 1..P, after start-of-image: [B, 1 + P, D]."""
     x = self._image(image, 1 + jnp.arange(image.shape[1]))
     return jnp.concatenate([self._start_of_image(image.shape[0]), x], axis=1)
 
@@ -194,7 +195,7 @@ class Prior:
     Args:
       params: as `init` returns them, unboxed.
       text: ids [B, text_length - 1].
-      image: ids [B, image_length].
+      image: ids [B, image_length]; or points on the simplex over them, float [B, image_length, Vi].
     """
     x = self._outputs(params, text, image)
     text_logits = self._embed(params, x[:, : self.text_length], method='text_logits')
@@ -261,8 +262,7 @@ def losses(
     Float32 scalars 'text' and 'image', in nats per token, and 'text_z' and 'image_z', the means of
     (ln sum exp logits)^2 over the same tokens (Chameleon, section 2.3).
   """
-  targets = jnp.pad(text, ((0, 0), (0, 1)), constant_values=PAD)
-  counted = jnp.pad(targets[:, :-1] != PAD, ((0, 0), (1, 0)), constant_values=True)
+  targets, counted = _text_targets(text)
   if captioned is not None:
     counted &= captioned[:, None]
 
@@ -276,6 +276,23 @@ def losses(
     'text_z': text_mean(text_z**2),
     'image_z': jnp.mean(image_z**2),
   }
+
+
+def text_nats(text_logits: jax.Array, text: jax.Array) -> jax.Array:
+  """-ln p(caption) in nats, [B]: of its tokens and the pad that ends it.
+
+  Args:
+    text_logits: [B, text_length, Vt].
+    text: ids [B, text_length - 1].
+  """
+  targets, counted = _text_targets(text)
+  return jnp.sum(token_nll(text_logits, targets) * counted, axis=-1)
+
+
+def _text_targets(text: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Targets of the text slots, ids [B, text_length], and which of them are counted: up to the first pad."""
+  targets = jnp.pad(text, ((0, 0), (0, 1)), constant_values=PAD)
+  return targets, jnp.pad(targets[:, :-1] != PAD, ((0, 0), (1, 0)), constant_values=True)
 
 
 def drop_captions(key: jax.Array, text: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:

@@ -35,10 +35,12 @@ class Picture(NamedTuple):
 
 
 def measure(
-  config: Config, dataset: Dataset, tokenizer: Tokenizer, params: dict[str, Any], mesh: Mesh
+  config: Config, dataset: Dataset, tokenizer: Tokenizer | None, params: dict[str, Any], mesh: Mesh
 ) -> tuple[dict[str, float], list[Picture]]:
-  """Scores and sheets of the trained models, with params {'dvae', 'prior'}."""
+  """Scores and sheets of the trained models, with params {'dvae', 'prior'}, or {'dvae'} and no tokenizer."""
   scores, pictures = _reconstructions(config, dataset, params, mesh)
+  if tokenizer is None:
+    return scores, pictures
   sampler = Sampler(make_prior(config, tokenizer.vocab_size), make_dvae(config.dvae), mesh, config.sampling)
   judged = config.data.source == 'captioned_shapes'
   for split, name in examples.sheet_splits(dataset).items():
@@ -125,7 +127,7 @@ def write(config: Config, space: Workspace, scores: dict[str, float], pictures: 
 def _last_losses(workdir: Path) -> dict[str, float]:
   """Held-out figures of each stage's last evaluation, as STAGE/NAME."""
   scores = {}
-  for stage in ('dvae', 'prior'):
+  for stage in ('dvae', 'prior', 'joint'):
     for line in read_metrics(workdir / stage / METRICS):
       scores |= {
         f'{stage}/{name[5:]}': value for name, value in line.items() if name.startswith('eval/') and value is not None

@@ -1,4 +1,4 @@
-"""The main job: data, tokenizer, dVAE, prior, model directory, scores and report, one after the other.
+"""The main job: data, tokenizer, dVAE and prior (or both at once), model directory, scores and report.
 
 Every stage continues where an earlier start of the same command left it.
 """
@@ -18,6 +18,7 @@ from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.pipeline import finish, sheets
+from dalle_jax.pipeline.pretrained import load_dvae
 from dalle_jax.pipeline.workspace import Workspace
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.keys import stream_seed
@@ -27,6 +28,7 @@ from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminatio
 from dalle_jax.training.state import TrainState, all_params
 from dalle_jax.training.tasks import Task
 from dalle_jax.training.tasks.dvae import DvaeTask
+from dalle_jax.training.tasks.joint import JointTask
 from dalle_jax.training.tasks.prior import PriorTask
 
 EXIT_DIVERGED = 1  # the last good checkpoint is kept
@@ -64,26 +66,54 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   mesh = sharding.make_mesh(config.mesh)
   sharding.check(config, mesh)
   space = Workspace(workdir, config)
+  pretrained = load_dvae(config, space, mesh)
   with space.timed('data'):
     dataset = _prepare_data(config, space)
   if stop_after == 'data':
     return {}
-  with space.timed('tokenizer'):
-    tokenizer = _tokenizer(config, space, dataset)
+  tokenizer = None
+  if config.task != 'dvae':
+    with space.timed('tokenizer'):
+      tokenizer = _tokenizer(config, space, dataset)
   if stop_after == 'tokenizer':
     return {}
-  with space.timed('dvae'):
-    dvae_params = _train_dvae(config, space, dataset, mesh)
-  if stop_after == 'dvae':
+  params = _train_models(config, space, dataset, tokenizer, mesh, pretrained, stop_after)
+  if params is None:
     return {}
-  with space.timed('prior'):
-    params = _train_prior(config, space, dataset, tokenizer, mesh, dvae_params)
-    bundle.save(space.model, config, tokenizer, params, dataset.fingerprint)
-  if stop_after == 'prior':
+  bundle.save(space.model, config, tokenizer, params, dataset.fingerprint)
+  if stop_after != 'report':
     return {}
   with space.timed('report'):
     scores, pictures = finish.measure(config, dataset, tokenizer, params, mesh)
   return finish.write(config, space, scores, pictures)
+
+
+def _train_models(
+  config: Config,
+  space: Workspace,
+  dataset: Dataset,
+  tokenizer: Tokenizer | None,
+  mesh: Mesh,
+  dvae: Any,
+  stop_after: str,
+) -> dict[str, Any] | None:
+  """The parts of the model, averaged; None if stopped before there is a whole one.
+
+  Args:
+    dvae: a trained dVAE's parameters, or None.
+  """
+  if config.task == 'joint':
+    with space.timed('joint'):
+      return _train_joint(config, space, dataset, tokenizer, mesh, dvae)
+  if dvae is None:
+    with space.timed('dvae'):
+      dvae = _train_dvae(config, space, dataset, mesh)
+  if config.task == 'dvae':
+    return {'dvae': dvae}
+  if stop_after == 'dvae':
+    return None
+  with space.timed('prior'):
+    return _train_prior(config, space, dataset, tokenizer, mesh, dvae)
 
 
 def say(text: str) -> None:
@@ -172,6 +202,24 @@ def _train_prior(
   draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / 'prior' / 'sheets')
   initial = {'dvae': dvae_params}
   return _train(config, space, dataset, mesh, task, config.prior_training, draw, tokenizer, initial)
+
+
+def _train_joint(
+  config: Config, space: Workspace, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, dvae: Any
+) -> dict[str, Any]:
+  task = JointTask(config, tokenizer.vocab_size)
+  directory = space.path / 'joint' / 'sheets'
+  draws = (
+    sheets.ReconstructionHook(config, dataset, mesh, directory / 'reconstructions'),
+    sheets.SampleHook(config, dataset, tokenizer, mesh, directory / 'samples'),
+  )
+
+  def draw(state: TrainState, step: int) -> None:
+    for one in draws:
+      one(state, step)
+
+  initial = None if dvae is None else {'dvae': dvae}
+  return _train(config, space, dataset, mesh, task, config.joint_training, draw, tokenizer, initial)
 
 
 def _train(

@@ -27,47 +27,40 @@ COMMON = (
   Curve('learning rate', '', {'learning rate': 'learning_rate'}),
   Curve('speed', 'steps per second', {'speed': 'steps_per_second'}),
 )
-# The metrics of the tasks 'dvae' and 'prior' (dalle_jax/training/tasks) and of the training loop.
+# The metrics of the tasks (dalle_jax/training/tasks) and of the training loop.
+_DVAE = (
+  Curve('loss', 'nats per dimension', {'training objective (relaxed)': 'loss', 'evaluation (hard codes)': 'eval/loss'}),
+  Curve(
+    'negative log likelihood',
+    'nats per dimension',
+    {
+      'training (relaxed)': 'nll_relaxed',
+      'evaluation, relaxed codes': 'eval/nll_relaxed',
+      'evaluation, hard codes': 'eval/nll_hard',
+    },
+  ),
+  Curve('what hard codes cost more than relaxed ones', 'nats per dimension', {'evaluation': 'eval/relaxation_gap'}),
+  Curve('PSNR', 'dB', {'relaxed codes': 'eval/psnr_relaxed', 'hard codes': 'eval/psnr_hard'}),
+  Curve('bits per dimension', 'bits', {'evaluation': 'eval/bits_per_dim'}),
+  Curve('temperature', '', {'temperature': 'temperature'}),
+  Curve('KL divergence', 'nats per position', {'training': 'kl_per_position', 'evaluation': 'eval/kl_per_position'}),
+  Curve('commitment loss', '', {'training': 'commitment'}),
+  Curve(
+    'codebook perplexity', 'codes', {'training': 'codebook_perplexity', 'evaluation': 'eval/codebook_perplexity'},
+    log=True,
+  ),
+  Curve('codebook use', 'share of codes', {'training': 'codebook_use', 'evaluation': 'eval/codebook_use'}),
+)  # fmt: skip
+_PRIOR = (
+  Curve('text', 'nats per token', {'training': 'text_nats_per_token', 'evaluation': 'eval/text_nats_per_token'}),
+  Curve('image', 'nats per token', {'training': 'image_nats_per_token', 'evaluation': 'eval/image_nats_per_token'}),
+  Curve('image bits per dimension', 'bits', {'evaluation': 'eval/image_bits_per_dim'}),
+)
+_PRIOR_LOSS = Curve('loss', 'weighted nats per token', {'training': 'loss', 'evaluation': 'eval/loss'})
 STAGES = {
-  'dvae': (
-    'dVAE',
-    (
-      Curve(
-        'loss', 'nats per dimension', {'training objective (relaxed)': 'loss', 'evaluation (hard codes)': 'eval/loss'}
-      ),
-      Curve(
-        'negative log likelihood',
-        'nats per dimension',
-        {
-          'training (relaxed)': 'nll_relaxed',
-          'evaluation, relaxed codes': 'eval/nll_relaxed',
-          'evaluation, hard codes': 'eval/nll_hard',
-        },
-      ),
-      Curve('PSNR', 'dB', {'relaxed codes': 'eval/psnr_relaxed', 'hard codes': 'eval/psnr_hard'}),
-      Curve('bits per dimension', 'bits', {'evaluation': 'eval/bits_per_dim'}),
-      Curve('temperature', '', {'temperature': 'temperature'}),
-      Curve('KL divergence', 'nats per position', {'training': 'kl_per_position'}),
-      Curve(
-        'codebook perplexity',
-        'codes',
-        {'training': 'codebook_perplexity', 'evaluation': 'eval/codebook_perplexity'},
-        log=True,
-      ),
-      Curve('codebook use', 'share of codes', {'evaluation': 'eval/codebook_use'}),
-      *COMMON,
-    ),
-  ),
-  'prior': (
-    'Prior',
-    (
-      Curve('loss', 'weighted nats per token', {'training': 'loss', 'evaluation': 'eval/loss'}),
-      Curve('text', 'nats per token', {'training': 'text_nats_per_token', 'evaluation': 'eval/text_nats_per_token'}),
-      Curve('image', 'nats per token', {'training': 'image_nats_per_token', 'evaluation': 'eval/image_nats_per_token'}),
-      Curve('image bits per dimension', 'bits', {'evaluation': 'eval/image_bits_per_dim'}),
-      *COMMON,
-    ),
-  ),
+  'dvae': ('dVAE', (*_DVAE, *COMMON)),
+  'prior': ('Prior', (_PRIOR_LOSS, *_PRIOR, *COMMON)),
+  'joint': ('dVAE and prior together', (*_DVAE, *_PRIOR, *COMMON)),
 }
 
 STYLE = """

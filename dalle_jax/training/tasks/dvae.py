@@ -102,7 +102,7 @@ class DvaeTask:
     loss = self.distortion(nll, image, stats, step)
     metrics = {
       'nll_relaxed': nll,
-      'psnr_relaxed': _psnr(mse),
+      'psnr_relaxed': psnr(mse),
       'codebook_perplexity': bottleneck.perplexity(histogram),
       'codebook_use': jnp.mean(histogram > 0),
     }
@@ -149,8 +149,8 @@ class DvaeTask:
       'nll_relaxed': float(means['nll_relaxed']),
       'nll_hard': float(means['nll_hard']),
       'relaxation_gap': float(means['nll_hard']) - float(means['nll_relaxed']),
-      'psnr_relaxed': float(_psnr(means['mse_relaxed'])),
-      'psnr_hard': float(_psnr(means['mse_hard'])),
+      'psnr_relaxed': float(psnr(means['mse_relaxed'])),
+      'psnr_hard': float(psnr(means['mse_hard'])),
       'kl_per_position': float(means['kl_per_position']),
       'bits_per_dim': self._bits_per_dim(float(means['nll_hard']), float(means['kl_per_position'])),
       'codebook_perplexity': float(bottleneck.perplexity(jnp.asarray(histogram, jnp.float32))),
@@ -163,6 +163,6 @@ class DvaeTask:
     return (nll - np.log(bin_width) + kl * positions_per_dim) / np.log(2)
 
 
-def _psnr(mse: Any) -> Any:
+def psnr(mse: Any) -> Any:
   """Peak signal-to-noise ratio in dB of a mean squared error on [0, 1]."""
   return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
