@@ -35,6 +35,7 @@ ROOMS = {
   'training': {'config', 'factory', 'models', 'sharding', 'trees'},
   'sampling': {'config', 'models', 'sharding'},
   'evaluation': {'data', 'models', 'sharding'},
+  'importing': {'config', 'factory', 'trees'},
   'reporting': {'training'},
   'pipeline': {
     'bundle', 'config', 'data', 'evaluation', 'factory', 'flags', 'reporting', 'sampling', 'sharding', 'training',

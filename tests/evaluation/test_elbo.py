@@ -1,0 +1,137 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dalle_jax.config import MeshConfig
+from dalle_jax.evaluation import elbo
+from dalle_jax.models import bottleneck, likelihood
+from dalle_jax.models.attention import Pattern
+from dalle_jax.models.dvae import Dvae
+from dalle_jax.models.prior import Prior
+from dalle_jax.models.transformer import BlockShape, Transformer
+from dalle_jax.sharding import make_mesh
+
+K, TEXT, FLOOR = 3, 5, -3.0
+DVAE = Dvae(image_vocab_size=K, hidden_size=4, decoder_input_size=4, num_groups=2, blocks_per_group=1)
+PRIOR = Prior(TEXT, K, 3, 2, Transformer(BlockShape(1, 8, 2), (Pattern('full', 3, 2),)))
+
+
+@pytest.fixture(scope='module')
+def params():
+  rng = np.random.default_rng(0)
+
+  def fresh():
+    key = jax.random.key(0)
+    return {'dvae': DVAE.init(key, jnp.zeros((1, 4, 4, 3)))['params'], 'prior': PRIOR.init(key)}
+
+  shapes = nn.unbox(jax.eval_shape(fresh))
+  return jax.tree.map(lambda leaf: jnp.asarray(0.6 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope='module')
+def image():
+  """Grids of 2 x 2 codes, so that all 81 can be tried."""
+  return np.random.default_rng(1).integers(0, 256, (1, 4, 4, 3), np.uint8)
+
+
+TEXTS = np.array([[2, 4]], np.int32)
+
+
+@pytest.fixture(scope='module')
+def measured(params, image):
+  """Four thousand copies of one image: as many samples of its codes."""
+  mesh = make_mesh(MeshConfig())
+  batch = {'image': image.repeat(1000, axis=0), 'text': TEXTS.repeat(1000, axis=0)}
+  return elbo.measure(DVAE, PRIOR, FLOOR, params, [(1000, batch)] * 4, mesh, seed=0)
+
+
+@pytest.fixture(scope='module')
+def exact(params, image):
+  """Expectations over q by trying all codes."""
+  variables = {'params': params['dvae']}
+  z = np.asarray(DVAE.apply(variables, image, method='encode_latents'), np.float64).reshape(4, K)
+  q = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+  grids = np.array(list(itertools.product(range(K), repeat=4)))
+  weight = np.prod(q[np.arange(4), grids], axis=-1)
+  stats = DVAE.apply(variables, grids.reshape(-1, 2, 2), method='decode_stats')
+  mapped = likelihood.map_pixels(image.repeat(len(grids), axis=0))
+  density = np.asarray(likelihood.logit_laplace_nll(mapped, stats, FLOOR), np.float64).sum((1, 2, 3))
+  texts = np.repeat(TEXTS, len(grids), axis=0)
+  text_logits, image_logits = PRIOR.split_logits(params['prior'], jnp.asarray(texts), jnp.asarray(grids))
+  nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(image_logits)), grids[..., None], -1).sum((1, 2))
+  return {
+    'distortion': np.sum(weight * (density - 48 * np.log(0.8 / 255))),
+    'kl_uniform': np.sum(weight * np.log(weight * K**4)),
+    'kl_prior': np.sum(weight * (np.log(weight) + nll)),
+    'text': -np.asarray(jax.nn.log_softmax(text_logits))[0, np.arange(3), [2, 4, 0]].sum(),
+  }
+
+
+@pytest.mark.parametrize('name', ['distortion', 'kl_uniform', 'kl_prior'])
+def test_sampled_means_are_the_exact_expectations(measured, exact, name):
+  values = measured[f'sampled/{name}']
+  error = np.std(values) / np.sqrt(len(values))
+  assert values.mean() == pytest.approx(exact[name], abs=max(4.5 * error, 1e-4))
+  assert exact['kl_prior'] > 0
+
+
+def test_the_uniform_kl_is_the_one_that_training_minimises(params, image, measured):
+  z = DVAE.apply({'params': params['dvae']}, image, method='encode_latents')
+  np.testing.assert_allclose(measured['sampled/kl_uniform'], float(bottleneck.kl_to_uniform(z).sum()), rtol=1e-4)
+
+
+def test_the_point_mass_costs_all_of_its_codes(measured):
+  np.testing.assert_allclose(measured['argmax/kl_uniform'], 4 * np.log(K), rtol=1e-6)
+  assert np.ptp(measured['argmax/kl_prior']) < 1e-4
+  assert np.ptp(measured['argmax/distortion']) < 1e-3
+  assert np.ptp(measured['sampled/distortion']) > 0.1
+
+
+def test_captions_are_measured_by_themselves(measured, exact):
+  np.testing.assert_allclose(measured['text'], exact['text'], rtol=1e-4)
+
+
+def test_noise_belongs_to_an_image_whatever_its_batch(params, image):
+  mesh = make_mesh(MeshConfig())
+  pictures, texts = image.repeat(6, axis=0), TEXTS.repeat(6, axis=0)
+
+  def batches(size):
+    for begin in range(0, 6, size):
+      rows = np.minimum(np.arange(begin, begin + size), 5)
+      yield min(size, 6 - begin), {'image': pictures[rows], 'text': texts[rows]}
+
+  whole, parts = (elbo.measure(DVAE, PRIOR, FLOOR, params, batches(size), mesh, seed=3) for size in (6, 4))
+  for name, values in whole.items():
+    assert values.shape == (6,)
+    np.testing.assert_allclose(values, parts[name], rtol=1e-5)
+
+
+def test_a_dvae_alone_has_the_uniform_prior_and_other_bottlenecks_the_point_mass(params, image):
+  mesh = make_mesh(MeshConfig())
+  alone = elbo.measure(DVAE, None, FLOOR, params, [(1, {'image': image})], mesh, seed=0)
+  assert set(alone) == {f'{p}/{name}' for p in elbo.POSTERIORS for name in ('distortion', 'kl_uniform')}
+  fsq = DVAE.clone(bottleneck='fsq', fsq_levels=(3,))
+  fresh = nn.unbox(fsq.init(jax.random.key(0), image)['params'])
+  found = elbo.measure(fsq, None, FLOOR, {'dvae': fresh}, [(1, {'image': image})], mesh, seed=0)
+  assert set(found) == {'argmax/distortion', 'argmax/kl_uniform'}
+
+
+def test_the_summary_by_hand():
+  found = {
+    'sampled/distortion': np.array([10.0, 14.0]), 'sampled/kl_uniform': np.array([4.0, 6.0]),
+    'sampled/kl_prior': np.array([3.0, 4.0]), 'text': np.array([1.0, 2.0]),
+  }  # fmt: skip
+  figures = elbo.summarize(found, num_dims=8, num_codes=2, kl_weight=0.5)
+  assert figures['sampled/uniform/nats'] == 17
+  assert figures['sampled/uniform/nats_stderr'] == pytest.approx(3)
+  assert figures['sampled/prior/bits_per_dim'] == pytest.approx(15.5 / 8 / np.log(2))
+  assert figures['sampled/gain/nats'] == 1.5
+  assert figures['sampled/gain/nats_stderr'] == pytest.approx(0.5)
+  density = 12 / 8 + np.log(0.8 / 255)
+  assert figures['sampled/prior/phase_1_loss'] == pytest.approx(density + 0.5 * 3.5 / 2)
+  assert figures['sampled/gain/phase_1_loss'] == pytest.approx(0.5 * 1.5 / 2)
+  assert figures['text/nats'] == 1.5

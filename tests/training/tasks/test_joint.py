@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dalle_jax.config import Config, MeshConfig, TrainingConfig
+from dalle_jax.models import bottleneck
+from dalle_jax.models import prior as prior_model
+from dalle_jax.sharding import make_mesh, to_global, use_mesh
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.state import create_state
+from dalle_jax.training.step import make_train_step
+from dalle_jax.training.tasks.joint import JointTask
+
+TEXT, IMAGE = 20, 6
+CONFIG = Config.from_dict({
+  'task': 'joint',
+  'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
+  'tokenizer': {'text_length': 5},
+  'dvae': {
+    'image_vocab_size': IMAGE, 'hidden_size': 8, 'decoder_input_size': 4, 'num_groups': 2, 'blocks_per_group': 1,
+    'kl_weight': 0.3, 'kl_warmup_steps': 4, 'min_log_scale': -3.0,
+  },
+  'prior': {'num_layers': 1, 'num_heads': 2, 'embed_dim': 16},
+})  # fmt: skip
+TASK = JointTask(CONFIG, TEXT)
+STEP = jnp.asarray(9)  # past the warm-up
+
+
+@pytest.fixture(scope='module')
+def params():
+  rng = np.random.default_rng(0)
+  shapes = nn.unbox(jax.eval_shape(TASK.init, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(1)
+  text = rng.integers(1, TEXT, (4, 4)).astype(np.int32)
+  text[0, 2:] = 0
+  return {'image': rng.integers(0, 256, (4, 8, 8, 3), np.uint8), 'text': text}
+
+
+def _with(params, **embeddings):
+  return {**params, 'prior': {**params['prior'], 'embeddings': {**params['prior']['embeddings'], **embeddings}}}
+
+
+def test_with_a_uniform_prior_it_is_phase_one_and_the_captions_cost(params, batch):
+  even = {name: jnp.zeros_like(params['prior']['embeddings'][name]) for name in ('text_kernel', 'image_kernel')}
+  value, metrics = jax.jit(TASK.loss)(_with(params, **even), batch, jax.random.key(3), STEP)
+  phase_1, _ = jax.jit(TASK.dvae.loss)({'dvae': params['dvae']}, batch, jax.random.key(3), STEP)
+  words = np.minimum((batch['text'] != 0).sum(1) + 1, 5)
+  text = words.mean() * np.log(TEXT)
+  assert metrics['text_nats'] == pytest.approx(text, rel=1e-5)
+  assert metrics['kl_per_position'] == pytest.approx(float(metrics['kl_to_uniform']), rel=1e-4)
+  assert value == pytest.approx(float(phase_1) + 0.3 * text / 16, rel=1e-5)
+
+
+def test_with_a_certain_encoder_the_kl_is_the_priors_cross_entropy(params, batch):
+  sure = jax.tree.map(lambda x: x, params)
+  output = params['dvae']['encoder']['output']
+  sure['dvae']['encoder']['output'] = jax.tree.map(lambda x: 1e4 * x, output)
+  _, metrics = jax.jit(TASK.loss)(sure, batch, jax.random.key(3), STEP)
+  codes = TASK.dvae.apply(sure, batch['image'], method='encode').reshape(4, -1)
+  logits = TASK.model.split_logits(sure['prior'], batch['text'], codes)
+  losses = prior_model.losses(*logits, jnp.asarray(batch['text']), codes)
+  assert metrics['kl_per_position'] == pytest.approx(float(losses['image']), rel=1e-4)
+
+
+def test_the_kl_is_exact_given_the_sampled_codes(params, batch):
+  key = jax.random.key(3)
+  _, metrics = jax.jit(TASK.loss)(params, batch, key, STEP)
+  z = TASK.dvae.apply(params, batch['image'], method='encode_latents')
+  sample = bottleneck.gumbel_softmax(z, key, TASK.dvae.temperature(STEP)).argmax(-1).reshape(4, -1)
+  _, image_logits = TASK.model.split_logits(params['prior'], batch['text'], sample)
+  q = np.float64(jax.nn.softmax(z)).reshape(4, 16, IMAGE)
+  kl = np.sum(q * (np.log(q) - np.float64(jax.nn.log_softmax(image_logits))), axis=-1)
+  assert metrics['kl_per_position'] == pytest.approx(kl.mean(), rel=1e-4)
+
+
+def test_gradients_reach_both_models_and_the_prior_shapes_the_encoder(params, batch):
+  grad = jax.jit(jax.grad(lambda p: TASK.loss(p, batch, jax.random.key(0), STEP)[0]))
+  grads = grad(params)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+  kernel = params['prior']['embeddings']['image_kernel']
+  other = grad(_with(params, image_kernel=-kernel))
+  of_encoder = [g['dvae']['encoder']['input']['kernel'] for g in (grads, other)]
+  assert np.abs(of_encoder[0] - of_encoder[1]).max() > 1e-6
+
+
+def test_the_summary_counts_the_captions(params, batch):
+  means = jax.device_get(jax.jit(TASK.evaluate)(params, batch, jax.random.key(0), STEP))
+  summary = TASK.summarize(means)
+  expected = summary['nll_hard'] + 0.3 * (summary['kl_per_position'] + summary['text_nats'] / 16)
+  assert summary['loss'] == pytest.approx(expected, rel=1e-5)
+  assert summary['image_nats_per_token'] > 0
+
+
+def test_training_lowers_the_loss_and_moves_both(params, batch):
+  training = TrainingConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant', num_steps=40, ema_decay=0.0)
+  mesh = make_mesh(MeshConfig())
+  with use_mesh(mesh):
+    tx = make_optimizer(training)
+    state = create_state(TASK, tx, mesh, 0, use_ema=False, initial=params)
+    assert set(state.params) == {'dvae', 'prior'}
+    step, losses = make_train_step(TASK, tx, training, mesh, seed=0), []
+    for _ in range(training.num_steps):
+      state, metrics = step(state, to_global(batch, mesh))
+      losses.append(float(metrics['loss']))
+  assert np.mean(losses[-5:]) < losses[5] - 0.2
