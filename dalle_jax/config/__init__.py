@@ -6,7 +6,7 @@ unknown keys and validate themselves; every message names the key to change. Not
 """
 
 from dalle_jax.config.data import DataConfig, TokenizerConfig
-from dalle_jax.config.experiment import Config, apply_variant, base_config, difference
+from dalle_jax.config.experiment import Config, apply_variant, base_config, choose, difference, shrink
 from dalle_jax.config.models import DvaeConfig, PriorConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
@@ -24,5 +24,7 @@ __all__ = [
   'TrainingConfig',
   'apply_variant',
   'base_config',
+  'choose',
   'difference',
+  'shrink',
 ]

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -151,20 +152,39 @@ def base_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(Config().to_dict()).lock()
 
 
+def choose(variant: str, *groups: Sequence[str]) -> tuple[str, ...]:
+  """Reads what follows the colon in `FILE:VARIANT`: words with commas between, at most one of each group.
+
+  Args:
+    variant: as given.
+    groups: words that exclude each other; the first is meant where none is given, and may be ''.
+
+  Returns:
+    One word of each group.
+
+  Raises:
+    ValueError: a word is unknown, or two are of one group.
+  """
+  words = [word for word in variant.split(',') if word]
+  found = [[word for word in words if word in group] for group in groups]
+  if sum(map(len, found)) < len(words) or any(len(each) > 1 for each in found):
+    lists = '; '.join(' or '.join(repr(word) for word in group if word) for group in groups)
+    raise ValueError(f'The variants of this configuration are, at most one of each: {lists}; given {variant!r}.')
+  return tuple((each or [group[0]])[0] for each, group in zip(found, groups, strict=True))
+
+
 def apply_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
-  """What a configuration file returns for `FILE:variant`: '' leaves it, 'tiny' runs every stage for a few steps.
+  """What a configuration file without variants of its own returns: '' leaves it, 'tiny' shrinks it.
 
   Raises:
     ValueError: the variant is unknown.
   """
-  if variant not in ('', 'tiny'):
-    raise ValueError(f"This configuration has the variants '' and 'tiny'; given {variant!r}.")
-  if variant == 'tiny':
-    _shrink(config)
-  return config
+  (size,) = choose(variant, ('', 'tiny'))
+  return shrink(config) if size else config
 
 
-def _shrink(config: ml_collections.ConfigDict) -> None:
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Small models and a few steps of every stage, to see that a configuration works."""
   config.data.num_train, config.data.num_validation, config.data.num_held_out = 200, 64, 64
   config.dvae.hidden_size = 16
   config.prior.num_layers, config.prior.num_heads, config.prior.embed_dim = 2, 2, 32
@@ -176,6 +196,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
     training.num_steps, training.batch_size, training.warmup_steps = 12, 8, 4
     training.log_every, training.eval_every, training.eval_batches = 4, 8, 2
     training.sheet_every, training.checkpoint_every = 8, 8
+  return config
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], path: str = 'config') -> list[str]:

@@ -13,7 +13,17 @@ from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.prior import PriorTask
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('[!_]*.py'))
-VARIANTS = ('', 'tiny')
+SIZES = ('12b', '5b', '2b', '1b', '300m', 'small')
+OWN = {
+  'dvae': ('openai', 'small', 'openai,tiny', 'small,tiny'),
+  'dalle': (*SIZES, 'tiny', *(f'{size},modern' for size in ('12b', 'small')), '1b,modern,tiny'),
+}
+ALL = [(file, variant) for file in FILES for variant in ('', *OWN.get(file.stem, ('tiny',)))]
+TINY = [(file, variant) for file, variant in ALL if 'tiny' in variant]
+
+
+def _name(value):
+  return value.stem if isinstance(value, pathlib.Path) else value
 
 
 def _load(file, variant):
@@ -21,8 +31,7 @@ def _load(file, variant):
   return values, Config.from_dict(values)
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(('file', 'variant'), ALL, ids=_name)
 def test_both_stages_can_be_built(file, variant):
   values, config = _load(file, variant)
   assert values.is_locked
@@ -40,9 +49,9 @@ def test_both_stages_can_be_built(file, variant):
   sharding.check(config, sharding.make_mesh(MeshConfig()))
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
-def test_the_tiny_variant_is_tiny(file):
-  _, config = _load(file, 'tiny')
+@pytest.mark.parametrize(('file', 'variant'), TINY, ids=_name)
+def test_tiny_variants_are_tiny(file, variant):
+  _, config = _load(file, variant)
   assert max(config.dvae_training.num_steps, config.prior_training.num_steps) < 50
   assert config.data.num_train <= 500
 
@@ -58,3 +67,29 @@ def test_the_file_tells_its_command_and_changes_something(file):
   assert f'python -m dalle_jax.train --config=configs/{file.name}' in file.read_text().split('"""')[1]
   values, _ = _load(file, '')
   assert values.to_dict() != base_config().to_dict()
+
+
+def _count(task):
+  return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))['prior']))
+
+
+@pytest.mark.parametrize(
+  ('size', 'blocks', 'total'),
+  [('12b', 12.09e9, 12.29e9), ('5b', 5.55e9, 5.68e9), ('2b', 2.83e9, 2.93e9), ('1b', 1.21e9, 1.31e9),
+   ('300m', 302e6, 354e6)],
+)  # fmt: skip
+def test_the_sizes_have_the_parameters_that_their_names_say(size, blocks, total):
+  file = next(file for file in FILES if file.stem == 'dalle')
+  _, config = _load(file, size)
+  layers, width = config.prior.num_layers, config.prior.embed_dim
+  assert 12 * layers * width**2 == pytest.approx(blocks, rel=5e-3)
+  assert config.image_length + config.tokenizer.text_length == 1280
+  assert _count(PriorTask(config, 16_384)) == pytest.approx(total, rel=5e-3)
+  _, modern = _load(file, f'{size},modern')
+  assert _count(PriorTask(modern, 16_384)) == pytest.approx(total, rel=5e-3)
+
+
+def test_two_sizes_at_once_are_refused():
+  file = next(file for file in FILES if file.stem == 'dalle')
+  with pytest.raises(ValueError, match=r"'12b' or '5b'.*given '1b,2b'"):
+    _load(file, '1b,2b')
