@@ -120,7 +120,7 @@ def measure_attention(kind: str, grid: int, dense: bool) -> dict[str, float]:
   *qkv, weights = (jax.random.normal(key, shape) for key in keys)
 
   def loss(qkv: list[jax.Array], weights: jax.Array, mask: jax.Array | None) -> jax.Array:
-    out = attention.attend(*qkv, mask) if dense else sparse_attention.attend(pattern, *qkv)
+    out = attention.attend(*qkv, mask) if dense else sparse_attention.attend_in_blocks(pattern, *qkv)
     return jnp.sum(out * weights)
 
   arguments = (qkv, weights, jnp.asarray(pattern.mask()) if dense else None)

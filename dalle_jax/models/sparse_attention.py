@@ -17,9 +17,20 @@ from dalle_jax.models import attention
 from dalle_jax.models.attention import Pattern
 
 BLOCK = 32  # queries that share a window of keys, as in the paper's kernels
+SHORT = 256  # slots up to which the dense computation is faster, whatever the pattern
 
 
 def attend(pattern: Pattern, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Attention by the pattern, in whichever way is faster; arguments and result as for `attend_in_blocks`."""
+  length = query.shape[1]
+  image_length = length - pattern.text_length
+  plan = _plan(pattern, image_length) if image_length > 0 else None
+  if length <= SHORT or plan is None or (plan.num_blocks, plan.stride) == (1, 1):
+    return attention.attend(query, key, value, pattern.mask()[:length, :length])
+  return attend_in_blocks(pattern, query, key, value)
+
+
+def attend_in_blocks(pattern: Pattern, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """Causal attention over a sequence, or any prefix of it, by the pattern.
 
   Args:

@@ -23,7 +23,7 @@ def _losses(pattern):
     return attention.attend(*qkv, mask)
 
   def sparse(*qkv):
-    return sparse_attention.attend(pattern, *qkv)
+    return sparse_attention.attend_in_blocks(pattern, *qkv)
 
   def loss(attend):
     def value(*qkv):
@@ -56,20 +56,22 @@ def test_prefixes_of_any_length_equal_the_dense_reference(kind):
   for length in (1, 2, 3, 4, 12, 40, 80):
     prefix = [x[:, :length] for x in qkv]
     expected = attention.attend(*prefix, mask[:length, :length])
-    np.testing.assert_allclose(sparse_attention.attend(pattern, *prefix), expected, atol=1e-5, err_msg=str(length))
+    np.testing.assert_allclose(
+      sparse_attention.attend_in_blocks(pattern, *prefix), expected, atol=1e-5, err_msg=str(length)
+    )
 
 
 def test_large_scores_do_not_overflow():
   pattern = Pattern('row', 3, 8)
   query, key, value = _qkv(pattern)
-  out = sparse_attention.attend(pattern, 200 * query, 50 * key, value)
+  out = sparse_attention.attend_in_blocks(pattern, 200 * query, 50 * key, value)
   np.testing.assert_allclose(out, attention.attend(200 * query, 50 * key, value, pattern.mask()), atol=1e-4)
 
 
 def test_half_precision_is_close_and_stays_half():
   pattern = Pattern('row', 3, 8)
   qkv = _qkv(pattern, jnp.bfloat16)
-  out = sparse_attention.attend(pattern, *qkv)
+  out = sparse_attention.attend_in_blocks(pattern, *qkv)
   assert out.dtype == jnp.bfloat16
   full = attention.attend(*(x.astype(jnp.float32) for x in qkv), pattern.mask())
   np.testing.assert_allclose(out.astype(jnp.float32), full, atol=0.03)
@@ -95,3 +97,22 @@ def test_nothing_in_it_grows_with_the_square_of_the_sequence(kind):
     largest[grid] = max(_sizes(jax.make_jaxpr(sparse)(shape, shape, shape).jaxpr))
     assert largest[grid] < pattern.length**2 / 2
   assert largest[64] < 5 * largest[32]  # four times the image slots
+
+
+@pytest.mark.parametrize(('kind', 'grid', 'in_blocks'), [('row', 32, True), ('column', 32, True), ('conv', 32, True),
+                                                        ('full', 32, False), ('row', 8, False)])  # fmt: skip
+def test_blocks_are_used_where_they_save_work(monkeypatch, kind, grid, in_blocks):
+  pattern = Pattern(kind, 20, grid)
+  used = []
+  monkeypatch.setattr(sparse_attention, 'attend_in_blocks', lambda *args: used.append(args) or args[1])
+  shape = jax.ShapeDtypeStruct((1, pattern.length, 1, 4), jnp.float32)
+  jax.eval_shape(lambda q, k, v: sparse_attention.attend(pattern, q, k, v), shape, shape, shape)
+  assert bool(used) == in_blocks
+
+
+def test_the_choice_does_not_change_the_result():
+  for kind in KINDS:
+    pattern = Pattern(kind, 3, 17, 5)
+    qkv = _qkv(pattern)
+    expected = sparse_attention.attend_in_blocks(pattern, *qkv)
+    np.testing.assert_allclose(sparse_attention.attend(pattern, *qkv), expected, atol=1e-5)
