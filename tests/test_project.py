@@ -219,7 +219,8 @@ def test_papers_link_to_files_that_exist(name):
 def test_readme_is_short_and_gives_the_commands_of_the_doors():
   text = (ROOT / 'README.md').read_text(encoding='utf-8')
   assert len(text.splitlines()) < 200
-  source = ''.join((PACKAGE / f'{name}.py').read_text(encoding='utf-8') for name in (*DOORS, 'flags'))
+  files = [*(PACKAGE / f'{name}.py' for name in (*DOORS, 'flags')), *(ROOT / 'tools').glob('*.py')]
+  source = ''.join(file.read_text(encoding='utf-8') for file in files)
   for flag in set(re.findall(r'--([a-z_]+)', text)) - {'logdir', 'verbosity'}:  # TensorBoard's, absl's
     assert f"'{flag}'" in source, flag
 

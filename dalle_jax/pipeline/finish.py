@@ -128,7 +128,8 @@ def _last_losses(workdir: Path) -> dict[str, float]:
   """Held-out figures of each stage's last evaluation, as STAGE/NAME."""
   scores = {}
   for stage in ('dvae', 'prior', 'joint'):
-    for line in read_metrics(workdir / stage / METRICS):
+    file = workdir / stage / METRICS
+    for line in read_metrics(file) if file.exists() else []:
       scores |= {
         f'{stage}/{name[5:]}': value for name, value in line.items() if name.startswith('eval/') and value is not None
       }

@@ -3,10 +3,12 @@
 Run by `test_meshes.py` in a process of its own, as the number of devices is fixed when JAX starts.
 """
 
+import dataclasses
 import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -14,11 +16,14 @@ from flax import traverse_util
 from dalle_jax import sharding
 from dalle_jax.config import Config, SamplingConfig, TrainingConfig
 from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.models import sparse_attention
+from dalle_jax.models.attention import Pattern
 from dalle_jax.sampling.generate import Sampler
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.state import all_params, create_state
 from dalle_jax.training.step import make_train_step
 from dalle_jax.training.tasks.dvae import DvaeTask
+from dalle_jax.training.tasks.joint import JointTask
 from dalle_jax.training.tasks.prior import PriorTask
 
 NUM_STEPS, BATCH_SIZE, TEXT_VOCAB_SIZE = 3, 16, 24
@@ -29,14 +34,18 @@ CONFIG = Config.from_dict({
     'image_vocab_size': 16, 'hidden_size': 32, 'decoder_input_size': 8, 'num_groups': 2, 'blocks_per_group': 1,
     'patch_size': 2, 'kl_warmup_steps': 2,
   },
-  'prior': {'num_layers': 2, 'num_heads': 8, 'embed_dim': 32},
+  'prior': {'num_layers': 2, 'num_heads': 8, 'embed_dim': 32, 'attention_pattern': ('row', 'column')},
 })  # fmt: skip
 # A large epsilon keeps Adam from blowing rounding errors of vanishing gradients up to whole steps.
 TRAINING = {'batch_size': BATCH_SIZE, 'learning_rate': 0.03, 'schedule': 'constant', 'warmup_steps': 0, 'eps': 1e-2}
 STAGES = {
   'dvae': (DvaeTask(CONFIG.dvae, 8), TrainingConfig(**TRAINING)),
   'prior': (PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING, accumulation_steps=2, optimizer='muon')),
+  'vq': (DvaeTask(dataclasses.replace(CONFIG.dvae, bottleneck='vq'), 8), TrainingConfig(**TRAINING)),
+  'joint': (JointTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING)),
 }
+ALWAYS = ('dvae', 'prior')
+ALL_AXES = '2x2x2'  # the mesh on which the others are compared too: they share their parts with these
 
 
 def make_mesh(sizes: tuple[int, int, int]) -> jax.sharding.Mesh:
@@ -62,6 +71,7 @@ def train(name: str, mesh: jax.sharding.Mesh) -> dict:
   """The losses, the state after a few steps, and the largest share of a parameter that one device holds."""
   task, config = STAGES[name]
   losses, start = [], initial(task)
+  start.pop('codebook', None)  # a random one would not be the average of anything
   with sharding.use_mesh(mesh):
     tx = make_optimizer(config)
     state = create_state(task, tx, mesh, seed=0, use_ema=True, initial=start)
@@ -85,6 +95,22 @@ def sample(params: dict, mesh: jax.sharding.Mesh) -> np.ndarray:
   return sampler(params, text, seed=5)
 
 
+def attend(mesh: jax.sharding.Mesh) -> list[np.ndarray]:
+  """Attention in blocks and its gradients, with examples and heads split over the mesh."""
+  pattern = Pattern('conv', 3, 18, 5)
+  rng = np.random.default_rng(3)
+  qkv = [rng.normal(size=(8, pattern.length, 4, 4)).astype(np.float32) for _ in range(3)]
+  spec = jax.sharding.PartitionSpec(sharding.RULES['batch'], None, sharding.RULES['heads'])
+  placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) for x in qkv]
+
+  def loss(*qkv):
+    out = sparse_attention.attend_in_blocks(pattern, *qkv)
+    return jnp.sum(jnp.sin(out)), out
+
+  gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*placed)
+  return jax.device_get([out, *gradients])
+
+
 def largest_error(tree: object, expected: object) -> float:
   """Of all leaves, relative to the largest entry of each."""
   pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True)
@@ -95,10 +121,12 @@ def main() -> None:
   assert jax.device_count() == 8, jax.devices()
   one = {name: train(name, make_mesh((1, 1, 1))) for name in STAGES}
   images = sample(one['prior']['params'], make_mesh((1, 1, 1)))
+  attended = attend(make_mesh((1, 1, 1)))
   report = {}
   for name in sys.argv[1:]:
     mesh = make_mesh(tuple(map(int, name.split('x'))))
-    many = {stage: train(stage, mesh) for stage in STAGES}
+    stages = STAGES if name == ALL_AXES else ALWAYS
+    many = {stage: train(stage, mesh) for stage in stages}
     report[name] = {
       stage: {
         'losses': many[stage]['losses'],
@@ -106,8 +134,11 @@ def main() -> None:
         'state_error': largest_error(many[stage]['state'], one[stage]['state']),
         'shares': many[stage]['shares'],
       }
-      for stage in STAGES
-    } | {'wrong_pixels': float(np.mean(sample(many['prior']['params'], mesh) != images))}
+      for stage in stages
+    } | {
+      'attention_error': largest_error(attend(mesh), attended),
+      'wrong_pixels': float(np.mean(sample(many['prior']['params'], mesh) != images)),
+    }
   report['num_colors'] = len(np.unique(images))
   print(json.dumps(report))
 

@@ -69,6 +69,16 @@ def test_training_is_the_same_on_any_mesh(report, mesh, stage):
   _check_training(report[mesh][stage])
 
 
+@pytest.mark.parametrize('stage', ['vq', 'joint'])
+def test_training_is_the_same_for_a_codebook_and_for_both_stages_at_once(report, stage):
+  _check_training(report['2x2x2'][stage])
+
+
+@pytest.mark.parametrize('mesh', SHARES)
+def test_attention_in_blocks_is_the_same_on_any_mesh(report, mesh):
+  assert report[mesh]['attention_error'] < 1e-5
+
+
 @pytest.mark.slow
 def test_training_and_drawing_are_the_same_on_the_other_meshes():
   report = _report(_compare(OTHER_MESHES))
