@@ -194,6 +194,7 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.sampling.batch_size = 8
   for training in (config.dvae_training, config.prior_training, config.joint_training):
     training.num_steps, training.batch_size, training.warmup_steps = 12, 8, 4
+    training.ema_every = min(training.ema_every, 2)
     training.log_every, training.eval_every, training.eval_batches = 4, 8, 2
     training.sheet_every, training.checkpoint_every = 8, 8
   return config

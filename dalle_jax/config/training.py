@@ -22,19 +22,19 @@ class TrainingConfig:
   schedule: str = 'cosine'  # after the warm-up: 'cosine', 'constant', or halved: at each 'plateau', or at given 'steps'
   schedule_steps: int = 0  # the cosine's end, after which the rate stays; 0: the end of training
   warmup_steps: int = 100
-  halving_steps: tuple[int, ...] = ()  # 'steps': when the rate is halved
+  halving_steps: tuple[int, ...] = ()  # 'steps': those done before the first one at each lower rate
   plateau_window: int = 500  # 'plateau': the training loss is averaged over so many steps, and compared with the best
   plateau_patience: int = 5  # 'plateau': windows in a row without improvement, after which the rate is halved
-  plateau_tolerance: float = 1e-3  # 'plateau': share by which the loss must fall to have improved
+  plateau_min_improvement: float = 0.005  # 'plateau': nats by which the loss must fall below the best to have improved
   max_halvings: int = 5  # 'plateau': the most halvings (appendix B.2 had five)
   b1: float = 0.9  # AdamW's, and Muon's momentum
   b2: float = 0.96
   eps: float = 1e-8
-  second_moment_clip: float = 0.0  # AdamW's running variance is at most this where it is used; 0: as it is
-  weight_decay: float = 0.0
+  second_moment_clip: float = 0.0  # AdamW's running variance is at most this (5 in the paper's prior); 0: no limit
+  weight_decay: float = 0.0  # of matrices (in the paper 4.5e-2 for the prior, 1e-4 for the dVAE)
   clip_norm: float = 4.0  # global gradient norm; 0: no clipping
   ema_decay: float = 0.999  # of the parameters used for evaluation and kept in the model; 0: no averaging
-  ema_every: int = 1  # steps from one update of the average to the next
+  ema_every: int = 1  # steps from one update of the average to the next (25, decaying by 0.99, in the paper's prior)
   log_every: int = 50
   eval_every: int = 500
   eval_batches: int = 8
@@ -49,7 +49,7 @@ class TrainingConfig:
     require_positive(
       group, self, 'num_steps', 'batch_size', 'accumulation_steps', 'learning_rate', 'muon_learning_rate', 'eps',
       'log_every', 'eval_batches', 'keep_checkpoints', 'ema_every', 'plateau_window', 'plateau_patience',
-      'max_halvings',
+      'plateau_min_improvement', 'max_halvings',
     )  # fmt: skip
     for name in ('b1', 'b2', 'ema_decay'):
       value = getattr(self, name)
@@ -61,9 +61,12 @@ class TrainingConfig:
       value = getattr(self, name)
       require(value >= 0, f'config.{group}.{name} is {value}; it must be 0 or more.')
     require(
-      0 < self.plateau_tolerance <= 1,
-      f'config.{group}.plateau_tolerance is {self.plateau_tolerance}; it must lie in (0, 1].',
+      self.batch_size % self.accumulation_steps == 0,
+      f'config.{group}.batch_size {self.batch_size} is not divisible by accumulation_steps {self.accumulation_steps}.',
     )
+    self._check_schedule(group)
+
+  def _check_schedule(self, group: str) -> None:
     require(
       list(self.halving_steps) == sorted(set(self.halving_steps)) and all(step > 0 for step in self.halving_steps),
       f'config.{group}.halving_steps is {self.halving_steps}; it must list steps above 0 in rising order.',
@@ -74,6 +77,17 @@ class TrainingConfig:
       'and no other schedule takes them.',
     )
     require(
-      self.batch_size % self.accumulation_steps == 0,
-      f'config.{group}.batch_size {self.batch_size} is not divisible by accumulation_steps {self.accumulation_steps}.',
+      not self.halving_steps or self.halving_steps[0] >= self.warmup_steps,
+      f'config.{group}.halving_steps is {self.halving_steps}, which begins before the warmup_steps {self.warmup_steps} '
+      'are done.',
+    )
+    require(
+      not self.schedule_steps or self.schedule == 'cosine',
+      f'config.{group}.schedule_steps is {self.schedule_steps}, but config.{group}.schedule is {self.schedule!r}; only '
+      "'cosine' reads it.",
+    )
+    require(
+      not self.schedule_steps or self.schedule_steps > self.warmup_steps,
+      f'config.{group}.schedule_steps is {self.schedule_steps}, within the warmup_steps {self.warmup_steps}; both '
+      'count from the start of training.',
     )

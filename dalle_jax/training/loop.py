@@ -236,14 +236,22 @@ class _Run:
     if pending is None:
       return
     step, totals, last = pending
-    totals, learning_rate = jax.device_get((totals, last['learning_rate']))
+    totals, last = jax.device_get((totals, last))
     self._check_finite(totals, step)
     values = {name: float(total) / int(totals['count']) for name, total in totals['sums'].items()}
-    values['learning_rate'] = float(learning_rate)
+    values['learning_rate'] = float(last['learning_rate'])
+    if 'halved_after' in values:
+      del values['halved_after']
+      self._tell_of_halving(int(last['halved_after']), values['learning_rate'])
     values |= self._rates(step)
     self.writer.write(step, values)
     self.logged_step = step
     self.progress.update(self.step, loss=values['loss'])
+
+  def _tell_of_halving(self, halved_after: int, rate: float) -> None:
+    """Says so where the learning rate has been halved since the last log line."""
+    if halved_after and halved_after >= self.logged_step:
+      self.progress.message(f'the learning rate was halved to {rate:g} after step {halved_after}')
 
   def _rates(self, step: int) -> dict[str, float]:
     now = time.perf_counter()

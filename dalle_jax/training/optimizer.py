@@ -1,4 +1,4 @@
-"""The optimizer: clipped AdamW (appendix B.2) or Muon, and its schedule; weight decay is chosen by parameter name."""
+"""The optimizer: clipped AdamW (appendix B.2) or Muon, whose weight decay is chosen by parameter name."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from dalle_jax.config import TrainingConfig
+from dalle_jax.training.schedule import halving_at_plateaus, make_schedule
 
 # Rows and columns of the blocks' kernels, by the module that holds them. Counted from the last axis, because scanned
 # layers add one in front; an axis in neither holds matrices of their own, as query, key and value.
@@ -24,40 +25,17 @@ _MATRICES = {
 }
 
 
-def make_schedule(config: TrainingConfig) -> optax.Schedule:
-  """The learning rate by step, as far as it is known beforehand: linear warm-up from 0, then what `schedule` says.
-
-  'cosine' falls to final_learning_rate at schedule_steps and stays there; 'steps' is halved at each of halving_steps;
-  'constant' stays, and so does 'plateau', whose halvings depend on the loss (see `learning_rate_at`).
-  """
-  if config.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(
-      config.learning_rate,
-      # A run shorter than its warm-up never gets here, but the schedule must exist.
-      decay_steps=max(1, (config.schedule_steps or config.num_steps) - config.warmup_steps),
-      alpha=config.final_learning_rate / config.learning_rate,
-    )
-  else:
-    halvings = {step - config.warmup_steps: 0.5 for step in config.halving_steps}
-    after = optax.piecewise_constant_schedule(config.learning_rate, halvings)
-  if not config.warmup_steps:
-    return after
-  warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-  return optax.join_schedules([warmup, after], [config.warmup_steps])
-
-
-def learning_rate_at(config: TrainingConfig, opt_state: Any, step: jax.Array) -> jax.Array:
-  """The learning rate in force at `step`, halvings at plateaus included; float32 scalar."""
-  rate = jnp.asarray(make_schedule(config)(step), jnp.float32)
-  return rate * opt_state[-1].scale if config.schedule == 'plateau' else rate
-
-
 def decay_mask(params: Any) -> Any:
-  """True for the leaves named 'kernel': matrices decay; embeddings, biases and scales do not.
+  """True for matrices, the leaves named 'kernel' or '..._kernel'; embeddings, biases and scales do not decay.
 
-  By name and not by rank, because scanned layers add an axis to every parameter.
+  By name and not by rank, because scanned layers add an axis to every parameter. The paper states no exclusions; these
+  are minGPT's, where output matrices decay as all others do.
   """
-  return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) == 'kernel', params)
+
+  def decays(path: tuple[Any, ...], _: Any) -> bool:
+    return _names(path)[-1] == 'kernel' or _names(path)[-1].endswith('_kernel')
+
+  return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
@@ -67,18 +45,8 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformationExtraA
   """
   clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   rule = _muon(config) if config.optimizer == 'muon' else _adamw(config)
-  plateau = [_halving_at_plateaus(config)] if config.schedule == 'plateau' else []
+  plateau = [halving_at_plateaus(config)] if config.schedule == 'plateau' else []
   return optax.with_extra_args_support(optax.chain(*clip, rule, *plateau))
-
-
-def _halving_at_plateaus(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
-  return optax.contrib.reduce_on_plateau(
-    factor=0.5,
-    patience=config.plateau_patience,
-    rtol=config.plateau_tolerance,
-    accumulation_size=config.plateau_window,
-    min_scale=0.5**config.max_halvings,
-  )
 
 
 def _adamw(config: TrainingConfig) -> optax.GradientTransformation:
@@ -94,17 +62,18 @@ def _adamw(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def scale_by_clipped_adam(b1: float, b2: float, eps: float, clip: float) -> optax.GradientTransformation:
-  """Adam whose running variance, its bias corrected, is taken as at most `clip` (appendix B.2: 5).
+  """Adam whose running variance is clipped by value "before it is used to update the parameters or moments" (B.2).
 
-  The running variance itself is kept as it is, so that a burst of large gradients is forgotten at the usual rate.
+  What is kept is clipped, then, ahead of the correction of its bias, and a huge gradient is forgotten in a few steps.
   """
   adam = optax.scale_by_adam(b1, b2, eps)
 
   def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
     _, state = adam.update(grads, state, params)
+    state = state._replace(nu=jax.tree.map(lambda leaf: jnp.minimum(leaf, clip), state.nu))
     mean = optax.tree.bias_correction(state.mu, b1, state.count)
     variance = optax.tree.bias_correction(state.nu, b2, state.count)
-    return jax.tree.map(lambda m, v: m / (jnp.sqrt(jnp.minimum(v, clip)) + eps), mean, variance), state
+    return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, variance), state
 
   return optax.GradientTransformation(adam.init, update)
 
@@ -148,10 +117,6 @@ def _scale_by_shape(updates: Any, _: Any) -> Any:
     return leaf * max(1.0, columns / rows) ** 0.5
 
   return jax.tree_util.tree_map_with_path(scale, updates)
-
-
-def _leaf_name(path: tuple[Any, ...]) -> str:
-  return _names(path)[-1]
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:

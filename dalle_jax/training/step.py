@@ -12,7 +12,7 @@ import optax
 from dalle_jax.config import TrainingConfig
 from dalle_jax.sharding import batch_sharding, replicated, to_global
 from dalle_jax.training.keys import step_key
-from dalle_jax.training.optimizer import learning_rate_at
+from dalle_jax.training.schedule import rate_in_force
 from dalle_jax.training.state import TrainState, abstract_state, changing
 
 Metrics = dict[str, jax.Array]
@@ -29,7 +29,8 @@ def make_train_step(
   """The jitted (state, batch) -> (state, metrics); the given state is donated.
 
   Randomness is the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's, averaged over
-  micro-batches, with 'loss', 'grad_norm' (before clipping), 'param_norm' (after the update) and 'learning_rate'.
+  micro-batches, with 'loss', 'grad_norm' (before clipping), 'param_norm' (after the update) and what
+  `rate_in_force` gives.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -39,7 +40,7 @@ def make_train_step(
     metrics |= {
       'grad_norm': optax.tree.norm(grads),
       'param_norm': optax.tree.norm(params),
-      'learning_rate': learning_rate_at(config, opt_state, state.step),
+      **rate_in_force(config, opt_state, state.step),
     }
     frozen = state.frozen
     if task.updated:

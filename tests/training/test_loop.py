@@ -45,7 +45,7 @@ def test_one_batch_is_fitted(fit, tmp_path, make_config, linear_task, stream):
 
 
 HALVING = {
-  'schedule': 'plateau', 'plateau_window': 2, 'plateau_patience': 1, 'plateau_tolerance': 1.0, 'ema_every': 2,
+  'schedule': 'plateau', 'plateau_window': 2, 'plateau_patience': 1, 'plateau_min_improvement': 1e3, 'ema_every': 2,
   'second_moment_clip': 0.01,
 }  # fmt: skip
 
@@ -67,6 +67,35 @@ def test_a_run_stopped_in_the_middle_ends_as_an_uninterrupted_one(
   assert resumed_stream.state() == whole_stream.state() == {'position': 12}
   assert _steps(tmp_path / 'parts') == _steps(tmp_path / 'whole') == [3, 6, 9, 12]
   assert _steps(tmp_path / 'parts', 'eval/loss') == [6, 12]
+
+
+def test_halvings_are_told_once(fit, tmp_path, make_config, assert_trees_equal, capsys):
+  config = make_config(**HALVING, log_every=1, max_halvings=2, num_steps=8)
+
+  def told():
+    return [line for line in capsys.readouterr().err.splitlines() if 'halved' in line]
+
+  whole, _ = fit(tmp_path / 'whole', config)
+  lines = told()
+  assert lines == [
+    'linear: the learning rate was halved to 0.025 after step 3',
+    'linear: the learning rate was halved to 0.0125 after step 5',
+  ]
+  with pytest.raises(Interrupted):
+    fit(tmp_path / 'parts', config, hooks=[Hook(3, lambda state, step: os.kill(os.getpid(), signal.SIGTERM))])
+  resumed, _ = fit(tmp_path / 'parts', config)
+  assert told() == lines
+  assert_trees_equal(resumed, whole)
+  metrics = read_metrics(tmp_path / 'parts' / 'metrics.jsonl')
+  np.testing.assert_allclose([m['learning_rate'] for m in metrics], [0.05] * 3 + [0.025] * 2 + [0.0125] * 3, rtol=1e-6)
+  assert 'halved_after' not in metrics[0]
+
+
+def test_given_halvings_are_told_too(fit, tmp_path, make_config, capsys):
+  fit(tmp_path, make_config(schedule='steps', halving_steps=(4, 7), log_every=5, num_steps=10))
+  text = capsys.readouterr().err
+  assert 'halved to 0.025 after step 4' in text and 'halved to 0.0125 after step 7' in text
+  assert text.count('halved') == 2
 
 
 def test_a_crash_after_a_checkpoint_repeats_the_lost_steps_exactly(fit, tmp_path, make_config, assert_trees_equal):

@@ -4,78 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dalle_jax.config import Config, TrainingConfig
-from dalle_jax.training.optimizer import decay_mask, learning_rate_at, make_optimizer, make_schedule
+from dalle_jax.training.optimizer import decay_mask, make_optimizer, scale_by_clipped_adam
 from dalle_jax.training.tasks.prior import PriorTask
-
-
-def test_cosine_schedule_values(make_config):
-  config = make_config(num_steps=110, warmup_steps=10, learning_rate=0.4, final_learning_rate=0.1, schedule='cosine')
-  schedule = make_schedule(config)
-  expected = {0: 0.0, 5: 0.2, 10: 0.4, 35: 0.1 + 0.3 * (1 + np.sqrt(0.5)) / 2, 60: 0.25, 110: 0.1, 500: 0.1}
-  for step, value in expected.items():
-    np.testing.assert_allclose(schedule(step), value, rtol=1e-5, atol=1e-8)
-
-
-def test_constant_schedule_values(make_config):
-  schedule = make_schedule(make_config(warmup_steps=4, learning_rate=0.4))
-  np.testing.assert_allclose([schedule(s) for s in (0, 1, 4, 100)], [0, 0.1, 0.4, 0.4], rtol=1e-6)
-  assert make_schedule(make_config(warmup_steps=0, learning_rate=0.4))(0) == 0.4
-
-
-def test_a_run_shorter_than_its_warmup_has_a_schedule(make_config):
-  schedule = make_schedule(make_config(num_steps=2, warmup_steps=10, learning_rate=1.0, schedule='cosine'))
-  np.testing.assert_allclose([schedule(s) for s in (0, 1, 2)], [0, 0.1, 0.2], rtol=1e-6)
-
-
-def test_the_cosine_may_end_before_training(make_config):
-  # The dVAE's (appendix A.2): from 1e-4 to 1.25e-6 over 1,200,000 updates of 3,000,000, then flat.
-  schedule = make_schedule(make_config(
-    num_steps=3_000_000, schedule='cosine', schedule_steps=1_200_000, warmup_steps=0, learning_rate=1e-4,
-    final_learning_rate=1.25e-6,
-  ))  # fmt: skip
-  np.testing.assert_allclose(
-    [schedule(s) for s in (0, 600_000, 1_200_000, 2_900_000)], [1e-4, 5.0625e-5, 1.25e-6, 1.25e-6], rtol=1e-4
-  )
-
-
-def test_halving_at_given_steps(make_config):
-  config = make_config(schedule='steps', halving_steps=(10, 20), warmup_steps=4, learning_rate=0.8)
-  schedule = make_schedule(config)
-  np.testing.assert_allclose([schedule(s) for s in (2, 4, 9, 10, 19, 20, 99)], [0.4, 0.8, 0.8, 0.4, 0.4, 0.2, 0.2])
-  assert learning_rate_at(config, (), jnp.asarray(19)) == pytest.approx(0.4)
-
-
-def test_halving_at_plateaus_by_hand(make_config):
-  config = make_config(
-    schedule='plateau', plateau_window=2, plateau_patience=2, plateau_tolerance=0.1, max_halvings=2, warmup_steps=0,
-    learning_rate=0.8, clip_norm=0.0,
-  )  # fmt: skip
-  tx, params = make_optimizer(config), {'a': jnp.zeros(1)}
-  state, rates = tx.init(params), []
-  # Window means 4, 2, then 1.9 and 1.95, which are no tenth better than 2: the rate is halved after the second of them,
-  # and again after two more, and then no further.
-  for step, loss in enumerate([5.0, 3.0, 2.0, 2.0, 1.8, 2.0, 1.9, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]):
-    _, state = tx.update(params, state, params, value=jnp.asarray(loss))
-    rates.append(float(learning_rate_at(config, state, jnp.asarray(step))))
-  np.testing.assert_allclose(rates, 7 * [0.8] + 4 * [0.4] + 5 * [0.2], rtol=1e-6)
-
-
-def test_the_second_moment_is_clipped_where_it_is_used(make_config):
-  params, grads = {'a': jnp.zeros(3)}, {'a': jnp.array([1.0, 2.0, 100.0])}
-  steps = {}
-  for clip in (0.0, 5.0):
-    config = make_config(second_moment_clip=clip, learning_rate=0.1, clip_norm=0.0, b1=0.5, b2=0.9)
-    tx = make_optimizer(config)
-    state = tx.init(params)
-    for _ in range(3):
-      updates, state = tx.update(grads, state, params)
-    steps[clip] = np.asarray(updates['a'])
-  np.testing.assert_allclose(steps[0.0], -0.1, rtol=1e-5)
-  np.testing.assert_allclose(steps[5.0], [-0.1, -0.1, -0.1 * 100 / np.sqrt(5)], rtol=1e-5)
-
 
 PARAMS = {
   'layers': {'kernel': jnp.ones((2, 3, 3)), 'scale': jnp.ones((2, 3)), 'bias': jnp.ones((2, 3))},
@@ -96,6 +30,65 @@ def test_only_kernels_decay_whatever_their_rank(make_config):
 def test_the_mask_sees_through_boxes():
   boxed = jax.tree.map(lambda x: nn.LogicallyPartitioned(x, names=(None,) * x.ndim), PARAMS)
   assert jax.tree.leaves(decay_mask(boxed)) == jax.tree.leaves(decay_mask(PARAMS)) == [False, True, False, False]
+
+
+def test_which_leaves_of_the_models_decay():
+  config = Config.from_dict({
+    'data': {'image_size': 32}, 'dvae': {'hidden_size': 8, 'num_groups': 2},
+    'prior': {'num_layers': 2, 'num_heads': 2, 'embed_dim': 8},
+  })  # fmt: skip
+  shapes = jax.eval_shape(PriorTask(config, 300).init, jax.random.key(0))
+  decays = {}
+  for path, chosen in jax.tree_util.tree_leaves_with_path(decay_mask(shapes)):
+    names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    decays['/'.join(names)] = chosen
+  assert decays['prior/embeddings/text_kernel'] and decays['prior/embeddings/image_kernel']
+  assert decays['dvae/code/kernel'] and decays['dvae/encoder/output/kernel']
+  for name, chosen in decays.items():
+    last = name.split('/')[-1]
+    assert chosen == ('kernel' in last), name
+    if not chosen:
+      assert last in ('bias', 'scale') or last.endswith(('embedding', 'position')), name
+
+
+@pytest.mark.parametrize('largest', [0.05, 1.0, np.inf])
+def test_the_second_moment_is_clipped_before_it_is_used(largest):
+  b1, b2, eps = 0.9, 0.96, 1e-8
+  rng = np.random.default_rng(0)
+  gradients = rng.normal(size=(12, 3)) * np.array([0.1, 1.0, 10.0])
+  tx = scale_by_clipped_adam(b1, b2, eps, largest)
+  plain = optax.scale_by_adam(b1, b2, eps)
+  params = {'a': jnp.zeros(3)}
+  state, other = tx.init(params), plain.init(params)
+  mean, variance = np.zeros(3), np.zeros(3)
+  for count, gradient in enumerate(gradients, 1):
+    mean = b1 * mean + (1 - b1) * gradient
+    variance = np.minimum(b2 * variance + (1 - b2) * gradient**2, largest)
+    expected = mean / (1 - b1**count) / (np.sqrt(variance / (1 - b2**count)) + eps)
+    updates, state = tx.update({'a': jnp.asarray(gradient, jnp.float32)}, state)
+    np.testing.assert_allclose(updates['a'], expected, rtol=1e-4)
+    usual, other = plain.update({'a': jnp.asarray(gradient, jnp.float32)}, other)
+    if largest == np.inf:
+      np.testing.assert_array_equal(updates['a'], usual['a'])
+  np.testing.assert_allclose(state.nu['a'], variance, rtol=1e-5)
+  assert jax.tree.structure(state) == jax.tree.structure(other)
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_the_key_clips_and_the_rest_of_adamw_stays(make_config, optimizer):
+  config = {'optimizer': optimizer, 'weight_decay': 0.5, 'learning_rate': 0.1, 'clip_norm': 0.0, 'b2': 0.5}
+  grads = {'tokens': {'kernel': jnp.array([1.0, 100.0]), 'bias': jnp.array([1.0, 100.0])}}
+  params = jax.tree.map(jnp.ones_like, grads)
+
+  def first_update(clip):
+    tx = make_optimizer(make_config(second_moment_clip=clip, **config))
+    return tx.update(grads, tx.init(params), params)[0]['tokens']
+
+  np.testing.assert_allclose(first_update(0.0)['bias'], [-0.1, -0.1], rtol=1e-5)
+  np.testing.assert_allclose(first_update(1e9)['kernel'], [-0.15, -0.15], rtol=1e-5)
+  # The moment 5000 becomes 5, and 10 when its bias is corrected.
+  np.testing.assert_allclose(first_update(5.0)['bias'], [-0.1, -10 / np.sqrt(10)], rtol=1e-5)
+  np.testing.assert_allclose(first_update(5.0)['kernel'], [-0.15, -0.05 - 10 / np.sqrt(10)], rtol=1e-5)
 
 
 @pytest.mark.parametrize(('clip_norm', 'expected'), [(1.0, 1.0), (0.0, 10.0), (100.0, 10.0)])

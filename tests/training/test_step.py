@@ -86,10 +86,13 @@ def test_the_average_may_move_once_in_several_steps(run_steps):
     np.testing.assert_allclose(history[step].ema['model']['kernel'], expected, rtol=1e-5)
 
 
-def test_halvings_show_in_the_learning_rate(run_steps):
-  settings = {'schedule': 'plateau', 'plateau_window': 1, 'plateau_patience': 1, 'plateau_tolerance': 0.9}
-  history = run_steps(4, learning_rate=0.08, max_halvings=2, **settings)
-  np.testing.assert_allclose([m['learning_rate'] for _, m in history[1:]], [0.08, 0.04, 0.02, 0.02], rtol=1e-6)
+@pytest.mark.parametrize('accumulation_steps', [1, 2])
+def test_halvings_show_in_the_learning_rate(run_steps, accumulation_steps):
+  settings = {'schedule': 'plateau', 'plateau_window': 1, 'plateau_patience': 2, 'plateau_min_improvement': 1e3}
+  history = run_steps(7, learning_rate=0.08, max_halvings=2, accumulation_steps=accumulation_steps, **settings)
+  rates = [metrics['learning_rate'] for _, metrics in history[1:]]
+  np.testing.assert_allclose(rates, [0.08, 0.08, 0.04, 0.04, 0.02, 0.02, 0.02], rtol=1e-6)
+  assert [metrics['halved_after'] for _, metrics in history[1:]] == [0, 0, 2, 2, 4, 4, 4]
 
 
 def test_average_warm_up_ends_at_the_decay():

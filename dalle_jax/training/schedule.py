@@ -1,0 +1,95 @@
+"""The learning rate: warm-up, then a cosine, a constant, or a rate that is halved (appendices A.2 and B.2)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dalle_jax.config import TrainingConfig
+
+
+class PlateauState(NamedTuple):
+  """What halving at plateaus keeps from step to step: a part of the optimizer's state, and so of checkpoints."""
+
+  step: jax.Array  # int32: updates done
+  halved_after: jax.Array  # int32: updates done before the first one at the present rate; 0: never halved
+  readings: optax.contrib.ReduceLROnPlateauState
+
+
+def make_schedule(config: TrainingConfig) -> optax.Schedule:
+  """The learning rate by step, as far as it is known beforehand: linear warm-up from 0, then what `schedule` says.
+
+  'cosine' falls to final_learning_rate at schedule_steps and stays there; 'steps' is halved at each of halving_steps;
+  'constant' stays, and so does 'plateau', whose halvings depend on the loss (see `halving_at_plateaus`).
+  """
+  if config.schedule == 'cosine':
+    after = optax.cosine_decay_schedule(
+      config.learning_rate,
+      # A run shorter than its warm-up never gets here, but the schedule must exist.
+      decay_steps=max(1, (config.schedule_steps or config.num_steps) - config.warmup_steps),
+      alpha=config.final_learning_rate / config.learning_rate,
+    )
+  else:
+    halvings = {step - config.warmup_steps: 0.5 for step in config.halving_steps}
+    after = optax.piecewise_constant_schedule(config.learning_rate, halvings)
+  if not config.warmup_steps:
+    return after
+  warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+  return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def halving_at_plateaus(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
+  """Halves updates at every plateau of the training loss, which `update` takes as `value`, max_halvings times at most.
+
+  The loss is averaged over windows of plateau_window steps, which begin when the warm-up is over. A plateau is
+  plateau_patience windows in a row none of which is plateau_min_improvement below the best one before: an absolute
+  difference, as the negative log-likelihood of pixels may be negative. The update whose loss completes a plateau is the
+  first at the lower rate.
+  """
+  inner = optax.contrib.reduce_on_plateau(
+    factor=0.5,
+    patience=config.plateau_patience,
+    rtol=0.0,
+    atol=config.plateau_min_improvement,
+    accumulation_size=config.plateau_window,
+    min_scale=0.5**config.max_halvings,
+  )
+
+  def init(params: Any) -> PlateauState:
+    return PlateauState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), inner.init(params))
+
+  def update(
+    updates: Any, state: PlateauState, params: Any = None, *, value: jax.Array, **extra: Any
+  ) -> tuple[Any, PlateauState]:
+    del params, extra
+    before = state.readings
+    _, after = inner.update({}, before, value=value)
+    is_warm = state.step >= config.warmup_steps
+    after = jax.tree.map(lambda new, old: jnp.where(is_warm, new, old), after, before)
+    halved_after = jnp.where(after.scale < before.scale, state.step, state.halved_after)
+    updates = jax.tree.map(lambda leaf: after.scale * leaf, updates)
+    return updates, PlateauState(state.step + 1, halved_after, after)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def rate_in_force(config: TrainingConfig, opt_state: Any, step: jax.Array) -> dict[str, jax.Array]:
+  """The learning rate of the update made at `step`, as metrics.
+
+  Args:
+    opt_state: the optimizer's state after that update.
+    step: updates done before it.
+
+  Returns:
+    The scalar 'learning_rate' and, with the schedules 'steps' and 'plateau', 'halved_after': the updates done before
+    the first one at this rate, 0 if it has not been halved yet.
+  """
+  rate = jnp.asarray(make_schedule(config)(step), jnp.float32)
+  if config.schedule == 'steps':
+    steps = jnp.asarray(config.halving_steps)
+    return {'learning_rate': rate, 'halved_after': jnp.max(jnp.where(steps <= step, steps, 0))}
+  if config.schedule == 'plateau':
+    state = opt_state[-1]
+    return {'learning_rate': rate * state.readings.scale, 'halved_after': state.halved_after}
+  return {'learning_rate': rate}
