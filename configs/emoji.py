@@ -18,6 +18,7 @@ def get_config(variant: str = ''):
   config.data.path = '../shared/data/emoji'
   config.data.group_separator = ':'
   config.data.image_size = 32
+  config.data.resampling = 'box'
   config.data.flip = True
 
   config.tokenizer.vocab_size = 1_024

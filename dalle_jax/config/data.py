@@ -16,6 +16,7 @@ class DataConfig:
   data_dir: str = ''  # where generated data sets are kept; empty: WORKDIR/data
   image_size: int = 32  # height and width in pixels
   crop: str = 'center'  # 'center', 'random' along the longer side, or 'paper': the stage's own (Listings 1 and 2)
+  resampling: str = 'area'  # of pictures made smaller: exact means over areas, or 'box': of whole pixels, and faster
   flip: bool = False  # random left-right flips while the dVAE trains (Listing 1)
   caption_key: str = 'caption'  # tfds: the feature that holds the text
   validation_fraction: float = 0.1  # folder: share of names held out
@@ -32,6 +33,7 @@ class DataConfig:
   def __post_init__(self) -> None:
     require_choice('data', self, 'source', SOURCES)
     require_choice('data', self, 'crop', ('center', 'random', 'paper'))
+    require_choice('data', self, 'resampling', ('area', 'box'))
     require_positive('data', self, 'image_size', 'num_train', 'num_validation', 'num_held_out', 'num_threads')
     require_fraction('data', self, 'validation_fraction', 'two_object_fraction')
     require(self.num_workers >= 0, f'config.data.num_workers is {self.num_workers}; it must be 0 or more.')

@@ -40,10 +40,12 @@ class Preprocess:
     tokenizer: Tokenizer | None = None,
     text_length: int = 256,
     bpe_dropout: float = 0.0,
+    resampling: str = 'area',
   ):
     """Args as config.data and config.tokenizer; without a tokenizer there is no 'text'."""
     self._image_size = image_size
     self._crop = crop
+    self._resampling = resampling
     self._flip = flip
     self._tokenizer = tokenizer
     self._bpe_dropout = bpe_dropout
@@ -60,7 +62,7 @@ class Preprocess:
       image = image_lib.decode(record['image'])
     except ValueError as error:
       raise ValueError(f'{record["key"]}: {error}') from error
-    image = fit(image, self._image_size, self._crop, rng)
+    image = fit(image, self._image_size, self._crop, rng, self._resampling)
     if self._flip and rng.random() < 0.5:
       image = image[:, ::-1]
     if self._tokenizer is None:

@@ -105,7 +105,7 @@ def _batches(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
   """The first `count` records in batches of one shape, with the number of real rows; the last repeats a record."""
   transform = Preprocess(
-    image_size=loaded.config.data.image_size, tokenizer=loaded.tokenizer,
+    image_size=loaded.config.data.image_size, resampling=loaded.config.data.resampling, tokenizer=loaded.tokenizer,
     text_length=loaded.config.tokenizer.text_length,
   )  # fmt: skip
   divisor = sharding.batch_divisor(mesh)

@@ -14,7 +14,7 @@ MOST_CAPTIONS = 5_000  # read for sheets and scores; reading a caption may mean 
 def first_images(config: Config, dataset: Dataset, split: str, count: int) -> np.ndarray:
   """The first pictures of a split as the models see them, uint8 [N, H, W, 3]."""
   source = dataset.open(split)
-  transform = Preprocess(image_size=config.data.image_size)
+  transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
   generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip
   return np.stack([transform(source[i], generator)['image'] for i in range(min(count, len(source)))])
 

@@ -158,8 +158,9 @@ def make_batches(
 ) -> tuple[Batches, Callable[[], Iterator[dict]] | None]:
   """The endless training stream, and a maker of held-out passes (None where nothing is held out)."""
   transform = functools.partial(
-    Preprocess, image_size=config.data.image_size, tokenizer=tokenizer, text_length=config.tokenizer.text_length
-  )
+    Preprocess, image_size=config.data.image_size, resampling=config.data.resampling, tokenizer=tokenizer,
+    text_length=config.tokenizer.text_length,
+  )  # fmt: skip
   options = {
     'batch_size': training.batch_size,
     'process_index': jax.process_index(),

@@ -1,7 +1,10 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dalle_jax.data import crops
 
@@ -46,14 +49,47 @@ def test_fit_refuses_an_unknown_crop():
     crops.fit(random_image(4, 4), 4, 'top')
 
 
-@given(st.integers(1, 24), st.integers(1, 24))
-def test_resizing_down_takes_exact_means_over_areas(side, size):
+def _exact_means(image, size):
+  """Brute force: each old pixel is cut into size x size parts, so that new pixels are whole numbers of parts."""
+  side = len(image)
+  parts = image.repeat(size, axis=0).repeat(size, axis=1).astype(np.int64)
+  sums = parts.reshape(size, side, size, side, 3).sum((1, 3))
+  return np.array([[[round(Fraction(int(v), side**2)) for v in pixel] for pixel in row] for row in sums], np.uint8)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
+def test_resizing_down_takes_exact_means_over_areas(side, size, seed):
   size = min(side, size)
-  image = random_image(side, side)
-  # Each old pixel is cut into size x size parts, so that new pixels are whole numbers of parts.
-  fine = image.repeat(size, axis=0).repeat(size, axis=1).astype(np.float64)
-  means = fine.reshape(size, side, size, side, 3).mean((1, 3))
-  assert np.abs(crops.resize(image, size) - means).max() <= 0.5 + 1e-3
+  # Few different values make many exact halves, which are rounded to even.
+  image = random_image(side, side, seed) if seed % 2 else random_image(side, side, seed) % 2
+  np.testing.assert_array_equal(crops.resize(image, size), _exact_means(image, size))
+
+
+def test_areas_by_hand():
+  image = np.array([0, 90, 30], np.uint8)[None, :, None] * np.ones((3, 1, 3), np.uint8)
+  # Two new pixels of one and a half old ones: (0 + 90 / 2) / 1.5 and (90 / 2 + 30) / 1.5.
+  np.testing.assert_array_equal(crops.resize(image, 2)[0, :, 0], [30, 50])
+  np.testing.assert_array_equal(crops.resize(image, 1)[0, :, 0], [40])
+
+
+@pytest.mark.parametrize('shade', [0, 1, 255])
+def test_flat_pictures_stay_flat(shade):
+  for size in (1, 7, 300, 999):
+    assert (crops.resize(np.full((1000, 1000, 3), shade, np.uint8), size) == shade).all()
+
+
+def test_boxes_of_whole_pixels():
+  image = random_image(9, 9)
+  means = image.reshape(3, 3, 3, 3, 3).mean((1, 3))
+  assert np.abs(crops.resize(image, 3, 'box') - means).max() <= 1
+  other = crops.fit(random_image(9, 9), 4, resampling='box')
+  assert (other != crops.fit(random_image(9, 9), 4)).any()
+  np.testing.assert_array_equal(other, Image.fromarray(random_image(9, 9)).resize((4, 4), Image.Resampling.BOX))
+
+
+def test_fit_refuses_an_unknown_resampling():
+  with pytest.raises(ValueError, match=r'config\.data\.resampling is .nearest'):
+    crops.fit(random_image(4, 4), 2, resampling='nearest')
 
 
 def coordinates(height, width):
@@ -72,11 +108,11 @@ def test_paper_crops_have_the_size_and_lie_in_the_picture(height, width, crop, s
   np.testing.assert_array_equal(image, again)
 
 
-def _scales(crop, side):
-  """Sizes to which squares of `side` pixels are brought, of 16-pixel crops."""
+def _scales(crop, side, size=16):
+  """Sizes to which squares of `side` pixels are brought for crops of `size`."""
   image = np.zeros((side, side, 3), np.uint8)
   rng = np.random.default_rng(0)
-  return {crops._paper_square(image, 16, crop, rng).shape[0] for _ in range(300)}
+  return {crops._paper_square(image, size, crop, rng).shape[0] for _ in range(300)}
 
 
 def test_scales_are_those_of_the_listings():
@@ -87,14 +123,58 @@ def test_scales_are_those_of_the_listings():
   assert _scales('paper_prior', 40) == {16, 17, 18}
   assert _scales('paper_prior', 17) == {16, 17}
   assert _scales('paper_dvae', 12) == _scales('paper_prior', 12) == {16}
+  assert _scales('paper_dvae', 60, 21) == set(range(24, 33))  # round(23.6) to round(31.5), halves to even
+
+
+class Choices:
+  """A generator's stand-in which notes the bounds it is given, and takes the lowest or the highest value."""
+
+  def __init__(self, highest):
+    self.highest, self.bounds = highest, []
+
+  def integers(self, low, high=None, size=None):
+    low, high = (0, low) if high is None else (low, high)
+    self.bounds.append((int(low), int(high)))
+    value = high - 1 if self.highest else low
+    return np.full(size, value) if size else value
+
+
+@pytest.mark.parametrize('highest', [False, True])
+@pytest.mark.parametrize('height, width', [(300, 400), (400, 300), (270, 275), (900, 1000)])
+def test_the_bounds_are_those_of_the_listings_at_256(height, width, highest):
+  """Listings 1 and 2, transcribed; a range has its lower bound and not its upper one, as theirs have."""
+  side, image = min(height, width), np.zeros((height, width, 3), np.uint8)
+  room = {'h': height - side, 'w': width - side}
+
+  choices = Choices(highest)
+  crops.fit(image, 256, 'paper_dvae', choices)
+  scale = (min(side, round(9 / 8 * 256)), min(side, round(12 / 8 * 256)) + 1)
+  chosen = scale[1] - 1 if highest else scale[0]
+  assert choices.bounds == [(0, room['h'] + 1), (0, room['w'] + 1), scale, (0, chosen - 256 + 1)]
+
+  choices = Choices(highest)
+  crops.fit(image, 256, 'paper_prior', choices)
+  places = [(3 * slack // 8, max(3 * slack // 8 + 1, 5 * slack // 8)) for slack in room.values()]
+  scale = (256, min(side, round(9 / 8 * 256)) + 1)
+  chosen = scale[1] - 1 if highest else scale[0]
+  assert choices.bounds == [*places, scale, (0, chosen - 256 + 1)]
 
 
 def test_the_priors_square_is_near_the_middle_and_the_dvaes_anywhere():
   image, rng = coordinates(16, 96), np.random.default_rng(1)
-  offsets = {crop: [crops._paper_square(image, 16, crop, rng)[0, 0, 1] for _ in range(400)] for crop in crops.CROPS[2:]}
+  offsets = {crop: [crops._paper_square(image, 16, crop, rng)[0, 0, 1] for _ in range(600)] for crop in crops.CROPS[2:]}
   # A side of 16 allows the size 16 only: nothing is resampled, and the first column is the offset, out of 80.
   assert set(offsets['paper_prior']) == set(range(30, 50))
+  assert max(np.bincount(offsets['paper_prior'])) < 60  # of 30 expected
   assert min(offsets['paper_dvae']) == 0 and max(offsets['paper_dvae']) == 80
+
+
+def test_paper_crops_stay_what_they_are():
+  """Golden values: a change of the order in which random numbers are drawn would change every run."""
+  image = random_image(50, 70)
+  drawn = {crop: crops.fit(image, 16, crop, np.random.default_rng(5)) for crop in crops.CROPS[2:]}
+  golden = {'paper_dvae': (97819, [164, 106, 164]), 'paper_prior': (98197, [154, 139, 113])}
+  assert {crop: (int(x.sum()), x[3, 5].tolist()) for crop, x in drawn.items()} == golden
 
 
 def test_without_a_generator_every_crop_is_the_centre():

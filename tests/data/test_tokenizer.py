@@ -1,3 +1,4 @@
+import collections
 import pickle
 
 import numpy as np
@@ -141,6 +142,18 @@ def test_dropout_follows_the_distribution_of_sentencepieces_own():
   assert np.mean(ours) > len(TOKENIZER.encode(text)) + 2
   error = np.hypot(np.std(ours), np.std(theirs)) / np.sqrt(2000)
   assert abs(np.mean(ours) - np.mean(theirs)) < 5 * error
+
+
+def test_words_come_apart_as_often_as_by_sentencepieces_own():
+  text, count, rng = 'square', 3000, np.random.default_rng(0)
+  ours = collections.Counter(tuple(TOKENIZER.encode_with_dropout(text, 0.4, rng)) for _ in range(count))
+  theirs = collections.Counter(
+    tuple(TOKENIZER._processor.encode(text, enable_sampling=True, alpha=0.4, nbest_size=-1)) for _ in range(count)
+  )
+  assert len(ours) > 6
+  for ids in ours | theirs:
+    share = (ours[ids] + theirs[ids]) / (2 * count)
+    assert abs(ours[ids] - theirs[ids]) / count < 5 * np.sqrt(2 * share * (1 - share) / count), ids
 
 
 def test_merging_by_hand():
