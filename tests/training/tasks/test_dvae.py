@@ -1,4 +1,5 @@
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -227,3 +228,26 @@ def test_it_learns_one_batch_by_heart():
   assert metrics[0]['psnr_relaxed'] < 10
   assert measured['psnr_hard'] > 30  # a hundredth of the squared error and less
   assert measured['codebook_perplexity'] > 3  # of four colors
+
+
+def _products(jaxpr):
+  """Every matrix product and convolution of a program, those of the programs inside it too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name in ('dot_general', 'conv_general_dilated'):
+      yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from _products(inner)
+
+
+def test_half_precision_leaves_float32_what_touches_the_codes():
+  """As in the released models: all convolutions but the encoder's last and the decoder's first; and no softmax."""
+  config = DvaeConfig(image_vocab_size=11, hidden_size=8, decoder_input_size=12, num_groups=2, dtype='bfloat16')
+  task = DvaeTask(config, 8)
+  params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  batch = {'image': jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)}
+  program = jax.make_jaxpr(task.loss)(params, batch, jax.random.key(0), jnp.asarray(0)).jaxpr
+  types = {True: set(), False: set()}
+  for equation in _products(program):
+    sides = [variable.aval for variable in equation.invars]
+    types[any(11 in side.shape for side in sides)] |= {side.dtype.name for side in sides}
+  assert types == {True: {'float32'}, False: {'bfloat16'}}
