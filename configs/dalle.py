@@ -57,6 +57,7 @@ def paper(config) -> None:
   training.learning_rate = 4.5e-4
   training.warmup_steps = 5_000
   training.schedule = 'plateau'
+  training.plateau_window, training.plateau_patience = 1_000, 10
   training.b2 = 0.96
   training.weight_decay = 4.5e-2
   training.second_moment_clip = 5.0

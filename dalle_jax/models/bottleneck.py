@@ -94,7 +94,9 @@ class GumbelCodebook(nn.Module):
 
   def mix(self, points: jax.Array) -> jax.Array:
     """Points on the simplex [B, h, w, K] to vectors [B, h, w, C]."""
-    return points @ self.kernel + self.bias[None, None, None]
+    # Float32 in fact, as in the released models: accelerators take shortcuts by default.
+    product = jnp.matmul(points, self.kernel, precision=jax.lax.Precision.HIGHEST)
+    return product + self.bias[None, None, None]
 
   def relax(self, z: jax.Array, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
     soft = gumbel_softmax(z, key, temperature)
