@@ -14,17 +14,28 @@ from dalle_jax.pipeline.workspace import Workspace
 FLAG = 'config.dvae.pretrained'
 
 
+def check(config: Config) -> None:
+  """Looks at the dVAE in config.dvae.pretrained, if one is named, before anything is made.
+
+  Raises:
+    ValueError: there is no such model, or its shape is another than the configuration's.
+  """
+  if config.dvae.pretrained:
+    path = Path(config.dvae.pretrained)
+    bundle.check(path, needs=('dvae',), flag=FLAG)
+    _check_shape(config, bundle.read_config(path), path)
+
+
 def load_dvae(config: Config, space: Workspace, mesh: Mesh) -> Any:
   """Parameters of the dVAE in config.dvae.pretrained, on the mesh; None where the key is empty.
 
   Raises:
-    ValueError: there is no such model, its shape is another than the configuration's, or the run began with another.
+    ValueError: the run began with another.
   """
   if not config.dvae.pretrained:
     return None
   path = Path(config.dvae.pretrained)
   info = bundle.check(path, needs=('dvae',), flag=FLAG)
-  _check_shape(config, bundle.read_config(path), path)
   _check_same(space, {'files': info.get('files', {}), 'params': info.get('params', '')})
   return bundle.load(path, mesh, needs=('dvae',), flag=FLAG).params['dvae']
 

@@ -17,8 +17,7 @@ from dalle_jax.data import registry
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
-from dalle_jax.pipeline import finish, sheets
-from dalle_jax.pipeline.pretrained import load_dvae
+from dalle_jax.pipeline import finish, pretrained, sheets
 from dalle_jax.pipeline.workspace import Workspace
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.keys import stream_seed
@@ -65,8 +64,9 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   """
   mesh = sharding.make_mesh(config.mesh)
   sharding.check(config, mesh)
+  pretrained.check(config)
   space = Workspace(workdir, config)
-  pretrained = load_dvae(config, space, mesh)
+  dvae = pretrained.load_dvae(config, space, mesh)
   with space.timed('data'):
     dataset = _prepare_data(config, space)
   if stop_after == 'data':
@@ -77,7 +77,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
       tokenizer = _tokenizer(config, space, dataset)
   if stop_after == 'tokenizer':
     return {}
-  params = _train_models(config, space, dataset, tokenizer, mesh, pretrained, stop_after)
+  params = _train_models(config, space, dataset, tokenizer, mesh, dvae, stop_after)
   if params is None:
     return {}
   bundle.save(space.model, config, tokenizer, params, dataset.fingerprint)
