@@ -1,4 +1,4 @@
-"""What the dVAE keeps of pictures: reconstructions through argmax codes, PSNR, and how the codebook is used."""
+"""What the dVAE keeps of pictures: reconstructions through argmax codes, PSNR, SSIM, and how the codebook is used."""
 
 import functools
 from typing import Any
@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from dalle_jax import sharding
 from dalle_jax.models import bottleneck
 from dalle_jax.models.dvae import Dvae
+
+SSIM_WINDOW = 11  # pixels along a side
 
 
 def reconstruct(
@@ -59,11 +61,43 @@ def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
   return -10 * np.log10(np.maximum(mse, 1e-10))
 
 
+def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+  """Structural similarity of each image, [N], averaged over channels (Wang et al. 2004).
+
+  The window is the paper's, a Gaussian of 11 x 11 pixels with deviation 1.5, placed where all of it lies in the image;
+  K1 = 0.01, K2 = 0.03, L = 255.
+
+  Args:
+    originals: uint8 [N, H, W, C], H and W at least 11.
+    reconstructions: uint8 [N, H, W, C].
+  """
+  offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+  weights = np.exp(-0.5 * (offsets / 1.5) ** 2)
+  weights /= weights.sum()
+
+  def blurred(x: np.ndarray) -> np.ndarray:
+    for axis in (1, 2):
+      x = np.lib.stride_tricks.sliding_window_view(x, SSIM_WINDOW, axis) @ weights
+    return x
+
+  x, y = originals.astype(np.float64), reconstructions.astype(np.float64)
+  mean_x, mean_y = blurred(x), blurred(y)
+  var_x, var_y = blurred(x**2) - mean_x**2, blurred(y**2) - mean_y**2
+  covariance = blurred(x * y) - mean_x * mean_y
+  c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+  luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+  return np.mean(luminance * (2 * covariance + c2) / (var_x + var_y + c2), axis=(1, 2, 3))
+
+
 def scores(originals: np.ndarray, reconstructions: np.ndarray, codes: np.ndarray, vocab_size: int) -> dict[str, float]:
-  """Flat figures: mean PSNR in dB; perplexity and share of codes used over all the codes given."""
+  """Flat figures: mean PSNR in dB; SSIM of pictures that hold its window; codebook figures over all the codes given."""
   histogram = np.bincount(codes.reshape(-1), minlength=vocab_size) / codes.size
+  similarity = {}
+  if min(originals.shape[1:3]) >= SSIM_WINDOW:
+    similarity = {'reconstruction/ssim': float(ssim(originals, reconstructions).mean())}
   return {
     'reconstruction/psnr': float(psnr(originals, reconstructions).mean()),
+    **similarity,
     'codebook/perplexity': float(bottleneck.perplexity(jax.numpy.asarray(histogram, jax.numpy.float32))),
     'codebook/use': float(np.mean(histogram > 0)),
     'codebook/num_tokens': float(codes.size),

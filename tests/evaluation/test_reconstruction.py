@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from dalle_jax.config import MeshConfig
-from dalle_jax.evaluation.reconstruction import psnr, reconstruct, scores
+from dalle_jax.evaluation.reconstruction import psnr, reconstruct, scores, ssim
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.sharding import make_mesh
 
@@ -50,6 +50,24 @@ def test_psnr_of_each_picture():
   expected = [100, 0, -10 * np.log10(0.04 / 4), 20 * np.log10(255)]
   np.testing.assert_allclose(psnr(black, other), expected, atol=1e-9)
   np.testing.assert_array_equal(psnr(other, black), psnr(black, other))  # bytes must not wrap around
+
+
+def test_ssim_by_brute_force():
+  rng = np.random.default_rng(0)
+  a = rng.integers(0, 256, (2, 13, 12, 3)).astype(np.uint8)
+  b = np.clip(a + rng.normal(0, 40, a.shape), 0, 255).astype(np.uint8)
+  grid = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+  window = np.outer(grid, grid) / grid.sum() ** 2
+  expected = np.zeros((2, 3, 2, 3))
+  for n, i, j, c in np.ndindex(expected.shape):
+    x, y = (image[n, i : i + 11, j : j + 11, c].astype(float) for image in (a, b))
+    mx, my = (window * x).sum(), (window * y).sum()
+    vx, vy, cov = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum(), (window * (x - mx) * (y - my)).sum()
+    c1, c2 = 2.55**2, 7.65**2
+    expected[n, i, j, c] = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+  np.testing.assert_allclose(ssim(a, b), expected.mean((1, 2, 3)), rtol=1e-9)
+  np.testing.assert_allclose(ssim(a, a), 1)
+  assert np.all(ssim(a, b) < 0.95)
 
 
 def test_scores_by_hand():

@@ -99,7 +99,7 @@ def attend(mesh: jax.sharding.Mesh) -> list[np.ndarray]:
   """Attention in blocks and its gradients, with examples and heads split over the mesh."""
   pattern = Pattern('conv', 3, 18, 5)
   rng = np.random.default_rng(3)
-  qkv = [rng.normal(size=(8, pattern.length, 4, 4)).astype(np.float32) for _ in range(3)]
+  qkv = [rng.normal(size=(8, pattern.length, 8, 4)).astype(np.float32) for _ in range(3)]
   spec = jax.sharding.PartitionSpec(sharding.RULES['batch'], None, sharding.RULES['heads'])
   placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) for x in qkv]
 
