@@ -22,7 +22,7 @@ SHARES = {
     'prior/transformer/layers/block_0/qkv/kernel': 1 / 8,
     'prior/transformer/layers/block_0/mlp/mlp_in/kernel': 1 / 8,
     'prior/embeddings/image_kernel': 1 / 8,
-    'dvae/decoder/input/kernel': 1 / 8,
+    'dvae/code/kernel': 1 / 8,
   },
   '2x2x2': {
     'prior/transformer/layers/block_0/qkv/kernel': 1 / 4,
