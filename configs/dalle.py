@@ -19,8 +19,9 @@ dVAE is trained first.
 """
 
 from dalle_jax.configs import dvae
+from dalle_jax.configs.quickstart import short_dvae
 
-from dalle_jax.config import base_config, choose, shrink
+from dalle_jax.config import base_config, choose
 
 SIZES = {  # layers, width, heads
   '12b': (64, 3968, 62),
@@ -108,25 +109,10 @@ def small(config) -> None:
   config.tokenizer.vocab_size = 512
   config.tokenizer.text_length = 32
 
-  config.dvae.image_vocab_size = 256
-  config.dvae.hidden_size = 32
-  config.dvae.decoder_input_size = 128
-  config.dvae.num_groups = 2
-  config.dvae.blocks_per_group = 1
-  config.dvae.patch_size = 2
-  config.dvae.temperature_start = 2.0
-  config.dvae.temperature_steps = 2_000
-  config.dvae.kl_weight = 5e-4
-  config.dvae.kl_warmup_steps = 10
-  config.dvae.logits_init_scale = 3.0
-  config.dvae.residual_gain = 1.0
-  config.dvae.codebook_init_scale = 12.0
-  config.dvae.normal_steps = 4_000
-  config.dvae.normal_scale = 0.06
-  config.dvae.min_log_scale = -1.5
+  short_dvae(config, num_steps=2_000)
+  config.dvae.num_groups, config.dvae.patch_size = 2, 2
   training = config.dvae_training
-  training.num_steps, training.batch_size = 2_000, 8
-  training.optimizer, training.learning_rate = 'muon', 1e-2
+  training.batch_size = 8
   training.log_every, training.eval_every, training.checkpoint_every = 100, 500, 500
 
   config.prior.conv_kernel_size = 5
@@ -141,12 +127,8 @@ def small(config) -> None:
 
 def small_enough(config):
   """A few steps on captioned shapes of 64x64, in a grid of 8x8 codes, with every kind of layer."""
-  shrink(config)
-  config.data.source, config.data.path = 'captioned_shapes', ''
-  config.data.image_size = 64
+  dvae.small_enough(config)
   config.tokenizer.vocab_size, config.tokenizer.text_length = 512, 32
-  config.dvae.image_vocab_size, config.dvae.num_groups, config.dvae.blocks_per_group = 64, 4, 1
-  config.dvae.patch_size = 1
-  config.dvae.dtype = config.prior.dtype = 'float32'
+  config.prior.dtype = 'float32'
   config.prior.num_layers, config.prior.conv_kernel_size = 5, 5
   return config

@@ -64,5 +64,6 @@ def small_enough(config):
   config.data.source, config.data.path = 'captioned_shapes', ''
   config.data.image_size = 64
   config.dvae.image_vocab_size, config.dvae.blocks_per_group = 64, 1
+  config.dvae.num_groups, config.dvae.patch_size = 4, 1
   config.dvae.dtype = 'float32'
   return config

@@ -9,6 +9,8 @@ recognisable people and faces for names seen in training, and little for words t
 docs/benchmarks.md shows them.
 """
 
+from dalle_jax.configs.quickstart import short_dvae
+
 from dalle_jax.config import apply_variant, base_config
 
 
@@ -25,25 +27,10 @@ def get_config(variant: str = ''):
   config.tokenizer.bpe_dropout = 0.0
   config.tokenizer.text_length = 32
 
+  short_dvae(config, num_steps=4_000)
   config.dvae.image_vocab_size = 512
-  config.dvae.hidden_size = 32
-  config.dvae.decoder_input_size = 128
-  config.dvae.num_groups = 3
-  config.dvae.blocks_per_group = 1
-  config.dvae.temperature_start = 2.0
-  config.dvae.temperature_steps = 4_000
-  config.dvae.kl_weight = 5e-4
-  config.dvae.kl_warmup_steps = 10
-  config.dvae.logits_init_scale = 3.0
-  config.dvae.residual_gain = 1.0
-  config.dvae.codebook_init_scale = 12.0
-  config.dvae.normal_steps = 8_000
   config.dvae.normal_scale = 0.07
-  config.dvae.min_log_scale = -1.5
-
-  config.dvae_training.num_steps = 4_000
   config.dvae_training.batch_size = 16
-  config.dvae_training.optimizer = 'muon'
   config.dvae_training.learning_rate = 5e-3
   config.dvae_training.muon_learning_rate = 0.01
   config.dvae_training.log_every = 200

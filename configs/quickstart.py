@@ -21,26 +21,8 @@ def get_config(variant: str = ''):
   config.tokenizer.bpe_dropout = 0.0
   config.tokenizer.text_length = 20
 
-  config.dvae.image_vocab_size = 256
-  config.dvae.hidden_size = 32
-  config.dvae.decoder_input_size = 128
-  config.dvae.num_groups = 3
-  config.dvae.blocks_per_group = 1
-  config.dvae.temperature_start = 2.0
-  config.dvae.temperature_steps = 3_500
-  config.dvae.kl_weight = 5e-4
-  config.dvae.kl_warmup_steps = 10
-  config.dvae.logits_init_scale = 3.0
-  config.dvae.residual_gain = 1.0
-  config.dvae.codebook_init_scale = 12.0
-  config.dvae.normal_steps = 7_000
-  config.dvae.normal_scale = 0.06
-  config.dvae.min_log_scale = -1.5
-
-  config.dvae_training.num_steps = 3_500
+  short_dvae(config, num_steps=3_500)
   config.dvae_training.batch_size = 8
-  config.dvae_training.optimizer = 'muon'
-  config.dvae_training.learning_rate = 1e-2
   config.dvae_training.log_every = 100
   config.dvae_training.eval_every = 700
   config.dvae_training.sheet_every = 1_400
@@ -62,3 +44,28 @@ def get_config(variant: str = ''):
   config.sampling.temperature = 0.5
   config.evaluation.num_prompts = 200
   return apply_variant(config, variant)
+
+
+def short_dvae(config, num_steps: int) -> None:
+  """A small dVAE, three groups of one block, and the recipe by which it learns in a few thousand steps.
+
+  What the keys do for short runs is in docs/design.md. For more than 4,000 steps take half the rates, twice the batch.
+  """
+  config.dvae.image_vocab_size = 256
+  config.dvae.hidden_size = 32
+  config.dvae.decoder_input_size = 128
+  config.dvae.num_groups = 3
+  config.dvae.blocks_per_group = 1
+  config.dvae.temperature_start = 2.0
+  config.dvae.temperature_steps = num_steps
+  config.dvae.kl_weight = 5e-4
+  config.dvae.kl_warmup_steps = 10
+  config.dvae.logits_init_scale = 3.0
+  config.dvae.residual_gain = 1.0
+  config.dvae.codebook_init_scale = 12.0
+  config.dvae.normal_steps = 2 * num_steps
+  config.dvae.normal_scale = 0.06
+  config.dvae.min_log_scale = -1.5
+  config.dvae_training.num_steps = num_steps
+  config.dvae_training.optimizer = 'muon'
+  config.dvae_training.learning_rate = 1e-2

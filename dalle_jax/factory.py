@@ -59,8 +59,6 @@ def make_prior(config: Config, text_vocab_size: int) -> Prior:
   return Prior(
     text_vocab_size=text_vocab_size,
     image_vocab_size=config.dvae.image_vocab_size,
-    text_length=text_length,
-    grid_size=config.grid_size,
     transformer=stack,
     embedding_init_scale=embedding_init_scale,
   )

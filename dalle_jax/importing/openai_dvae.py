@@ -46,6 +46,13 @@ def load(encoder: Path, decoder: Path) -> tuple[Config, dict[str, Any]]:
   if differences:
     lines = differences.replace('; ', '\n  ')
     raise ValueError(f'{encoder} and {decoder} do not hold an encoder and a decoder that fit each other:\n  {lines}')
+  broken = [
+    jax.tree_util.keystr(place)
+    for place, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if not np.all(np.isfinite(leaf))
+  ]
+  if broken:
+    raise ValueError(f'{encoder} and {decoder} hold values that are infinite or not numbers, in {", ".join(broken)}.')
   return config, jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params)
 
 
@@ -90,8 +97,9 @@ def _place(name: str) -> tuple[str, ...] | None:
 def _config(parts: dict[str, tuple[Path, dict[str, Any]]]) -> Config:
   """The sizes, from the tensors at both ends and from the numbers of groups and blocks."""
   (encoder_path, encoder), (decoder_path, decoder) = parts['encoder'], parts['decoder']
-  blocks = [re.fullmatch(r'group_(\d+)_block_(\d+)', name) for name in encoder]
-  groups, depths = zip(*((int(m[1]), int(m[2])) for m in blocks if m), strict=True) if any(blocks) else ((0,), (0,))
+  blocks = {name for name in encoder if name.startswith('group_')}
+  # Counted, not read off the names: what is missing or numbered wildly shows when the shapes are compared.
+  depth = sum(name.startswith('group_1_') for name in blocks)
   if encoder['input']['kernel'].shape[:3] != (7, 7, 3):
     raise ValueError(
       f'{encoder_path} is not an encoder: its input kernel has the shape {encoder["input"]["kernel"].shape}, not '
@@ -109,7 +117,7 @@ def _config(parts: dict[str, tuple[Path, dict[str, Any]]]) -> Config:
       'image_vocab_size': encoder['output']['kernel'].shape[-1],
       'hidden_size': encoder['input']['kernel'].shape[-1],
       'decoder_input_size': decoder['input']['kernel'].shape[-1],
-      'num_groups': max(groups),
-      'blocks_per_group': max(depths),
+      'num_groups': len(blocks) // max(depth, 1) or 1,
+      'blocks_per_group': depth or 1,
     },
   })  # fmt: skip

@@ -10,7 +10,9 @@ Both formats of torch are read: the archive of version 1.6 and later, and the st
 
 import collections
 import io
+import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from pathlib import Path
@@ -61,10 +63,11 @@ class _Tensor:
       raise ValueError(f'a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset}')
     last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
     values = self.storage.values
+    # Strides of 0 could make a huge array of a few numbers.
+    if values is None or math.prod(self.shape) > len(values) or (0 not in self.shape and last >= len(values)):
+      raise ValueError('a tensor that reaches beyond its data')
     if 0 in self.shape:
       return np.zeros(self.shape, self.storage.dtype)
-    if values is None or last >= len(values):
-      raise ValueError('a tensor that reaches beyond its data')
     strides = [stride * values.itemsize for stride in self.strides]
     return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides, writeable=False).copy()
 
@@ -109,6 +112,20 @@ class _Unpickler(pickle.Unpickler):
     self._module_packages = module_packages
     self.storages: dict[str, _Storage] = {}
 
+  @classmethod
+  def of(cls, file: BinaryIO, module_packages: tuple[str, ...]) -> '_Unpickler':
+    """An unpickler of what comes next in the file, after a look over its instructions without obeying any.
+
+    Objects are remembered by number, and Python makes a table as long as the highest: one above the number of
+    instructions so far serves no purpose but to take all memory.
+    """
+    begin = file.tell()
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
+      if instruction.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count:
+        raise ValueError(f'object {argument} remembered by instruction {count}')
+    file.seek(begin)
+    return cls(file, module_packages)
+
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) == ('collections', 'OrderedDict'):
       return collections.OrderedDict
@@ -146,7 +163,7 @@ def _read_archive(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
     root = next((name[: -len('data.pkl')] for name in names if name.endswith('data.pkl')), None)
     if root is None:
       raise ValueError('an archive without data.pkl')
-    unpickler = _Unpickler(io.BytesIO(archive.read(f'{root}data.pkl')), module_packages)
+    unpickler = _Unpickler.of(io.BytesIO(archive.read(f'{root}data.pkl')), module_packages)
     loaded = unpickler.load()
     for key, storage in unpickler.storages.items():
       info = archive.getinfo(f'{root}data/{key}')
@@ -158,7 +175,7 @@ def _read_archive(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
 
 def _read_stream(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
   def load() -> tuple[Any, _Unpickler]:
-    unpickler = _Unpickler(file, module_packages)
+    unpickler = _Unpickler.of(file, module_packages)
     return unpickler.load(), unpickler
 
   if (load()[0], load()[0]) != (_MAGIC, _PROTOCOL):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.models import transformer
+from dalle_jax.models.attention import Pattern
 
 PAD = 0
 
@@ -139,18 +140,29 @@ class Prior:
 
   text_vocab_size: int
   image_vocab_size: int
-  text_length: int
-  grid_size: int
   transformer: transformer.Transformer
   embedding_init_scale: float = 0.125  # of all embeddings, times embed_dim^-1/2 (Child et al. 2019, section 6)
 
   @property
+  def layout(self) -> Pattern:
+    """Any of the layers' patterns: they differ in what a slot sees, not in the slots."""
+    return self.transformer.patterns[0]
+
+  @property
+  def text_length(self) -> int:
+    return self.layout.text_length
+
+  @property
+  def grid_size(self) -> int:
+    return self.layout.grid_size
+
+  @property
   def image_length(self) -> int:
-    return self.grid_size**2
+    return self.layout.image_length
 
   @property
   def length(self) -> int:
-    return self.text_length + self.image_length
+    return self.layout.length
 
   @property
   def vocab_size(self) -> int:

@@ -17,7 +17,7 @@ from dalle_jax.sharding import make_mesh
 
 K, TEXT, FLOOR = 3, 5, -3.0
 DVAE = Dvae(image_vocab_size=K, hidden_size=4, decoder_input_size=4, num_groups=2, blocks_per_group=1)
-PRIOR = Prior(TEXT, K, 3, 2, Transformer(BlockShape(1, 8, 2), (Pattern('full', 3, 2),)))
+PRIOR = Prior(TEXT, K, Transformer(BlockShape(1, 8, 2), (Pattern('full', 3, 2),)))
 
 
 @pytest.fixture(scope='module')

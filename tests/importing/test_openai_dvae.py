@@ -88,6 +88,20 @@ def test_other_models_are_refused(files):
     _load()
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_values_that_are_not_numbers_are_refused(files, value):
+  files['decoder.pkl']['blocks.output.conv.b'][2] = value
+  with pytest.raises(ValueError, match=r"infinite or not numbers, in \['decoder'\]\['output'\]\['bias'\]"):
+    _load()
+
+
+@pytest.mark.parametrize('name', ['group_1.block_99999999999', 'group_99999999999.block_1', 'group_3.block_1'])
+def test_blocks_out_of_order_are_refused_at_once(files, name):
+  files['encoder.pkl'][f'blocks.{name}.res_path.conv_1.w'] = np.zeros((1, 4, 3, 3), np.float32)
+  with pytest.raises(ValueError, match=r'conv_1.*given'):
+    _load()
+
+
 def test_files_the_wrong_way_round_are_named(files):
   files['encoder.pkl'], files['decoder.pkl'] = files['decoder.pkl'], files['encoder.pkl']
   with pytest.raises(ValueError, match=r'encoder\.pkl is not an encoder.*right way round'):

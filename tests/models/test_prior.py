@@ -21,7 +21,7 @@ def _tiny(*kinds, last=None, **options):
   patterns = [Pattern(kind, TEXT_LENGTH, GRID, 3) for kind in (*kinds, last or 'full')]
   shape = BlockShape(2, 8, 2, 2, **options)
   stack = Transformer(shape, tuple(patterns[:-1]), patterns[-1] if last else None)
-  return Prior(TEXT, IMAGE, TEXT_LENGTH, GRID, stack)
+  return Prior(TEXT, IMAGE, stack)
 
 
 TINY = _tiny('full')
@@ -198,7 +198,7 @@ def test_impossible_tokens_and_no_others_are_ruled_out(params, tokens, logits):
 
 
 def test_probabilities_of_all_sequences_sum_to_one():
-  small = Prior(3, 2, 3, 2, Transformer(BlockShape(1, 4, 1, 1), (Pattern('full', 3, 2),)))
+  small = Prior(3, 2, Transformer(BlockShape(1, 4, 1, 1), (Pattern('full', 3, 2),)))
   texts = [(a, b, PAD) for a, b in itertools.product(range(3), repeat=2) if a != PAD or b == PAD]
   everything = np.array([text + codes for text in texts for codes in itertools.product((3, 4), repeat=4)])
   logits = jax.jit(small.logits)(_random_params(small, 3), everything)

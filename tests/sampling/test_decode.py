@@ -11,7 +11,7 @@ from dalle_jax.sampling.decode import decode
 from dalle_jax.sampling.logits import sample
 
 TEXT, IMAGE = 7, 5
-PRIOR = Prior(TEXT, IMAGE, 4, 2, Transformer(BlockShape(2, 8, 2), (Pattern('row', 4, 2), Pattern('column', 4, 2))))
+PRIOR = Prior(TEXT, IMAGE, Transformer(BlockShape(2, 8, 2), (Pattern('row', 4, 2), Pattern('column', 4, 2))))
 TEXTS = np.array([[3, 6, PAD, PAD], [2, 1, 5, PAD], [4, PAD, PAD, PAD]], np.int32)
 
 

@@ -16,7 +16,7 @@ from dalle_jax.sampling.decode import decode
 from dalle_jax.sampling.generate import Sampler, encode_prompts
 from dalle_jax.sharding import make_mesh
 
-PRIOR = Prior(7, 8, 4, 2, Transformer(BlockShape(1, 8, 2), (Pattern('full', 4, 2),)))
+PRIOR = Prior(7, 8, Transformer(BlockShape(1, 8, 2), (Pattern('full', 4, 2),)))
 DVAE = Dvae(image_vocab_size=8, hidden_size=4, decoder_input_size=4, num_groups=2, blocks_per_group=1)
 TEXTS = np.array([[3, 6, PAD], [2, 1, 5], [4, PAD, PAD], [3, 6, PAD], [1, PAD, PAD]], np.int32)
 
