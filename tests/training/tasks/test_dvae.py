@@ -21,10 +21,8 @@ TASK = DvaeTask(DvaeConfig(**SHAPE, kl_weight=0.5, kl_warmup_steps=4, temperatur
 
 
 @pytest.fixture(scope='module')
-def params():
-  rng = np.random.default_rng(0)
-  shapes = nn.unbox(jax.eval_shape(TASK.init, jax.random.key(0)))
-  return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+def params(random_params):
+  return random_params(TASK, 0.3)
 
 
 @pytest.fixture(scope='module')
@@ -99,15 +97,9 @@ VQ = DvaeTask(DvaeConfig(**SHAPE, bottleneck='vq', commitment_weight=0.5, min_lo
 FSQ = DvaeTask(DvaeConfig(**SHAPE, bottleneck='fsq', fsq_levels=(4, 3), min_log_scale=-3.0), SIZE)
 
 
-def _random_params(task):
-  rng = np.random.default_rng(0)
-  shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
-  return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
-
-
 @pytest.mark.parametrize('task', [VQ, FSQ], ids=['vq', 'fsq'])
-def test_deterministic_codes_cost_what_they_are(task, batch):
-  params = _random_params(task)
+def test_deterministic_codes_cost_what_they_are(task, batch, random_params):
+  params = random_params(task, 0.3)
   value, metrics = jax.jit(task.loss)(params, batch, jax.random.key(0), jnp.asarray(3))
   means = jax.device_get(jax.jit(task.evaluate)(params, batch, jax.random.key(1), jnp.asarray(3)))
   # What is trained on is what is measured: there is no relaxation.
@@ -121,8 +113,8 @@ def test_deterministic_codes_cost_what_they_are(task, batch):
   assert value == pytest.approx(float(metrics['nll_relaxed']) + 0.5 * commitment, rel=1e-5)
 
 
-def test_commitment_is_the_mean_squared_distance_to_the_nearest_code(batch):
-  params = _random_params(VQ)
+def test_commitment_is_the_mean_squared_distance_to_the_nearest_code(batch, random_params):
+  params = random_params(VQ, 0.3)
   _, metrics = jax.jit(VQ.loss)(params, batch, jax.random.key(0), jnp.asarray(3))
   z = np.asarray(VQ.apply(params, batch['image'], method='encode_latents'), np.float64)
   codebook = np.asarray(params['codebook']['codebook'], np.float64)
@@ -131,8 +123,8 @@ def test_commitment_is_the_mean_squared_distance_to_the_nearest_code(batch):
   assert metrics['statistics']['share'].sum() == pytest.approx(1)
 
 
-def test_the_codebook_gets_no_gradient_and_everything_else_does(batch):
-  grads = jax.grad(lambda p: VQ.loss(p, batch, jax.random.key(0), jnp.asarray(3))[0])(_random_params(VQ))
+def test_the_codebook_gets_no_gradient_and_everything_else_does(batch, random_params):
+  grads = jax.grad(lambda p: VQ.loss(p, batch, jax.random.key(0), jnp.asarray(3))[0])(random_params(VQ, 0.3))
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads['dvae']):
     assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
   # The NLL does reach the codebook's rows, but nothing follows it: the collection is not trained.

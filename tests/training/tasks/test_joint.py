@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from dalle_jax.config import Config, MeshConfig, TrainingConfig
 from dalle_jax.models import bottleneck
@@ -29,18 +28,13 @@ STEP = jnp.asarray(9)  # past the warm-up
 
 
 @pytest.fixture(scope='module')
-def params():
-  rng = np.random.default_rng(0)
-  shapes = nn.unbox(jax.eval_shape(TASK.init, jax.random.key(0)))
-  return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+def params(random_params):
+  return random_params(TASK, 0.4)
 
 
 @pytest.fixture(scope='module')
-def batch():
-  rng = np.random.default_rng(1)
-  text = rng.integers(1, TEXT, (4, 4)).astype(np.int32)
-  text[0, 2:] = 0
-  return {'image': rng.integers(0, 256, (4, 8, 8, 3), np.uint8), 'text': text}
+def batch(captioned_batch):
+  return captioned_batch(TEXT)
 
 
 def _with(params, **embeddings):
