@@ -49,6 +49,20 @@ def test_it_equals_the_dense_reference_forward_and_backward(size, kind):
   assert max(np.abs(g).max() for g in gradients) > 0.1
 
 
+@pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
+@pytest.mark.parametrize('part', [40, 100, 150])
+def test_one_part_after_another_equals_the_dense_reference(monkeypatch, kind, part):
+  monkeypatch.setattr(sparse_attention, 'PART', part)
+  pattern = Pattern(kind, 5, 20, 7)
+  qkv, (dense, sparse) = _qkv(pattern), _losses(pattern)
+  (_, expected), expected_gradients = dense(*qkv)
+  assert 'scan' in str(jax.make_jaxpr(sparse)(*qkv))
+  (_, out), gradients = sparse(*qkv)
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+  for name, a, b in zip(('query', 'key', 'value'), gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_prefixes_of_any_length_equal_the_dense_reference(kind):
   pattern = Pattern(kind, 3, 9, 5)
@@ -97,6 +111,17 @@ def test_nothing_in_it_grows_with_the_square_of_the_sequence(kind):
     largest[grid] = max(_sizes(jax.make_jaxpr(sparse)(shape, shape, shape).jaxpr))
     assert largest[grid] < pattern.length**2 / 2
   assert largest[64] < 5 * largest[32]  # four times the image slots
+
+
+@pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
+def test_its_memory_grows_linearly(kind):
+  needed = {}
+  for grid in (64, 128):
+    pattern = Pattern(kind, 256, grid)
+    shape = jax.ShapeDtypeStruct((1, pattern.length, 1, 64), jnp.float32)
+    _, sparse = _losses(pattern)
+    needed[grid] = sparse.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes / pattern.length
+  assert needed[128] <= 1.05 * needed[64]
 
 
 @pytest.mark.parametrize(('kind', 'grid', 'in_blocks'), [('row', 32, True), ('column', 32, True), ('conv', 32, True),

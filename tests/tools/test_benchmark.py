@@ -43,6 +43,16 @@ def test_it_compares_dense_and_sparse_attention():
   assert 'times' in head
 
 
+def test_it_counts_the_products_of_attention_those_of_loops_as_often_as_they_run():
+  finished = _run('attention', '--grids=48', '--text_length=4', '--num_heads=8', '--rounds=1', '--steps=1')
+  assert finished.returncode == 0, finished.stderr
+  row = finished.stdout.splitlines()[2].split()
+  slots, units = 4 + 48**2, 8 * 64 / 1e9
+  assert float(row[5]) == pytest.approx(2 * 6 * slots**2 * units, abs=0.01)  # forward 2 products, backward 4
+  # Windows hold 32 + 48 keys for the 49 seen; the two loops compute scores again, backwards.
+  assert 2 * 6 * slots * 49 * units < float(row[8]) < 2 * 8 * slots * 1.2 * (80 + 4) * units
+
+
 def test_grids_and_configurations_that_cannot_be_are_refused():
   finished = _run('attention', '--grids=4,16')
   assert finished.returncode == 2 and '--grids is 4,16' in finished.stderr
