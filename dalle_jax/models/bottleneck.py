@@ -60,6 +60,11 @@ def perplexity(histogram: jax.Array) -> jax.Array:
   return jnp.exp(-jnp.sum(histogram * logs))
 
 
+def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+  """`x @ matrix` in float32 in fact, as in the released models: accelerators take shortcuts by default."""
+  return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
 def _projection(module: nn.Module, rows: int, features: int, scale: float, axis: str) -> tuple[jax.Array, jax.Array]:
   """The kernel [rows, features] and bias [features] of the decoder's input."""
   init = nn.with_logical_partitioning(nn.initializers.normal(scale * rows**-0.5), (axis, 'conv_out'))
@@ -94,9 +99,7 @@ class GumbelCodebook(nn.Module):
 
   def mix(self, points: jax.Array) -> jax.Array:
     """Points on the simplex [B, h, w, K] to vectors [B, h, w, C]."""
-    # Float32 in fact, as in the released models: accelerators take shortcuts by default.
-    product = jnp.matmul(points, self.kernel, precision=jax.lax.Precision.HIGHEST)
-    return product + self.bias[None, None, None]
+    return _product(points, self.kernel) + self.bias[None, None, None]
 
   def relax(self, z: jax.Array, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
     soft = gumbel_softmax(z, key, temperature)
@@ -108,7 +111,7 @@ class GumbelCodebook(nn.Module):
 class VectorCodebook(nn.Module):
   """Nearest neighbours in a codebook [K, C], copied straight through.
 
-  The parameters other than `codebook` are what it is averaged from; see `training.tasks.vector_quantizer`.
+  The parameters other than `codebook` are what it is averaged from; see `training.vector_quantizer`.
   """
 
   vocab_size: int
@@ -133,7 +136,7 @@ class VectorCodebook(nn.Module):
   def codes(self, z: jax.Array) -> jax.Array:
     norms = jnp.sum(self.codebook**2, axis=-1)[None, None, None]
     # |z - e|^2 without |z|^2, which is the same for every code.
-    return jnp.argmin(norms - 2 * z @ self.codebook.T, axis=-1).astype(jnp.int32)
+    return jnp.argmin(norms - 2 * _product(z, self.codebook.T), axis=-1).astype(jnp.int32)
 
   def vectors(self, codes: jax.Array) -> jax.Array:
     return jnp.take(self.codebook, codes, axis=0)
@@ -177,7 +180,7 @@ class ScalarCodebook(nn.Module):
   def _project(self, rounded: jax.Array) -> jax.Array:
     """The decoder's input for whole numbers [B, h, w, channels], brought to [-1, 1] first."""
     levels, _ = self._sizes
-    return rounded / jnp.asarray(levels // 2)[None, None, None] @ self.kernel + self.bias[None, None, None]
+    return _product(rounded / jnp.asarray(levels // 2)[None, None, None], self.kernel) + self.bias[None, None, None]
 
   def codes(self, z: jax.Array) -> jax.Array:
     levels, steps = self._sizes

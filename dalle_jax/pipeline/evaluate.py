@@ -84,10 +84,13 @@ def evaluate(settings: Settings) -> dict[str, Any]:
 
 
 def _check_writable(out: Path) -> None:
+  existed = out.exists()
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open('a'):
       pass
+    if not existed:  # nothing is left behind, whatever goes wrong later
+      out.unlink()
   except OSError as error:
     raise ValueError(f'--out {out} cannot be written: {error}') from None
 

@@ -71,3 +71,4 @@ def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_
 def test_bad_settings_are_refused(model, changes, message):
   with pytest.raises(ValueError, match=message):
     evaluate(Settings(**{'model': str(model), **changes}))
+  assert not (model.parent / 'evaluation_test.json').exists()
