@@ -4,7 +4,7 @@
 
 PICTURES is any folder with a metadata.jsonl (file_name, text), a metadata.csv, or a .txt beside each picture. A tenth
 of the names is held out; pictures whose captions differ only after the first colon (skin tones, mostly) share a name.
-On two CPU cores, beside other jobs, it took 18 minutes. Expect reconstructions of 22 dB of emoji not trained on,
+On two CPU cores, beside other jobs, it took 8 minutes. Expect reconstructions of 22 dB of emoji not trained on,
 recognisable people and faces for names seen in training, and little for words that never occurred there;
 docs/benchmarks.md shows them.
 """
@@ -17,7 +17,7 @@ from dalle_jax.config import apply_variant, base_config
 def get_config(variant: str = ''):
   config = base_config()
   config.data.source = 'folder'
-  config.data.path = '../shared/data/emoji'
+  config.data.path = 'PICTURES'
   config.data.group_separator = ':'
   config.data.image_size = 32
   config.data.resampling = 'box'
