@@ -4,6 +4,9 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The tests compile much and compute little: without LLVM's optimisations they take half the time, as do the programs
+# that they start. Flags that are set already stay: XLA_FLAGS=--xla_backend_optimization_level=3 tests what users run.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
 import jax
 import pytest

@@ -16,7 +16,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = ROOT / 'colab' / 'quickstart.ipynb'
-TEST_FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'  # quick to compile
 
 
 @pytest.fixture
@@ -103,7 +102,6 @@ def test_runs_from_start_to_end(notebook, monkeypatch, tmp_path):
   monkeypatch.setenv('DALLE_JAX_CONFIG', 'configs/quickstart.py:tiny')
   monkeypatch.setenv('DALLE_JAX_WORKDIR', str(tmp_path / 'a run'))
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'cache'))
-  monkeypatch.setenv('XLA_FLAGS', TEST_FLAGS)
   client = nbclient.NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}})
   client.execute()
   pictures = sum('image/png' in output.get('data', {}) for cell in code_cells(notebook) for output in cell.outputs)

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-FAST_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 # The largest share of a big parameter that one device may hold.
 SHARES = {
   '8x1x1': {'prior/transformer/layers/block_0/qkv/kernel': 1},
@@ -35,7 +34,7 @@ OTHER_MESHES = ('4x2x1', '4x1x2', '2x4x1', '2x1x4', '1x4x2', '1x2x4')
 
 
 def _compare(meshes):
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8 ' + FAST_COMPILATION
+  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
   command = [sys.executable, str(pathlib.Path(__file__).with_name('compare_meshes.py')), *meshes]
   return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
