@@ -1,0 +1,84 @@
+"""Recurrent sequence models: the simple RNN (Elman 1990) and the LSTM (Hochreiter and Schmidhuber 1997)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dalle_jax.models.tokens import Vocabulary, after_start
+
+KINDS = ('rnn', 'lstm')
+Carry = list[Any]  # one per layer
+
+
+class _Stack(nn.Module):
+  """Layers one over the other; each reads the outputs of the one below."""
+
+  kind: str
+  vocab_size: int
+  num_layers: int
+  embed_dim: int
+  hidden_size: int
+  dtype: jnp.dtype
+
+  def setup(self) -> None:
+    def named(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
+      return nn.with_logical_partitioning(init, ('embed', 'mlp'))
+
+    cell = {'rnn': nn.SimpleCell, 'lstm': nn.OptimizedLSTMCell}[self.kind]
+    options = {
+      'kernel_init': named(nn.initializers.lecun_normal()),
+      'recurrent_kernel_init': named(nn.initializers.orthogonal()),
+    }
+    self.layers = [
+      nn.RNN(cell(self.hidden_size, dtype=self.dtype, **options), return_carry=True) for _ in range(self.num_layers)
+    ]
+    self.vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.hidden_size, self.dtype)
+
+  def __call__(self, tokens: jax.Array, carry: Carry | None = None) -> tuple[Carry, jax.Array]:
+    """Reads tokens [B, T], the start among them; the carry after them and the logits [B, T, V] of those that follow."""
+    x, after = self.vocabulary.embed(tokens), []
+    for i, layer in enumerate(self.layers):
+      kept, x = layer(x, initial_carry=None if carry is None else carry[i])
+      after.append(kept)
+      x = nn.with_logical_constraint(x, ('batch', 'length', 'mlp'))
+    return after, self.vocabulary.logits(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent:
+  """A sequence model (see `models.sequence`) whose cache has one size, however long the sequence."""
+
+  kind: str
+  vocab_size: int
+  length: int
+  num_layers: int
+  embed_dim: int
+  hidden_size: int
+  dtype: jnp.dtype = jnp.float32
+
+  @property
+  def _stack(self) -> _Stack:
+    return _Stack(self.kind, self.vocab_size, self.num_layers, self.embed_dim, self.hidden_size, self.dtype)
+
+  def init(self, key: jax.Array) -> Any:
+    return self._stack.init(key, jnp.zeros((1, 1), jnp.int32))['params']
+
+  def _read(self, params: Any, tokens: jax.Array, carry: Carry | None = None) -> tuple[Carry, jax.Array]:
+    return self._stack.apply({'params': params}, tokens, carry)
+
+  def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
+    return self._read(params, after_start(tokens[:, :-1], self.vocab_size))[1]
+
+  def decode_params(self, params: Any) -> Any:
+    return params
+
+  def prefill(self, params: Any, tokens: jax.Array) -> tuple[Carry, jax.Array]:
+    carry, logits = self._read(params, after_start(tokens, self.vocab_size))
+    return carry, logits[:, -1]
+
+  def step(self, params: Any, cache: Carry, token: jax.Array) -> tuple[Carry, jax.Array]:
+    carry, logits = self._read(params, token[:, None], cache)
+    return carry, logits[:, 0]

@@ -1,0 +1,61 @@
+"""What the sequence models of one flat vocabulary have in common: the start, embeddings, and logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+
+def after_start(tokens: jax.Array, start: int, count: int = 1) -> jax.Array:
+  """Puts `count` starts before tokens [B, T]: [B, count + T]."""
+  return jnp.pad(tokens, ((0, 0), (count, 0)), constant_values=start)
+
+
+def windows(tokens: jax.Array, width: int, start: int) -> jax.Array:
+  """The `width` tokens before each of tokens [B, T], with starts where there are none: [B, T, width]."""
+  before = np.arange(tokens.shape[1])[:, None] + np.arange(width)[None]
+  return after_start(tokens, start, width)[:, before]
+
+
+def last_window(tokens: jax.Array, width: int, start: int) -> jax.Array:
+  """The last `width` of tokens [B, P], with starts where there are not so many: [B, width]."""
+  padded = after_start(tokens, start, width)
+  return padded[:, padded.shape[1] - width :]
+
+
+def slide(window: jax.Array, token: jax.Array) -> jax.Array:
+  """The window [B, width] after one more token [B]."""
+  return jnp.concatenate([window, token[:, None]], axis=1)[:, 1:] if window.shape[1] else window
+
+
+class Vocabulary(nn.Module):
+  """Embeddings of the ids 0 to vocab_size - 1 and of the start, vocab_size; and logits over the ids.
+
+  The output matrix starts at zero, so that training starts from the uniform distribution.
+  """
+
+  vocab_size: int
+  embed_dim: int
+  out_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self) -> None:
+    names = ('vocab', 'embed')
+    init = nn.with_logical_partitioning(nn.initializers.normal(self.embed_dim**-0.5), names)
+    self.embedding = self.param('embedding', init, (self.vocab_size + 1, self.embed_dim), jnp.float32)
+    zeros = nn.initializers.zeros
+    kernel_init = nn.with_logical_partitioning(zeros, ('embed', 'vocab'))
+    self.output_kernel = self.param('output_kernel', kernel_init, (self.out_dim, self.vocab_size), jnp.float32)
+    bias_init = nn.with_logical_partitioning(zeros, ('vocab',))
+    self.output_bias = self.param('output_bias', bias_init, (self.vocab_size,), jnp.float32)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """Ids [...] to float32 [..., embed_dim]."""
+    # A gather from a table split over the vocabulary would make XLA rematerialise it in full.
+    return jnp.take(nn.with_logical_constraint(self.embedding, (None, None)), tokens, axis=0)
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """[..., out_dim] to float32 [..., vocab_size]."""
+    kernel = self.output_kernel.astype(self.dtype)
+    product = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+    return product + self.output_bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,96 @@
+"""The contract of sequence models, for every kind over one flat vocabulary."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dalle_jax.models.attention import Pattern
+from dalle_jax.models.language import TransformerLanguageModel
+from dalle_jax.models.neural_ngram import NeuralNgram
+from dalle_jax.models.recurrent import Recurrent
+from dalle_jax.models.transformer import BlockShape, Transformer
+
+VOCAB, LENGTH = 7, 9
+
+
+def _transformer(**options):
+  shape = BlockShape(num_layers=2, embed_dim=8, num_heads=2, init_scale=1.0, **options)
+  return TransformerLanguageModel(VOCAB, Transformer(shape, (Pattern('full', LENGTH, 0),)))
+
+
+MODELS = {
+  'neural_ngram': NeuralNgram(VOCAB, LENGTH, 4, 5, 6),
+  'neural_bigram': NeuralNgram(VOCAB, LENGTH, 2, 5, 6),
+  'rnn': Recurrent('rnn', VOCAB, LENGTH, 2, 5, 6),
+  'lstm': Recurrent('lstm', VOCAB, LENGTH, 2, 5, 6),
+  'transformer': _transformer(),
+  'rotary': _transformer(rotary=True, norm='rmsnorm', mlp='swiglu', qk_norm=True),
+}
+
+
+@pytest.fixture(scope='module', params=MODELS, ids=str)
+def model(request):
+  return MODELS[request.param]
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  """Random in every entry: the output matrices start at zero, which would hide mistakes."""
+  rng = np.random.default_rng(0)
+  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: jnp.asarray(0.6 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope='module')
+def tokens():
+  return jnp.asarray(np.random.default_rng(1).integers(0, VOCAB, (3, LENGTH)), jnp.int32)
+
+
+def test_token_by_token_gives_what_the_whole_sequence_gives(model, params, tokens):
+  logits = jax.jit(model.logits)(params, tokens)
+  assert logits.shape == (3, LENGTH, VOCAB) and logits.dtype == jnp.float32
+  decode, step = model.decode_params(params), jax.jit(model.step)
+  for start in (0, 1, 5):
+    cache, found = model.prefill(decode, tokens[:, :start])
+    np.testing.assert_allclose(found, logits[:, start], atol=2e-5)
+    for t in range(start, LENGTH - 1):
+      cache, found = step(decode, cache, tokens[:, t])
+      np.testing.assert_allclose(found, logits[:, t + 1], atol=2e-5)
+
+
+def test_no_token_sees_itself_or_what_comes_after(model, params, tokens):
+  logits = model.logits(params, tokens)
+  changed = model.logits(params, tokens.at[:, 4].set((tokens[:, 4] + 1) % VOCAB))
+  np.testing.assert_array_equal(logits[:, :5], changed[:, :5])
+  memory = getattr(model, 'order', LENGTH) - 1
+  if memory:
+    assert np.abs(logits[:, 5] - changed[:, 5]).max() > 1e-3
+  np.testing.assert_array_equal(logits[:, 5 + memory :], changed[:, 5 + memory :])
+
+
+def test_it_starts_from_the_uniform_distribution_and_names_its_axes(model, tokens):
+  boxed = model.init(jax.random.key(0))
+  logits = model.logits(nn.unbox(boxed), tokens)
+  np.testing.assert_allclose(jax.nn.log_softmax(logits), -np.log(VOCAB), rtol=1e-5)
+  specs = nn.get_partition_spec(boxed)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(boxed)):
+    named = specs
+    for key in path:
+      named = named[key.key]
+    assert leaf.ndim < 2 or any(named), jax.tree_util.keystr(path)
+
+
+def test_half_precision_is_close_and_gives_float32_logits(tokens):
+  for full, half in [
+    (MODELS['lstm'], Recurrent('lstm', VOCAB, LENGTH, 2, 5, 6, jnp.bfloat16)),
+    (MODELS['neural_ngram'], NeuralNgram(VOCAB, LENGTH, 4, 5, 6, jnp.bfloat16)),
+    (MODELS['transformer'], _transformer(dtype=jnp.bfloat16)),
+  ]:
+    rng = np.random.default_rng(0)
+    shapes = nn.unbox(jax.eval_shape(full.init, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf, rng=rng: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+    logits = half.logits(params, tokens)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, full.logits(params, tokens), atol=0.1)

@@ -1,0 +1,153 @@
+import collections
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dalle_jax.models.ngram import Ngram
+from dalle_jax.training import ngram_counts
+
+START = 's'
+CORPUS = [[0, 1, 2, 0, 1, 2, 3, 3, 0, 1], [2, 0, 1, 2, 2], [3], [0, 1, 3, 0, 0, 1, 2]]
+VOCAB = 5  # 4 never occurs
+# Contexts seen and unseen, at the start and later.
+QUERIES = [[0, 1, 2, 3], [2, 0, 1, 3], [3, 3, 3, 3], [4, 0, 1, 2], [1, 4, 0, 0], [2, 2, 2, 2]]
+
+
+def _grams(order):
+  """Occurrences of all n-grams that do not end in a start, by length."""
+  counts = collections.defaultdict(collections.Counter)
+  for sequence in CORPUS:
+    padded = [START] * (order - 1) + sequence
+    for k in range(1, order + 1):
+      for i in range(len(padded) - k + 1):
+        if padded[i + k - 1] != START:
+          counts[k][tuple(padded[i : i + k])] += 1
+  return counts
+
+
+class _ByTheBook:
+  """The formulas as they are written, over dictionaries."""
+
+  def __init__(self, order, smoothing, discount, add_k):
+    self.order, self.smoothing, self.discount, self.add_k = order, smoothing, discount, add_k
+    self.raw = _grams(order)
+
+  def counts(self, k):
+    if self.smoothing != 'kneser_ney' or k == self.order:
+      return self.raw[k]
+    return collections.Counter(gram[1:] for gram in self.raw[k + 1])
+
+  def prob(self, word, context):
+    k = len(context) + 1
+    followers = {gram[-1]: c for gram, c in self.counts(k).items() if gram[:-1] == context}
+    total = sum(followers.values())
+    c = followers.get(word, 0)
+    if self.smoothing == 'add_k':
+      return (c + self.add_k) / (total + self.add_k * VOCAB) if k == self.order else 1 / VOCAB
+    if not total:
+      return self.prob(word, context[1:])
+    if self.smoothing == 'maximum_likelihood':
+      return c / total
+    d = self.discount
+    saved = d * len(followers) / total
+    if self.smoothing == 'kneser_ney':
+      return max(c - d, 0) / total + saved * (self.prob(word, context[1:]) if context else 1 / VOCAB)
+    if c:
+      return (c - d) / total
+    shorter = {w: self.prob(w, context[1:]) if context else 1 / VOCAB for w in range(VOCAB)}
+    return saved * shorter[word] / sum(p for w, p in shorter.items() if w not in followers)
+
+
+def _logits(order, sequences, **options):
+  table = ngram_counts.estimate(ngram_counts.count(map(np.array, CORPUS), VOCAB, order), **options)
+  tokens = jnp.asarray(sequences, jnp.int32)
+  logits = jax.jit(Ngram(VOCAB, tokens.shape[1], order).logits)
+  return np.asarray(logits(jax.tree.map(jnp.asarray, table), tokens), np.float64)
+
+
+@pytest.mark.parametrize('smoothing', ngram_counts.SMOOTHINGS)
+@pytest.mark.parametrize('order', [1, 2, 3, 4])
+def test_probabilities_are_those_of_the_formulas(order, smoothing):
+  found = np.exp(_logits(order, QUERIES, smoothing=smoothing, discount=0.4, add_k=0.3))
+  book = _ByTheBook(order, smoothing, 0.4, 0.3)
+  for sequence, rows in zip(QUERIES, found, strict=True):
+    padded = [START] * (order - 1) + sequence
+    for t, row in enumerate(rows):
+      context = tuple(padded[t : t + order - 1])
+      np.testing.assert_allclose(row, [book.prob(w, context) for w in range(VOCAB)], atol=1e-6, err_msg=str(context))
+
+
+@pytest.mark.parametrize('order', [2, 3, 4])
+def test_perplexity_is_that_of_nltk(order):
+  lm = pytest.importorskip('nltk.lm')
+  words = 'the cat sat on the mat and the dog sat on the cat and the mat'.split()
+  vocabulary = sorted(set(words))
+  corpus = [words, words[::2], words[3:9]]
+  held_out = ['the', 'dog', 'sat', 'on', 'mat', 'and', 'cat', 'the', 'mat']
+
+  reference = lm.KneserNeyInterpolated(order, discount=0.3)
+  grams = [
+    gram
+    for text in corpus
+    for k in range(1, order + 1)
+    for gram in _windows(['<s>'] * (order - 1) + text, k)
+    if gram[-1] != '<s>'
+  ]
+  reference.fit([grams], vocabulary)
+  expected = reference.perplexity(_windows(['<s>'] * (order - 1) + held_out, order))
+
+  numbers = {word: i for i, word in enumerate(vocabulary)}
+  sequences = [np.array([numbers[word] for word in text]) for text in corpus]
+  table = ngram_counts.estimate(ngram_counts.count(sequences, len(vocabulary), order), discount=0.3)
+  tokens = jnp.asarray([[numbers[word] for word in held_out]])
+  model = Ngram(len(vocabulary), tokens.shape[1], order)
+  logits = np.asarray(model.logits(jax.tree.map(jnp.asarray, table), tokens), np.float64)
+  bits = -np.take_along_axis(logits, np.asarray(tokens)[..., None], -1).mean() / math.log(2)
+  assert 2**bits == pytest.approx(expected, rel=1e-6)
+
+
+def _windows(words, k):
+  return [tuple(words[i : i + k]) for i in range(len(words) - k + 1)]
+
+
+def test_the_discount_comes_from_the_counts_of_counts():
+  assert ngram_counts.estimated_discount(np.array([1.0, 1, 1, 2, 5])) == pytest.approx(3 / 5)
+  assert ngram_counts.estimated_discount(np.array([3.0, 3])) == 0.05
+  assert ngram_counts.estimated_discount(np.array([1.0])) == 0.95
+
+
+def test_sequences_do_not_run_into_each_other():
+  levels = ngram_counts.count([np.array([0, 1]), np.array([2, 3])], 4, 2)
+  pairs = set(zip(levels[1].parent.tolist(), levels[1].token.tolist(), strict=True))
+  assert pairs == {(4, 0), (0, 1), (4, 2), (2, 3)}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'order': 9}, 'order is 9; it must lie in 1 to 8'),
+    ({'order': 0}, 'order is 0'),
+    ({'sequences': [np.array([1, 5])]}, 'ids from 1 to 5; there are 5'),
+    ({'sequences': []}, 'no sequence'),
+    ({'smoothing': 'good_turing'}, "'good_turing'; allowed are kneser_ney"),
+    ({'discount': 1.0}, r'discount is 1\.0'),
+    ({'smoothing': 'add_k'}, r'k of add_k is 0\.0'),
+  ],
+)
+def test_what_cannot_be_counted_is_refused(changes, message):
+  sequences, order = changes.pop('sequences', [np.array([0, 1])]), changes.pop('order', 2)
+  with pytest.raises(ValueError, match=message):
+    ngram_counts.estimate(ngram_counts.count(sequences, 5, order), **changes)
+
+
+@pytest.mark.slow
+def test_ten_million_ngrams_take_sixteen_bytes_each_at_most():
+  rng = np.random.default_rng(0)
+  corpus = (rng.zipf(1.2, 3_000_000) % 8192).astype(np.int32)
+  table = ngram_counts.estimate(ngram_counts.count([corpus], 8192, 6))
+  ngrams = sum(len(level['token']) for level in table)
+  assert ngrams > 10_000_000
+  assert sum(array.nbytes for level in table for array in level.values()) <= 16 * ngrams
