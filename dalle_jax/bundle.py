@@ -2,10 +2,11 @@
 
     bundle.json       format version, code version, parts, fingerprints of them, tokenizer and data, sizes of files
     config.json       the configuration it was trained with
-    tokenizer.model   the captions' SentencePiece model
-    params/           the parameters, {'dvae': ..., 'prior': ...}, written by Orbax
+    tokenizer.model   the SentencePiece model of captions or text; empty for bytes
+    params/           the parameters, {'dvae': ..., 'prior': ...} or {'model': ...}, written by Orbax
 
-The parts are 'dvae' and 'prior'. A bundle may hold the dVAE alone, and has no tokenizer then.
+The parts are 'dvae' and 'prior', or 'model': a model of text. A bundle may hold the dVAE alone, and has no tokenizer
+then.
 
 A bundle is written beside its place and renamed into it, so that a half-written one is never taken for a whole one.
 """
@@ -25,10 +26,14 @@ from jax.sharding import Mesh
 import dalle_jax
 from dalle_jax import sharding, trees
 from dalle_jax.config import Config
+from dalle_jax.data import text_tokenizer
+from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.factory import make_dvae, make_prior, make_sequence_model
 from dalle_jax.models.dvae import Dvae
+from dalle_jax.models.ngram import Ngram
 from dalle_jax.models.prior import Prior
+from dalle_jax.models.sequence import SequenceModel
 
 FORMAT_VERSION = 1
 _FILES = ('bundle.json', 'config.json', 'params')
@@ -36,10 +41,10 @@ _FILES = ('bundle.json', 'config.json', 'params')
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-  """A loaded model: configuration, modules, and parameters by part on the mesh; a tokenizer where there is a prior."""
+  """A loaded model: configuration, modules, and parameters by part on the mesh; a tokenizer where there is text."""
 
   config: Config
-  tokenizer: Tokenizer | None
+  tokenizer: Tokenizer | TextTokenizer | None
   params: dict[str, Any]
   info: dict[str, Any]
 
@@ -51,6 +56,11 @@ class Bundle:
   def prior(self) -> Prior:
     assert self.tokenizer is not None, 'load(..., needs=("dvae", "prior")) refuses a bundle without a prior'
     return make_prior(self.config, self.tokenizer.vocab_size)
+
+  @property
+  def model(self) -> SequenceModel:
+    assert self.tokenizer is not None, 'load(..., needs=("model",)) refuses a bundle without one'
+    return make_sequence_model(self.config, self.tokenizer.vocab_size)
 
 
 def fingerprint(params: Any) -> str:
@@ -64,15 +74,20 @@ def fingerprint(params: Any) -> str:
 
 
 def save(
-  path: Path, config: Config, tokenizer: Tokenizer | None, params: dict[str, Any], data_fingerprint: str
+  path: Path,
+  config: Config,
+  tokenizer: Tokenizer | TextTokenizer | None,
+  params: dict[str, Any],
+  data_fingerprint: str,
 ) -> None:
   """Writes the bundle, replacing an older one at the same place.
 
   Args:
     path: the directory to create.
     config: what the model was trained with.
-    tokenizer: the captions' tokenizer; None without a prior.
-    params: {'dvae', 'prior'} or {'dvae'}, unboxed; sharded arrays are written by every process that holds a part.
+    tokenizer: of captions or text; None with a dVAE alone.
+    params: {'dvae', 'prior'}, {'dvae'} or {'model'}, unboxed; sharded arrays are written by every process that holds a
+      part.
     data_fingerprint: names the training data.
   """
   import orbax.checkpoint as ocp
@@ -100,6 +115,8 @@ def save(
     }
     if tokenizer is not None:
       info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
+    if 'model' in params and config.model.kind == 'ngram':
+      info['ngrams'] = [len(level['token']) for level in params['model']]
     if jax.process_count() == 1:
       info['params'] = fingerprint(params)
     (partial / 'bundle.json').write_text(json.dumps(info, indent=2) + '\n')
@@ -167,8 +184,13 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
 
 def _check_parts(path: Path, info: dict[str, Any], needs: tuple[str, ...], flag: str) -> None:
   parts = info.get('parts', ['dvae', 'prior'])
-  if 'prior' in parts and not (path / 'tokenizer.model').exists():
+  if {'prior', 'model'} & set(parts) and not (path / 'tokenizer.model').exists():
     raise ValueError(f'{path} is not a whole model directory: it lacks tokenizer.model. Copy it again, or train again.')
+  if 'model' in (*parts, *needs) and not set(needs) <= set(parts):
+    raise ValueError(
+      f'{path} ({flag}) holds {"a model of text" if "model" in parts else "no model of text"}, and this needs '
+      f'{"a model of text (config.task=sequence)" if "model" in needs else "one that draws pictures"}.'
+    )
   if not set(needs) <= set(parts):
     raise ValueError(
       f'{path} ({flag}) holds the {" and ".join(parts)} only, and this needs the {" and ".join(needs)}. Train a prior '
@@ -204,12 +226,14 @@ def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), fla
   path = Path(path).absolute()
   info = check(path, needs, flag)
   config, tokenizer = read_config(path), None
-  if 'prior' in info.get('parts', ['prior']):
+  if info.get('parts', ['prior']) != ['dvae']:
     try:
-      tokenizer = Tokenizer.load(path / 'tokenizer.model')
+      file, kind = path / 'tokenizer.model', config.tokenizer.kind
+      tokenizer = Tokenizer.load(file) if kind == 'captions' else text_tokenizer.load(kind, file)
     except ValueError as error:
       raise ValueError(f'The model directory {path} is damaged: {error}') from None
-  boxed = jax.eval_shape(lambda: init_params(config, tokenizer.vocab_size if tokenizer else None))
+  vocab_size = tokenizer.vocab_size if tokenizer else None
+  boxed = jax.eval_shape(lambda: init_params(config, vocab_size, info.get('ngrams')))
   shardings = sharding.param_shardings(boxed, mesh)
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), nn.unbox(boxed), shardings
@@ -234,9 +258,18 @@ def _read_params(path: Path, abstract: Any) -> Any:
   raise ValueError(f'The parameters in {path / "params"} do not fit {path / "config.json"}: {differences}.')
 
 
-def init_params(config: Config, text_vocab_size: int | None) -> dict[str, Any]:
-  """Fresh parameters {'dvae', 'prior'}, boxed; without text ids {'dvae'}. Their shapes are what a bundle holds."""
+def init_params(config: Config, text_vocab_size: int | None, ngrams: list[int] | None = None) -> dict[str, Any]:
+  """Fresh parameters, boxed, whose shapes are what a bundle holds.
+
+  Args:
+    config: of the model.
+    text_vocab_size: ids of the tokenizer; None: {'dvae'} alone.
+    ngrams: entries of each order, in a model of n-grams.
+  """
   key = jax.random.key(0)
+  if config.task == 'sequence':
+    model = make_sequence_model(config, text_vocab_size)
+    return {'model': model.empty(ngrams or []) if isinstance(model, Ngram) else model.init(key)}
   image = jax.numpy.zeros((1, config.data.image_size, config.data.image_size, 3), jax.numpy.uint8)
   dvae = make_dvae(config.dvae).init(key, image)['params']
   if text_vocab_size is None:

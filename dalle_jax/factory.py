@@ -2,10 +2,15 @@
 
 import jax.numpy as jnp
 
-from dalle_jax.config import Config, DvaeConfig
+from dalle_jax.config import BlocksConfig, Config, DvaeConfig
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.dvae import Dvae
+from dalle_jax.models.language import TransformerLanguageModel
+from dalle_jax.models.neural_ngram import NeuralNgram
+from dalle_jax.models.ngram import Ngram
 from dalle_jax.models.prior import Prior
+from dalle_jax.models.recurrent import Recurrent
+from dalle_jax.models.sequence import SequenceModel
 from dalle_jax.models.transformer import BlockShape, Transformer
 
 INIT_SCALES = {'sparse_transformer': (0.125, 0.125), 'unit': (1.0, 1.0)}  # of kernels and of embeddings
@@ -36,20 +41,7 @@ def make_prior(config: Config, text_vocab_size: int) -> Prior:
   def pattern(kind: str) -> Pattern:
     return Pattern(kind, text_length, config.grid_size, prior.conv_kernel_size)
 
-  init_scale, embedding_init_scale = INIT_SCALES[prior.init]
-  shape = BlockShape(
-    num_layers=prior.num_layers,
-    embed_dim=prior.embed_dim,
-    num_heads=prior.num_heads,
-    mlp_ratio=prior.mlp_ratio,
-    norm=prior.norm,
-    mlp=prior.mlp,
-    qk_norm=prior.qk_norm,
-    sandwich_norm=prior.sandwich_norm,
-    rotary=prior.position == 'rotary',
-    init_scale=init_scale,
-    dtype=jnp.dtype(prior.dtype),
-  )
+  shape, embedding_init_scale = _block_shape(prior)
   stack = Transformer(
     shape=shape,
     patterns=tuple(pattern(kind) for kind in prior.attention_pattern),
@@ -62,3 +54,37 @@ def make_prior(config: Config, text_vocab_size: int) -> Prior:
     transformer=stack,
     embedding_init_scale=embedding_init_scale,
   )
+
+
+def _block_shape(config: BlocksConfig) -> tuple[BlockShape, float]:
+  """What the blocks have in common, and the initial scale of the embeddings."""
+  init_scale, embedding_init_scale = INIT_SCALES[config.init]
+  shape = BlockShape(
+    num_layers=config.num_layers,
+    embed_dim=config.embed_dim,
+    num_heads=config.num_heads,
+    mlp_ratio=config.mlp_ratio,
+    norm=config.norm,
+    mlp=config.mlp,
+    qk_norm=config.qk_norm,
+    sandwich_norm=config.sandwich_norm,
+    rotary=config.position == 'rotary',
+    init_scale=init_scale,
+    dtype=jnp.dtype(config.dtype),
+  )
+  return shape, embedding_init_scale
+
+
+def make_sequence_model(config: Config, vocab_size: int) -> SequenceModel:
+  """The model of config.model over `vocab_size` ids."""
+  model = config.model
+  dtype = jnp.dtype(model.dtype)
+  if model.kind == 'ngram':
+    return Ngram(vocab_size, model.length, model.order)
+  if model.kind == 'neural_ngram':
+    return NeuralNgram(vocab_size, model.length, model.order, model.embed_dim, model.hidden_size, dtype)
+  if model.kind in ('rnn', 'lstm'):
+    return Recurrent(model.kind, vocab_size, model.length, model.num_layers, model.embed_dim, model.hidden_size, dtype)
+  shape, embedding_init_scale = _block_shape(model)
+  stack = Transformer(shape, (Pattern('full', model.length, 0),), remat=model.remat)
+  return TransformerLanguageModel(vocab_size, stack, embedding_init_scale)

@@ -135,10 +135,12 @@ def check(config: Config, mesh: Mesh) -> None:
   for group in config.training_groups:
     check_batch(getattr(config, group), mesh, group)
   tensor = mesh.shape['tensor']
-  if config.prior.num_heads % tensor:
+  group = 'model' if config.task == 'sequence' else 'prior'
+  num_heads = getattr(config, group).num_heads
+  if num_heads % tensor:
     raise ValueError(
-      f'config.prior.num_heads {config.prior.num_heads} is not divisible by the tensor axis {tensor} of the mesh; '
-      'change config.prior.num_heads or config.mesh.tensor.'
+      f'config.{group}.num_heads {num_heads} is not divisible by the tensor axis {tensor} of the mesh; '
+      f'change config.{group}.num_heads or config.mesh.tensor.'
     )
 
 

@@ -13,8 +13,8 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory for checkpoints, metr
 _STOP_AFTER = flags.DEFINE_enum(
   'stop_after',
   'report',
-  ['data', 'tokenizer', 'dvae', 'prior', 'report'],
-  'Last stage to run; joint training counts as both.',
+  ['data', 'tokenizer', 'dvae', 'prior', 'sequence', 'report'],
+  'Last stage to run; joint training counts as both. A task without it runs to its end.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other hosts of a pod first: set it on every host, with the same command.'

@@ -7,11 +7,12 @@ unknown keys and validate themselves; every message names the key to change. Not
 
 from dalle_jax.config.data import DataConfig, TokenizerConfig
 from dalle_jax.config.experiment import Config, apply_variant, base_config, choose, difference, shrink
-from dalle_jax.config.models import DvaeConfig, PriorConfig
+from dalle_jax.config.models import BlocksConfig, DvaeConfig, PriorConfig, SequenceConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
 
 __all__ = [
+  'BlocksConfig',
   'Config',
   'DataConfig',
   'DvaeConfig',
@@ -20,6 +21,7 @@ __all__ = [
   'MeshConfig',
   'PriorConfig',
   'SamplingConfig',
+  'SequenceConfig',
   'TokenizerConfig',
   'TrainingConfig',
   'apply_variant',

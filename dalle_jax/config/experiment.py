@@ -10,11 +10,11 @@ import ml_collections
 
 from dalle_jax.config.checks import require
 from dalle_jax.config.data import DataConfig, TokenizerConfig
-from dalle_jax.config.models import DvaeConfig, PriorConfig
+from dalle_jax.config.models import DvaeConfig, PriorConfig, SequenceConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
 
-TASKS = ('all', 'dvae', 'joint')
+TASKS = ('all', 'dvae', 'joint', 'sequence')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,9 @@ class Config:
   """The whole experiment."""
 
   seed: int = 0
-  task: str = 'all'  # 'all': the dVAE, then the prior; 'dvae' alone; 'joint': both at once (section 2, footnote 3)
+  # 'all': the dVAE, then the prior; 'dvae' alone; 'joint': both at once (section 2, footnote 3); 'sequence': a model of
+  # text alone.
+  task: str = 'all'
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
   dvae: DvaeConfig = dataclasses.field(default_factory=DvaeConfig)
@@ -30,6 +32,8 @@ class Config:
   prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
   prior_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   joint_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+  model: SequenceConfig = dataclasses.field(default_factory=SequenceConfig)
+  sequence_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
   sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -38,8 +42,8 @@ class Config:
   @property
   def training_groups(self) -> tuple[str, ...]:
     """The groups of the stages that the task trains."""
-    if self.task == 'joint':
-      return ('joint_training',)
+    if self.task in ('joint', 'sequence'):
+      return ('joint_training',) if self.task == 'joint' else ('sequence_training',)
     dvae = () if self.dvae.pretrained else ('dvae_training',)
     return dvae if self.task == 'dvae' else (*dvae, 'prior_training')
 
@@ -69,6 +73,7 @@ class Config:
       self.task != 'joint' or self.dvae.bottleneck == 'gumbel',
       f'config.task is joint, which needs config.dvae.bottleneck=gumbel; given {self.dvae.bottleneck!r}.',
     )
+    self._check_text()
     size, factor = self.data.image_size, self.dvae.downsampling
     require(
       size % factor == 0,
@@ -82,6 +87,19 @@ class Config:
       f'config.prior.conv_kernel_size {self.prior.conv_kernel_size} does not fit the grid of {self.grid_size} x '
       f'{self.grid_size} codes; take a smaller odd number, or config.prior.last_attention_pattern and '
       'attention_pattern without conv.',
+    )
+
+  def _check_text(self) -> None:
+    of_text = self.task == 'sequence'
+    require(
+      of_text == (self.data.source == 'text'),
+      f"config.task is {self.task!r} and config.data.source {self.data.source!r}; 'sequence' reads 'text', and nothing "
+      'else does.',
+    )
+    require(
+      of_text == (self.tokenizer.kind != 'captions'),
+      f'config.tokenizer.kind is {self.tokenizer.kind!r}; config.task {self.task!r} takes '
+      + ("'bytes' or 'pieces'." if of_text else "'captions'."),
     )
 
   @classmethod
@@ -122,7 +140,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     return cls(**kwargs)
   except ValueError as error:
     # The stages share a dataclass: say which one is meant.
-    raise ValueError(str(error).replace('config.{dvae,prior,joint}_training', path)) from None
+    raise ValueError(str(error).replace('config.{dvae,prior,joint,sequence}_training', path)) from None
 
 
 def _cast(value: Any, kind: Any, path: str) -> Any:
@@ -187,12 +205,14 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Small models and a few steps of every stage, to see that a configuration works."""
   config.data.num_train, config.data.num_validation, config.data.num_held_out = 200, 64, 64
   config.dvae.hidden_size = 16
-  config.prior.num_layers, config.prior.num_heads, config.prior.embed_dim = 2, 2, 32
+  for blocks in (config.prior, config.model):
+    blocks.num_layers, blocks.num_heads, blocks.embed_dim = 2, 2, 32
   config.evaluation.num_reconstructions = 32
   config.evaluation.num_prompts = 4
+  config.evaluation.num_tokens, config.evaluation.num_context_targets = 1024, 32
   config.evaluation.sheet_prompts, config.evaluation.images_per_prompt = 2, 2
   config.sampling.batch_size = 8
-  for training in (config.dvae_training, config.prior_training, config.joint_training):
+  for training in (config.dvae_training, config.prior_training, config.joint_training, config.sequence_training):
     training.num_steps, training.batch_size, training.warmup_steps = 12, 8, 4
     training.ema_every = min(training.ema_every, 2)
     training.log_every, training.eval_every, training.eval_batches = 4, 8, 2

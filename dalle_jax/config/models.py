@@ -16,7 +16,7 @@ PATTERNS = ('full', 'row', 'column', 'conv')
 # Deviations at the start: those of Child et al. 2019 (section 6); or kernels of fan_in^-1/2 and embeddings of about 1,
 # with which small models learn faster at high learning rates.
 INITS = ('sparse_transformer', 'unit')
-PRIOR_CHOICES = {
+BLOCK_CHOICES = {
   'dtype': DTYPES,
   'init': INITS,
   'remat': ('none', 'dots', 'full'),
@@ -24,6 +24,8 @@ PRIOR_CHOICES = {
   'norm': ('layernorm', 'rmsnorm'),
   'mlp': ('quick_gelu', 'swiglu'),
 }
+SEQUENCE_KINDS = ('transformer', 'lstm', 'rnn', 'neural_ngram', 'ngram')
+SMOOTHINGS = ('kneser_ney', 'backoff', 'add_k', 'maximum_likelihood')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,13 +115,45 @@ class DvaeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-  """The transformer over text tokens followed by image tokens (section 2.2, appendix B)."""
+class BlocksConfig:
+  """The blocks of a transformer (section 2.2, appendix B), of the prior or of a model of text."""
 
   num_layers: int = 64
   embed_dim: int = 3968
   num_heads: int = 62
   mlp_ratio: int = 4
+  init: str = 'sparse_transformer'  # one of INITS
+  dtype: str = 'float32'  # of activations and matrix products; parameters are float32
+  remat: str = 'none'  # what the backward pass computes again: 'none', 'dots' (all but linear maps) or 'full'
+  # What later work found better; models.transformer and models.layers name the sources.
+  position: str = 'learned'  # 'learned' embeddings of positions, rows and columns, or 'rotary' in two dimensions
+  norm: str = 'layernorm'  # or 'rmsnorm'
+  mlp: str = 'quick_gelu'  # or 'swiglu'
+  qk_norm: bool = False  # normalise queries and keys
+  sandwich_norm: bool = False  # normalise the end of each branch too
+
+  def _check_blocks(self, group: str) -> None:
+    for name, choices in BLOCK_CHOICES.items():
+      require_choice(group, self, name, choices)
+    require_positive(group, self, 'num_layers', 'embed_dim', 'num_heads', 'mlp_ratio')
+    d, n = self.embed_dim, self.num_heads
+    divisors = [k for k in range(1, d + 1) if d % k == 0]
+    require(
+      d % n == 0,
+      f'config.{group}.embed_dim {d} is not divisible by config.{group}.num_heads {n}; the nearest numbers of heads '
+      f'that divide it are {", ".join(map(str, sorted(sorted(divisors, key=lambda k: abs(k - n))[:2])))}.',
+    )
+    require(
+      self.position != 'rotary' or d // n % 4 == 0,
+      f'config.{group}.position is rotary, which needs heads of a multiple of 4 channels; embed_dim {d} / num_heads '
+      f'{n} is {d // n}.',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorConfig(BlocksConfig):
+  """The transformer over text tokens followed by image tokens (section 2.2, appendix B)."""
+
   text_loss_weight: float = 1 / 8
   image_loss_weight: float = 7 / 8
   # What the layers see, one after the other and again from the first. The paper's, row,column,row,row and at last conv
@@ -127,44 +161,19 @@ class PriorConfig:
   attention_pattern: tuple[str, ...] = ('full',)
   last_attention_pattern: str = ''  # of the last layer; empty: the next one of attention_pattern
   conv_kernel_size: int = 11  # side of the conv pattern's window
-  init: str = 'sparse_transformer'  # one of INITS
-  dtype: str = 'float32'  # of activations and matrix products; parameters are float32
-  remat: str = 'none'  # what the backward pass computes again: 'none', 'dots' (all but linear maps) or 'full'
-  # What later work found better; models.transformer, models.layers and training.tasks.prior name the sources.
-  position: str = 'learned'  # 'learned' embeddings of positions, rows and columns, or 'rotary' in two dimensions
-  norm: str = 'layernorm'  # or 'rmsnorm'
-  mlp: str = 'quick_gelu'  # or 'swiglu'
-  qk_norm: bool = False  # normalise queries and keys
-  sandwich_norm: bool = False  # normalise the end of each branch too
+  # What later work found better; training.tasks.prior names the sources.
   z_loss_weight: float = 0.0  # on the square of the logits' log-partition function
   caption_drop: float = 0.0  # share of captions that training replaces with pads, for guidance without a classifier
 
   def __post_init__(self) -> None:
-    for name, choices in PRIOR_CHOICES.items():
-      require_choice('prior', self, name, choices)
-    require_positive('prior', self, 'num_layers', 'embed_dim', 'num_heads', 'mlp_ratio')
+    self._check_blocks('prior')
     require_fraction('prior', self, 'caption_drop')
     require(self.z_loss_weight >= 0, f'config.prior.z_loss_weight is {self.z_loss_weight}; it must be 0 or more.')
-    self._check_heads()
     self._check_patterns()
     require(
       self.text_loss_weight >= 0 and self.image_loss_weight >= 0 and self.text_loss_weight + self.image_loss_weight > 0,
       'config.prior.text_loss_weight and image_loss_weight must be 0 or more, and not both 0; '
       f'given {self.text_loss_weight} and {self.image_loss_weight}.',
-    )
-
-  def _check_heads(self) -> None:
-    d, n = self.embed_dim, self.num_heads
-    divisors = [k for k in range(1, d + 1) if d % k == 0]
-    require(
-      d % n == 0,
-      f'config.prior.embed_dim {d} is not divisible by config.prior.num_heads {n}; the nearest numbers of heads that '
-      f'divide it are {", ".join(map(str, sorted(sorted(divisors, key=lambda k: abs(k - n))[:2])))}.',
-    )
-    require(
-      self.position != 'rotary' or d // n % 4 == 0,
-      f'config.prior.position is rotary, which needs heads of a multiple of 4 channels; embed_dim {d} / num_heads {n} '
-      f'is {d // n}.',
     )
 
   def _check_patterns(self) -> None:
@@ -186,3 +195,34 @@ class PriorConfig:
   def uses_conv(self) -> bool:
     """Whether some layer has the conv pattern."""
     return 'conv' in (*self.attention_pattern, self.last_attention_pattern)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceConfig(BlocksConfig):
+  """A sequence model over one kind of token (`config.task='sequence'`).
+
+  The keys of the blocks are those of kind 'transformer'; `embed_dim` serves every neural kind, `num_layers` 'rnn' and
+  'lstm' as well, `dtype` all but 'ngram'.
+  """
+
+  kind: str = 'transformer'  # one of SEQUENCE_KINDS
+  length: int = 256  # tokens of a sequence
+  order: int = 5  # 'ngram' and 'neural_ngram': tokens that a token's probability depends on, itself among them
+  smoothing: str = 'kneser_ney'  # 'ngram': one of SMOOTHINGS; training.ngram_counts has the formulas
+  discount: float = 0.0  # 'ngram', of 'kneser_ney' and 'backoff'; 0: estimated from the counts, for each order
+  add_k: float = 0.01  # 'ngram': k of 'add_k'
+  hidden_size: int = 256  # 'neural_ngram', 'rnn' and 'lstm': units of a hidden layer
+  num_layers: int = 4
+  embed_dim: int = 128
+  num_heads: int = 4
+  init: str = 'unit'
+
+  def __post_init__(self) -> None:
+    require_choice('model', self, 'kind', SEQUENCE_KINDS)
+    require_choice('model', self, 'smoothing', SMOOTHINGS)
+    self._check_blocks('model')
+    require_positive('model', self, 'hidden_size', 'add_k')
+    require(self.length >= 2, f'config.model.length is {self.length}; it must be at least 2.')
+    least = 2 if self.kind == 'neural_ngram' else 1
+    require(least <= self.order <= 8, f'config.model.order is {self.order}; it must lie in {least} to 8.')
+    require(0 <= self.discount < 1, f'config.model.discount is {self.discount}; it must lie in [0, 1).')

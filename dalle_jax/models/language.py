@@ -17,13 +17,15 @@ class _Embeddings(nn.Module):
   vocab_size: int
   length: int
   embed_dim: int
+  init_scale: float
   learned_positions: bool
   dtype: jnp.dtype
 
   def setup(self) -> None:
-    self.vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.embed_dim, self.dtype)
+    self.vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.embed_dim, self.dtype, self.init_scale)
     if self.learned_positions:
-      init = nn.with_logical_partitioning(nn.initializers.normal(self.embed_dim**-0.5), ('position', 'embed'))
+      scale = self.init_scale * self.embed_dim**-0.5
+      init = nn.with_logical_partitioning(nn.initializers.normal(scale), ('position', 'embed'))
       self.position = self.param('position', init, (self.length, self.embed_dim), jnp.float32)
 
   def embed(self, tokens: jax.Array, slots: jax.Array) -> jax.Array:
@@ -44,6 +46,7 @@ class TransformerLanguageModel:
 
   vocab_size: int
   transformer: transformer.Transformer
+  embedding_init_scale: float = 1.0  # of all embeddings, times embed_dim^-1/2
 
   @property
   def length(self) -> int:
@@ -52,7 +55,9 @@ class TransformerLanguageModel:
   @property
   def _embeddings(self) -> _Embeddings:
     shape = self.transformer.shape
-    return _Embeddings(self.vocab_size, self.length, shape.embed_dim, not shape.rotary, shape.dtype)
+    return _Embeddings(
+      self.vocab_size, self.length, shape.embed_dim, self.embedding_init_scale, not shape.rotary, shape.dtype
+    )
 
   def _apply(self, params: Any, *args: jax.Array, method: str) -> jax.Array:
     return self._embeddings.apply({'params': params['embeddings']}, *args, method=method)

@@ -24,7 +24,8 @@ class _Network(nn.Module):
   @nn.compact
   def __call__(self, window: jax.Array) -> jax.Array:
     """Windows [..., width] to logits [..., V]."""
-    vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.hidden_size, self.dtype, name='vocabulary')
+    scale = self.embed_dim**0.5  # embeddings of deviation 1: nothing normalises them
+    vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.hidden_size, self.dtype, scale, name='vocabulary')
     x = vocabulary.embed(window).reshape(*window.shape[:-1], self.width * self.embed_dim)
     size = x.shape[-1]
     hidden = Projection((size,), (self.hidden_size,), ('embed', 'mlp'), size**-0.5, self.dtype, name='hidden')

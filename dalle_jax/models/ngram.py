@@ -18,6 +18,7 @@ sequence is read as if order - 1 of them stood before it. A start is never predi
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,12 +42,17 @@ class Ngram:
     del key
     size = self.vocab_size + 1
     even = jnp.full(size, -jnp.log(jnp.float32(self.vocab_size))).at[-1].set(-jnp.inf)
-    ends, nothing = jnp.zeros(size + 1, jnp.int32), jnp.zeros(size, jnp.float32)
-    levels = [{'token': jnp.arange(size, dtype=jnp.int32), 'log_prob': even, 'first': ends, 'log_backoff': nothing}]
-    for _ in range(2, self.order + 1):
-      empty = {'token': jnp.zeros(0, jnp.int32), 'log_prob': jnp.zeros(0)}
-      levels.append(empty | {'first': jnp.zeros(1, jnp.int32), 'log_backoff': jnp.zeros(0)})
-    levels[-1] = {name: levels[-1][name] for name in ('token', 'log_prob')}
+    table = self.empty([size] + [0] * (self.order - 1))
+    table[0] |= {'token': jnp.arange(size, dtype=jnp.int32), 'log_prob': even}
+    return table
+
+  def empty(self, sizes: Sequence[int]) -> list[dict[str, jax.Array]]:
+    """A table of zeros with so many entries of each order."""
+    levels = []
+    for k, size in enumerate(sizes, start=1):
+      levels.append({'token': jnp.zeros(size, jnp.int32), 'log_prob': jnp.zeros(size)})
+      if k < self.order:
+        levels[-1] |= {'first': jnp.zeros(size + 1, jnp.int32), 'log_backoff': jnp.zeros(size)}
     return levels
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:

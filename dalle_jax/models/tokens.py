@@ -38,10 +38,11 @@ class Vocabulary(nn.Module):
   embed_dim: int
   out_dim: int
   dtype: jnp.dtype = jnp.float32
+  init_scale: float = 1.0  # of the embeddings, times embed_dim^-1/2
 
   def setup(self) -> None:
-    names = ('vocab', 'embed')
-    init = nn.with_logical_partitioning(nn.initializers.normal(self.embed_dim**-0.5), names)
+    scale = self.init_scale * self.embed_dim**-0.5
+    init = nn.with_logical_partitioning(nn.initializers.normal(scale), ('vocab', 'embed'))
     self.embedding = self.param('embedding', init, (self.vocab_size + 1, self.embed_dim), jnp.float32)
     zeros = nn.initializers.zeros
     kernel_init = nn.with_logical_partitioning(zeros, ('embed', 'vocab'))

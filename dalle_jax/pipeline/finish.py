@@ -120,7 +120,7 @@ def write(config: Config, space: Workspace, scores: dict[str, float], pictures: 
     pictures=[(p.title, p.caption, p.image) for p in pictures],
     notes=_notes(config),
   )
-  _print(space.path, scores, [*(p.name for p in pictures), 'scores.json', 'report.html', 'model'])
+  html.print_scores(space.path, scores, [*(p.name for p in pictures), 'scores.json', 'report.html', 'model'])
   return scores
 
 
@@ -144,13 +144,3 @@ def _notes(config: Config) -> list[str]:
       'image, reads back every attribute that the prompt names.'
     )
   return notes
-
-
-def _print(workdir: Path, scores: dict[str, float], names: Sequence[str]) -> None:
-  width = max(len(name) for name in scores)
-  for name, value in scores.items():
-    print(f'{name:<{width}}  {value:.4g}')
-  print()
-  for name in names:
-    print(workdir / name)
-  print(flush=True)

@@ -17,8 +17,8 @@ from dalle_jax.data import registry
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
-from dalle_jax.pipeline import finish, pretrained, sheets
-from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.pipeline import finish, pretrained, sequence, sheets
+from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.loop import Hook, NonFiniteError, train
@@ -62,6 +62,8 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
     Interrupted: on Ctrl-C or SIGTERM, after saving.
     NonFiniteError: training diverged.
   """
+  if config.task == 'sequence':
+    return sequence.run(config, workdir, stop_after)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check(config, mesh)
   pretrained.check(config)
@@ -114,12 +116,6 @@ def _train_models(
     return None
   with space.timed('prior'):
     return _train_prior(config, space, dataset, tokenizer, mesh, dvae)
-
-
-def say(text: str) -> None:
-  """Prints from the first process only."""
-  if jax.process_index() == 0:
-    print(text, flush=True)
 
 
 def _prepare_data(config: Config, space: Workspace) -> Dataset:

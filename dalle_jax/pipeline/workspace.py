@@ -15,6 +15,12 @@ _FREE_GROUPS = ('mesh', 'logging', 'sampling', 'evaluation')
 _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
 
 
+def say(text: str) -> None:
+  """Prints from the first process only."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
 class Workspace:
   """Paths of a run and its stopwatch.
 

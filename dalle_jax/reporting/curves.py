@@ -36,8 +36,10 @@ def read_metrics(path: Path) -> dict[str, Series]:
   return {name: _series(points) for name, points in found.items()}
 
 
-def curve_svg(series: Mapping[str, Series], title: str, y_label: str, log: bool = False) -> str:
-  """Curves over steps as an inline <svg>, the same text for the same data, in the colours of the page around it.
+def curve_svg(series: Mapping[str, Series], title: str, y_label: str, log: bool = False, x_label: str = 'step') -> str:
+  """Curves over steps, or something else, as an inline <svg> in the colours of the page around it.
+
+  The same data give the same text.
 
   A series of more than MAX_POINTS points is drawn as the means of equally many neighbours.
 
@@ -46,13 +48,14 @@ def curve_svg(series: Mapping[str, Series], title: str, y_label: str, log: bool 
     title: above the axes, and the drawing's name for screen readers.
     y_label: below the title, at the axis.
     log: logarithmic values; those not above 0 become gaps.
+    x_label: what is counted from left to right.
   """
   import matplotlib
 
   # Text stays text (small, selectable); the salt keeps ids equal between runs and different between drawings.
   settings = {'svg.hashsalt': title, 'svg.fonttype': 'none', 'font.size': 9.0, 'font.family': 'sans-serif'}
   with matplotlib.rc_context(settings):
-    return _inline(_draw(series, title, y_label, log), title)
+    return _inline(_draw(series, title, y_label, log, x_label), title)
 
 
 def has_data(series: Series) -> bool:
@@ -65,7 +68,7 @@ def _series(points: Mapping[int, float]) -> Series:
   return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
 
 
-def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool) -> str:
+def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool, x_label: str) -> str:
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=SIZE, layout='constrained')
@@ -78,7 +81,7 @@ def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool) -> 
     _log_scale(axes)
   if len(drawn) > 1:
     axes.legend(frameon=False, labelcolor=INK)
-  _style(axes, title, y_label)
+  _style(axes, title, y_label, x_label)
   buffer = io.StringIO()
   metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))  # None: left out
   figure.savefig(buffer, format='svg', transparent=True, metadata=metadata)
@@ -93,9 +96,9 @@ def _log_scale(axes) -> None:
     set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 100 rather than 10 with a raised 2
 
 
-def _style(axes, title: str, y_label: str) -> None:
+def _style(axes, title: str, y_label: str, x_label: str) -> None:
   axes.set_title(title, color=INK, loc='left', parse_math=False)
-  axes.set_xlabel('step', color=INK)
+  axes.set_xlabel(x_label, color=INK)
   axes.set_ylabel(y_label, color=INK, parse_math=False)
   axes.tick_params(which='both', colors=INK)
   axes.grid(color=GRID, linewidth=0.5)

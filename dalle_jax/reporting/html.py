@@ -61,6 +61,10 @@ STAGES = {
   'dvae': ('dVAE', (*_DVAE, *COMMON)),
   'prior': ('Prior', (_PRIOR_LOSS, *_PRIOR, *COMMON)),
   'joint': ('dVAE and prior together', (*_DVAE, *_PRIOR, *COMMON)),
+  'sequence': (
+    'Model',
+    (Curve('loss', 'nats per token', {'training': 'nats_per_token', 'evaluation': 'eval/nats_per_token'}), *COMMON),
+  ),
 }
 
 STYLE = """
@@ -87,6 +91,7 @@ figure { margin: 0 0 2rem; }
 figcaption { color: var(--muted); margin-bottom: .6rem; white-space: pre-line; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; border-radius: 4px; border: 1px solid var(--line); }
 svg { width: 100%; height: auto; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem; }
 summary { cursor: pointer; margin-bottom: 1rem; }
 """
 
@@ -100,6 +105,7 @@ def write_report(
   curves: Sequence[tuple[str, str]],
   pictures: Sequence[tuple[str, str, Image.Image]],
   notes: Sequence[str],
+  texts: Sequence[tuple[str, str]] = (),
 ) -> None:
   """Writes one HTML file that holds everything it shows, as a whole or not at all. All text is escaped.
 
@@ -111,12 +117,14 @@ def write_report(
     curves: (title, SVG element) as `curves.curve_svg` makes them: the SVG goes in as it is.
     pictures: (title, caption, picture).
     notes: paragraphs under the heading.
+    texts: (title, text), such as samples of a model of text.
   """
   parts = [
     f'<h1>{html.escape(title)}</h1>',
     *(f'<p>{html.escape(note)}</p>' for note in notes),
     *_section('Scores', _score_tables(summary), 'grid'),
     *_section('Pictures', [_figure(*picture) for picture in pictures]),
+    *_section('Texts', [_quotation(*text) for text in texts]),
     *_section('Training curves', [_drawing(*curve) for curve in curves], 'grid curves'),
     *_section('Configuration', _config_details(config)),
   ]
@@ -142,6 +150,17 @@ def run_curves(workdir: Path) -> list[tuple[str, str]]:
         title = f'{name}: {curve.title}'
         drawn.append((title, curves_lib.curve_svg(series, title, curve.y_label, curve.log)))
   return drawn
+
+
+def print_scores(workdir: Path, scores: Mapping[str, float], names: Sequence[str]) -> None:
+  """Prints scores, and where the files of those names are."""
+  width = max(len(name) for name in scores)
+  for name, value in scores.items():
+    print(f'{name:<{width}}  {value:.4g}')
+  print()
+  for name in names:
+    print(workdir / name)
+  print(flush=True)
 
 
 def format_number(value: float | None) -> str:
@@ -198,6 +217,10 @@ def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
 
 def _drawing(title: str, svg: str) -> str:
   return f'<figure aria-label="{html.escape(title)}">{svg}</figure>'
+
+
+def _quotation(title: str, text: str) -> str:
+  return f'<figure><h3>{html.escape(title)}</h3><pre>{html.escape(text)}</pre></figure>'
 
 
 def _figure(title: str, caption: str, picture: Image.Image) -> str:

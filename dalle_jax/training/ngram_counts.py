@@ -32,32 +32,39 @@ class _Level:
   suffix: np.ndarray  # [M] entry of the last k - 1 tokens in the level before
 
 
-def count(sequences: Iterable[np.ndarray], vocab_size: int, order: int) -> list[_Level]:
-  """Counts all k-grams, k <= order, in sequences [T_i] of ids, read once; order - 1 starts stand before each.
+def count(sequences: Iterable[np.ndarray], vocab_size: int, order: int, starts: bool = True) -> list[_Level]:
+  """Counts all k-grams, k <= order, in sequences [T_i] of ids, read once.
+
+  Args:
+    sequences: the corpus.
+    vocab_size: ids lie below.
+    order: length of the longest n-grams.
+    starts: whether order - 1 starts stand before each sequence, which the model sees at a sequence's beginning. Without
+      them it knows nothing of beginnings, as is right where sequences are cut from a text at any place.
 
   Raises:
     ValueError: an order out of range, a token that is no id, or no sequence at all.
   """
   if not 1 <= order <= MAX_ORDER:
     raise ValueError(f'The order is {order}; it must lie in 1 to {MAX_ORDER}.')
-  tokens, left = _joined(sequences, vocab_size, order)
+  tokens, left = _joined(sequences, vocab_size, order - 1 if starts else 0)
   entries = tokens.astype(np.int64)
   present = np.bincount(entries, minlength=vocab_size + 1)
   every = np.arange(vocab_size + 1)
   levels = [_Level(np.zeros_like(every), every, present, np.zeros_like(every))]
   for k in range(2, order + 1):
     whole = left >= k  # the k-gram that starts here ends within its sequence
-    starts = np.flatnonzero(whole)
-    keys = entries[starts] * (vocab_size + 1) + tokens[starts + k - 1]
+    begins = np.flatnonzero(whole)
+    keys = entries[begins] * (vocab_size + 1) + tokens[begins + k - 1]
     found, where, index, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-    suffix = entries[starts[where] + 1]
+    suffix = entries[begins[where] + 1]
     levels.append(_Level(found // (vocab_size + 1), found % (vocab_size + 1), counts, suffix))
     entries = np.full(len(tokens), -1, np.int64)
-    entries[starts] = index
+    entries[begins] = index
   return levels
 
 
-def _joined(sequences: Iterable[np.ndarray], vocab_size: int, order: int) -> tuple[np.ndarray, np.ndarray]:
+def _joined(sequences: Iterable[np.ndarray], vocab_size: int, num_starts: int) -> tuple[np.ndarray, np.ndarray]:
   """All sequences one after another, each with its starts, and for each token how many there are from it to its end."""
   dtype = np.uint16 if vocab_size < 2**16 else np.int32
   parts = [np.empty(0, dtype)]
@@ -66,7 +73,7 @@ def _joined(sequences: Iterable[np.ndarray], vocab_size: int, order: int) -> tup
     sequence = np.asarray(sequence)
     if sequence.size and not (0 <= sequence.min() and sequence.max() < vocab_size):
       raise ValueError(f'A sequence holds ids from {sequence.min()} to {sequence.max()}; there are {vocab_size}.')
-    parts.append(np.concatenate([np.full(order - 1, vocab_size, dtype), sequence.astype(dtype)]))
+    parts.append(np.concatenate([np.full(num_starts, vocab_size, dtype), sequence.astype(dtype)]))
     left.append(np.minimum(np.arange(len(parts[-1]), 0, -1), MAX_ORDER).astype(np.uint8))
   if len(parts) == 1:
     raise ValueError('There is no sequence to count n-grams in.')

@@ -1,0 +1,105 @@
+"""How well a sequence model predicts text: bits per token and per byte, and how far back it looks."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle_jax import sharding
+from dalle_jax.models.prior import token_nll
+from dalle_jax.models.sequence import SequenceModel
+
+Progress = Callable[[int, int], None]
+
+
+def nats(
+  model: SequenceModel, params: Any, rows: np.ndarray, mesh: Mesh, batch_size: int, progress: Progress | None = None
+) -> np.ndarray:
+  """-ln p of each token of sequences [N, T] given those before it in its row, float64 [N, T].
+
+  Args:
+    model: any sequence model over the rows' ids; T <= model.length.
+    params: its parameters, on the mesh.
+    rows: ids.
+    mesh: the rows are split over it.
+    batch_size: rows at a time, rounded up to what the devices divide.
+    progress: called with (rows done, N) after each batch.
+  """
+  divisor = sharding.batch_divisor(mesh)
+  size = -(-min(batch_size, len(rows)) // divisor) * divisor
+  run = jax.jit(functools.partial(_nats, model), out_shardings=sharding.replicated(mesh))
+  parts = []
+  for begin in range(0, len(rows), size):
+    part = rows[begin : begin + size].astype(np.int32)
+    filled = np.pad(part, ((0, size - len(part)), (0, 0)))
+    with sharding.use_mesh(mesh):
+      found = jax.device_get(run(params, sharding.from_whole(filled, mesh)))
+    parts.append(np.asarray(found, np.float64)[: len(part)])
+    if progress:
+      progress(min(begin + size, len(rows)), len(rows))
+  return np.concatenate(parts)
+
+
+def _nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Array:
+  return token_nll(model.logits(params, tokens), tokens)
+
+
+def summarize(found: np.ndarray, num_bytes: int) -> dict[str, float]:
+  """Figures of the nats [N, T] that cost `num_bytes` bytes of text; the standard error is over rows."""
+  rows = found.mean(axis=1) / math.log(2)
+  nats_per_token = float(found.mean())
+  return {
+    'bits_per_token': float(rows.mean()),
+    'bits_per_token_stderr': float(rows.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else 0.0,
+    'bits_per_byte': float(found.sum() / math.log(2) / num_bytes),
+    'perplexity': math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
+    'num_tokens': float(found.size),
+    'num_bytes': float(num_bytes),
+  }
+
+
+def context_lengths(length: int) -> list[int]:
+  """0, 1, 2, 3, 4, 6, 8, 12, ... below `length`, and length - 1."""
+  powers = [step for power in range(16) for step in (2**power, 3 * 2 ** (power - 1)) if step == int(step)]
+  return sorted({0, *(int(step) for step in powers if step < length - 1), length - 1})
+
+
+def by_context(
+  model: SequenceModel,
+  params: Any,
+  tokens: np.ndarray,
+  mesh: Mesh,
+  batch_size: int,
+  lengths: Sequence[int],
+  num_targets: int,
+  progress: Progress | None = None,
+) -> np.ndarray:
+  """Bits per token when only so many tokens before are given, [len(lengths)].
+
+  The same tokens are predicted for every length, at even distances in `tokens` [N]; what stands before the given ones
+  is cut off, so that the model sees the start of a sequence there.
+
+  Raises:
+    ValueError: there are fewer tokens than the longest context needs.
+  """
+  longest = max(lengths)
+  if len(tokens) <= longest:
+    raise ValueError(f'{len(tokens)} tokens are too few for a context of {longest}.')
+  targets = np.unique(np.linspace(longest, len(tokens) - 1, num_targets).astype(int))
+  bits = []
+  for i, length in enumerate(lengths):
+    rows = np.stack([tokens[target - length : target + 1] for target in targets])
+    bits.append(nats(model, params, rows, mesh, batch_size)[:, -1].mean() / math.log(2))
+    if progress:
+      progress(i + 1, len(lengths))
+  return np.asarray(bits)
+
+
+def num_values(params: Any) -> int:
+  """Numbers that a model keeps."""
+  return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,168 @@
+"""The job of `config.task='sequence'`: text, tokenizer, a model of it trained or counted, and its figures."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle_jax import bundle, sharding
+from dalle_jax.config import Config
+from dalle_jax.data import text, text_tokenizer
+from dalle_jax.data.pipeline import Batches
+from dalle_jax.data.text_tokenizer import TextTokenizer
+from dalle_jax.evaluation import text as evaluation
+from dalle_jax.models.sequence import SequenceModel
+from dalle_jax.pipeline.workspace import Workspace, say
+from dalle_jax.reporting import curves, html
+from dalle_jax.sampling.text import continue_text
+from dalle_jax.training import ngram_counts
+from dalle_jax.training.keys import stream_seed
+from dalle_jax.training.loop import train
+from dalle_jax.training.progress import Progress
+from dalle_jax.training.state import all_params
+from dalle_jax.training.tasks.sequence import SequenceTask
+
+Tokens = dict[str, np.ndarray]  # ids of each split
+
+
+def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, float]:
+  """Runs the stages and returns the scores (none if stopped before the report).
+
+  Raises:
+    ValueError: the configuration, the text or the work directory cannot be used.
+    Interrupted: on Ctrl-C or SIGTERM, after saving.
+    NonFiniteError: training diverged.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check(config, mesh)
+  space = Workspace(workdir, config)
+  with space.timed('data'):
+    data = config.data
+    corpus = text.read_corpus(data.path, data.validation_path, data.validation_fraction)
+  say('data: ' + ', '.join(f'{sum(map(len, texts)):,} bytes {split}' for split, texts in corpus.items()))
+  if stop_after == 'data':
+    return {}
+  with space.timed('tokenizer'):
+    tokenizer = _tokenizer(config, space, corpus)
+    tokens = {split: tokenizer.encode(b'\n'.join(texts)) for split, texts in corpus.items()}
+  counts = ', '.join(f'{len(ids):,} {split}' for split, ids in tokens.items())
+  say(f'tokenizer: {tokenizer.vocab_size} ids, {counts}')
+  for ids in tokens.values():
+    text.Windows(ids, config.model.length)  # refused before anything long begins
+  if stop_after == 'tokenizer':
+    return {}
+  task = SequenceTask(config, tokenizer.vocab_size)
+  fingerprint = text.fingerprint(corpus)
+  with space.timed('sequence'):
+    train_one = _count if config.model.kind == 'ngram' else _train
+    params = train_one(config, space, task, tokens, mesh, fingerprint)
+  bundle.save(space.model, config, tokenizer, {'model': params}, fingerprint)
+  if stop_after != 'report':
+    return {}
+  with space.timed('report'):
+    scores, series, samples = measure(config, task.model, tokenizer, params, tokens, mesh)
+  return _write(config, space, scores, series, samples)
+
+
+def _tokenizer(config: Config, space: Workspace, corpus: dict[str, list[bytes]]) -> TextTokenizer:
+  """Loads the run's tokenizer, or learns it from the training text; deterministic, so every host may."""
+  if config.tokenizer.kind == 'bytes' or space.tokenizer.exists():
+    return text_tokenizer.load(config.tokenizer.kind, space.tokenizer)
+  tokenizer = text_tokenizer.train_pieces(corpus['train'], config.tokenizer.vocab_size)
+  if jax.process_index() == 0:
+    partial = space.tokenizer.with_suffix('.partial')
+    tokenizer.save(partial)
+    partial.rename(space.tokenizer)
+  return tokenizer
+
+
+def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens, mesh: Mesh, fingerprint: str) -> Any:
+  """The averaged parameters after training by gradient."""
+  training, length = config.sequence_training, config.model.length
+  make = functools.partial(
+    Batches, batch_size=training.batch_size, process_index=jax.process_index(), process_count=jax.process_count(),
+    num_threads=config.data.num_threads, fingerprint=fingerprint,
+  )  # fmt: skip
+  seed = stream_seed(config.seed, task.name)
+  stream = make(text.Windows(tokens['train'], length), text.Crop(length, random=True), seed=seed)
+  held_out = text.Windows(tokens['validation'], length) if 'validation' in tokens else None
+
+  def evaluation() -> Iterator[dict]:
+    batches = make(held_out, text.Crop(length, random=False), seed=0, shuffle=False)
+    return itertools.islice(batches, min(training.eval_batches, -(-len(held_out) // training.batch_size)))
+
+  state = train(
+    task, training, mesh=mesh, seed=seed, workdir=space.path / task.name, batches=stream,
+    eval_batches=evaluation if held_out else None, logging=config.logging,
+  )  # fmt: skip
+  return all_params(state, ema=True)['model']
+
+
+def _count(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens, mesh: Mesh, fingerprint: str) -> Any:
+  """The table of n-grams of the training text, replicated over the mesh; counting is so fast that nothing is kept."""
+  del space, fingerprint
+  model = config.model
+  levels = ngram_counts.count([tokens['train']], task.vocab_size, model.order, starts=False)
+  table = ngram_counts.estimate(levels, smoothing=model.smoothing, discount=model.discount, add_k=model.add_k)
+  sizes = ', '.join(f'{len(level["token"]):,} of order {k}' for k, level in enumerate(table, start=1))
+  say(f'n-grams: {sizes}')
+  return jax.device_put(table, sharding.replicated(mesh))
+
+
+def measure(
+  config: Config, model: SequenceModel, tokenizer: TextTokenizer, params: Any, tokens: Tokens, mesh: Mesh
+) -> tuple[dict[str, float], curves.Series, list[str]]:
+  """Scores, bits per token by the length of context given, and samples of text."""
+  settings = config.evaluation
+  split = 'validation' if 'validation' in tokens else 'train'
+  count = min(settings.num_tokens, len(tokens[split])) // model.length * model.length
+  ids = tokens[split][:count]
+  shown = jax.process_index() == 0
+  with Progress('measuring', count // model.length, 'sequence', enabled=shown) as progress:
+    rows = ids.reshape(-1, model.length)
+    found = evaluation.nats(model, params, rows, mesh, settings.batch_size, progress.update_of)
+  num_bytes = int(tokenizer.lengths(ids).sum())
+  scores = {f'{split}/{name}': value for name, value in evaluation.summarize(found, num_bytes).items()}
+  lengths = evaluation.context_lengths(model.length)
+  with Progress('context', len(lengths), 'length', enabled=shown) as progress:
+    bits = evaluation.by_context(
+      model, params, tokens[split], mesh, settings.batch_size, lengths, settings.num_context_targets, progress.update_of
+    )
+  scores |= {f'context/{length}': float(value) for length, value in zip(lengths, bits, strict=True)}
+  scores['model/num_values'] = float(evaluation.num_values(params))
+  sampling = config.sampling
+  drawn = continue_text(
+    model, params, [np.empty(0, np.int32)], settings.num_text_samples, mesh, seed=stream_seed(config.seed, 'samples'),
+    temperature=sampling.temperature, top_k=sampling.top_k, batch_size=sampling.batch_size,
+  )  # fmt: skip
+  samples = [tokenizer.decode(ids).decode('utf-8', 'replace') for ids in drawn[0]]
+  return scores, (np.asarray(lengths), bits), samples
+
+
+def _write(
+  config: Config, space: Workspace, scores: dict[str, float], series: curves.Series, samples: list[str]
+) -> dict[str, float]:
+  """Writes scores.json, samples.txt and report.html, prints where they are, and returns all scores."""
+  scores = scores | space.seconds()
+  if jax.process_index() != 0:
+    return scores
+  space.write('scores.json', scores)
+  (space.path / 'samples.txt').write_text('\n\n----\n\n'.join(samples) + '\n', encoding='utf-8')
+  title = 'Bits per token by the number of tokens given'
+  drawing = curves.curve_svg({'held out': series}, title, 'bits per token', x_label='tokens given')
+  html.write_report(
+    space.path / 'report.html',
+    title=f'dalle_jax: {space.path.name}',
+    summary=scores,
+    config=config.to_dict(),
+    curves=[(title, drawing), *html.run_curves(space.path)],
+    pictures=[],
+    texts=[(f'Sample {i}', sample) for i, sample in enumerate(samples)],
+    notes=[f'A {config.model.kind} of text. Samples: temperature {config.sampling.temperature:g}, none picked.'],
+  )
+  html.print_scores(space.path, scores, ['samples.txt', 'scores.json', 'report.html', 'model'])
+  return scores

@@ -1,0 +1,69 @@
+import pickle
+from pydoc_data import topics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dalle_jax.data import text_tokenizer
+from dalle_jax.data.text_tokenizer import ByteTokenizer, PieceTokenizer, train_pieces
+
+TEXT = topics.topics['for'].encode() * 3
+PIECES = train_pieces([TEXT], 400)
+TOKENIZERS = pytest.mark.parametrize('tokenizer', [ByteTokenizer(), PIECES], ids=['bytes', 'pieces'])
+AWKWARD = [
+  b'', b'\0', b'a\0b', b'\xff\xfe\x80', b'  two  spaces ', b'\r\n\t\n', '\u2581 \u2581'.encode(), b'<unk><0x41>',
+  'naïve 你好 🐶 e\u0301 \u200d \ufeff'.encode(), '\ud800'.encode('utf-8', 'surrogatepass'), bytes(range(256)),
+]  # fmt: skip
+
+
+@TOKENIZERS
+@pytest.mark.parametrize('text', AWKWARD, ids=repr)
+def test_awkward_text_comes_back(tokenizer, text):
+  ids = tokenizer.encode(text)
+  assert ids.dtype == np.int32 and tokenizer.decode(ids) == text
+  assert tokenizer.lengths(ids).sum() == len(text)
+
+
+@TOKENIZERS
+@settings(max_examples=150, deadline=None)
+@given(text=st.one_of(st.binary(), st.text().map(lambda s: s.encode('utf-8', 'surrogatepass'))))
+def test_any_bytes_come_back(tokenizer, text):
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_pieces_are_fewer_than_bytes_and_the_same_each_time():
+  assert len(PIECES.encode(TEXT)) < 0.6 * len(TEXT)
+  assert 256 < PIECES.vocab_size <= 400
+  again = train_pieces([TEXT], 400)
+  assert again.pieces_hash == PIECES.pieces_hash
+
+
+def test_it_is_saved_loaded_and_pickled(tmp_path):
+  PIECES.save(tmp_path / 'tokenizer.model')
+  loaded = text_tokenizer.load('pieces', tmp_path / 'tokenizer.model')
+  for copy in (loaded, pickle.loads(pickle.dumps(PIECES))):
+    np.testing.assert_array_equal(copy.encode(TEXT), PIECES.encode(TEXT))
+
+
+@TOKENIZERS
+def test_ids_that_are_none_are_refused(tokenizer):
+  with pytest.raises(ValueError, match='must lie in'):
+    tokenizer.decode([tokenizer.vocab_size])
+
+
+def test_what_is_no_such_tokenizer_is_refused(tmp_path):
+  from dalle_jax.data.tokenizer import train_tokenizer
+
+  captions = tmp_path / 'captions.model'
+  train_tokenizer(['a red circle', 'a blue square'], 300).save(captions)
+  for content in (captions.read_bytes(), b'', b'nonsense'):
+    (tmp_path / 'file').write_bytes(content)
+    with pytest.raises(ValueError, match='Cannot load the tokenizer'):
+      text_tokenizer.load('pieces', tmp_path / 'file')
+  with pytest.raises(ValueError, match='there is none'):
+    train_pieces([b'', b'\n'], 300)
+  with pytest.raises(ValueError, match='vocab_size=260'):
+    train_pieces(['αβγδεζηθικλμνξοπρστυφχψω'.encode()], 260)
+  assert isinstance(PIECES, PieceTokenizer)
