@@ -1,4 +1,4 @@
-"""Draws images for prompts with a trained model.
+"""Draws images for prompts with a trained model, or continues texts with a model of text.
 
 python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a large red circle above a small blue square"
 """
@@ -10,7 +10,7 @@ from dalle_jax import flags as doors
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, as training writes it (WORKDIR/model).')
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; repeat the flag for more prompts.')
 _PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt a line.')
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 8, 'Images of each prompt.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 8, 'Images, or texts, of each prompt.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise; the same seed draws the same images.')
 _OUT = flags.DEFINE_string('out', 'samples', 'Directory for the pictures.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "Images drawn at a time; by default the model's own.")
@@ -22,8 +22,11 @@ flags.mark_flag_as_required('model')
 
 def main(argv: list[str]) -> int:
   del argv
+  from dalle_jax import bundle
   from dalle_jax.pipeline import draw
 
+  if bundle.holds_text(_MODEL.value):
+    return _write()
   prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value)
   doors.start_jax(distributed=False)
   files = draw.draw(
@@ -38,6 +41,26 @@ def main(argv: list[str]) -> int:
     truncate=_TRUNCATE.value,
   )
   print(f'{len(files) - 1} image(s) in {_OUT.value}; all on one sheet: {files[-1]}')
+  return 0
+
+
+def _write() -> int:
+  """Prints texts that begin with the prompts; with none, texts from nothing."""
+  from dalle_jax.pipeline import draw, write
+
+  given = bool(_PROMPT.value or _PROMPTS_FILE.value)
+  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given else ['']
+  doors.start_jax(distributed=False)
+  texts = write.write(
+    _MODEL.value,
+    prompts,
+    num_texts=_NUM_IMAGES.value,
+    seed=_SEED.value,
+    batch_size=_BATCH_SIZE.value,
+    temperature=_TEMPERATURE.value,
+    top_k=_TOP_K.value,
+  )
+  write.show(prompts, texts)
   return 0
 
 

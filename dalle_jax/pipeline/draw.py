@@ -9,7 +9,8 @@ import numpy as np
 from absl import logging
 
 from dalle_jax import bundle, sharding
-from dalle_jax.config import MeshConfig, SamplingConfig
+from dalle_jax.config import MeshConfig
+from dalle_jax.pipeline.settings import check_sampling, sampling_settings
 from dalle_jax.reporting import sheets
 from dalle_jax.sampling.generate import Sampler, encode_prompts
 from dalle_jax.training.progress import Progress
@@ -68,15 +69,12 @@ def draw(
   Raises:
     ValueError: the model, a prompt or a setting cannot be used.
   """
-  if num_images < 1:
-    raise ValueError(f'--num_images is {num_images}; it must be at least 1.')
-  if not 0 <= seed < 2**31:
-    raise ValueError(f'--seed is {seed}; it must lie in [0, 2^31).')
+  check_sampling(num_images, seed, batch_size, temperature, top_k)
   bundle.check(Path(model))
   directory = _make_directory(out)
   mesh = sharding.make_mesh(mesh_config or MeshConfig())
   loaded = bundle.load(Path(model), mesh)
-  settings = _settings(loaded.config.sampling, batch_size, temperature, top_k, len(prompts) * num_images)
+  settings = sampling_settings(loaded.config.sampling, len(prompts) * num_images, batch_size, temperature, top_k)
   text = encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate)
   _warn_of_cuts(loaded, prompts)
   sampler = Sampler(loaded.prior, loaded.dvae, mesh, settings)
@@ -99,23 +97,6 @@ def _warn_of_cuts(loaded: bundle.Bundle, prompts: Sequence[str]) -> None:
     if len(ids) > length:
       kept = loaded.tokenizer.decode(ids[:length])
       logging.warning('A prompt of %d tokens is cut to %d and reads %r now.', len(ids), length, kept)
-
-
-def _settings(
-  own: SamplingConfig, batch_size: int | None, temperature: float | None, top_k: int | None, num_images: int
-) -> SamplingConfig:
-  """The model's sampling settings with what the command line says instead."""
-  if batch_size is not None and batch_size < 1:
-    raise ValueError(f'--batch_size is {batch_size}; it must be at least 1.')
-  if temperature is not None and temperature < 0:
-    raise ValueError(f'--temperature is {temperature}; it must be 0 or more.')
-  if top_k is not None and top_k < 0:
-    raise ValueError(f'--top_k is {top_k}; it must be 0 (all tokens) or more.')
-  return SamplingConfig(
-    temperature=own.temperature if temperature is None else temperature,
-    top_k=own.top_k if top_k is None else top_k,
-    batch_size=min(own.batch_size if batch_size is None else batch_size, num_images),
-  )
 
 
 def _make_directory(out: str) -> Path:
