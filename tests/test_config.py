@@ -103,6 +103,8 @@ BAD_VALUES = {
   'data.position_jitter': 2,
   'data.validation_fraction': 1.5,
   'data.two_object_fraction': -0.1,
+  'data.validation_path': 'held_out.txt',
+  'tokenizer.kind': 'words',
   'tokenizer.vocab_size': 269,
   'tokenizer.text_length': 1,
   'tokenizer.bpe_dropout': 1.5,
@@ -144,6 +146,23 @@ BAD_VALUES = {
   'prior.caption_drop': 1.5,
   'prior.dtype': 'int8',
   'prior.text_loss_weight': -0.5,
+  'model.kind': 'gru',
+  'model.length': 1,
+  'model.order': 9,
+  'model.smoothing': 'good_turing',
+  'model.discount': 1.0,
+  'model.add_k': 0.0,
+  'model.hidden_size': 0,
+  'model.num_layers': 0,
+  'model.num_heads': 0,
+  'model.embed_dim': -1,
+  'model.mlp_ratio': 0,
+  'model.init': 'zeros',
+  'model.remat': 'some',
+  'model.position': 'sinusoidal',
+  'model.norm': 'batchnorm',
+  'model.mlp': 'relu',
+  'model.dtype': 'int8',
   'mesh.data': 0,
   'mesh.fsdp': -2,
   'mesh.tensor': 0,
@@ -155,9 +174,12 @@ BAD_VALUES = {
   'evaluation.sheet_prompts': 0,
   'evaluation.images_per_prompt': 0,
   'evaluation.batch_size': -4,
+  'evaluation.num_tokens': 0,
+  'evaluation.num_context_targets': 0,
+  'evaluation.num_text_samples': 0,
 } | {
   f'{stage}_training.{key}': value
-  for stage in ('dvae', 'prior', 'joint')
+  for stage in ('dvae', 'prior', 'joint', 'sequence')
   for key, value in {
     'num_steps': 0,
     'batch_size': 0,
@@ -206,7 +228,8 @@ def test_every_number_and_choice_is_checked():
   free = {
     'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key',
     'data.group_separator', 'dvae.min_log_scale', 'dvae.straight_through', 'prior.qk_norm',
-    'prior.sandwich_norm', 'prior.image_loss_weight', 'logging.tensorboard', 'logging.wandb_project',
+    'prior.sandwich_norm', 'prior.image_loss_weight', 'model.qk_norm', 'model.sandwich_norm',
+    'logging.tensorboard', 'logging.wandb_project',
   }  # fmt: skip
   keys = set()
   for name, value in Config().to_dict().items():
@@ -300,3 +323,21 @@ def test_variants():
   assert tiny.prior_training.num_steps < 50
   with pytest.raises(ValueError, match="'tiny'; given 'huge'"):
     apply_variant(base_config(), 'huge')
+
+
+TEXT = {'task': 'sequence', 'data': {'source': 'text'}, 'tokenizer': {'kind': 'bytes'}}
+
+
+def test_models_of_text_need_text_and_its_tokenizer():
+  assert Config.from_dict(TEXT).training_groups == ('sequence_training',)
+  for changes, message in [
+    ({'task': 'all'}, r"config\.task is 'all' and config\.data\.source 'text'"),
+    ({'data': {'source': 'captioned_shapes'}}, "config.data.source 'captioned_shapes'; 'sequence' reads 'text'"),
+    ({'tokenizer': {'kind': 'captions'}}, r"config\.tokenizer\.kind is 'captions'.*takes 'bytes' or 'pieces'"),
+    ({'model': {'kind': 'neural_ngram', 'order': 1}}, r'config\.model\.order is 1; it must lie in 2 to 8'),
+    ({'model': {'embed_dim': 10, 'num_heads': 4}}, r'config\.model\.embed_dim 10 is not divisible by'),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      Config.from_dict(TEXT | changes)
+  with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'bytes'; config\.task 'all' takes 'captions'"):
+    Config.from_dict({'tokenizer': {'kind': 'bytes'}})

@@ -157,7 +157,7 @@ def train_pieces(texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(lines), model_writer=model, model_type='bpe', vocab_size=vocab_size,
       hard_vocab_limit=False, normalization_rule_name='identity', byte_fallback=True, add_dummy_prefix=False,
-      remove_extra_whitespaces=False, character_coverage=1.0, max_sentence_length=8 * _LINE,
+      remove_extra_whitespaces=False, character_coverage=0.9995, max_sentence_length=8 * _LINE,
       unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, num_threads=1, minloglevel=2,
     )  # fmt: skip
   except RuntimeError as error:

@@ -138,6 +138,11 @@ def test_configuration_is_folded_and_complete(tmp_path):
   assert 'captioned_shapes' in page.text('td')
 
 
+def test_texts_are_shown_as_they_are(tmp_path):
+  page = write(tmp_path / 'report.html', texts=[('Sample 0', 'a <b>\n  c')])
+  assert page.text('pre') == ['a <b>\n  c'] and 'Sample 0' in page.text('h3')
+
+
 def test_empty_parts_have_no_heading(tmp_path):
   page = write(tmp_path / 'report.html', summary={}, config={}, curves=[], pictures=[], notes=[])
   assert page.text('h2') == [] and page.text('h1') == ['A run']

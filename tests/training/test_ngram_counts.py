@@ -125,6 +125,17 @@ def test_sequences_do_not_run_into_each_other():
   assert pairs == {(4, 0), (0, 1), (4, 2), (2, 3)}
 
 
+def test_without_starts_nothing_is_known_of_beginnings():
+  corpus = [np.array([0, 1, 1, 0, 1])]
+  levels = ngram_counts.count(corpus, 2, 3, starts=False)
+  assert (levels[1].parent < 2).all() and (levels[2].parent < len(levels[1].token)).all()
+  assert levels[1].count.sum() == 4 and levels[2].count.sum() == 3
+  table = jax.tree.map(jnp.asarray, ngram_counts.estimate(levels, discount=0.5))
+  logits = Ngram(2, 4, 3).logits(table, jnp.asarray([[0, 1, 0, 1]]))
+  np.testing.assert_allclose(logits[0, 0], table[0]['log_prob'][:2], rtol=1e-6)  # as if there were no context
+  np.testing.assert_allclose(np.exp(logits).sum(-1), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
