@@ -199,14 +199,6 @@ def _check_parts(path: Path, info: dict[str, Any], needs: tuple[str, ...], flag:
     )
 
 
-def holds_text(path: str | Path) -> bool:
-  """Whether a bundle, as far as it can be read, holds a model of text."""
-  try:
-    return 'model' in json.loads((Path(path) / 'bundle.json').read_text())['parts']
-  except (OSError, ValueError, KeyError, TypeError):
-    return False
-
-
 def read_config(path: Path) -> Config:
   """The configuration of a bundle.
 

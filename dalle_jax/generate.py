@@ -22,10 +22,9 @@ flags.mark_flag_as_required('model')
 
 def main(argv: list[str]) -> int:
   del argv
-  from dalle_jax import bundle
-  from dalle_jax.pipeline import draw
+  from dalle_jax.pipeline import draw, write
 
-  if bundle.holds_text(_MODEL.value):
+  if write.holds_text(_MODEL.value):
     return _write()
   prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value)
   doors.start_jax(distributed=False)

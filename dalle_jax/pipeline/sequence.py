@@ -15,7 +15,6 @@ from dalle_jax.data import text, text_tokenizer
 from dalle_jax.data.pipeline import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.evaluation import text as evaluation
-from dalle_jax.models.sequence import SequenceModel
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.reporting import curves, html
 from dalle_jax.sampling.text import continue_text
@@ -64,7 +63,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   if stop_after != 'report':
     return {}
   with space.timed('report'):
-    scores, series, samples = measure(config, task.model, tokenizer, params, tokens, mesh)
+    scores, series, samples = measure(config, task, tokenizer, params, tokens, mesh)
   return _write(config, space, scores, series, samples)
 
 
@@ -114,10 +113,10 @@ def _count(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens,
 
 
 def measure(
-  config: Config, model: SequenceModel, tokenizer: TextTokenizer, params: Any, tokens: Tokens, mesh: Mesh
+  config: Config, task: SequenceTask, tokenizer: TextTokenizer, params: Any, tokens: Tokens, mesh: Mesh
 ) -> tuple[dict[str, float], curves.Series, list[str]]:
   """Scores, bits per token by the length of context given, and samples of text."""
-  settings = config.evaluation
+  settings, model = config.evaluation, task.model
   split = 'validation' if 'validation' in tokens else 'train'
   count = min(settings.num_tokens, len(tokens[split])) // model.length * model.length
   ids = tokens[split][:count]

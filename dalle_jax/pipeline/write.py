@@ -9,6 +9,14 @@ from dalle_jax.pipeline.settings import check_sampling, sampling_settings
 from dalle_jax.sampling.text import continue_text
 
 
+def holds_text(model: str) -> bool:
+  """Whether a directory holds a model of text; not so where it holds none at all."""
+  try:
+    return 'model' in bundle.check(Path(model), needs=()).get('parts', [])
+  except ValueError:
+    return False
+
+
 def write(
   model: str,
   prompts: Sequence[str],
