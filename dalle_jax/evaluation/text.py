@@ -30,9 +30,16 @@ def nats(
     batch_size: rows at a time, rounded up to what the devices divide.
     progress: called with (rows done, N) after each batch.
   """
+  return _in_batches(functools.partial(_nats, model), params, rows, mesh, batch_size, progress)
+
+
+def _in_batches(
+  run: Callable[..., jax.Array], params: Any, rows: np.ndarray, mesh: Mesh, batch_size: int, progress: Progress | None
+) -> np.ndarray:
+  """`run(params, rows)` over the rows in batches of one shape, float64."""
   divisor = sharding.batch_divisor(mesh)
   size = -(-min(batch_size, len(rows)) // divisor) * divisor
-  run = jax.jit(functools.partial(_nats, model), out_shardings=sharding.replicated(mesh))
+  run = jax.jit(run, out_shardings=sharding.replicated(mesh))
   parts = []
   for begin in range(0, len(rows), size):
     part = rows[begin : begin + size].astype(np.int32)
@@ -47,6 +54,12 @@ def nats(
 
 def _nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Array:
   return token_nll(model.logits(params, tokens), tokens)
+
+
+def _last_nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Array:
+  """-ln p of the last of tokens [B, T] given the others: [B]."""
+  _, logits = model.prefill(model.decode_params(params), tokens[:, :-1])
+  return token_nll(logits, tokens[:, -1])
 
 
 def summarize(found: np.ndarray, num_bytes: int) -> dict[str, float]:
@@ -94,7 +107,8 @@ def by_context(
   bits = []
   for i, length in enumerate(lengths):
     rows = np.stack([tokens[target - length : target + 1] for target in targets])
-    bits.append(nats(model, params, rows, mesh, batch_size)[:, -1].mean() / math.log(2))
+    found = _in_batches(functools.partial(_last_nats, model), params, rows, mesh, batch_size, None)
+    bits.append(found.mean() / math.log(2))
     if progress:
       progress(i + 1, len(lengths))
   return np.asarray(bits)
