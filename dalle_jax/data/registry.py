@@ -118,6 +118,11 @@ def _tfds_splits(config: DataConfig) -> dict[str, str]:
   return {'train': f'train[:{num_train}]', 'validation': f'train[{num_train}:]'}
 
 
+def _text(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+  del config, data_dir, progress
+  raise ValueError("Text (config.data.source='text') holds no pictures; it is for config.task=sequence.")
+
+
 def _fingerprint(kind: str, contents: dict[str, Any]) -> str:
   return _hash({'kind': kind, **contents})
 
@@ -130,4 +135,5 @@ SOURCES: dict[str, Callable[[DataConfig, Path, Progress | None], Dataset]] = {
   'captioned_shapes': _captioned_shapes,
   'folder': _folder,
   'tfds': _tfds,
+  'text': _text,  # `data.text` reads it
 }
