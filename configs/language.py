@@ -10,6 +10,8 @@
 - `transformer` (the default): four layers, rotary positions.
 - `tiny` after a comma (`lstm,tiny`): smaller, and a minute of two CPU cores.
 
+`tools/plot_context.py --run=runs/lstm --run=runs/transformer` shows how far back each looks.
+
 Without --config.data.path they learn the texts of Python's own help, 0.46 MB. `--config.tokenizer.kind=bytes` predicts
 bytes in place of pieces. Bits per token compare models of one tokenizer, bits per byte all of them.
 """

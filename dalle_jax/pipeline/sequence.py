@@ -151,14 +151,12 @@ def _write(
     return scores
   space.write('scores.json', scores)
   (space.path / 'samples.txt').write_text('\n\n----\n\n'.join(samples) + '\n', encoding='utf-8')
-  title = 'Bits per token by the number of tokens given'
-  drawing = curves.curve_svg({'held out': series}, title, 'bits per token', x_label='tokens given')
   html.write_report(
     space.path / 'report.html',
     title=f'dalle_jax: {space.path.name}',
     summary=scores,
     config=config.to_dict(),
-    curves=[(title, drawing), *html.run_curves(space.path)],
+    curves=[(curves.CONTEXT_TITLE, curves.context_svg({'held out': series})), *html.run_curves(space.path)],
     pictures=[],
     texts=[(f'Sample {i}', sample) for i, sample in enumerate(samples)],
     notes=[f'A {config.model.kind} of text. Samples: temperature {config.sampling.temperature:g}, none picked.'],

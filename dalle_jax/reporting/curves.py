@@ -3,8 +3,9 @@
 import html
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dalle_jax.training import metrics
 Series = tuple[np.ndarray, np.ndarray]  # steps int64 [N] and values float64 [N]
 
 SIZE = (5.5, 3.0)  # inches
+CONTEXT_TITLE = 'How far back the model looks'
 MAX_POINTS = 400  # drawn of one series: about one for each pixel
 MAX_MARKERS = 40  # points of a series up to which each gets a dot
 # Legible on white and on near-black.
@@ -36,7 +38,14 @@ def read_metrics(path: Path) -> dict[str, Series]:
   return {name: _series(points) for name, points in found.items()}
 
 
-def curve_svg(series: Mapping[str, Series], title: str, y_label: str, log: bool = False, x_label: str = 'step') -> str:
+def curve_svg(
+  series: Mapping[str, Series],
+  title: str,
+  y_label: str,
+  log: bool = False,
+  x_label: str = 'step',
+  log_x: bool = False,
+) -> str:
   """Curves over steps, or something else, as an inline <svg> in the colours of the page around it.
 
   The same data give the same text.
@@ -49,13 +58,24 @@ def curve_svg(series: Mapping[str, Series], title: str, y_label: str, log: bool 
     y_label: below the title, at the axis.
     log: logarithmic values; those not above 0 become gaps.
     x_label: what is counted from left to right.
+    log_x: logarithmic in that too.
   """
   import matplotlib
 
   # Text stays text (small, selectable); the salt keeps ids equal between runs and different between drawings.
   settings = {'svg.hashsalt': title, 'svg.fonttype': 'none', 'font.size': 9.0, 'font.family': 'sans-serif'}
   with matplotlib.rc_context(settings):
-    return _inline(_draw(series, title, y_label, log, x_label), title)
+    return _inline(_draw(series, title, y_label, log, x_label, log_x), title)
+
+
+def context_svg(series: Mapping[str, Series]) -> str:
+  """Bits per token over the number of tokens given, as `evaluation.text.by_context` measures them.
+
+  Args:
+    series: label -> (tokens given [N], bits per token [N]). On a logarithmic axis no token given stands at a half.
+  """
+  placed = {label: (np.maximum(lengths, 0.5), bits) for label, (lengths, bits) in series.items()}
+  return curve_svg(placed, CONTEXT_TITLE, 'bits per token', x_label='tokens given', log_x=True)
 
 
 def has_data(series: Series) -> bool:
@@ -68,7 +88,7 @@ def _series(points: Mapping[int, float]) -> Series:
   return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
 
 
-def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool, x_label: str) -> str:
+def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool, x_label: str, log_x: bool) -> str:
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=SIZE, layout='constrained')
@@ -78,7 +98,9 @@ def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool, x_l
     marker = '.' if len(steps) <= MAX_MARKERS else None
     axes.plot(steps, np.where(values > 0, values, np.nan) if log else values, label=label, color=colour, marker=marker)
   if log and drawn:
-    _log_scale(axes)
+    _log_scale(axes.set_yscale, axes.yaxis)
+  if log_x and drawn:
+    _log_scale(axes.set_xscale, axes.xaxis)
   if len(drawn) > 1:
     axes.legend(frameon=False, labelcolor=INK)
   _style(axes, title, y_label, x_label)
@@ -88,11 +110,11 @@ def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool, x_l
   return buffer.getvalue()
 
 
-def _log_scale(axes) -> None:
+def _log_scale(set_scale: Callable[[str], None], axis: Any) -> None:
   from matplotlib.ticker import LogFormatter
 
-  axes.set_yscale('log')
-  for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+  set_scale('log')
+  for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
     set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 100 rather than 10 with a raised 2
 
 

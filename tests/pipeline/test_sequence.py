@@ -44,7 +44,7 @@ def test_scores_samples_and_a_report_are_written(runs, kind):
   assert names <= set(scores) and scores['validation/num_tokens'] == 320
   assert 0 < scores['validation/bits_per_byte'] < scores['validation/bits_per_token'] < 9
   assert (workdir / 'samples.txt').read_text().count('----') >= 1
-  assert 'Bits per token by the number of tokens given' in (workdir / 'report.html').read_text()
+  assert 'How far back the model looks' in (workdir / 'report.html').read_text()
 
 
 @pytest.mark.parametrize('kind', ['ngram', 'lstm'])
