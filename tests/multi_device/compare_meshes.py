@@ -15,6 +15,7 @@ from flax import traverse_util
 
 from dalle_jax import sharding
 from dalle_jax.config import Config, SamplingConfig, TrainingConfig
+from dalle_jax.config.models import SEQUENCE_KINDS
 from dalle_jax.factory import make_dvae, make_prior
 from dalle_jax.models import sparse_attention
 from dalle_jax.models.attention import Pattern
@@ -25,6 +26,7 @@ from dalle_jax.training.step import make_train_step
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.joint import JointTask
 from dalle_jax.training.tasks.prior import PriorTask
+from dalle_jax.training.tasks.sequence import SequenceTask
 
 NUM_STEPS, BATCH_SIZE, TEXT_VOCAB_SIZE = 3, 16, 24
 CONFIG = Config.from_dict({
@@ -36,6 +38,21 @@ CONFIG = Config.from_dict({
   },
   'prior': {'num_layers': 2, 'num_heads': 8, 'embed_dim': 32, 'attention_pattern': ('row', 'column')},
 })  # fmt: skip
+TEXT = Config.from_dict(
+  {
+    'task': 'sequence',
+    'data': {'source': 'text'},
+    'tokenizer': {'kind': 'bytes'},
+    'model': {'length': 8, 'num_layers': 2, 'num_heads': 8, 'embed_dim': 32, 'hidden_size': 16, 'position': 'rotary'},
+  }
+)
+
+
+def sequence_task(kind: str) -> SequenceTask:
+  model = dataclasses.replace(TEXT.model, kind=kind)
+  return SequenceTask(dataclasses.replace(TEXT, model=model), TEXT_VOCAB_SIZE)
+
+
 # A large epsilon keeps Adam from blowing rounding errors of vanishing gradients up to whole steps.
 TRAINING = {'batch_size': BATCH_SIZE, 'learning_rate': 0.03, 'schedule': 'constant', 'warmup_steps': 0, 'eps': 1e-2}
 STAGES = {
@@ -43,6 +60,7 @@ STAGES = {
   'prior': (PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING, accumulation_steps=2, optimizer='muon')),
   'vq': (DvaeTask(dataclasses.replace(CONFIG.dvae, bottleneck='vq'), 8), TrainingConfig(**TRAINING)),
   'joint': (JointTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING)),
+  **{kind: (sequence_task(kind), TrainingConfig(**TRAINING)) for kind in SEQUENCE_KINDS if kind != 'ngram'},
 }
 ALWAYS = ('dvae', 'prior')
 ALL_AXES = '2x2x2'  # the mesh on which the others are compared too: they share their parts with these
@@ -57,7 +75,8 @@ def batches():
   for step in range(NUM_STEPS):
     rng = np.random.default_rng([0, step])
     image = rng.integers(0, 256, (BATCH_SIZE, 8, 8, 3), np.uint8)
-    yield {'image': image, 'text': rng.integers(0, TEXT_VOCAB_SIZE, (BATCH_SIZE, 3)).astype(np.int32)}
+    text = rng.integers(0, TEXT_VOCAB_SIZE, (BATCH_SIZE, 11)).astype(np.int32)
+    yield {'image': image, 'text': text[:, :3], 'tokens': text[:, 3:]}
 
 
 def initial(task) -> dict:
