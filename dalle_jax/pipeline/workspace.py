@@ -54,7 +54,7 @@ class Workspace:
   def _check_config(self, config: Config) -> None:
     new = json.loads(json.dumps(config.to_dict()))
     old = self._read('config.json')
-    if old:
+    if old and not self._is_bare():
       lines = difference(_fixed(old), _fixed(new))
       if lines:
         raise ValueError(
@@ -67,6 +67,10 @@ class Workspace:
         self.write('config.json', new)
       except OSError as error:
         raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
+
+  def _is_bare(self) -> bool:
+    """Whether nothing has been made here yet: a first start was refused, perhaps for a mistyped path."""
+    return {file.name for file in self.path.iterdir()} <= {'config.json', 'seconds.json'}
 
   def _read(self, name: str) -> dict:
     file = self.path / name

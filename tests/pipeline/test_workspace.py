@@ -20,6 +20,7 @@ def test_the_directory_keeps_the_configuration(tmp_path):
 
 def test_another_configuration_is_refused_with_every_difference(tmp_path):
   Workspace(str(tmp_path), _config(seed=3))
+  (tmp_path / 'data').mkdir()
   with pytest.raises(ValueError) as error:
     Workspace(str(tmp_path), _config(seed=4, prior={'num_layers': 2}, data={'image_size': 64}))
   lines = str(error.value).splitlines()
@@ -30,6 +31,13 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path):
     'config.seed: 3 -> 4',
   ]
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 3
+
+
+def test_a_directory_in_which_nothing_was_made_takes_another_configuration(tmp_path):
+  with Workspace(str(tmp_path), _config(seed=3)).timed('data'):
+    pass
+  Workspace(str(tmp_path), _config(seed=4))
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 4
 
 
 @pytest.mark.parametrize(
