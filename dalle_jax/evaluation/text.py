@@ -66,9 +66,12 @@ def summarize(found: np.ndarray, num_bytes: int) -> dict[str, float]:
   """Figures of the nats [N, T] that cost `num_bytes` bytes of text; the standard error is over rows."""
   rows = found.mean(axis=1) / math.log(2)
   nats_per_token = float(found.mean())
+  stderr = 0.0 if len(rows) < 2 else math.inf  # of a model that holds for impossible what occurred
+  if len(rows) > 1 and np.isfinite(rows).all():
+    stderr = float(rows.std(ddof=1) / math.sqrt(len(rows)))
   return {
     'bits_per_token': float(rows.mean()),
-    'bits_per_token_stderr': float(rows.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else 0.0,
+    'bits_per_token_stderr': stderr,
     'bits_per_byte': float(found.sum() / math.log(2) / num_bytes),
     'perplexity': math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
     'num_tokens': float(found.size),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +83,13 @@ class Workspace:
       raise ValueError(f'{file} is damaged ({error}); remove it if this work directory is yours.') from None
 
   def write(self, name: str, values: dict) -> None:
-    """Writes a JSON file as a whole or not at all; does nothing in other processes than the first."""
+    """Writes a JSON file as a whole or not at all; does nothing in other processes than the first.
+
+    Numbers that are not finite, which JSON cannot say, become null.
+    """
     if not self._is_main:
       return
+    values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
     partial = self.path / f'{name}.partial'
     partial.write_text(json.dumps(values, indent=2) + '\n')
     partial.rename(self.path / name)
@@ -104,6 +109,10 @@ class Workspace:
     return {f'seconds/{stage}': value for stage, value in self._seconds.items()} | {
       'seconds/total': sum(self._seconds.values())
     }
+
+
+def _is_not_finite(value: object) -> bool:
+  return isinstance(value, float) and not math.isfinite(value)
 
 
 def _fixed(config: dict) -> dict:

@@ -56,6 +56,13 @@ def test_what_changes_nothing_that_is_learnt_may_change(tmp_path, groups):
   assert Config.from_dict(json.loads((tmp_path / 'config.json').read_text())) == _config(**groups)
 
 
+def test_numbers_that_json_cannot_say_are_null(tmp_path):
+  space = Workspace(str(tmp_path), _config())
+  space.write('scores.json', {'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': 2})
+  text = (tmp_path / 'scores.json').read_text()
+  assert json.loads(text, parse_constant=pytest.fail) == {'a': None, 'b': None, 'c': 1.5, 'd': 2}
+
+
 def test_a_damaged_file_is_named(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed"')
   with pytest.raises(ValueError, match=r'config\.json is damaged'):
