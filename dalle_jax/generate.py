@@ -24,42 +24,20 @@ def main(argv: list[str]) -> int:
   del argv
   from dalle_jax.pipeline import draw, write
 
-  if write.holds_text(_MODEL.value):
-    return _write()
-  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value)
+  of_text = write.holds_text(_MODEL.value)
+  given = bool(_PROMPT.value or _PROMPTS_FILE.value)
+  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given or not of_text else ['']
   doors.start_jax(distributed=False)
+  sampling = {
+    'seed': _SEED.value, 'batch_size': _BATCH_SIZE.value, 'temperature': _TEMPERATURE.value, 'top_k': _TOP_K.value
+  }  # fmt: skip
+  if of_text:
+    write.show(prompts, write.write(_MODEL.value, prompts, num_texts=_NUM_IMAGES.value, **sampling))
+    return 0
   files = draw.draw(
-    _MODEL.value,
-    prompts,
-    out=_OUT.value,
-    num_images=_NUM_IMAGES.value,
-    seed=_SEED.value,
-    batch_size=_BATCH_SIZE.value,
-    temperature=_TEMPERATURE.value,
-    top_k=_TOP_K.value,
-    truncate=_TRUNCATE.value,
+    _MODEL.value, prompts, out=_OUT.value, num_images=_NUM_IMAGES.value, truncate=_TRUNCATE.value, **sampling
   )
   print(f'{len(files) - 1} image(s) in {_OUT.value}; all on one sheet: {files[-1]}')
-  return 0
-
-
-def _write() -> int:
-  """Prints texts that begin with the prompts; with none, texts from nothing."""
-  from dalle_jax.pipeline import draw, write
-
-  given = bool(_PROMPT.value or _PROMPTS_FILE.value)
-  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given else ['']
-  doors.start_jax(distributed=False)
-  texts = write.write(
-    _MODEL.value,
-    prompts,
-    num_texts=_NUM_IMAGES.value,
-    seed=_SEED.value,
-    batch_size=_BATCH_SIZE.value,
-    temperature=_TEMPERATURE.value,
-    top_k=_TOP_K.value,
-  )
-  write.show(prompts, texts)
   return 0
 
 

@@ -43,7 +43,7 @@ class Config:
   def training_groups(self) -> tuple[str, ...]:
     """The groups of the stages that the task trains."""
     if self.task in ('joint', 'sequence'):
-      return ('joint_training',) if self.task == 'joint' else ('sequence_training',)
+      return (f'{self.task}_training',)
     dvae = () if self.dvae.pretrained else ('dvae_training',)
     return dvae if self.task == 'dvae' else (*dvae, 'prior_training')
 

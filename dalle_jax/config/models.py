@@ -26,6 +26,7 @@ BLOCK_CHOICES = {
 }
 SEQUENCE_KINDS = ('transformer', 'lstm', 'rnn', 'neural_ngram', 'ngram')
 SMOOTHINGS = ('kneser_ney', 'backoff', 'add_k', 'maximum_likelihood')
+MAX_ORDER = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,5 +225,8 @@ class SequenceConfig(BlocksConfig):
     require_positive('model', self, 'hidden_size', 'add_k')
     require(self.length >= 2, f'config.model.length is {self.length}; it must be at least 2.')
     least = 2 if self.kind == 'neural_ngram' else 1
-    require(least <= self.order <= 8, f'config.model.order is {self.order}; it must lie in {least} to 8.')
+    require(
+      least <= self.order <= MAX_ORDER,
+      f'config.model.order is {self.order}; it must lie in {least} to {MAX_ORDER}.',
+    )
     require(0 <= self.discount < 1, f'config.model.discount is {self.discount}; it must lie in [0, 1).')

@@ -7,7 +7,6 @@ for the space) is written as single bytes, for which 256 of its pieces stand.
 
 import functools
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-KINDS = ('bytes', 'pieces')
+from dalle_jax.data.pieces import PieceModel, checked, train
+
 SPACE = '\u2581'
 _LINE = 2_000  # characters of a piece of text that is trained on; SentencePiece leaves out longer lines
 # Characters that only bytes can stand for: SentencePiece's own space and NUL, at which it would stop.
@@ -53,7 +53,7 @@ class ByteTokenizer:
     return np.frombuffer(text, np.uint8).astype(np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
-    return bytes(_checked(ids, self.vocab_size))
+    return bytes(checked(ids, self.vocab_size))
 
   def lengths(self, ids: np.ndarray) -> np.ndarray:
     return np.ones(len(ids), np.int64)
@@ -62,7 +62,7 @@ class ByteTokenizer:
     path.write_bytes(b'')
 
 
-class PieceTokenizer:
+class PieceTokenizer(PieceModel):
   """Ids are SentencePiece's pieces.
 
   Raises:
@@ -70,31 +70,10 @@ class PieceTokenizer:
   """
 
   def __init__(self, model: bytes):
-    import sentencepiece  # only loaded where a tokenizer is used
-
-    try:
-      if not model:
-        raise RuntimeError('no bytes')
-      self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-      raise ValueError(f'not a tokenizer, or a damaged one: {error}') from error
-    self._model = model
+    super().__init__(model)
     sample = b' A  b\n'
     if any(byte < 0 for byte in self._byte_ids) or self.decode(self.encode(sample)) != sample:
       raise ValueError('not a tokenizer of text without loss, or a damaged one')
-
-  def __reduce__(self) -> tuple:
-    return PieceTokenizer, (self._model,)
-
-  @property
-  def vocab_size(self) -> int:
-    return self._processor.get_piece_size()
-
-  @property
-  def pieces_hash(self) -> str:
-    """SHA-256 over the pieces in order: equal for tokenizers that give equal ids."""
-    pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
-    return hashlib.sha256('\n'.join(pieces).encode()).hexdigest()
 
   @functools.cached_property
   def _byte_ids(self) -> list[int]:
@@ -120,21 +99,11 @@ class PieceTokenizer:
     return np.concatenate([np.asarray(part, np.int32) for part in parts] or [np.empty(0, np.int32)])
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
-    return b''.join(self._pieces[i] for i in _checked(ids, self.vocab_size))
+    return b''.join(self._pieces[i] for i in checked(ids, self.vocab_size))
 
   def lengths(self, ids: np.ndarray) -> np.ndarray:
     sizes = np.array([len(piece) for piece in self._pieces])
     return sizes[np.asarray(ids, np.int64)]
-
-  def save(self, path: Path) -> None:
-    path.write_bytes(self._model)
-
-
-def _checked(ids: Sequence[int] | np.ndarray, vocab_size: int) -> list[int]:
-  ids = [int(i) for i in ids]
-  if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-    raise ValueError(f'Token ids must lie in [0, {vocab_size}); given {min(ids)} to {max(ids)}.')
-  return ids
 
 
 def train_pieces(texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
@@ -147,25 +116,11 @@ def train_pieces(texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
   Raises:
     ValueError: no text at all, or a vocabulary too small for its characters.
   """
-  import sentencepiece
-
   lines = [line for text in texts for line in _lines(text)]
   if not lines:
     raise ValueError('The tokenizer needs text to learn from; there is none.')
-  model = io.BytesIO()
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(lines), model_writer=model, model_type='bpe', vocab_size=vocab_size,
-      hard_vocab_limit=False, normalization_rule_name='identity', byte_fallback=True, add_dummy_prefix=False,
-      remove_extra_whitespaces=False, character_coverage=0.9995, max_sentence_length=8 * _LINE,
-      unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, num_threads=1, minloglevel=2,
-    )  # fmt: skip
-  except RuntimeError as error:
-    raise ValueError(
-      f'The tokenizer cannot be trained with config.tokenizer.vocab_size={vocab_size}; a larger one may help. '
-      f'SentencePiece says: {error}'
-    ) from error
-  return PieceTokenizer(model.getvalue())
+  options = {'normalization_rule_name': 'identity', 'add_dummy_prefix': False, 'remove_extra_whitespaces': False}
+  return PieceTokenizer(train(lines, vocab_size, **options, unk_id=0, pad_id=-1, max_sentence_length=8 * _LINE))
 
 
 def _lines(text: bytes) -> Iterable[str]:
@@ -179,9 +134,4 @@ def load(kind: str, path: Path) -> TextTokenizer:
   Raises:
     ValueError: the file is missing, damaged or something else.
   """
-  if kind == 'bytes':
-    return ByteTokenizer()
-  try:
-    return PieceTokenizer(path.read_bytes())
-  except (OSError, ValueError) as error:
-    raise ValueError(f'Cannot load the tokenizer {path}: {error}') from error
+  return ByteTokenizer() if kind == 'bytes' else PieceTokenizer.load(path)

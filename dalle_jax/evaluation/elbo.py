@@ -30,6 +30,7 @@ from dalle_jax.models import likelihood
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
+from dalle_jax.models.sequence import token_nll
 
 BIN_WIDTH = (1 - 2 * likelihood.EPSILON) / 255
 POSTERIORS = ('sampled', 'argmax')
@@ -66,7 +67,7 @@ def nats(
     if prior is not None:
       flat = codes.reshape(len(image), -1)
       text_logits, image_logits = prior.split_logits(params['prior'], batch['text'], flat)
-      found[f'{posterior}/kl_prior'] = prior_model.token_nll(image_logits, flat).sum(-1) - entropy
+      found[f'{posterior}/kl_prior'] = token_nll(image_logits, flat).sum(-1) - entropy
       found['text'] = prior_model.text_nats(text_logits, batch['text'])
   return found
 

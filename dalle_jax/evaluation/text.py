@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
-from dalle_jax.models.prior import token_nll
-from dalle_jax.models.sequence import SequenceModel
+from dalle_jax.models.sequence import SequenceModel, token_nll
 
 Progress = Callable[[int, int], None]
 

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dalle_jax.models import tokens as token_windows
 from dalle_jax.models.layers import Projection
-from dalle_jax.models.tokens import Vocabulary
+from dalle_jax.models.tokens import Vocabulary, WindowModel, windows
 
 
 class _Network(nn.Module):
@@ -33,7 +32,7 @@ class _Network(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class NeuralNgram:
+class NeuralNgram(WindowModel):
   """Of order n: it sees the last n - 1 tokens. A sequence model (see `models.sequence`)."""
 
   vocab_size: int
@@ -51,19 +50,7 @@ class NeuralNgram:
     return self._network.init(key, jnp.zeros((1, self.order - 1), jnp.int32))['params']
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
-    return self._apply(params, token_windows.windows(tokens, self.order - 1, self.vocab_size))
+    return self.of_windows(params, windows(tokens, self.order - 1, self.vocab_size))
 
-  def _apply(self, params: Any, window: jax.Array) -> jax.Array:
+  def of_windows(self, params: Any, window: jax.Array) -> jax.Array:
     return self._network.apply({'params': params}, window)
-
-  def decode_params(self, params: Any) -> Any:
-    return params
-
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The cache is the last order - 1 tokens [B, order - 1]."""
-    window = token_windows.last_window(tokens, self.order - 1, self.vocab_size)
-    return window, self._apply(params, window)
-
-  def step(self, params: Any, cache: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    window = token_windows.slide(cache, token)
-    return window, self._apply(params, window)

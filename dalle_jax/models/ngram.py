@@ -24,13 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dalle_jax.models import tokens as token_windows
+from dalle_jax.models.tokens import WindowModel, windows
 
 NOT_SEEN = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Ngram:
+class Ngram(WindowModel):
   """The order-n model as a sequence model (see `models.sequence`); its parameters are the table's levels."""
 
   vocab_size: int
@@ -57,24 +57,11 @@ class Ngram:
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
     """ln p [B, T, V] of each token of tokens [B, T] given those before it."""
-    contexts = token_windows.windows(tokens, self.order - 1, self.vocab_size)
-    return jax.lax.map(lambda row: self._log_probs(params, row), contexts)
+    contexts = windows(tokens, self.order - 1, self.vocab_size)
+    return jax.lax.map(lambda row: self.of_windows(params, row), contexts)
 
-  def decode_params(self, params: Any) -> Any:
-    return params
-
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The cache is the last order - 1 tokens [B, order - 1]."""
-    context = token_windows.last_window(tokens, self.order - 1, self.vocab_size)
-    return context, self._log_probs(params, context)
-
-  def step(self, params: Any, cache: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    context = token_windows.slide(cache, token)
-    return context, self._log_probs(params, context)
-
-  def _log_probs(self, params: Any, contexts: jax.Array) -> jax.Array:
-    """ln p(w | context) for contexts [N, order - 1]: [N, V]."""
-    return jax.vmap(lambda context: self._of_context(params, context))(contexts)
+  def of_windows(self, params: Any, window: jax.Array) -> jax.Array:
+    return jax.vmap(lambda context: self._of_context(params, context))(window)
 
   def _of_context(self, params: Any, context: jax.Array) -> jax.Array:
     """From the shortest context to the longest: back off everywhere, then write in what was seen."""

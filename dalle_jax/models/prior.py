@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from dalle_jax.models import transformer
 from dalle_jax.models.attention import Pattern
+from dalle_jax.models.sequence import chosen, token_nll
 
 PAD = 0
 
@@ -283,8 +284,8 @@ def losses(
 
   text_z, image_z = jax.nn.logsumexp(text_logits, axis=-1), jax.nn.logsumexp(image_logits, axis=-1)
   return {
-    'text': text_mean(text_z - _chosen(text_logits, targets)),
-    'image': jnp.mean(image_z - _chosen(image_logits, image)),
+    'text': text_mean(text_z - chosen(text_logits, targets)),
+    'image': jnp.mean(image_z - chosen(image_logits, image)),
     'text_z': text_mean(text_z**2),
     'image_z': jnp.mean(image_z**2),
   }
@@ -317,12 +318,3 @@ def drop_captions(key: jax.Array, text: jax.Array, share: float) -> tuple[jax.Ar
   """
   kept = jax.random.uniform(key, text.shape[:1]) >= share
   return jnp.where(jnp.broadcast_to(kept[:, None], text.shape), text, PAD), kept
-
-
-def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-  """-ln softmax(logits)[tokens] in nats: logits [..., V] and tokens [...] to [...]."""
-  return jax.nn.logsumexp(logits, axis=-1) - _chosen(logits, tokens)
-
-
-def _chosen(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-  return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]

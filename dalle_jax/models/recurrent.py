@@ -10,7 +10,6 @@ from flax import linen as nn
 from dalle_jax.models.layers import Norm
 from dalle_jax.models.tokens import Vocabulary, after_start
 
-KINDS = ('rnn', 'lstm')
 Carry = list[Any]  # one per layer
 
 

@@ -6,6 +6,7 @@ The decode loop, the likelihood evaluation and whatever else reads a sequence ar
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Params = Any
 Cache = Any
@@ -36,3 +37,13 @@ class SequenceModel(Protocol):
 
   def step(self, params: Params, cache: Cache, token: jax.Array) -> tuple[Cache, jax.Array]:
     """Appends one token [B]; returns the cache and the logits [B, V] of the token after it."""
+
+
+def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """-ln softmax(logits)[tokens] in nats: logits [..., V] and tokens [...] to [...]."""
+  return jax.nn.logsumexp(logits, axis=-1) - chosen(logits, tokens)
+
+
+def chosen(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """The logits [...] of tokens [...], of logits [..., V]."""
+  return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]

@@ -84,10 +84,6 @@ class _Plan:
     """[..., num_blocks * block, H] to [..., num_blocks, block, H]."""
     return x.reshape(*x.shape[:-2], self.num_blocks, self.block, x.shape[-1])
 
-  @property
-  def reach(self) -> int:
-    return self.runs[-1][1]
-
   def parts(self) -> tuple['_Plan', int, int]:
     """What one part of a long sequence is, how many classes it has, and how many parts a class is cut into."""
     size = self.num_blocks * self.block
@@ -95,10 +91,10 @@ class _Plan:
       classes = next(n for n in range(self.stride, 0, -1) if self.stride % n == 0 and (n == 1 or n * size <= PART))
       return self, classes, 1
     # A part takes its earlier keys from one part before it.
-    num_parts = max(1, size // max(PART, self.reach + self.block))
-    num_blocks = -(-self.num_blocks // num_parts)
-    if num_parts == 1:
+    num_parts = size // max(PART, self.runs[-1][1] + self.block)
+    if num_parts < 2:
       return self, self.stride, 1
+    num_blocks = -(-self.num_blocks // num_parts)
     halo = num_blocks * self.block
     return dataclasses.replace(self, num_blocks=num_blocks, halo=halo), self.stride, -(-self.num_blocks // num_blocks)
 

@@ -1,5 +1,7 @@
 """What the sequence models of one flat vocabulary have in common: the start, embeddings, and logits."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +19,28 @@ def windows(tokens: jax.Array, width: int, start: int) -> jax.Array:
   return after_start(tokens, start, width)[:, before]
 
 
-def last_window(tokens: jax.Array, width: int, start: int) -> jax.Array:
-  """The last `width` of tokens [B, P], with starts where there are not so many: [B, width]."""
-  padded = after_start(tokens, start, width)
-  return padded[:, padded.shape[1] - width :]
+class WindowModel:
+  """What models of the last `order` - 1 tokens share of the contract (`models.sequence`); these are the cache."""
 
+  vocab_size: int
+  order: int
 
-def slide(window: jax.Array, token: jax.Array) -> jax.Array:
-  """The window [B, width] after one more token [B]."""
-  return jnp.concatenate([window, token[:, None]], axis=1)[:, 1:] if window.shape[1] else window
+  def of_windows(self, params: Any, window: jax.Array) -> jax.Array:
+    """Logits [B, V] of what follows windows [B, order - 1]."""
+    raise NotImplementedError
+
+  def decode_params(self, params: Any) -> Any:
+    return params
+
+  def prefill(self, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The window after tokens [B, P], and the logits [B, V] of token P."""
+    padded = after_start(tokens, self.vocab_size, self.order - 1)
+    window = padded[:, padded.shape[1] - (self.order - 1) :]
+    return window, self.of_windows(params, window)
+
+  def step(self, params: Any, cache: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    window = jnp.concatenate([cache, token[:, None]], axis=1)[:, 1:] if self.order > 1 else cache
+    return window, self.of_windows(params, window)
 
 
 class Vocabulary(nn.Module):

@@ -57,8 +57,10 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   task = SequenceTask(config, tokenizer.vocab_size)
   fingerprint = text.fingerprint(corpus)
   with space.timed('sequence'):
-    train_one = _count if config.model.kind == 'ngram' else _train
-    params = train_one(config, space, task, tokens, mesh, fingerprint)
+    if config.model.kind == 'ngram':
+      params = _count(config, task, tokens, mesh)
+    else:
+      params = _train(config, space, task, tokens, mesh, fingerprint)
   bundle.save(space.model, config, tokenizer, {'model': params}, fingerprint)
   if stop_after != 'report':
     return {}
@@ -101,9 +103,8 @@ def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens,
   return all_params(state, ema=True)['model']
 
 
-def _count(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens, mesh: Mesh, fingerprint: str) -> Any:
+def _count(config: Config, task: SequenceTask, tokens: Tokens, mesh: Mesh) -> Any:
   """The table of n-grams of the training text, replicated over the mesh; counting is so fast that nothing is kept."""
-  del space, fingerprint
   model = config.model
   levels = ngram_counts.count([tokens['train']], task.vocab_size, model.order, starts=False)
   table = ngram_counts.estimate(levels, smoothing=model.smoothing, discount=model.discount, add_k=model.add_k)

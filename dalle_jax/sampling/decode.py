@@ -9,6 +9,12 @@ from dalle_jax.models.sequence import SequenceModel
 from dalle_jax.sampling.logits import sample
 
 
+def row_keys(seed: jax.Array | int, index: jax.Array) -> jax.Array:
+  """The typed keys [B] of the images or texts number index [B]: fold_in(key(seed), number)."""
+  base = jax.random.key(seed)
+  return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+
+
 def decode(
   model: SequenceModel, params: Any, prefix: jax.Array, keys: jax.Array, *, temperature: float = 1.0, top_k: int = 0
 ) -> jax.Array:

@@ -13,7 +13,7 @@ from dalle_jax import sharding
 from dalle_jax.config import SamplingConfig
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import PAD, Prior
-from dalle_jax.sampling.decode import decode
+from dalle_jax.sampling.decode import decode, row_keys
 
 
 class Sampler:
@@ -73,8 +73,7 @@ def _draw(
   top_k: int,
 ) -> jax.Array:  # fmt: skip
   """uint8 images [B, H, W, 3] for text ids [B, text_length - 1] and image numbers [B]."""
-  base = jax.random.key(seed)
-  keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+  keys = row_keys(seed, index)
   end = jnp.full((text.shape[0], 1), PAD, text.dtype)
   prefix = jnp.concatenate([text, end], axis=1)
   tokens = decode(prior, params['prior'], prefix, keys, temperature=temperature, top_k=top_k)

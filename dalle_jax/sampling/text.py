@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import sharding
 from dalle_jax.models.sequence import SequenceModel
-from dalle_jax.sampling.decode import decode
+from dalle_jax.sampling.decode import decode, row_keys
 
 
 def continue_text(
@@ -63,6 +63,5 @@ def _draw(
   model: SequenceModel, params: Any, prefix: jax.Array, index: jax.Array, seed: jax.Array, *, temperature: float,
   top_k: int,
 ) -> jax.Array:  # fmt: skip
-  base = jax.random.key(seed)
-  keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+  keys = row_keys(seed, index)
   return decode(model, params, jnp.asarray(prefix), keys, temperature=temperature, top_k=top_k)

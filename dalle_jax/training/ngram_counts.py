@@ -18,8 +18,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-SMOOTHINGS = ('kneser_ney', 'backoff', 'add_k', 'maximum_likelihood')
-MAX_ORDER = 8
+from dalle_jax.config.models import MAX_ORDER, SMOOTHINGS
 
 
 @dataclasses.dataclass(frozen=True)

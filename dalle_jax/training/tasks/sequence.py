@@ -9,8 +9,7 @@ import numpy as np
 
 from dalle_jax.config import Config
 from dalle_jax.factory import make_sequence_model
-from dalle_jax.models.prior import token_nll
-from dalle_jax.models.sequence import SequenceModel
+from dalle_jax.models.sequence import SequenceModel, token_nll
 
 
 @dataclasses.dataclass(frozen=True)
