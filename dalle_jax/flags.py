@@ -52,11 +52,16 @@ def _resolve_config_flag(argv: list[str]) -> list[str]:
   return resolved
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-  """Parses flags and calls `main`; a ValueError ends the program with its message alone (--verbosity=1: in full)."""
+def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
+  """Parses flags and calls `main`; a ValueError ends the program with its message alone (--verbosity=1: in full).
+
+  Args:
+    main: gets the program's name and what is no flag.
+    positional: whether `main` takes arguments that are no flags.
+  """
 
   def guarded(argv: list[str]) -> int | None:
-    if len(argv) > 1:
+    if len(argv) > 1 and not positional:
       return _fail(f'Unknown arguments: {" ".join(argv[1:])}. Flags are written --name=value.')
     try:
       return main(argv)

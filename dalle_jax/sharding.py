@@ -59,6 +59,11 @@ def make_mesh(config: MeshConfig) -> Mesh:
   return jax.make_mesh(tuple(filled.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def one_device_mesh() -> Mesh:
+  """The mesh of the first device alone, whatever others there are."""
+  return jax.make_mesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.local_devices()[:1])
+
+
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
   """Sets the mesh and the logical axis rules; jitted functions are built and called inside."""

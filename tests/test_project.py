@@ -36,14 +36,16 @@ ROOMS = {
   'sampling': {'config', 'models', 'sharding'},
   'evaluation': {'data', 'models', 'sharding'},
   'importing': {'config', 'factory', 'trees'},
+  'compression': {'models'},
   'reporting': {'training'},
   'pipeline': {
-    'bundle', 'config', 'data', 'evaluation', 'factory', 'flags', 'reporting', 'sampling', 'sharding', 'training',
+    'bundle', 'compression', 'config', 'data', 'evaluation', 'factory', 'flags', 'reporting', 'sampling', 'sharding',
+    'training',
   },
   'configs': {'config'},
   'doors': {'config', 'flags', 'pipeline'},
 }  # fmt: skip
-DOORS = ('train', 'generate', 'evaluate')
+DOORS = ('train', 'generate', 'evaluate', 'compress')
 # What variables that hold a group of the configuration are called.
 CONFIG_VARIABLES = ('config', 'training', 'settings', 'own', 'weights')
 SLOW_IMPORTS = ('jax', 'flax', 'grain', 'matplotlib', 'numpy', 'optax', 'orbax', 'sentencepiece', 'tensorflow_datasets')
@@ -147,6 +149,7 @@ def test_help_answers_without_loading_anything_slow(door):
     'train': ('config', 'workdir', 'stop_after'),
     'generate': ('model', 'prompt', 'num_images'),
     'evaluate': ('model', 'metrics', 'split'),
+    'compress': ('model', 'coder', 'batch_size'),
   }[door]:
     assert f'--{flag}' in text
 

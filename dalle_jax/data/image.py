@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 _MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
+_RGB = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')  # modes whose colours RGB holds
 # What Pillow's readers raise for damaged or hostile files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
@@ -51,6 +52,31 @@ def check_mode(image: Image.Image) -> None:
   """Refuses pixels with no natural RGB. Raises ValueError."""
   if image.mode == 'F':
     raise ValueError('its pixels are floating point; save it with 8 or 16 bits')
+
+
+def check_lossless(data: bytes) -> None:
+  """Refuses a picture of which `decode` keeps less than there is.
+
+  Raises:
+    ValueError: it has transparency, more than 8 bits a channel, or several frames, or is no picture.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      frames, mode, transparent = getattr(image, 'n_frames', 1), image.mode, _is_transparent(image)
+  except PILLOW_ERRORS as error:
+    raise ValueError(f'cannot decode the picture ({len(data)} bytes): {error}') from error
+  kinds = {'transparency': transparent, f'{frames} frames': frames > 1, f'pixels of the mode {mode}': mode not in _RGB}
+  found = [name for name, has_it in kinds.items() if has_it]
+  if found:
+    raise ValueError(
+      f'it has {" and ".join(found)}, and only opaque 8-bit grey, palette and RGB pictures are coded without loss; '
+      '--resize or --lossy takes it as training does, on white'
+    )
+
+
+def _is_transparent(image: Image.Image) -> bool:
+  return image.has_transparency_data and image.convert('RGBA').getchannel('A').getextrema()[0] < 255
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -1,0 +1,62 @@
+"""Compresses files without loss with a trained model, and gets them back.
+
+python -m dalle_jax.compress encode --model=runs/transformer/model book.txt book.djxc
+python -m dalle_jax.compress decode --model=runs/transformer/model book.djxc book_again.txt
+python -m dalle_jax.compress info book.djxc
+
+A model of text takes any file, one of pictures a picture or a directory of them.
+"""
+
+import os
+
+from absl import flags
+
+from dalle_jax import flags as doors
+
+_MODEL = flags.DEFINE_string('model', None, 'Model directory, as training writes it (WORKDIR/model).')
+_CODER = flags.DEFINE_string('coder', 'range', 'range, or huffman: a fresh Huffman code for every token.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Sequences coded side by side; the file remembers it.')
+_VERIFY = flags.DEFINE_bool('verify', True, 'Decode what was encoded, and compare, before it is written.')
+_LOSSY = flags.DEFINE_bool('lossy', False, 'Pictures: keep the codes alone; decoding draws what they stand for.')
+_RESIZE = flags.DEFINE_bool(
+  'resize', False, "Pictures: first crop and resize them to the model's size, as training does."
+)
+_CAPTION = flags.DEFINE_string('caption', '', 'Pictures: of all of them; by default those in the directory, if any.')
+_COMPARE = flags.DEFINE_bool('compare', False, 'Also measure gzip, bzip2, xz and zstd, or PNG and WebP, at their best.')
+_REPORT = flags.DEFINE_string('report', None, 'JSON file for the figures.')
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace OUT if it exists.')
+_RECOVER = flags.DEFINE_bool('recover', False, 'decode: of a damaged file, keep what comes before the damage.')
+
+# Kernels chosen by timing, and sums in any order, would give other roundings from one run to the next.
+_GPU_FLAGS = '--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
+USAGE = 'encode --model=DIR IN OUT, decode --model=DIR IN OUT or info IN'
+
+
+def main(argv: list[str]) -> int:
+  action, *paths = argv[1:] or ['']
+  if (action, len(paths)) not in {('encode', 2), ('decode', 2), ('info', 1)}:
+    raise ValueError(f'Given {" ".join(argv[1:]) or "nothing"}; what is needed is {USAGE}.')
+  if action != 'info' and _MODEL.value is None:
+    raise ValueError(f'{action} needs --model=DIR, a model directory as training writes it (WORKDIR/model).')
+  os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
+  from dalle_jax.pipeline import compress
+
+  if action == 'info':
+    compress.info(*paths)
+    return 0
+  settings = compress.Settings(
+    coder=_CODER.value, batch_size=_BATCH_SIZE.value, verify=_VERIFY.value, lossy=_LOSSY.value, resize=_RESIZE.value,
+    caption=_CAPTION.value,
+  )  # fmt: skip
+  doors.start_jax(distributed=False)
+  if action == 'encode':
+    compress.encode(
+      _MODEL.value, *paths, settings, overwrite=_OVERWRITE.value, compare=_COMPARE.value, report=_REPORT.value
+    )
+  else:
+    compress.decode(_MODEL.value, *paths, recover=_RECOVER.value, overwrite=_OVERWRITE.value)
+  return 0
+
+
+if __name__ == '__main__':
+  doors.run(main, positional=True)

@@ -1,0 +1,59 @@
+"""What other programs make of the same data, each at its strongest setting."""
+
+import bz2
+import gzip
+import io
+import lzma
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+
+def of_bytes(data: bytes) -> dict[str, int | None]:
+  """Compressed sizes by program; None where it is not installed."""
+  return {
+    'gzip -9': len(gzip.compress(data, 9)),
+    'bzip2 -9': len(bz2.compress(data, 9)),
+    'xz -9e': len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+    'zstd --ultra -22': _zstd(data),
+  }
+
+
+def _zstd(data: bytes) -> int | None:
+  try:
+    import zstandard
+  except ImportError:
+    return None
+  return len(zstandard.ZstdCompressor(level=22).compress(data))
+
+
+def of_pictures(images: Sequence[np.ndarray]) -> dict[str, int | None]:
+  """The same for pictures uint8 [H, W, 3], each in a file of its own; and all in one where they have one width."""
+  sizes: dict[str, int | None] = {f'{name}, one by one': sum(map(save, images)) for name, save in _SAVE.items()}
+  if len(images) > 1 and len({image.shape[1] for image in images}) == 1:
+    # One column, as far as the format's longest side allows; small pictures' headers weigh nothing then.
+    whole = np.concatenate(images)
+    for name, save in _SAVE.items():
+      sizes[f'{name}, all in one'] = sum(save(whole[top : top + _TALLEST]) for top in range(0, len(whole), _TALLEST))
+  return sizes
+
+
+_TALLEST = 16_000  # WebP's longest side is 16,383
+
+
+def _png(image: np.ndarray) -> int:
+  return _saved(image, 'PNG', optimize=True)
+
+
+def _webp(image: np.ndarray) -> int:
+  return _saved(image, 'WEBP', lossless=True, quality=100, method=6)
+
+
+_SAVE = {'PNG': _png, 'WebP lossless': _webp}
+
+
+def _saved(image: np.ndarray, kind: str, **options: object) -> int:
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, kind, **options)
+  return buffer.tell()

@@ -1,0 +1,272 @@
+"""Pictures to chunks and back: the codes of square tiles by the sequence model and, without loss, their pixels.
+
+A picture of any size is cut into tiles of the size that the dVAE was trained on; where it does not fill the last ones,
+they are continued by its edge, and the pixels that are not its own are not coded. Without loss, each pixel's value is
+coded by the decoder's distribution (appendix A.3) given the codes, its ln b shifted by one of 16 amounts for each tile:
+how close the decoder comes differs from picture to picture more than it knows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dalle_jax.compression import frequencies
+from dalle_jax.compression.coders import CODERS, Decoder, Encoder
+from dalle_jax.compression.container import Chunk, Damaged
+from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
+from dalle_jax.models.dvae import Dvae
+from dalle_jax.models.prior import Prior
+
+SHIFTS = np.arange(2, -14, -1, dtype=np.float32) * np.float32(math.log(2) / 2)  # of ln b: factors of 2 to 2^-6.5
+_EVEN = np.linspace(0, frequencies.TOTAL, len(SHIFTS) + 1).astype(np.int32)
+_PIECE = 8_192  # pixel values whose distributions are held at a time
+
+
+class Stream(Protocol):
+  """How a picture's caption and codes stand in the sequences of a model."""
+
+  def tokens(self, text: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Text ids [B, .] and codes [B, N] to sequences [B, T]."""
+
+  def codes(self, tokens: np.ndarray) -> np.ndarray:
+    """Sequences [B, T] to codes [B, N]; ids that are no codes become some."""
+
+  def text(self, tokens: np.ndarray) -> np.ndarray:
+    """Sequences [B, T] to text ids [B, .]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorStream:
+  """Captions and codes as the prior's stream (see `models.prior`)."""
+
+  prior: Prior
+
+  def tokens(self, text: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    return np.asarray(self.prior.stream(jnp.asarray(text), jnp.asarray(codes)))
+
+  def codes(self, tokens: np.ndarray) -> np.ndarray:
+    found = tokens[:, self.prior.text_length :] - self.prior.text_vocab_size
+    return np.clip(found, 0, self.prior.image_vocab_size - 1)
+
+  def text(self, tokens: np.ndarray) -> np.ndarray:
+    return tokens[:, : self.prior.text_length - 1]
+
+
+@dataclasses.dataclass
+class Costs:
+  """What chunks cost by the model itself: the codes with their captions, and the pixels, in bits."""
+
+  codes: float = 0.0
+  pixels: float = 0.0
+  num_tokens: int = 0
+  num_values: int = 0
+  squared_error: float = 0.0  # of reconstructions, summed over pixel values
+
+
+def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[int, int]]]:
+  """Names and shapes of the pictures, from a header that may say anything.
+
+  Raises:
+    ValueError: it says what cannot be.
+  """
+  names, shapes, seen = [], [], set()
+  try:
+    listed, tile = settings['pictures'], settings['size']
+    if tile != size or not all(type(settings[name]) is bool for name in ('lossless', 'single')):
+      raise ValueError(f'tiles of {tile} pixels, where the model has {size}')
+    for name, height, width in listed:
+      path = PurePosixPath(name)
+      if path.is_absolute() or '..' in path.parts or '\\' in name or not path.name or name in seen:
+        raise ValueError(f'a picture named {name!r}')
+      if not all(type(side) is int and 0 < side <= 1 << 20 for side in (height, width)) or height * width > 1 << 30:
+        raise ValueError(f'a picture of {height} x {width} pixels')
+      names.append(name)
+      seen.add(name)
+      shapes.append((height, width))
+    if not names or (settings['single'] and len(names) > 1):
+      raise ValueError(f'{len(names)} pictures')
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'its header cannot be used: {error}') from None
+  return names, shapes
+
+
+def tile_sizes(height: int, width: int, size: int) -> list[tuple[int, int]]:
+  """The own pixels, (rows, columns), of each tile of a picture, row by row."""
+  return [
+    (min(size, height - top), min(size, width - left))
+    for top in range(0, height, size)
+    for left in range(0, width, size)
+  ]
+
+
+def cut(image: np.ndarray, size: int) -> np.ndarray:
+  """A picture uint8 [H, W, 3] as tiles [n, size, size, 3], row by row."""
+  rows, columns = (-(-side // size) for side in image.shape[:2])
+  fill = [(0, rows * size - image.shape[0]), (0, columns * size - image.shape[1]), (0, 0)]
+  padded = np.pad(image, fill, mode='edge').reshape(rows, size, columns, size, 3)
+  return padded.swapaxes(1, 2).reshape(-1, size, size, 3)
+
+
+def join(tiles: np.ndarray, height: int, width: int) -> np.ndarray:
+  """The inverse of `cut`: uint8 [height, width, 3]."""
+  size = tiles.shape[1]
+  rows, columns = -(-height // size), -(-width // size)
+  whole = tiles.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+  return whole[:height, :width]
+
+
+class PictureCoder:
+  """Tiles to and from payloads, as many at a time as the sequence coder has rows."""
+
+  def __init__(
+    self, dvae: Dvae, params: Any, min_log_scale: float, sequences: SequenceCoder, stream: Stream, coder: str,
+    lossless: bool,
+  ):  # fmt: skip
+    """Args:
+    dvae: the module.
+    params: its parameters, on one device.
+    min_log_scale: floor of ln b, as in training.
+    sequences: the coder of tokens.
+    stream: how codes become tokens.
+    coder: one of CODERS.
+    lossless: whether pixels are coded too.
+    """
+    self.lossless, self.num_tiles = lossless, sequences.batch_size
+    self._params, self._floor = {'params': params}, np.float32(min_log_scale)
+    self._sequences, self._stream, self._coder = sequences, stream, coder
+    self._codes = jax.jit(lambda params, image: dvae.apply(params, image, method='encode'))
+    self._stats = jax.jit(lambda params, codes: dvae.apply(params, codes, method='decode_stats'))
+    self._image = jax.jit(lambda params, codes: dvae.apply(params, codes, method='decode'))
+    self._pixels = jax.jit(frequencies.of_pixels)
+    self._shift_nats = jax.jit(_shift_nats)
+
+  def _fill(self, rows: np.ndarray) -> np.ndarray:
+    """Rows up to the batch's number, zeros at the end."""
+    return np.pad(rows, [(0, self.num_tiles - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+  def encode(
+    self, tiles: np.ndarray, sizes: Sequence[tuple[int, int]], text: np.ndarray, costs: Costs
+  ) -> tuple[bytes, bytes]:
+    """Payload and content of a chunk; adds to `costs`.
+
+    Args:
+      tiles: uint8 [n, S, S, 3], n at most the number of rows.
+      sizes: own pixels of each.
+      text: ids of each one's caption, [n, .].
+      costs: what to add to.
+    """
+    encoder = CODERS[self._coder][0]()
+    codes = np.asarray(self._codes(self._params, self._fill(tiles)))
+    tokens = self._stream.tokens(self._fill(text), codes.reshape(len(codes), -1))[: len(tiles)]
+    costs.codes += self._sequences.encode(list(tokens), encoder) / math.log(2)
+    costs.num_tokens += tokens.size
+    content = tokens.astype('<i4').tobytes()
+    drawn = self.draw(tokens)
+    for tile, other, (rows, columns) in zip(tiles, drawn, sizes, strict=True):
+      error = tile[:rows, :columns].astype(np.float64) - other[:rows, :columns]
+      costs.squared_error += float(np.sum(error**2))
+      costs.num_values += error.size
+    if self.lossless:
+      content += self._encode_pixels(tokens, tiles, sizes, encoder, costs)
+    return encoder.finish(), content
+
+  def decode(self, chunk: Chunk, sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """Tiles uint8 [n, S, S, 3], sequences [n, T] and the content of a chunk.
+
+    Raises:
+      Damaged: it claims another number of tiles.
+    """
+    if chunk.count != len(sizes):
+      raise Damaged(f'a chunk claims {chunk.count} tiles in place of {len(sizes)}')
+    decoder = CODERS[self._coder][1](chunk.payload)
+    tokens = np.stack(self._sequences.decode([self._sequences.length] * len(sizes), decoder))
+    content = tokens.astype('<i4').tobytes()
+    if not self.lossless:
+      return self.draw(tokens), tokens, content
+    tiles, pixels = self._decode_pixels(tokens, sizes, decoder)
+    return tiles, tokens, content + pixels
+
+  def verify(self, payload: bytes, content: bytes, sizes: Sequence[tuple[int, int]]) -> None:
+    """Whether a payload decodes to what it was made of. Raises ValueError."""
+    if self.decode(Chunk(len(sizes), 0, payload), sizes)[2] != content:
+      raise ValueError(IRREPRODUCIBLE)
+
+  def draw(self, tokens: np.ndarray) -> np.ndarray:
+    """Reconstructions uint8 [n, S, S, 3] of sequences [n, T]."""
+    image = self._image(self._params, self._grids(tokens))
+    return np.asarray(jnp.round(image).astype(jnp.uint8))[: len(tokens)]
+
+  def _grids(self, tokens: np.ndarray) -> np.ndarray:
+    codes = self._fill(self._stream.codes(tokens))
+    side = math.isqrt(codes.shape[1])
+    return codes.reshape(-1, side, side)
+
+  def _distributions(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Locations and ln b of every pixel value, float32 [n, S, S, 3] each."""
+    stats = np.asarray(self._stats(self._params, self._grids(tokens)), np.float32)[: len(tokens)]
+    location, log_scale = np.split(stats, 2, axis=-1)
+    return location, np.maximum(log_scale, self._floor)
+
+  def _encode_pixels(
+    self, tokens: np.ndarray, tiles: np.ndarray, sizes: Sequence[tuple[int, int]], encoder: Encoder, costs: Costs
+  ) -> bytes:
+    location, log_scale = self._distributions(tokens)
+    shifts = np.argmin(np.asarray(self._shift_nats(*map(self._fill, (location, log_scale, tiles)))), axis=0)
+    for shift in shifts[: len(tiles)]:
+      encoder.put(_EVEN, int(shift))
+    costs.pixels += len(tiles) * math.log2(len(SHIFTS))
+    values = _own(tiles, sizes)
+    at = 0
+    for sums in self._tables(location, log_scale, shifts, sizes):
+      part = values[at : at + len(sums)]
+      at += len(part)
+      for row, value in zip(sums, part.tolist(), strict=True):
+        encoder.put(row, value)
+      widths = np.take_along_axis(np.diff(sums), part[:, None].astype(np.int64), axis=1)
+      costs.pixels += float(np.sum(-np.log2(widths / frequencies.TOTAL)))
+    return values.tobytes()
+
+  def _decode_pixels(
+    self, tokens: np.ndarray, sizes: Sequence[tuple[int, int]], decoder: Decoder
+  ) -> tuple[np.ndarray, bytes]:
+    location, log_scale = self._distributions(tokens)
+    shifts = np.array([decoder.get(_EVEN) for _ in sizes], np.int64)
+    values = [decoder.get(row) for sums in self._tables(location, log_scale, shifts, sizes) for row in sums]
+    content = np.asarray(values, np.uint8)
+    tiles, at = np.zeros(location.shape, np.uint8), 0
+    for tile, (rows, columns) in zip(tiles, sizes, strict=True):
+      part = content[at : at + rows * columns * 3]
+      tile[:rows, :columns] = part.reshape(rows, columns, 3)
+      at += len(part)
+    return tiles, content.tobytes()
+
+  def _tables(self, location: np.ndarray, log_scale: np.ndarray, shifts: np.ndarray, sizes: Sequence[tuple[int, int]]):
+    """Cumulative frequencies int32 [n, 257] of the own pixel values, piece by piece."""
+    shifted = log_scale + SHIFTS[shifts[: len(sizes)]][:, None, None, None]
+    location, shifted = _own(location, sizes), _own(shifted, sizes)
+    for begin in range(0, len(location), _PIECE):
+      parts = [values[begin : begin + _PIECE] for values in (location, shifted)]
+      count = len(parts[0])
+      found = self._pixels(*(np.pad(part, (0, _PIECE - count)) for part in parts))
+      yield frequencies.cumulative(np.asarray(found)[:count])
+
+
+def _own(tiles: np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+  """The own values of tiles [n, S, S, 3] as one array [M], tile by tile."""
+  parts = [tile[:rows, :columns].ravel() for tile, (rows, columns) in zip(tiles, sizes, strict=True)]
+  return np.concatenate(parts) if parts else np.empty(0, tiles.dtype)
+
+
+def _shift_nats(location: jax.Array, log_scale: jax.Array, tiles: jax.Array) -> jax.Array:
+  """What tiles [n, S, S, 3] cost with each of SHIFTS, nats [len(SHIFTS), n]."""
+
+  def cost(shift: jax.Array) -> jax.Array:
+    return jnp.sum(frequencies.pixel_nats(location, log_scale + shift, tiles), axis=(1, 2, 3))
+
+  return jax.lax.map(cost, jnp.asarray(SHIFTS))

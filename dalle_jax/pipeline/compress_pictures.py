@@ -1,0 +1,235 @@
+"""Compressing pictures with a model that draws them."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle_jax.bundle import Bundle
+from dalle_jax.compression import baselines, pictures
+from dalle_jax.compression.container import Damaged, Reader, Writer
+from dalle_jax.compression.pictures import Costs, PictureCoder, PriorStream
+from dalle_jax.compression.sequences import SequenceCoder
+from dalle_jax.config import Config
+from dalle_jax.data import folder, image
+from dalle_jax.data.crops import fit
+from dalle_jax.data.tokenizer import PAD
+from dalle_jax.training.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+  """A picture to compress."""
+
+  path: Path
+  name: str  # by which it is decoded
+  caption: str
+
+
+class PictureJob:
+  """One model, and the pictures that it compresses."""
+
+  kind, needs = 'pictures', ('dvae', 'prior')
+
+  def __init__(self, loaded: Bundle):
+    self._loaded = loaded
+    self._size = loaded.config.data.image_size
+    self._stream = PriorStream(loaded.prior)
+
+  @staticmethod
+  def check(source: Path, settings: Any, config: Config) -> None:
+    """Refuses what cannot be before the model is read. Raises ValueError."""
+    for entry in _listed(source, settings.caption):
+      _read(entry, settings, config)
+
+  def _coder(self, batch_size: int, coder: str, lossless: bool) -> PictureCoder:
+    params = self._loaded.params
+    sequences = SequenceCoder(self._loaded.prior, params['prior'], batch_size)
+    floor = self._loaded.config.dvae.min_log_scale
+    return PictureCoder(self._loaded.dvae, params['dvae'], floor, sequences, self._stream, coder, lossless)
+
+  def encode(self, source: Path, settings: Any, start: Callable[..., Writer]) -> dict[str, Any]:
+    """Writes the pictures of `source` by the writer that `start` makes; returns the figures."""
+    listed = _listed(source, settings.caption)
+    shapes = [_read(entry, settings, self._loaded.config).shape[:2] for entry in listed]
+    plan = _Plan(shapes, self._size)
+    batch_size = min(settings.batch_size, 1 << (max(plan.num_tiles, 1) - 1).bit_length())
+    coder = self._coder(batch_size, settings.coder, not settings.lossy)
+    facts = {
+      'lossless': not settings.lossy, 'single': source.is_file(), 'size': self._size,
+      'pictures': [[entry.name, *shape] for entry, shape in zip(listed, shapes, strict=True)],
+    }  # fmt: skip
+    writer = start(batch_size=batch_size, length=self._loaded.prior.length, facts=facts)
+    costs = Costs()
+    with Progress('encoding', plan.num_tiles, 'tile') as progress:
+      tiles = self._tiles(listed, settings)
+      for sizes in plan.chunks(batch_size):
+        part = [next(tiles) for _ in sizes]
+        block, text = (np.stack(rows) for rows in zip(*part, strict=True))
+        payload, content = coder.encode(block, sizes, text, costs)
+        if settings.verify:
+          coder.verify(payload, content, sizes)
+        writer.chunk(len(sizes), content, payload)
+        progress.update(min(costs.num_tokens // self._loaded.prior.length, plan.num_tiles))
+    writer.end()
+    original = sum(entry.path.stat().st_size for entry in listed)
+    return _figures(settings, costs, plan, original, writer)
+
+  def _tiles(self, listed: list[_Listed], settings: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tiles uint8 [S, S, 3] with their captions' ids, picture by picture."""
+    length = self._loaded.config.tokenizer.text_length - 1
+    for entry in listed:
+      text = np.full(length, PAD, np.int32)
+      if entry.caption:
+        text = self._loaded.tokenizer.encode_padded(entry.caption, length, truncate=True)
+      for tile in pictures.cut(_read(entry, settings, self._loaded.config), self._size):
+        yield tile, text
+
+  def decode(self, reader: Reader, out: Path, size: int) -> None:
+    """Writes a picture, or a directory of them.
+
+    Raises:
+      Damaged: what comes next is; pictures that were whole before are written.
+      ValueError: the header cannot be used.
+    """
+    del size
+    header = reader.header
+    names, shapes = pictures.listing(header.settings, self._size)
+    if header.length != self._loaded.prior.length:
+      raise ValueError(f'its header says {header.length} tokens a sequence; the model has {self._loaded.prior.length}')
+    plan = _Plan(shapes, self._size)
+    coder = self._coder(header.batch_size, header.coder, header.settings['lossless'])
+    writing = _Pictures(out, header.settings['single'], names, shapes, self._size)
+    sizes_of = plan.chunks(header.batch_size)
+    with Progress('decoding', plan.num_tiles, 'tile') as progress:
+      done = 0
+      for chunk in reader.chunks():
+        sizes = next(sizes_of, [])
+        tiles, tokens, content = coder.decode(chunk, sizes)
+        reader.accept(chunk, content)
+        captions = [self._loaded.tokenizer.decode(ids) for ids in self._stream.text(tokens)]
+        writing.add(tiles, captions)
+        done += len(sizes)
+        progress.update(done)
+    if done < plan.num_tiles:
+      raise Damaged(f'it has {done} of {plan.num_tiles} tiles')
+
+  def baselines(self, source: Path, settings: Any) -> dict[str, int | None]:
+    """Bytes that other formats need for the same pixels."""
+    config = self._loaded.config
+    return baselines.of_pictures([_read(entry, settings, config) for entry in _listed(source, settings.caption)])
+
+
+class _Plan:
+  """Which tiles there are."""
+
+  def __init__(self, shapes: list[tuple[int, int]], size: int):
+    self._shapes, self._size = shapes, size
+    self.num_tiles = sum(-(-height // size) * -(-width // size) for height, width in shapes)
+    self.num_pixels = sum(height * width for height, width in shapes)
+
+  def chunks(self, batch_size: int) -> Iterator[list[tuple[int, int]]]:
+    """The tiles' own sizes, chunk by chunk."""
+    chunk: list[tuple[int, int]] = []
+    for shape in self._shapes:
+      for size in pictures.tile_sizes(*shape, self._size):
+        chunk.append(size)
+        if len(chunk) == batch_size:
+          yield chunk
+          chunk = []
+    if chunk:
+      yield chunk
+
+
+class _Pictures:
+  """Writes pictures as soon as their last tile is there."""
+
+  def __init__(self, out: Path, single: bool, names: list[str], shapes: list[tuple[int, int]], size: int):
+    self._out, self._single, self._size = out, single, size
+    self._todo = list(zip(names, shapes, strict=True))[::-1]
+    self._tiles: list[np.ndarray] = []
+    if not single:
+      out.mkdir()
+
+  def add(self, tiles: np.ndarray, captions: list[str]) -> None:
+    for tile, caption in zip(tiles, captions, strict=True):
+      self._tiles.append(tile)
+      name, shape = self._todo[-1]
+      if len(self._tiles) == len(pictures.tile_sizes(*shape, self._size)):
+        self._write(name, pictures.join(np.stack(self._tiles), *shape), caption)
+        self._todo.pop()
+        self._tiles = []
+
+  def _write(self, name: str, pixels: np.ndarray, caption: str) -> None:
+    path = self._out if self._single else self._out / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image.encode_png(pixels))
+    if caption and not self._single:
+      with (self._out / 'metadata.jsonl').open('a', encoding='utf-8') as file:
+        file.write(json.dumps({'file_name': name, 'text': caption}, ensure_ascii=False) + '\n')
+
+
+def _listed(source: Path, caption: str) -> list[_Listed]:
+  """The pictures of a directory by name, with the captions that are there; or the one picture.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if source.is_file():
+    return [_Listed(source, _png_name(source.name), caption)]
+  if not source.is_dir():
+    raise ValueError(
+      f'There is no {source}; a model of pictures (--model) compresses a picture, or a directory of them.'
+    )
+  found = sorted(p for p in source.rglob('*') if p.suffix.lower() in folder.EXTENSIONS and p.is_file())
+  if not found:
+    raise ValueError(f'{source} holds no pictures ({", ".join(folder.EXTENSIONS)}).')
+  captions = {} if caption else _captions(source)
+  names = [path.relative_to(source).as_posix() for path in found]
+  return [_Listed(path, _png_name(name), captions.get(name, caption)) for path, name in zip(found, names, strict=True)]
+
+
+def _captions(source: Path) -> dict[str, str]:
+  """Captions by picture, where the directory has some (see `data.folder`)."""
+  has_some = any(path.name in folder.METADATA or path.suffix == '.txt' for path in source.rglob('*'))
+  return {entry.path: entry.caption for entry in folder.scan(source)} if has_some else {}
+
+
+def _png_name(name: str) -> str:
+  return name if name.lower().endswith('.png') else f'{name}.png'
+
+
+def _read(entry: _Listed, settings: Any, config: Config) -> np.ndarray:
+  """The pixels to code, uint8 [H, W, 3].
+
+  Raises:
+    ValueError: the file is no picture, or RGB cannot hold it without loss.
+  """
+  data = entry.path.read_bytes()
+  try:
+    if not (settings.lossy or settings.resize):
+      image.check_lossless(data)
+    pixels = image.decode(data)
+  except ValueError as error:
+    raise ValueError(f'{entry.path}: {error}') from None
+  if settings.resize:
+    return fit(pixels, config.data.image_size, resampling=config.data.resampling)
+  return pixels
+
+
+def _figures(settings: Any, costs: Costs, plan: _Plan, original: int, writer: Writer) -> dict[str, Any]:
+  bits, model_bits = 8 * writer.payload_bytes, costs.codes + costs.pixels
+  symbols = costs.num_tokens + (0 if settings.lossy else costs.num_values)
+  mean_error = costs.squared_error / costs.num_values
+  return {
+    'kind': 'pictures', 'coder': settings.coder, 'lossless': not settings.lossy, 'num_tiles': plan.num_tiles,
+    'num_pixels': plan.num_pixels, 'num_tokens': costs.num_tokens, 'original_bytes': original,
+    'file_bytes': writer.num_bytes, 'payload_bytes': writer.payload_bytes, 'model_bits': model_bits,
+    'code_bits': costs.codes, 'pixel_bits': costs.pixels, 'overhead_bits_per_symbol': (bits - model_bits) / symbols,
+    'bits_per_token': costs.codes / costs.num_tokens, 'bits_per_pixel': 8 * writer.num_bytes / plan.num_pixels,
+    'psnr_of_reconstructions': 10 * math.log10(255**2 / mean_error) if mean_error else math.inf,
+  }  # fmt: skip
