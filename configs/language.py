@@ -37,7 +37,8 @@ def get_config(variant: str = ''):
 
   training = config.sequence_training
   training.num_steps, training.batch_size = 2_000, 16
-  training.learning_rate = 2e-3 if kind in ('lstm', 'rnn') else 1e-3
+  training.optimizer = 'muon' if kind == 'transformer' else 'adamw'  # Muon is for the matrices of blocks
+  training.learning_rate = {'transformer': 3e-3, 'neural_ngram': 1e-3}.get(kind, 2e-3)
   training.clip_norm = 1.0
   training.weight_decay = 0.1
   training.eval_every, training.checkpoint_every = 200, 500

@@ -1,9 +1,8 @@
 """Pictures to chunks and back: the codes of square tiles by the sequence model and, without loss, their pixels.
 
 A picture of any size is cut into tiles of the size that the dVAE was trained on; where it does not fill the last ones,
-they are continued by its edge, and the pixels that are not its own are not coded. Without loss, each pixel's value is
-coded by the decoder's distribution (appendix A.3) given the codes, its ln b shifted by one of 16 amounts for each tile:
-how close the decoder comes differs from picture to picture more than it knows.
+they are continued by its edge, and the pixels that are not its own are not coded. Without loss, each chunk has the
+pixels of its tiles after their codes (`compression.pixels`).
 """
 
 import dataclasses
@@ -16,16 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dalle_jax.compression import frequencies
-from dalle_jax.compression.coders import CODERS, Decoder, Encoder
+from dalle_jax.compression.coders import CODERS
 from dalle_jax.compression.container import Chunk, Damaged
+from dalle_jax.compression.pixels import PixelCoder, own
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
-
-SHIFTS = np.arange(2, -14, -1, dtype=np.float32) * np.float32(math.log(2) / 2)  # of ln b: factors of 2 to 2^-6.5
-_EVEN = np.linspace(0, frequencies.TOTAL, len(SHIFTS) + 1).astype(np.int32)
-_PIECE = 8_192  # pixel values whose distributions are held at a time
 
 
 class Stream(Protocol):
@@ -143,8 +138,7 @@ class PictureCoder:
     self._codes = jax.jit(lambda params, image: dvae.apply(params, image, method='encode'))
     self._stats = jax.jit(lambda params, codes: dvae.apply(params, codes, method='decode_stats'))
     self._image = jax.jit(lambda params, codes: dvae.apply(params, codes, method='decode'))
-    self._pixels = jax.jit(frequencies.of_pixels)
-    self._shift_nats = jax.jit(_shift_nats)
+    self._pixels = PixelCoder()
 
   def _fill(self, rows: np.ndarray) -> np.ndarray:
     """Rows up to the batch's number, zeros at the end."""
@@ -173,7 +167,8 @@ class PictureCoder:
       costs.squared_error += float(np.sum(error**2))
       costs.num_values += error.size
     if self.lossless:
-      content += self._encode_pixels(tokens, tiles, sizes, encoder, costs)
+      costs.pixels += self._pixels.encode(*self._distributions(tokens), tiles, sizes, encoder)
+      content += own(tiles, sizes).tobytes()
     return encoder.finish(), content
 
   def decode(self, chunk: Chunk, sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, bytes]:
@@ -189,8 +184,8 @@ class PictureCoder:
     content = tokens.astype('<i4').tobytes()
     if not self.lossless:
       return self.draw(tokens), tokens, content
-    tiles, pixels = self._decode_pixels(tokens, sizes, decoder)
-    return tiles, tokens, content + pixels
+    tiles = self._pixels.decode(*self._distributions(tokens), sizes, decoder)
+    return tiles, tokens, content + own(tiles, sizes).tobytes()
 
   def verify(self, payload: bytes, content: bytes, sizes: Sequence[tuple[int, int]]) -> None:
     """Whether a payload decodes to what it was made of. Raises ValueError."""
@@ -212,61 +207,3 @@ class PictureCoder:
     stats = np.asarray(self._stats(self._params, self._grids(tokens)), np.float32)[: len(tokens)]
     location, log_scale = np.split(stats, 2, axis=-1)
     return location, np.maximum(log_scale, self._floor)
-
-  def _encode_pixels(
-    self, tokens: np.ndarray, tiles: np.ndarray, sizes: Sequence[tuple[int, int]], encoder: Encoder, costs: Costs
-  ) -> bytes:
-    location, log_scale = self._distributions(tokens)
-    shifts = np.argmin(np.asarray(self._shift_nats(*map(self._fill, (location, log_scale, tiles)))), axis=0)
-    for shift in shifts[: len(tiles)]:
-      encoder.put(_EVEN, int(shift))
-    costs.pixels += len(tiles) * math.log2(len(SHIFTS))
-    values = _own(tiles, sizes)
-    at = 0
-    for sums in self._tables(location, log_scale, shifts, sizes):
-      part = values[at : at + len(sums)]
-      at += len(part)
-      for row, value in zip(sums, part.tolist(), strict=True):
-        encoder.put(row, value)
-      widths = np.take_along_axis(np.diff(sums), part[:, None].astype(np.int64), axis=1)
-      costs.pixels += float(np.sum(-np.log2(widths / frequencies.TOTAL)))
-    return values.tobytes()
-
-  def _decode_pixels(
-    self, tokens: np.ndarray, sizes: Sequence[tuple[int, int]], decoder: Decoder
-  ) -> tuple[np.ndarray, bytes]:
-    location, log_scale = self._distributions(tokens)
-    shifts = np.array([decoder.get(_EVEN) for _ in sizes], np.int64)
-    values = [decoder.get(row) for sums in self._tables(location, log_scale, shifts, sizes) for row in sums]
-    content = np.asarray(values, np.uint8)
-    tiles, at = np.zeros(location.shape, np.uint8), 0
-    for tile, (rows, columns) in zip(tiles, sizes, strict=True):
-      part = content[at : at + rows * columns * 3]
-      tile[:rows, :columns] = part.reshape(rows, columns, 3)
-      at += len(part)
-    return tiles, content.tobytes()
-
-  def _tables(self, location: np.ndarray, log_scale: np.ndarray, shifts: np.ndarray, sizes: Sequence[tuple[int, int]]):
-    """Cumulative frequencies int32 [n, 257] of the own pixel values, piece by piece."""
-    shifted = log_scale + SHIFTS[shifts[: len(sizes)]][:, None, None, None]
-    location, shifted = _own(location, sizes), _own(shifted, sizes)
-    for begin in range(0, len(location), _PIECE):
-      parts = [values[begin : begin + _PIECE] for values in (location, shifted)]
-      count = len(parts[0])
-      found = self._pixels(*(np.pad(part, (0, _PIECE - count)) for part in parts))
-      yield frequencies.cumulative(np.asarray(found)[:count])
-
-
-def _own(tiles: np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-  """The own values of tiles [n, S, S, 3] as one array [M], tile by tile."""
-  parts = [tile[:rows, :columns].ravel() for tile, (rows, columns) in zip(tiles, sizes, strict=True)]
-  return np.concatenate(parts) if parts else np.empty(0, tiles.dtype)
-
-
-def _shift_nats(location: jax.Array, log_scale: jax.Array, tiles: jax.Array) -> jax.Array:
-  """What tiles [n, S, S, 3] cost with each of SHIFTS, nats [len(SHIFTS), n]."""
-
-  def cost(shift: jax.Array) -> jax.Array:
-    return jnp.sum(frequencies.pixel_nats(location, log_scale + shift, tiles), axis=(1, 2, 3))
-
-  return jax.lax.map(cost, jnp.asarray(SHIFTS))

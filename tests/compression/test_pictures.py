@@ -22,12 +22,6 @@ def test_tiles_join_to_the_picture(height, width, size):
     )
 
 
-def test_the_shifts_of_the_scale_are_powers_of_the_root_of_two():
-  assert len(pictures.SHIFTS) == 16
-  np.testing.assert_allclose(np.exp(pictures.SHIFTS), 2.0 ** (np.arange(2, -14, -1) / 2), rtol=1e-6)
-  assert np.exp(pictures.SHIFTS[2]) == pytest.approx(1)
-
-
 LISTING = {'lossless': True, 'single': False, 'size': 8, 'pictures': [['a/b.png', 8, 9], ['c.png', 1, 1]]}
 
 
