@@ -62,9 +62,7 @@ def curve_svg(
   """
   import matplotlib
 
-  # Text stays text (small, selectable); the salt keeps ids equal between runs and different between drawings.
-  settings = {'svg.hashsalt': title, 'svg.fonttype': 'none', 'font.size': 9.0, 'font.family': 'sans-serif'}
-  with matplotlib.rc_context(settings):
+  with matplotlib.rc_context(_settings(title)):
     return _inline(_draw(series, title, y_label, log, x_label, log_x), title)
 
 
@@ -78,6 +76,20 @@ def context_svg(series: Mapping[str, Series]) -> str:
   return curve_svg(placed, CONTEXT_TITLE, 'bits per token', x_label='tokens given', log_x=True)
 
 
+def bars_svg(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str) -> str:
+  """Groups of bars side by side, each with its value on top, as an inline <svg>.
+
+  Args:
+    bars: label of a group -> what a bar stands for -> its height. What a group lacks is left out.
+    title: above the axes, and the drawing's name for screen readers.
+    y_label: at the axis.
+  """
+  import matplotlib
+
+  with matplotlib.rc_context(_settings(title)):
+    return _inline(_draw_bars(bars, title, y_label), title)
+
+
 def has_data(series: Series) -> bool:
   """Whether there is anything to draw."""
   return bool(np.isfinite(series[1]).any())
@@ -86,6 +98,11 @@ def has_data(series: Series) -> bool:
 def _series(points: Mapping[int, float]) -> Series:
   steps = sorted(points)
   return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
+
+
+def _settings(title: str) -> dict[str, Any]:
+  # Text stays text (small, selectable); the salt keeps ids equal between runs and different between drawings.
+  return {'svg.hashsalt': title, 'svg.fonttype': 'none', 'font.size': 9.0, 'font.family': 'sans-serif'}
 
 
 def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool, x_label: str, log_x: bool) -> str:
@@ -104,6 +121,30 @@ def _draw(series: Mapping[str, Series], title: str, y_label: str, log: bool, x_l
   if len(drawn) > 1:
     axes.legend(frameon=False, labelcolor=INK)
   _style(axes, title, y_label, x_label)
+  return _svg(figure)
+
+
+def _draw_bars(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str) -> str:
+  from matplotlib.figure import Figure
+
+  names = list(dict.fromkeys(name for group in bars.values() for name in group))
+  figure = Figure(figsize=(max(SIZE[0], 0.5 + 0.4 * len(bars) * len(names)), SIZE[1]), layout='constrained')
+  axes, width = figure.add_subplot(), 0.8 / len(names)
+  for i, (name, colour) in enumerate(zip(names, COLOURS * len(names), strict=False)):
+    found = [(at, group[name]) for at, group in enumerate(bars.values()) if name in group]
+    places = [at + (i - (len(names) - 1) / 2) * width for at, _ in found]
+    drawn = axes.bar(places, [height for _, height in found], width, label=name, color=colour)
+    axes.bar_label(drawn, fmt='%.2f', color=INK, fontsize=7)
+  axes.set_xticks(range(len(bars)), list(bars))
+  if len(names) > 1:
+    axes.legend(frameon=False, labelcolor=INK, ncols=len(names))
+  _style(axes, title, y_label, '')
+  axes.grid(visible=False, axis='x')
+  axes.margins(y=0.2)
+  return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
   buffer = io.StringIO()
   metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))  # None: left out
   figure.savefig(buffer, format='svg', transparent=True, metadata=metadata)
