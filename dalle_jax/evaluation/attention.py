@@ -61,9 +61,7 @@ def capture(
   params = model.decode_params(params)
   x = jax.jit(model.embed)(params, tokens).astype(jnp.float32)
   total, means, found = 0.0, {}, {}
-  for number, (layer, pattern) in enumerate(
-    zip(params['transformer']['layers'], stack.layer_patterns, strict=True)
-  ):
+  for number, (layer, pattern) in enumerate(zip(params['transformer']['layers'], stack.layer_patterns, strict=True)):
     kept = tuple(heads) if number in layers else ()
     x, mean, weights = _layer(stack.shape, pattern, kept, layer, x)
     mean = np.asarray(mean)

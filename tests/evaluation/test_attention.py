@@ -18,12 +18,8 @@ SHAPE = BlockShape(num_layers=6, embed_dim=8, num_heads=2, mlp_ratio=1)
 MODERN = dataclasses.replace(SHAPE, norm='rmsnorm', mlp='swiglu', qk_norm=True, sandwich_norm=True, rotary=True)
 
 
-def _patterns(text, grid):
-  return [Pattern(kind, text, grid, 3) for kind in ('row', 'column', 'conv', 'full')]
-
-
 def _prior(shape, text=TEXT, grid=GRID):
-  row, column, conv, full = _patterns(text, grid)
+  row, column, conv = (Pattern(kind, text, grid, 3) for kind in ('row', 'column', 'conv'))
   # Two periods that are scanned, a layer that is left, and a last one of its own.
   return Prior(7, 8, Transformer(dataclasses.replace(shape, num_layers=6), (row, column), conv))
 
@@ -95,7 +91,7 @@ def test_sequences_that_training_computes_in_blocks_are_observed_all_the_same():
   params, tokens = _params(model, 0.3), _stream(model)
   logits, found = attention.capture(model, params, tokens, (0,), (0,))
   np.testing.assert_allclose(logits, jax.jit(model.logits)(params, tokens[None])[0], atol=5e-4, rtol=5e-4)
-  np.testing.assert_array_equal(found.heads[0, 0] > 0, _patterns(TEXT, 17)[0].mask())
+  np.testing.assert_array_equal(found.heads[0, 0] > 0, Pattern('row', TEXT, 17).mask())
 
 
 def test_certainty_by_hand():
