@@ -86,9 +86,7 @@ def show(
   group = config.model if of_text else config.prior
   has_layers = not of_text or group.kind == 'transformer'
   if (layers is not None or heads is not None) and not has_layers:
-    raise ValueError(
-      f'{model} holds a model of kind {group.kind}, which has no attention: leave out --layers, --heads.'
-    )
+    raise ValueError(f'A model of kind {group.kind} has no attention ({model}): leave out --layers and --heads.')
   _check_range('--layers', layers, group.num_layers)
   _check_range('--heads', heads, group.num_heads)
   mesh = sharding.make_mesh(MeshConfig())
