@@ -24,7 +24,7 @@ from dalle_jax.reporting import attention as page
 from dalle_jax.sampling.generate import Sampler, encode_prompts
 from dalle_jax.sampling.text import continue_text
 
-BUDGET = 4_000_000  # bytes of weights on a page, unless layers or heads are asked for
+BUDGET = 6_000_000  # bytes of weights on a page, unless layers or heads are asked for
 MOST = 40_000_000  # bytes of weights that a page may hold at all
 MAX_FRAMES = 16  # steps in which a picture grows
 
@@ -80,6 +80,8 @@ def show(
   bundle.check(path, needs)
   if image and (of_text or num_images > 1):
     raise ValueError('--image looks at one picture: it goes with a model that draws, and with --num_images=1.')
+  if not continuation and (not of_text or num_images > 1):
+    raise ValueError('--nocontinuation looks at one text: it goes with a model of text, and with --num_images=1.')
   _check_writable(Path(out))
   config = bundle.read_config(path)
   picture = _read_picture(config, image) if image else None
@@ -91,8 +93,11 @@ def show(
   _check_range('--heads', heads, group.num_heads)
   mesh = sharding.make_mesh(MeshConfig())
   loaded = bundle.load(path, mesh, needs)
-  length = config.model.length if of_text else loaded.prior.length
-  choice = choose(group.num_layers, group.num_heads, length, num_images, layers, heads) if has_layers else None
+  choice = None
+  if has_layers:
+    sequence = loaded.model if of_text else loaded.prior
+    kinds = [pattern.kind for pattern in sequence.transformer.layer_patterns]
+    choice = choose(kinds, group.num_heads, sequence.length, num_images, layers, heads)
   settings = sampling_settings(config.sampling, num_images, None, temperature, top_k)
   notes = [page.SLOTS, *_choice_notes(choice, group)] if choice else []
   sampled = f'Drawn with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}.'
@@ -110,14 +115,20 @@ def show(
 
 
 def choose(
-  num_layers: int, num_heads: int, length: int, count: int, layers: Sequence[int] | None, heads: Sequence[int] | None
+  kinds: Sequence[str],
+  num_heads: int,
+  length: int,
+  count: int,
+  layers: Sequence[int] | None,
+  heads: Sequence[int] | None,
 ) -> Choice:
   """Which layers and heads are shown: those asked for, else all, else as many as fit.
 
-  What does not fit first loses its single heads, then layers at even distances.
+  What does not fit first loses its single heads, then layers: those are kept that are the first of their pattern, and
+  others at even distances.
 
   Args:
-    num_layers: of the model.
+    kinds: the pattern of every layer of the model.
     num_heads: of the model.
     length: slots of a sequence.
     count: sequences on the page.
@@ -128,7 +139,7 @@ def choose(
     ValueError: what is asked for makes a page that no browser likes.
   """
   size = page.packed_size(length) * count
-  chosen_layers = tuple(range(num_layers)) if layers is None else tuple(i - 1 for i in layers)
+  chosen_layers = tuple(range(len(kinds))) if layers is None else tuple(i - 1 for i in layers)
   chosen_heads = tuple(range(num_heads)) if heads is None else tuple(i - 1 for i in heads)
 
   def total(layers: tuple[int, ...], heads: tuple[int, ...]) -> int:
@@ -141,7 +152,8 @@ def choose(
     chosen_heads = ()
   room = max(1, BUDGET // (size * (1 + len(chosen_heads))) - 1)
   if layers is None and len(chosen_layers) > room:
-    chosen_layers = tuple(int(i) for i in np.unique(np.linspace(0, num_layers - 1, room).round()))
+    spread = np.linspace(0, len(kinds) - 1, room).round().astype(int).tolist()
+    chosen_layers = tuple(sorted(list(dict.fromkeys([*map(kinds.index, dict.fromkeys(kinds)), *spread]))[:room]))
   if total(chosen_layers, chosen_heads) > MOST:
     raise ValueError(
       f'These --layers and --heads make a page of about {total(chosen_layers, chosen_heads) / 1e6:.0f} MB; at most '

@@ -159,6 +159,7 @@ def test_models_without_attention_tell_how_sure_they_are(tmp_path, written):
     ({'image': 'nowhere.png'}, '--image nowhere.png cannot be read'),
     ({'image': 'nowhere.png', 'num_images': 2}, 'with --num_images=1'),
     ({'num_images': 0}, '--num_images is 0'),
+    ({'continuation': False}, '--nocontinuation looks at one text'),
     ({'model': 'nowhere'}, 'no model directory at nowhere'),
   ],
 )
@@ -190,11 +191,12 @@ def test_long_texts_are_refused(tmp_path):
 
 
 def test_small_models_are_shown_whole_and_large_ones_in_part():
-  assert attention.choose(4, 4, 84, 1, None, None) == attention.Choice((0, 1, 2, 3), (0, 1, 2, 3))
-  paper = attention.choose(64, 62, 1280, 1, None, None)
-  assert paper.heads == () and paper.reduced and {0, 63} == set(paper.layers)
-  assert attention.choose(64, 62, 1280, 1, [5, 9], [1, 2, 3]) == attention.Choice((4, 8), (0, 1, 2))
-  heads_only = attention.choose(64, 62, 1280, 1, [5], None)
-  assert heads_only == attention.Choice((4,), (), reduced=True)
+  kinds = ['row', 'column', 'row', 'row'] * 16
+  kinds[-1] = 'conv'
+  assert attention.choose(kinds[:4], 4, 84, 1, None, None) == attention.Choice((0, 1, 2, 3), (0, 1, 2, 3))
+  paper = attention.choose(kinds, 62, 1280, 1, None, None)
+  assert paper == attention.Choice((0, 1, 21, 63), (), reduced=True)  # one of each pattern among them
+  assert attention.choose(kinds, 62, 1280, 1, [5, 9], [1, 2, 3]) == attention.Choice((4, 8), (0, 1, 2))
+  assert attention.choose(kinds, 62, 1280, 1, [5], None) == attention.Choice((4,), (), reduced=True)
   with pytest.raises(ValueError, match=r'page of about 71 MB; at most 40 MB .*--heads=mean'):
-    attention.choose(64, 62, 1280, 1, [1], range(1, 64))
+    attention.choose(kinds, 62, 1280, 1, [1], range(1, 64))
