@@ -263,7 +263,7 @@ def _layers(layers: Sequence[Layer], border: int) -> list[str]:
     for found in layer.matrices:
       shown = inline_picture(heat.matrix(found.weights, layer.mask, border), found.name, 'matrix')
       if found.offsets is not None:
-        shown += inline_picture(heat.heat(np.sqrt(found.offsets)), f'{found.name}, by distance', 'offsets')
+        shown += inline_picture(heat.offsets(found.offsets), f'{found.name}, by distance', 'offsets')
       figures.append(_titled(found.name, shown))
     blocks += [f'<h3>{html.escape(layer.name)}</h3>', '<div class="row">', *figures, '</div>']
   text = (

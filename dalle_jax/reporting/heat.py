@@ -30,6 +30,12 @@ def heat(values: np.ndarray, most: float | None = None) -> Image.Image:
   return Image.fromarray(colours(values, float(np.max(values)) if most is None else most))
 
 
+def offsets(values: np.ndarray) -> Image.Image:
+  """Mean weights by distance [H, W] as a picture of one pixel each, by square roots; grey where nothing is seen."""
+  shown = colours(np.sqrt(values), float(np.sqrt(values).max()))
+  return Image.fromarray(np.where(values[..., None] > 0, shown, np.uint8(BLIND)))
+
+
 def lit(picture: np.ndarray, values: np.ndarray) -> Image.Image:
   """A picture uint8 [H, W, 3], lit by values [g, g]: as it is where they are largest, dark where they are 0."""
   rows, columns = (np.arange(size) * len(values) // size for size in picture.shape[:2])

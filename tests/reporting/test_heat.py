@@ -20,6 +20,12 @@ def test_maps_are_one_pixel_a_value_scaled_to_the_largest_or_to_what_is_given():
   np.testing.assert_array_equal(np.asarray(heat.heat(np.zeros((2, 2)))), heat.palette()[np.zeros((2, 2), int)])
 
 
+def test_distances_that_are_never_seen_are_grey():
+  pixels = np.asarray(heat.offsets(np.array([[0.0, 0.04], [0.01, 0.0]])))
+  np.testing.assert_array_equal(pixels[[0, 1], [0, 1]], [heat.BLIND] * 2)
+  np.testing.assert_array_equal([pixels[0, 1], pixels[1, 0]], heat.palette()[[255, 128]])
+
+
 def test_light_falls_where_values_are_large():
   picture = RNG.integers(0, 256, (8, 8, 3), np.uint8)
   shown = np.asarray(heat.lit(picture, np.array([[0.0, 0.3], [0.15, 0.0]])))
