@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from dalle_jax.models import transformer
 from dalle_jax.models.attention import Pattern
@@ -85,12 +84,10 @@ def _layer(
 
 def certainty(logits: np.ndarray, tokens: np.ndarray) -> Certainty:
   """How likely tokens [T] were by logits [T, V], how sure the model was, and how many tokens were likelier."""
-  logits = np.asarray(logits, np.float64)
-  chosen = logits[np.arange(len(tokens)), tokens]
-  probabilities = special.softmax(logits, axis=-1)
-  entropy = special.entr(probabilities).sum(axis=-1) / np.log(2)
-  probability = probabilities[np.arange(len(tokens)), tokens]
-  return Certainty(probability, entropy, 1 + (logits > chosen[:, None]).sum(axis=-1))
+  places = np.arange(len(tokens)), tokens
+  probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))
+  entropy = np.asarray(jax.scipy.special.entr(probabilities)).sum(axis=-1) / np.log(2)
+  return Certainty(probabilities[places], entropy, 1 + (logits > logits[places][:, None]).sum(axis=-1))
 
 
 def image_maps(weights: np.ndarray, slots: Sequence[Sequence[int]], text_length: int, grid_size: int) -> np.ndarray:

@@ -14,10 +14,8 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import crops
 from dalle_jax.data import image as image_lib
+from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention
-from dalle_jax.models.attention import Pattern
-from dalle_jax.models.prior import PAD, Prior
-from dalle_jax.models.sequence import SequenceModel
 from dalle_jax.pipeline.settings import check_sampling, sampling_settings
 from dalle_jax.pipeline.write import holds_text
 from dalle_jax.reporting import attention as page
@@ -234,7 +232,7 @@ def _picture_article(
   loaded: bundle.Bundle, text: np.ndarray, codes: np.ndarray, image: np.ndarray, picture: np.ndarray | None,
   number: int, choice: Choice,
 ) -> page.Picture:  # fmt: skip
-  model: Prior = loaded.prior
+  model = loaded.prior
   grid, length = model.grid_size, model.text_length
   stream = np.asarray(model.stream(jnp.asarray(text)[None], jnp.asarray(codes).reshape(1, -1)))[0]
   views, layers, tokens = _look(model, loaded.params['prior'], stream, choice, grid)
@@ -286,7 +284,7 @@ def _text_article(loaded: bundle.Bundle, ids: np.ndarray, given: int, number: in
 
 
 def _look(
-  model: SequenceModel, params: Any, tokens: np.ndarray, choice: Choice | None, grid: int
+  model: Any, params: Any, tokens: np.ndarray, choice: Choice | None, grid: int
 ) -> tuple[list[page.View], list[page.Layer], page.Tokens]:
   """What the page shows of a sequence [T]: views, the matrices of every layer, and how sure the model was."""
   if choice is None:
@@ -306,5 +304,5 @@ def _look(
   return views, layers, page.Tokens(*attention.certainty(logits, tokens))
 
 
-def _offsets(weights: np.ndarray, pattern: Pattern, grid: int) -> np.ndarray | None:
+def _offsets(weights: np.ndarray, pattern: Any, grid: int) -> np.ndarray | None:
   return attention.by_offset(weights, pattern.text_length, grid) if grid else None
