@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+SPACE = '\u2581'  # how SentencePiece writes it
+
 
 class PieceModel:
   """A SentencePiece model; tokenizers add how text becomes ids and back."""

@@ -14,9 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from dalle_jax.data.pieces import PieceModel, checked, train
+from dalle_jax.data.pieces import SPACE, PieceModel, checked, train
 
-SPACE = '\u2581'
 _LINE = 2_000  # characters of a piece of text that is trained on; SentencePiece leaves out longer lines
 # Characters that only bytes can stand for: SentencePiece's own space and NUL, at which it would stop.
 _BYTES_ONLY = re.compile(f'([{SPACE}\0\udc80-\udcff]+)')

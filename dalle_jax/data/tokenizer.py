@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dalle_jax.data.pieces import PieceModel, checked, train
+from dalle_jax.data.pieces import SPACE, PieceModel, checked, train
 
 PAD = 0
 # 256 byte pieces, the pad and the unknown piece, and some room for characters.
@@ -70,6 +70,21 @@ class Tokenizer(PieceModel):
     """
     ids = checked(ids, self.vocab_size)
     return self._processor.decode([i for i in ids if i != PAD])
+
+  def words(self, ids: Sequence[int] | np.ndarray) -> list[tuple[str, list[int]]]:
+    """The words of token ids [T], each with the places in [0, T) of the tokens that it is made of; padding is skipped.
+
+    Raises:
+      ValueError: an id outside of the vocabulary.
+    """
+    ids, places = checked(ids, self.vocab_size), []
+    for place, i in enumerate(ids):
+      if i == PAD:
+        continue
+      if not places or self._processor.id_to_piece(i).startswith(SPACE):
+        places.append([])
+      places[-1].append(place)
+    return [(self.decode([ids[place] for place in word]), word) for word in places]
 
   def encode_padded(self, text: str, length: int, truncate: bool = False) -> np.ndarray:
     """Token ids int32 [length], padded with 0 on the right.

@@ -100,7 +100,16 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
   Returns:
     [B, T, N, H] in the dtype of `value`.
   """
+  return mix(weigh(query, key, mask), value)
+
+
+def weigh(query: jax.Array, key: jax.Array, mask: jax.Array | np.ndarray) -> jax.Array:
+  """The weights of attention, float32 [B, N, T, S]: of every query they sum to 1, and are 0 where it does not see."""
   scores = jnp.einsum('BTNH,BSNH->BNTS', query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
   seen = jnp.broadcast_to(mask, scores.shape)
-  weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(value.dtype)
-  return jnp.einsum('BNTS,BSNH->BTNH', weights, value)
+  return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+
+
+def mix(weights: jax.Array, value: jax.Array) -> jax.Array:
+  """Sums of values [B, S, N, H] by weights [B, N, T, S]: [B, T, N, H] in the dtype of `value`."""
+  return jnp.einsum('BNTS,BSNH->BTNH', weights.astype(value.dtype), value)

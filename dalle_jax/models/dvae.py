@@ -210,3 +210,7 @@ class Dvae(nn.Module):
   def decode(self, codes: jax.Array) -> jax.Array:
     """Integer codes [B, h, w] to images [B, H, W, 3], float32 in [0, 255]."""
     return likelihood.reconstruction(self.decode_stats(codes))
+
+  def decode_part(self, codes: jax.Array, known: jax.Array) -> jax.Array:
+    """The same, with zeros for the codes that are not `known`, bool [B, h, w]: what convolutions see past the edge."""
+    return likelihood.reconstruction(self.decoder(self.code.vectors(codes) * known[..., None]))

@@ -71,9 +71,18 @@ class TransformerLanguageModel:
     }
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
+    x = self.transformer.apply({'params': params['transformer']}, self.embed(params, tokens))
+    return self.read_out(params, x, tokens)
+
+  def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
+    """The stack's inputs [B, T, D] for tokens [B, T]."""
     x = self._apply(params, after_start(tokens[:, :-1], self.vocab_size), jnp.arange(tokens.shape[1]), method='embed')
-    x = nn.with_logical_constraint(x, ('batch', 'length', 'activation'))
-    return self._apply(params, self.transformer.apply({'params': params['transformer']}, x), method='logits')
+    return nn.with_logical_constraint(x, ('batch', 'length', 'activation'))
+
+  def read_out(self, params: Any, x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Logits [B, T, V] from the stack's outputs [B, T, D] for tokens [B, T]."""
+    del tokens  # unlike in the prior, none is impossible
+    return self._apply(params, x, method='logits')
 
   def decode_params(self, params: Any) -> Any:
     return {**params, 'transformer': transformer.unstack(self.transformer, params['transformer'])}

@@ -193,14 +193,13 @@ class Prior:
     end = jnp.full((text.shape[0], 1), PAD, text.dtype)
     return jnp.concatenate([text, end, image + self.text_vocab_size], axis=1)
 
-  def _outputs(self, params: Any, text: jax.Array, image: jax.Array) -> jax.Array:
-    """The stack's outputs [B, length, D] for text [B, text_length - 1] and image ids [B, image_length]."""
+  def _slots(self, params: Any, text: jax.Array, image: jax.Array) -> jax.Array:
+    """The stack's inputs [B, length, D] for text [B, text_length - 1] and image ids [B, image_length]."""
     slots = [
       self._embed(params, text, method='text_slots'),
       self._embed(params, image[:, :-1], method='image_slots'),
     ]
-    x = nn.with_logical_constraint(jnp.concatenate(slots, axis=1), ('batch', 'length', 'activation'))
-    return self.transformer.apply({'params': params['transformer']}, x)
+    return nn.with_logical_constraint(jnp.concatenate(slots, axis=1), ('batch', 'length', 'activation'))
 
   def split_logits(self, params: Any, text: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Training logits: text [B, text_length, Vt] and image [B, image_length, Vi], each by its own matrix.
@@ -210,14 +209,22 @@ class Prior:
       text: ids [B, text_length - 1].
       image: ids [B, image_length]; or points on the simplex over them, float [B, image_length, Vi].
     """
-    x = self._outputs(params, text, image)
+    x = self.transformer.apply({'params': params['transformer']}, self._slots(params, text, image))
     text_logits = self._embed(params, x[:, : self.text_length], method='text_logits')
     return text_logits, self._embed(params, x[:, self.text_length :], method='image_logits')
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
     """Logits [B, length, V] for whole streams [B, length]."""
+    x = self.transformer.apply({'params': params['transformer']}, self.embed(params, tokens))
+    return self.read_out(params, x, tokens)
+
+  def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
+    """The stack's inputs [B, length, D] for whole streams [B, length]."""
     text, image = tokens[:, : self.text_length - 1], tokens[:, self.text_length :] - self.text_vocab_size
-    x = self._outputs(params, text, image)
+    return self._slots(params, text, image)
+
+  def read_out(self, params: Any, x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Logits [B, length, V] from the stack's outputs [B, length, D] for whole streams [B, length]."""
     # The first slot holds start-of-text, so a slot's token is the target before it.
     ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
     return self._embed(params, x, jnp.arange(self.length), ended, method='stream_logits')

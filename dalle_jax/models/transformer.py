@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dalle_jax.models import attention_cache, sparse_attention
+from dalle_jax.models import attention, attention_cache, sparse_attention
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.layers import Mlp, Norm, Projection, rotate
 
@@ -94,6 +94,13 @@ class Block(nn.Module):
     """x [B, T, D] in the first T slots to the layer's output [B, T, D]."""
     query, key, value = self._qkv(x, jnp.arange(x.shape[1]))
     return self._finish(x, sparse_attention.attend(self.pattern, query, key, value))
+
+  def observe(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same, computed densely, with the weights of attention, float32 [B, N, T, T]; see `attention.weigh`."""
+    length = x.shape[1]
+    query, key, value = self._qkv(x, jnp.arange(length))
+    weights = attention.weigh(query, key, self.pattern.mask()[:length, :length])
+    return self._finish(x, attention.mix(weights, value)), weights
 
   def prefill(self, x: jax.Array) -> tuple[jax.Array, attention_cache.Cache]:
     """The same, with the cache that `step` continues from."""
@@ -214,7 +221,7 @@ def prefill(model: Transformer, params: Any, x: jax.Array) -> tuple[Cache, jax.A
   for layer, pattern in zip(params['layers'], model.layer_patterns, strict=True):
     x, cache = Block(model.shape, pattern).apply({'params': layer}, x, method='prefill')
     caches.append(cache)
-  return caches, _final_norm(model, params, x)
+  return caches, final_norm(model, params, x)
 
 
 def step(model: Transformer, params: Any, x: jax.Array, cache: Cache, index: jax.Array) -> tuple[Cache, jax.Array]:
@@ -223,8 +230,9 @@ def step(model: Transformer, params: Any, x: jax.Array, cache: Cache, index: jax
   for layer, pattern, kept in zip(params['layers'], model.layer_patterns, cache, strict=True):
     x, kept = Block(model.shape, pattern).apply({'params': layer}, x, kept, index, method='step')
     caches.append(kept)
-  return caches, _final_norm(model, params, x)
+  return caches, final_norm(model, params, x)
 
 
-def _final_norm(model: Transformer, params: Any, x: jax.Array) -> jax.Array:
+def final_norm(model: Transformer, params: Any, x: jax.Array) -> jax.Array:
+  """What follows the last layer; `params` as `unstack` returns them."""
   return Norm(model.shape.norm, model.shape.dtype).apply({'params': params['norm']}, x)

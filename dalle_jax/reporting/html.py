@@ -120,22 +120,38 @@ def write_report(
     texts: (title, text), such as samples of a model of text.
   """
   parts = [
-    f'<h1>{html.escape(title)}</h1>',
-    *(f'<p>{html.escape(note)}</p>' for note in notes),
-    *_section('Scores', _score_tables(summary), 'grid'),
-    *_section('Pictures', [_figure(*picture) for picture in pictures]),
-    *_section('Texts', [_quotation(*text) for text in texts]),
-    *_section('Training curves', [_drawing(*curve) for curve in curves], 'grid curves'),
-    *_section('Configuration', _config_details(config)),
+    *section('Scores', _score_tables(summary), 'grid'),
+    *section('Pictures', [_figure(*picture) for picture in pictures]),
+    *section('Texts', [_quotation(*text) for text in texts]),
+    *section('Training curves', [_drawing(*curve) for curve in curves], 'grid curves'),
+    *section('Configuration', _config_details(config)),
   ]
-  page = (
-    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
-    + '\n'.join(parts)
-    + '\n</body>\n</html>\n'
-  )
-  write_whole(Path(path), page.encode('utf-8', 'replace'))
+  write_page(path, title=title, notes=notes, parts=parts)
+
+
+def write_page(
+  path: Path, *, title: str, notes: Sequence[str], parts: Sequence[str], style: str = '', script: str = ''
+) -> None:
+  """Writes an HTML file as a whole or not at all.
+
+  Args:
+    path: the file; missing directories are made.
+    title: heading of the page, escaped here.
+    notes: paragraphs under the heading, escaped here.
+    parts: HTML, which goes in as it is.
+    style: CSS beyond `STYLE`.
+    script: JavaScript, run when the page is there.
+  """
+  head = [
+    '<meta charset="utf-8">',
+    '<meta name="viewport" content="width=device-width, initial-scale=1">',
+    f'<title>{html.escape(title)}</title>',
+    f'<style>{STYLE}{style}</style>',
+  ]
+  body = [f'<h1>{html.escape(title)}</h1>', *(f'<p>{html.escape(note)}</p>' for note in notes), *parts]
+  body += [f'<script>{script}</script>'] if script else []
+  lines = ['<!doctype html>', '<html lang="en">', '<head>', *head, '</head>', '<body>', *body, '</body>', '</html>', '']
+  write_whole(Path(path), '\n'.join(lines).encode('utf-8', 'replace'))
 
 
 def run_curves(workdir: Path) -> list[tuple[str, str]]:
@@ -172,7 +188,7 @@ def format_number(value: float | None) -> str:
   return f'{value:.4g}'
 
 
-def _section(title: str, blocks: Sequence[str], style: str = '') -> list[str]:
+def section(title: str, blocks: Sequence[str], style: str = '') -> list[str]:
   """A heading and what belongs under it; nothing where there is nothing."""
   if not blocks:
     return []
@@ -224,9 +240,17 @@ def _quotation(title: str, text: str) -> str:
 
 
 def _figure(title: str, caption: str, picture: Image.Image) -> str:
-  data = base64.b64encode(encode_png(picture)).decode('ascii')
   return (
     f'<figure><h3>{html.escape(title)}</h3><figcaption>{html.escape(caption)}</figcaption>'
-    f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
-    f'alt="{html.escape(title)}"></figure>'
+    f'{inline_picture(picture, title)}</figure>'
+  )
+
+
+def inline_picture(picture: Image.Image, alt: str, style: str = '') -> str:
+  """An <img> that holds its picture, with a class where `style` names one."""
+  data = base64.b64encode(encode_png(picture)).decode('ascii')
+  named = f'class="{style}" ' if style else ''
+  return (
+    f'<img {named}src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
+    f'alt="{html.escape(alt)}">'
   )

@@ -38,6 +38,12 @@ class Sampler:
   def __call__(
     self, params: dict[str, Any], text: np.ndarray, seed: int, progress: Callable[[int, int], None] | None = None
   ) -> np.ndarray:
+    """Draws one image per row, uint8 [N, H, W, 3]; arguments as for `draw`."""
+    return self.draw(params, text, seed, progress)[1]
+
+  def draw(
+    self, params: dict[str, Any], text: np.ndarray, seed: int, progress: Callable[[int, int], None] | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one image per row.
 
     Args:
@@ -47,17 +53,18 @@ class Sampler:
       progress: called with (images done, N) after each batch.
 
     Returns:
-      uint8 [N, H, W, 3].
+      Codes int32 [N, h, w] and images uint8 [N, H, W, 3].
     """
-    images = []
+    batches = []
     for begin, rows in _batches(text, self.batch_size):
       index = np.arange(begin, begin + self.batch_size)
       with sharding.use_mesh(self.mesh):
         drawn = self._draw(params, *sharding.from_whole((rows, index), self.mesh), seed)
-      images.append(np.asarray(jax.device_get(drawn)))
+      batches.append(jax.device_get(drawn))
       if progress:
         progress(min(begin + self.batch_size, len(text)), len(text))
-    return np.concatenate(images)[: len(text)]
+    codes, images = (np.concatenate(parts)[: len(text)] for parts in zip(*batches, strict=True))
+    return codes, images
 
 
 def _batches(text: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -71,8 +78,8 @@ def _batches(text: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarra
 def _draw(
   prior: Prior, dvae: Dvae, params: Any, text: jax.Array, index: jax.Array, seed: jax.Array, *, temperature: float,
   top_k: int,
-) -> jax.Array:  # fmt: skip
-  """uint8 images [B, H, W, 3] for text ids [B, text_length - 1] and image numbers [B]."""
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+  """Codes [B, h, w] and uint8 images [B, H, W, 3] for text ids [B, text_length - 1] and image numbers [B]."""
   keys = row_keys(seed, index)
   end = jnp.full((text.shape[0], 1), PAD, text.dtype)
   prefix = jnp.concatenate([text, end], axis=1)
@@ -80,7 +87,7 @@ def _draw(
   codes = tokens[:, prior.text_length :] - prior.text_vocab_size
   grid = codes.reshape(-1, prior.grid_size, prior.grid_size)
   images = dvae.apply({'params': params['dvae']}, grid, method='decode')
-  return jnp.round(images).astype(jnp.uint8)
+  return grid, jnp.round(images).astype(jnp.uint8)
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], text_length: int, truncate: bool = False) -> np.ndarray:

@@ -161,3 +161,19 @@ def test_merging_by_hand():
   rng = np.random.default_rng(0)
   assert tokenizer_lib.merge(list('abccabb'), ranks, 0.0, rng) == ['abc', 'c', 'ab', 'b']  # bc before ab
   assert tokenizer_lib.merge([], ranks, 0.5, rng) == []
+
+
+def test_words_gather_their_pieces():
+  ids = TOKENIZER.encode_padded('a zq 🐶 red', 20)
+  words = TOKENIZER.words(ids)
+  assert [word for word, _ in words] == ['a', 'zq', '🐶', 'red']
+  assert [place for _, places in words for place in places] == list(range(np.count_nonzero(ids)))
+  assert len(words[0][1]) == 1 and min(len(places) for _, places in words[1:3]) > 1
+
+
+@given(UNICODE)
+def test_words_are_the_text(text):
+  ids = TOKENIZER.encode(text)
+  words = TOKENIZER.words(ids)
+  assert ' '.join(word for word, _ in words).split() == TOKENIZER.decode(ids).split()
+  assert [place for _, places in words for place in places] == list(range(len(ids)))

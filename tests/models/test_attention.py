@@ -129,3 +129,13 @@ def test_attend_keeps_the_values_dtype(qkv):
   out = attention.attend(*half, CAUSAL)
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(out.astype(jnp.float32), attention.attend(*qkv, CAUSAL), atol=0.05)
+
+
+def test_weights_sum_to_one_are_zero_where_nothing_is_seen_and_mix_to_the_output(qkv):
+  query, key, value = qkv
+  weights = np.asarray(attention.weigh(query, key, CAUSAL))
+  assert weights.shape == (BATCH, HEADS, LENGTH, LENGTH)
+  np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+  assert not weights[:, :, ~CAUSAL].any()
+  by_hand = np.einsum('bnts,bsnh->btnh', weights, value)
+  np.testing.assert_allclose(attention.attend(query, key, value, CAUSAL), by_hand, atol=1e-6)

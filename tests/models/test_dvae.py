@@ -182,3 +182,17 @@ def test_the_gain_of_the_blocks_is_the_released_one_or_the_one_given(tiny_params
   default = _apply(tiny_params, images, 'encode_latents')
   np.testing.assert_array_equal(default, _apply(tiny_params, images, 'encode_latents', TINY.clone(residual_gain=0.25)))
   assert np.abs(default - _apply(tiny_params, images, 'encode_latents', TINY.clone(residual_gain=1.0))).max() > 0.1
+
+
+def test_a_part_decodes_as_if_the_picture_ended_there(tiny_params):
+  codes = np.array([[[1, 3], [2, 0]]], np.int32)
+  known = np.array([[[True, True], [False, False]]])
+
+  def part(codes, known):
+    run = jax.jit(lambda p, c, k: TINY.apply({'params': p}, c, k, method='decode_part'))
+    return np.asarray(run(tiny_params, codes, known))
+
+  np.testing.assert_array_equal(part(codes, known | True), _apply(tiny_params, codes, 'decode'))
+  other = np.array([[[1, 3], [4, 5]]], np.int32)
+  np.testing.assert_array_equal(part(codes, known), part(other, known))  # what is not known yet does not count
+  assert np.any(part(codes, known) != part(codes, known | True))

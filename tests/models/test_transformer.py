@@ -213,3 +213,22 @@ def test_dense_and_sparse_blocks_are_one_model():
   np.testing.assert_allclose(
     block.apply({'params': p}, x), block.apply({'params': p}, x, mixed, method='_finish'), atol=1e-5
   )
+
+
+@pytest.mark.parametrize('shape', [SHAPE, MODERN], ids=['paper', 'modern'])
+@pytest.mark.parametrize('pattern', [ROW, COLUMN, CONV, Pattern('full', TEXT, GRID)], ids=lambda p: p.kind)
+def test_observed_weights_are_what_the_layer_mixes_by(shape, pattern, x):
+  block = Block(shape, pattern)
+  params = nn.unbox(jax.eval_shape(block.init, jax.random.key(0), x)['params'])
+  rng = np.random.default_rng(4)
+  params = jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), params)
+  out, weights = jax.jit(lambda p, x: block.apply({'params': p}, x, method='observe'))(params, x)
+  np.testing.assert_allclose(out, jax.jit(lambda p, x: block.apply({'params': p}, x))(params, x), atol=1e-5)
+  np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+  assert not np.asarray(weights)[:, :, ~pattern.mask()].any()
+
+  def by_hand(p, x, weights):
+    value = block.bind({'params': p})._qkv(x, jnp.arange(LENGTH))[2]
+    return block.bind({'params': p})._finish(x, jnp.einsum('bnts,bsnh->btnh', weights, value))
+
+  np.testing.assert_allclose(jax.jit(by_hand)(params, x, weights), out, atol=1e-5)

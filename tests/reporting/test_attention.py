@@ -1,0 +1,154 @@
+import base64
+import html.parser
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from dalle_jax.reporting import attention
+from dalle_jax.reporting.attention_script import SCRIPT
+
+TEXT, GRID = 4, 3
+LENGTH = TEXT + GRID**2
+MASK = np.tri(LENGTH, dtype=bool)
+NASTY = '</script><script>alert(1)</script>&"'
+
+
+def _weights(seed):
+  weights = np.random.default_rng(seed).random((LENGTH, LENGTH)) * MASK
+  return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _tokens(size):
+  rng = np.random.default_rng(5)
+  return attention.Tokens(rng.random(size), 3 * rng.random(size), rng.integers(1, 9, size))
+
+
+def _layers(offsets):
+  matrices = [attention.Matrix('head 1', _weights(1), offsets)]
+  return [attention.Layer('Layer 1 of 1: row', MASK, matrices)]
+
+
+VIEWS = [attention.View('all, mean', _weights(0)), attention.View('layer 1 of 1 (row), head 1', _weights(1))]
+
+
+def _picture(**changes):
+  pixels = np.random.default_rng(2).integers(0, 256, (6, 6, 3), np.uint8)
+  values = {
+    'title': 'Image 0', 'image': pixels, 'original': None, 'frames': [('0 of 9', pixels), ('9 of 9', pixels)],
+    'grid_size': GRID, 'text_length': TEXT, 'caption': [('red', 0), (NASTY, 1), ('(end)', 2)],
+    'keys': [('start of text', [0]), ('redish', [1, 2]), ('padding', [3]), ('start of image', [4])], 'words': [1],
+    'word_maps': np.ones((1, GRID, GRID)), 'chosen': 4, 'chosen_map': np.full((GRID, GRID), 0.01),
+    'tokens': _tokens(LENGTH), 'views': VIEWS, 'layers': _layers(np.ones((GRID, 2 * GRID - 1))),
+  }  # fmt: skip
+  return attention.Picture(**{**values, **changes})
+
+
+def _text(**changes):
+  pieces = [NASTY, *(f' w{i}' for i in range(LENGTH - 1))]
+  values = {'title': 'Text 0', 'pieces': pieces, 'given': 2, 'tokens': _tokens(LENGTH), 'views': VIEWS}
+  return attention.Text(**{**values, 'layers': _layers(None), **changes})
+
+
+class Page(html.parser.HTMLParser):
+  """Elements with their attributes and the text in them; checks that elements nest."""
+
+  VOID = ('meta', 'img', 'input')
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.found = [], []
+    self.feed(text)
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    element = [tag, dict(attrs), '']
+    self.found.append(element)
+    if tag not in self.VOID:
+      self.open.append(element)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop()[0] == tag
+
+  def handle_data(self, data):
+    for element in self.open:
+      element[2] += data
+
+  def of(self, tag, style=None):
+    return [e for e in self.found if e[0] == tag and (style is None or style in e[1].get('class', '').split())]
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+  path = tmp_path_factory.mktemp('page') / 'attention.html'
+  attention.write(path, f'Attention: {NASTY}', ['A note.'], [_picture(), _text()])
+  return Page(path.read_text())
+
+
+def _unpack(packed):
+  roots = np.frombuffer(base64.b64decode(packed), np.uint8)
+  weights = np.zeros((LENGTH, LENGTH))
+  weights[np.tril_indices(LENGTH)] = (roots / 255) ** 2
+  return weights
+
+
+def test_the_page_needs_nothing_from_outside_and_escapes_all_text(page):
+  addresses = [value for _, attrs, _ in page.found for name, value in attrs.items() if name in ('src', 'href')]
+  assert addresses and all(address.startswith('data:image/png;base64,') for address in addresses)
+  scripts = [attrs for _, attrs, _ in page.of('script')]
+  assert len(scripts) == 4 and sum(attrs == {} for attrs in scripts) == 1  # the colours, two sets of data, the program
+  assert NASTY in page.of('h1')[0][2] and any(NASTY in text for _, _, text in page.of('span', 'token'))
+
+
+def test_every_view_can_be_chosen_and_its_weights_are_on_the_page(page):
+  picture, text = (json.loads(content) for _, _, content in page.of('script', 'data'))
+  assert [option[2] for option in page.of('option')] == [view.name for view in VIEWS] * 3
+  for data in (picture, text):
+    for view, packed in zip(VIEWS, data['views'], strict=True):
+      assert len(packed) == attention.packed_size(LENGTH)
+      np.testing.assert_allclose(_unpack(packed), view.weights, atol=0.004)
+  assert picture['keys'] == [[0], [1, 2], [3], [4]] and (picture['grid'], picture['text']) == (GRID, TEXT)
+  assert picture['rank'] == _tokens(LENGTH).rank.tolist()
+
+
+def test_without_the_script_there_are_words_bars_maps_and_frames(page):
+  assert [text for _, _, text in page.of('figure', 'word')] == ['redishmean 100.0%, most 100.0%']
+  row = VIEWS[0].weights[TEXT + 4]
+  shares = [row[0], row[1] + row[2], row[3], row[4], 0.09]
+  bars = page.of('table', 'bars')[0][2]
+  names = ('start of text', 'redish', 'padding', 'start of image', 'image tokens')
+  assert bars == ''.join(f'{name}{100 * share:.1f}%' for name, share in zip(names, shares, strict=True))
+  assert [len(page.of('img', style)) for style in ('frame', 'matrix', 'offsets')] == [2, 4, 1]
+  assert 'Layer 1 of 1: row' in [text for _, _, text in page.of('h3')]
+
+
+def test_texts_without_attention_are_coloured_all_the_same(tmp_path):
+  attention.write(tmp_path / 'a.html', 'Text', [], [_text(views=[], layers=[])])
+  page = Page((tmp_path / 'a.html').read_text())
+  assert len(page.of('span', 'token')) == 2 * LENGTH and not page.of('select') and not page.of('script', 'data')
+  assert any('no attention' in text for _, _, text in page.of('p'))
+
+
+def test_the_given_picture_stands_beside_what_its_tokens_say(tmp_path):
+  attention.write(tmp_path / 'a.html', 'Picture', [], [_picture(original=np.zeros((6, 6, 3), np.uint8))])
+  titles = [text for _, _, text in Page((tmp_path / 'a.html').read_text()).of('h4')]
+  assert titles[:2] == ['as given', 'as decoded from its tokens']
+
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='runs the script of the page, with node')
+def test_the_script_reads_the_weights_that_were_written(tmp_path):
+  packed = attention.pack(VIEWS[1].weights)
+  before = (
+    'const document = {documentElement: {classList: {add() {}}}, getElementById: () => ({textContent: "[]"}), '
+    'querySelectorAll: () => []};'
+  )
+  after = (
+    f'const view = unpack("{packed}"), n = [...Array({LENGTH}).keys()];'
+    'console.log(JSON.stringify(n.map(q => n.map(k => weight(view, q, k)))));'
+  )
+  (tmp_path / 'script.js').write_text(before + SCRIPT.replace("'use strict';", '') + after)
+  run = subprocess.run(['node', tmp_path / 'script.js'], capture_output=True, text=True, timeout=60, check=False)
+  assert run.returncode == 0, run.stderr
+  np.testing.assert_allclose(json.loads(run.stdout), VIEWS[1].weights, atol=0.004)
