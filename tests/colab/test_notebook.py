@@ -1,4 +1,4 @@
-"""The notebook is what it should be on the shelf, and runs from its first cell to its last."""
+"""The notebooks are what they should be on the shelf, and run from their first cells to their last."""
 
 import fnmatch
 import glob
@@ -15,12 +15,22 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = pathlib.Path(__file__).parents[2]
-PATH = ROOT / 'colab' / 'quickstart.ipynb'
+PATHS = sorted((ROOT / 'colab').glob('*.ipynb'))
+MOST_CELLS = {'quickstart': 12, 'from_ngrams_to_dalle': 26}
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+  return request.param
 
 
 @pytest.fixture
-def notebook():
-  return nbformat.read(PATH, as_version=4)
+def notebook(path):
+  return read(path.stem)
+
+
+def read(name):
+  return nbformat.read(ROOT / 'colab' / f'{name}.ipynb', as_version=4)
 
 
 def code_cells(notebook):
@@ -39,16 +49,16 @@ def test_is_valid_and_stored_without_outputs(notebook):
     assert cell.execution_count is None
 
 
-def test_has_few_and_short_cells(notebook):
-  assert len(notebook.cells) <= 12
+def test_has_few_and_short_cells(path, notebook):
+  assert len(notebook.cells) <= MOST_CELLS[path.stem]
   assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 15
 
 
-def test_begins_with_a_badge_that_opens_this_file(notebook):
+def test_begins_with_a_badge_that_opens_this_file(path, notebook):
   assert notebook.cells[0].cell_type == 'markdown'
   badge = notebook.cells[0].source.splitlines()[0]
   assert badge.startswith('[![Open in Colab]')
-  assert badge.endswith(f'/blob/main/{PATH.relative_to(ROOT).as_posix()})')
+  assert badge.endswith(f'/blob/main/{path.relative_to(ROOT).as_posix()})')
 
 
 @pytest.mark.parametrize(
@@ -92,21 +102,49 @@ def install(notebook, monkeypatch, devices, nvidia_smi_status, environment, inst
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if installed else None)
   names = {'os': os, 'PYTHON': sys.executable, 'get_ipython': Shell}
   source = TransformerManager().transform_cell(find_cell(notebook, 'pip install'))
-  exec(compile(source, str(PATH), 'exec'), names)
+  exec(compile(source, 'install', 'exec'), names)
   return commands
 
 
-def test_runs_from_start_to_end(notebook, monkeypatch, tmp_path):
-  # Away from the checkout, as on Colab, where there is only the installed package.
+def execute(notebook, monkeypatch, tmp_path):
+  """Runs it away from the checkout, as on Colab, where there is only the installed package."""
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   monkeypatch.setenv('DALLE_JAX_CONFIG', 'configs/quickstart.py:tiny')
   monkeypatch.setenv('DALLE_JAX_WORKDIR', str(tmp_path / 'a run'))
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'cache'))
   client = nbclient.NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}})
   client.execute()
-  pictures = sum('image/png' in output.get('data', {}) for cell in code_cells(notebook) for output in cell.outputs)
-  assert pictures == 4  # reconstructions, samples of two splits, the prompts' contact sheet
-  printed = ''.join(output.text for output in code_cells(notebook)[-1].outputs if output.output_type == 'stream')
-  assert 'reconstruction/psnr' in printed
+
+
+def count_pictures(notebook):
+  return sum('image/png' in output.get('data', {}) for cell in code_cells(notebook) for output in cell.outputs)
+
+
+def printed_by(cell):
+  return ''.join(output.text for output in cell.outputs if output.output_type == 'stream')
+
+
+def test_the_quick_start_runs_from_start_to_end(monkeypatch, tmp_path):
+  notebook = read('quickstart')
+  execute(notebook, monkeypatch, tmp_path)
+  assert count_pictures(notebook) == 4  # reconstructions, samples of two splits, the prompts' contact sheet
+  assert 'reconstruction/psnr' in printed_by(code_cells(notebook)[-1])
   assert len(list((tmp_path / 'a run' / 'samples').glob('*.png'))) == 2 * 4 + 1
   assert {path.name for path in tmp_path.iterdir()} == {'a run', 'cache'}
+
+
+def test_the_story_runs_from_start_to_end(monkeypatch, tmp_path):
+  notebook = read('from_ngrams_to_dalle')
+  monkeypatch.setenv('DALLE_JAX_STEPS', '20')
+  execute(notebook, monkeypatch, tmp_path)
+  assert count_pictures(notebook) == 5  # relaxed samples, contexts, a law, a tree, the prompt's contact sheet
+  printed = [printed_by(cell) for cell in code_cells(notebook)]
+  (words,) = [text for text in printed if 'bits a word' in text]
+  assert 'entropy 1.65 bits, Huffman code 1.70' in words
+  (table,) = [text for text in printed if 'xz -9e' in text]
+  for line in table.splitlines()[1:5]:
+    kind, entropy, coded, huffman, *_ = line.split()
+    assert kind in ('ngram', 'neural_ngram', 'lstm', 'transformer')
+    assert float(entropy) == pytest.approx(float(coded), rel=2e-3)
+    assert float(entropy) < float(huffman) < float(entropy) + 1
+  assert (tmp_path / 'a run' / 'attention.html').stat().st_size > 10_000
