@@ -146,10 +146,7 @@ def _tokenizer(config: Config, space: Workspace, dataset: Dataset) -> Tokenizer:
   else:
     source = dataset.open('train')
     tokenizer = train_tokenizer((source[i]['caption'] for i in range(len(source))), config.tokenizer.vocab_size)
-    if jax.process_index() == 0:
-      partial = space.tokenizer.with_suffix('.partial')
-      tokenizer.save(partial)
-      partial.rename(space.tokenizer)
+    space.keep_tokenizer(tokenizer)
   say(f'tokenizer: {tokenizer.vocab_size} pieces')
   return tokenizer
 

@@ -74,10 +74,7 @@ def _tokenizer(config: Config, space: Workspace, corpus: dict[str, list[bytes]])
   if config.tokenizer.kind == 'bytes' or space.tokenizer.exists():
     return text_tokenizer.load(config.tokenizer.kind, space.tokenizer)
   tokenizer = text_tokenizer.train_pieces(corpus['train'], config.tokenizer.vocab_size)
-  if jax.process_index() == 0:
-    partial = space.tokenizer.with_suffix('.partial')
-    tokenizer.save(partial)
-    partial.rename(space.tokenizer)
+  space.keep_tokenizer(tokenizer)
   return tokenizer
 
 

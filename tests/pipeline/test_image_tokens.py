@@ -114,7 +114,14 @@ def test_ngrams_are_counted_over_the_whole_training_split_from_its_images_beginn
   assert np.exp(logits)[firsts].sum() > 0.9
 
 
-@pytest.mark.parametrize('variant', ['neural_ngram,text', 'rnn', 'transformer'])
+@pytest.mark.parametrize(
+  'variant',
+  [
+    'neural_ngram,text',
+    pytest.param('rnn', marks=pytest.mark.slow),
+    pytest.param('transformer', marks=pytest.mark.slow),
+  ],
+)
 def test_the_other_kinds_are_trained_too(variant, make_config, tmp_path):
   assert run.run(make_config(variant), str(tmp_path), stop_after='sequence') == {}
   loaded = _load(tmp_path)
