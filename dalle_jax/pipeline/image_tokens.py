@@ -75,4 +75,5 @@ def measure(
     return scores, []
   lengths, bits = evaluation.by_position(nats)
   scores |= {f'context/{length}': float(value) for length, value in zip(lengths, bits, strict=True)}
-  return scores, [(curves.CONTEXT_TITLE, curves.context_svg({'held out': (lengths, bits)}))]
+  title = curves.POSITION_TITLE
+  return scores, [(title, curves.context_svg({'held out': (lengths, bits)}, title))]
