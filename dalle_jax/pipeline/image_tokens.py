@@ -38,12 +38,11 @@ def streams(
   Every process reads all of them. Pictures are cropped at the centre.
   """
   source = dataset.open(split)
-  count = min(most or len(source), len(source))
+  number = min(most or len(source), len(source))
   run = jax.jit(make_task(config, tokenizer).tokens, out_shardings=sharding.replicated(mesh))
-  size = min(config.evaluation.batch_size, count)
-  with Progress(f'encoding {split}', count, 'image', enabled=jax.process_index() == 0) as progress:
+  with Progress(f'encoding {split}', number, 'image', enabled=jax.process_index() == 0) as progress:
     done = 0
-    for rows, batch in examples.batches(config, tokenizer, source, count, size, mesh):
+    for rows, batch in examples.batches(config, tokenizer, source, number, config.evaluation.batch_size, mesh):
       with sharding.use_mesh(mesh):
         found = jax.device_get(run(params, sharding.from_whole(batch, mesh)))
       yield found[:rows]
@@ -51,7 +50,9 @@ def streams(
       progress.update(done)
 
 
-def count(config: Config, dataset: Dataset, tokenizer: Tokenizer | None, dvae: Any, mesh: Mesh) -> dict[str, Any]:
+def count_streams(
+  config: Config, dataset: Dataset, tokenizer: Tokenizer | None, dvae: Any, mesh: Mesh
+) -> dict[str, Any]:
   """{'model': the table of n-grams of the training split, 'dvae'}; each image is a sequence with a beginning."""
   rows = (row for batch in streams(config, dataset, 'train', tokenizer, {'dvae': dvae}, mesh) for row in batch)
   vocab_size = make_task(config, tokenizer).model.vocab_size

@@ -208,7 +208,7 @@ def _fit_sequence_model(
 ) -> dict[str, Any]:
   """Trains the sequence model of the dVAE's codes, or counts it."""
   if config.model.kind == 'ngram':
-    return image_tokens.count(config, dataset, tokenizer, dvae, mesh)
+    return image_tokens.count_streams(config, dataset, tokenizer, dvae, mesh)
   task = image_tokens.make_task(config, tokenizer)
   draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / task.name / 'sheets')
   return _train(config, space, dataset, mesh, task, config.sequence_training, draw, tokenizer, {'dvae': dvae})

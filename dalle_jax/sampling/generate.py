@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,9 @@ from jax.sharding import Mesh
 from dalle_jax import sharding
 from dalle_jax.config import SamplingConfig
 from dalle_jax.models.dvae import Dvae
-from dalle_jax.models.sequence import SequenceModel
-from dalle_jax.models.stream import PAD
+from dalle_jax.models.prior import Prior
+from dalle_jax.models.stream import PAD, StreamModel
 from dalle_jax.sampling.decode import decode, row_keys
-
-
-class ImageModel(SequenceModel, Protocol):
-  """A sequence model over streams (`models.stream`): the prior, or another kind of model."""
-
-  text_length: int
-  grid_size: int
-  image_vocab_size: int
-
-  def prefix(self, text: jax.Array) -> jax.Array: ...
-
-  def codes(self, tokens: jax.Array) -> jax.Array: ...
 
 
 class Sampler:
@@ -35,7 +23,7 @@ class Sampler:
   Image number i is drawn with the key fold_in(key(seed), i), whatever the batch it falls into.
   """
 
-  def __init__(self, model: ImageModel, dvae: Dvae, mesh: Mesh, settings: SamplingConfig, part: str = 'prior'):
+  def __init__(self, model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, settings: SamplingConfig, part: str = 'prior'):
     """`part` is the collection of parameters that the model has."""
     self.mesh = mesh
     divisor = sharding.batch_divisor(mesh)
@@ -83,7 +71,7 @@ def _batches(text: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarra
 
 
 def _draw(
-  model: ImageModel, dvae: Dvae, part: str, params: Any, text: jax.Array, index: jax.Array, seed: jax.Array, *,
+  model: Prior | StreamModel, dvae: Dvae, part: str, params: Any, text: jax.Array, index: jax.Array, seed: jax.Array, *,
   temperature: float, top_k: int,
 ) -> jax.Array:  # fmt: skip
   """uint8 images [B, H, W, 3] for text ids [B, text_length - 1] and image numbers [B]."""
