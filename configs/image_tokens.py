@@ -17,8 +17,9 @@ The dVAE may also be that of a whole quick start, runs/quickstart/model, which i
 - `text` after a comma: a caption's tokens before its image's, as in the prior.
 - `tiny` after a comma: a few steps only, on the dVAE of `configs/quickstart.py:tiny`, to see that it works.
 
-Two CPU cores take about a minute for an n-gram and two to five for the others when nothing else runs. Expect 0.88 bits
-per image token of the 5-gram model, and of the transformer 0.29 or less; docs/benchmarks.md has the runs.
+On two CPU cores, beside other jobs, an n-gram took two to three minutes, nearly all of them to encode the pictures,
+the neural one as much, and 400 steps of the LSTM and the transformer four and five. Expect 0.88 bits per image token
+of the 5-gram model, and of the transformer less than the 0.29 it has after 400 steps; docs/benchmarks.md has the runs.
 """
 
 from dalle_jax.configs import quickstart
