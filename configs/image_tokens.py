@@ -19,7 +19,7 @@ The dVAE may also be that of a whole quick start, runs/quickstart/model, which i
 
 On two CPU cores, beside other jobs, an n-gram took two to three minutes, nearly all of them to encode the pictures,
 the neural one as much, and 400 steps of the LSTM and the transformer four and five. Expect 0.88 bits per image token
-of the 5-gram model, and of the transformer less than the 0.29 it has after 400 steps; docs/benchmarks.md has the runs.
+of the 5-gram model, and 0.29 of the transformer after 400 steps; docs/benchmarks.md has the runs.
 """
 
 from dalle_jax.configs import quickstart

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dalle_jax.evaluation.text import context_lengths, mean_and_stderr
+from dalle_jax.evaluation.text import context_lengths, mean_and_stderr, perplexity
 
 
 def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[str, float]:
@@ -27,7 +27,7 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
     'bits_per_image_token_stderr': per_image_stderr / scale,
     'nats_per_image': per_image,
     'nats_per_image_stderr': per_image_stderr,
-    'image_perplexity': math.exp(min(per_image / image.shape[1], 700.0)),
+    'image_perplexity': perplexity(per_image / image.shape[1]),
     'num_images': float(len(image)),
   }
   if not text_length:

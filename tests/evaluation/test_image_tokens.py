@@ -33,7 +33,7 @@ def test_images_alone_have_no_figures_of_text():
 
 def test_an_impossible_token_makes_figures_infinite():
   figures = image_tokens.summarize(np.array([[1.0, np.inf], [1.0, 1.0]]), np.ones((2, 2), bool), 0)
-  assert figures['nats_per_image'] == figures['nats_per_image_stderr'] == math.inf
+  assert figures['nats_per_image'] == figures['nats_per_image_stderr'] == figures['image_perplexity'] == math.inf
 
 
 def test_positions_are_gathered_by_the_tokens_before_them():
