@@ -3,10 +3,10 @@
     bundle.json       format version, code version, parts, fingerprints of them, tokenizer and data, sizes of files
     config.json       the configuration it was trained with
     tokenizer.model   the SentencePiece model of captions or text; empty for bytes
-    params/           the parameters, {'dvae': ..., 'prior': ...} or {'model': ...}, written by Orbax
+    params/           the parameters by part, {'dvae': ..., 'prior': ...} for instance, written by Orbax
 
-The parts are 'dvae' and 'prior', or 'model': a model of text. A bundle may hold the dVAE alone, and has no tokenizer
-then.
+The parts are 'dvae' and 'prior'; 'dvae' and 'model', a sequence model over the dVAE's codes in place of the prior;
+'model' alone, a model of text; or the dVAE alone. A bundle has a tokenizer where there is text.
 
 A bundle is written beside its place and renamed into it, so that a half-written one is never taken for a whole one.
 """
@@ -34,6 +34,7 @@ from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.ngram import Ngram
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.sequence import SequenceModel
+from dalle_jax.models.stream import StreamModel
 
 FORMAT_VERSION = 1
 _FILES = ('bundle.json', 'config.json', 'params')
@@ -59,8 +60,8 @@ class Bundle:
 
   @property
   def model(self) -> SequenceModel:
-    assert self.tokenizer is not None, 'load(..., needs=("model",)) refuses a bundle without one'
-    return make_sequence_model(self.config, self.tokenizer.vocab_size)
+    assert 'model' in self.params, 'load(..., needs=("model",)) refuses a bundle without one'
+    return make_sequence_model(self.config, self.tokenizer.vocab_size if self.tokenizer else 0)
 
 
 def fingerprint(params: Any) -> str:
@@ -85,9 +86,8 @@ def save(
   Args:
     path: the directory to create.
     config: what the model was trained with.
-    tokenizer: of captions or text; None with a dVAE alone.
-    params: {'dvae', 'prior'}, {'dvae'} or {'model'}, unboxed; sharded arrays are written by every process that holds a
-      part.
+    tokenizer: of captions or text; None where there is no text.
+    params: by part, unboxed; sharded arrays are written by every process that holds a part.
     data_fingerprint: names the training data.
   """
   import orbax.checkpoint as ocp
@@ -143,7 +143,7 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
 
   Args:
     path: the directory.
-    needs: the parts that it must hold.
+    needs: the parts that it must hold, ('model',) alone meaning a model of text; () for any.
     flag: where the directory was named, for messages.
 
   Raises:
@@ -184,12 +184,13 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
 
 def _check_parts(path: Path, info: dict[str, Any], needs: tuple[str, ...], flag: str) -> None:
   parts = info.get('parts', ['dvae', 'prior'])
-  if {'prior', 'model'} & set(parts) and not (path / 'tokenizer.model').exists():
+  if _has_tokenizer(info) and not (path / 'tokenizer.model').exists():
     raise ValueError(f'{path} is not a whole model directory: it lacks tokenizer.model. Copy it again, or train again.')
-  if 'model' in (*parts, *needs) and not set(needs) <= set(parts):
+  of_text, needs_text = parts == ['model'], needs == ('model',)
+  if needs and of_text != needs_text:
     raise ValueError(
-      f'{path} ({flag}) holds {"a model of text" if "model" in parts else "no model of text"}, and this needs '
-      f'{"a model of text (config.task=sequence)" if "model" in needs else "one that draws pictures"}.'
+      f'{path} ({flag}) holds {"a model of text" if of_text else "no model of text"}, and this needs '
+      f'{"a model of text (config.task=sequence)" if needs_text else "one that draws pictures"}.'
     )
   if not set(needs) <= set(parts):
     raise ValueError(
@@ -197,6 +198,10 @@ def _check_parts(path: Path, info: dict[str, Any], needs: tuple[str, ...], flag:
       f'on it: python -m dalle_jax.train --config=... --config.dvae.pretrained={path} --workdir=..., with the keys of '
       f'config.dvae in {path / "config.json"}.'
     )
+
+
+def _has_tokenizer(info: dict[str, Any]) -> bool:
+  return 'tokenizer' in info or 'prior' in info.get('parts', ['prior'])
 
 
 def read_config(path: Path) -> Config:
@@ -226,7 +231,7 @@ def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), fla
   path = Path(path).absolute()
   info = check(path, needs, flag)
   config, tokenizer = read_config(path), None
-  if info.get('parts', ['prior']) != ['dvae']:
+  if _has_tokenizer(info):
     try:
       file, kind = path / 'tokenizer.model', config.tokenizer.kind
       tokenizer = Tokenizer.load(file) if kind == 'captions' else text_tokenizer.load(kind, file)
@@ -263,15 +268,19 @@ def init_params(config: Config, text_vocab_size: int | None, ngrams: list[int] |
 
   Args:
     config: of the model.
-    text_vocab_size: ids of the tokenizer; None: {'dvae'} alone.
+    text_vocab_size: ids of the tokenizer; None without one, which is {'dvae'} alone but in a model of image tokens.
     ngrams: entries of each order, in a model of n-grams.
   """
   key = jax.random.key(0)
+  model = {}
   if config.task == 'sequence':
-    model = make_sequence_model(config, text_vocab_size)
-    return {'model': model.empty(ngrams or []) if isinstance(model, Ngram) else model.init(key)}
+    whole = make_sequence_model(config, text_vocab_size or 0)
+    flat = whole.inner if isinstance(whole, StreamModel) else whole
+    model = {'model': flat.empty(ngrams or []) if isinstance(flat, Ngram) else flat.init(key)}
+  if config.models_text:
+    return model
   image = jax.numpy.zeros((1, config.data.image_size, config.data.image_size, 3), jax.numpy.uint8)
   dvae = make_dvae(config.dvae).init(key, image)['params']
-  if text_vocab_size is None:
-    return {'dvae': dvae}
+  if config.task == 'sequence' or text_vocab_size is None:
+    return {'dvae': dvae, **model}
   return {'dvae': dvae, 'prior': make_prior(config, text_vocab_size).init(key)}

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dalle_jax.config import BlocksConfig, Config, DvaeConfig
+from dalle_jax.config import BlocksConfig, Config, DvaeConfig, SequenceConfig
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.language import TransformerLanguageModel
@@ -11,6 +11,7 @@ from dalle_jax.models.ngram import Ngram
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.recurrent import Recurrent
 from dalle_jax.models.sequence import SequenceModel
+from dalle_jax.models.stream import StreamModel
 from dalle_jax.models.transformer import BlockShape, Transformer
 
 INIT_SCALES = {'sparse_transformer': (0.125, 0.125), 'unit': (1.0, 1.0)}  # of kernels and of embeddings
@@ -75,16 +76,31 @@ def _block_shape(config: BlocksConfig) -> tuple[BlockShape, float]:
   return shape, embedding_init_scale
 
 
-def make_sequence_model(config: Config, vocab_size: int) -> SequenceModel:
-  """The model of config.model over `vocab_size` ids."""
-  model = config.model
+def make_sequence_model(config: Config, text_vocab_size: int) -> SequenceModel:
+  """The model of config.model.
+
+  Args:
+    config: of the experiment.
+    text_vocab_size: ids of the tokenizer; not read by a model of image tokens alone.
+  """
+  tokens, length = config.model.tokens, config.sequence_length
+  if tokens == 'text':
+    return _flat_model(config.model, text_vocab_size, length)
+  image_vocab_size, text_length = config.dvae.image_vocab_size, length - config.image_length
+  text_vocab_size = text_vocab_size if tokens == 'text_image' else 0
+  inner = _flat_model(config.model, text_vocab_size + image_vocab_size, length)
+  return StreamModel(inner, text_vocab_size, image_vocab_size, text_length, config.grid_size)
+
+
+def _flat_model(model: SequenceConfig, vocab_size: int, length: int) -> SequenceModel:
+  """A model of sequences of `length` out of `vocab_size` ids."""
   dtype = jnp.dtype(model.dtype)
   if model.kind == 'ngram':
-    return Ngram(vocab_size, model.length, model.order)
+    return Ngram(vocab_size, length, model.order)
   if model.kind == 'neural_ngram':
-    return NeuralNgram(vocab_size, model.length, model.order, model.embed_dim, model.hidden_size, dtype)
+    return NeuralNgram(vocab_size, length, model.order, model.embed_dim, model.hidden_size, dtype)
   if model.kind in ('rnn', 'lstm'):
-    return Recurrent(model.kind, vocab_size, model.length, model.num_layers, model.embed_dim, model.hidden_size, dtype)
+    return Recurrent(model.kind, vocab_size, length, model.num_layers, model.embed_dim, model.hidden_size, dtype)
   shape, embedding_init_scale = _block_shape(model)
-  stack = Transformer(shape, (Pattern('full', model.length, 0),), remat=model.remat)
+  stack = Transformer(shape, (Pattern('full', length, 0),), remat=model.remat)
   return TransformerLanguageModel(vocab_size, stack, embedding_init_scale)

@@ -1,4 +1,4 @@
-"""Draws images for prompts with a trained model, or continues texts with a model of text.
+"""Draws images with a trained model, for prompts or without, or continues texts with a model of text.
 
 python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a large red circle above a small blue square"
 """
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
 
   of_text = write.holds_text(_MODEL.value)
   given = bool(_PROMPT.value or _PROMPTS_FILE.value)
-  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given or not of_text else ['']
+  needed = not of_text and draw.takes_prompts(_MODEL.value)
+  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given or needed else ['']
   doors.start_jax(distributed=False)
   sampling = {
     'seed': _SEED.value, 'batch_size': _BATCH_SIZE.value, 'temperature': _TEMPERATURE.value, 'top_k': _TOP_K.value

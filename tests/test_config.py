@@ -147,6 +147,7 @@ BAD_VALUES = {
   'prior.dtype': 'int8',
   'prior.text_loss_weight': -0.5,
   'model.kind': 'gru',
+  'model.tokens': 'audio',
   'model.length': 1,
   'model.order': 9,
   'model.smoothing': 'good_turing',
@@ -332,7 +333,7 @@ def test_models_of_text_need_text_and_its_tokenizer():
   assert Config.from_dict(TEXT).training_groups == ('sequence_training',)
   for changes, message in [
     ({'task': 'all'}, r"config\.task is 'all' and config\.data\.source 'text'"),
-    ({'data': {'source': 'captioned_shapes'}}, "config.data.source 'captioned_shapes'; 'sequence' reads 'text'"),
+    ({'data': {'source': 'captioned_shapes'}}, "config.data.source 'captioned_shapes'; 'sequence' reads 'text' where"),
     ({'tokenizer': {'kind': 'captions'}}, r"config\.tokenizer\.kind is 'captions'.*takes 'bytes' or 'pieces'"),
     ({'model': {'kind': 'neural_ngram', 'order': 1}}, r'config\.model\.order is 1; it must lie in 2 to 8'),
     ({'model': {'embed_dim': 10, 'num_heads': 4}}, r'config\.model\.embed_dim 10 is not divisible by'),
@@ -341,3 +342,26 @@ def test_models_of_text_need_text_and_its_tokenizer():
       Config.from_dict(TEXT | changes)
   with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'bytes'; config\.task 'all' takes 'captions'"):
     Config.from_dict({'tokenizer': {'kind': 'bytes'}})
+
+
+IMAGES = {'task': 'sequence', 'dvae': {'pretrained': 'runs/dvae/model'}, 'model': {'tokens': 'image'}}
+
+
+def test_models_of_image_tokens_need_a_trained_dvae_and_have_its_length():
+  image = Config.from_dict(IMAGES)
+  assert (image.sequence_length, image.reads_captions, image.models_text) == (image.image_length, False, False)
+  captioned = Config.from_dict(IMAGES | {'model': {'tokens': 'text_image', 'length': 256 + 16}})
+  assert (captioned.sequence_length, captioned.reads_captions) == (256 + 16, True)
+  assert captioned.training_groups == ('sequence_training',)
+  assert Config.from_dict(TEXT | {'model': {'length': 7}}).sequence_length == 7
+  for changes, message in [
+    ({'dvae': {}}, r"config\.model\.tokens is 'image', .* give its model directory as config\.dvae\.pretrained"),
+    (
+      {'data': {'source': 'text'}},
+      r"task is 'sequence', config\.model\.tokens 'image' and config\.data\.source 'text'",
+    ),
+    ({'tokenizer': {'kind': 'bytes'}}, r"config\.tokenizer\.kind is 'bytes'.*tokens 'image' takes 'captions'"),
+    ({'model': {'tokens': 'image', 'length': 17}}, r'config\.model\.length is 17, but .*tokens=image .* has 16 tokens'),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      Config.from_dict(IMAGES | changes)

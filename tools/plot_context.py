@@ -2,8 +2,9 @@
 
     python tools/plot_context.py --run=runs/ngram --run=runs/lstm --run=runs/transformer --out=context.svg
 
-Reads what each run measured (scores.json) and writes an SVG file. A model that looks n tokens back gains nothing from
-more.
+Reads what each run measured (scores.json) and writes an SVG file. A model of text that looks n tokens back gains
+nothing from more. Of images (config.model.tokens=image) each token is predicted from all those before it: along one
+curve the tokens differ, and at one place they are the same for all models.
 """
 
 import json

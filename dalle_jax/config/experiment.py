@@ -23,7 +23,7 @@ class Config:
 
   seed: int = 0
   # 'all': the dVAE, then the prior; 'dvae' alone; 'joint': both at once (section 2, footnote 3); 'sequence': a model of
-  # text alone.
+  # text, or of a trained dVAE's codes (config.model.tokens).
   task: str = 'all'
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
@@ -57,6 +57,22 @@ class Config:
     """Codes of an image."""
     return self.grid_size**2
 
+  @property
+  def models_text(self) -> bool:
+    """Whether the task is a model of text, without pictures."""
+    return self.task == 'sequence' and self.model.tokens == 'text'
+
+  @property
+  def reads_captions(self) -> bool:
+    """Whether what is trained reads the captions of pictures."""
+    return self.model.tokens == 'text_image' if self.task == 'sequence' else self.task != 'dvae'
+
+  @property
+  def sequence_length(self) -> int:
+    """Tokens of a sequence of config.model."""
+    text_length = {'text': self.model.length, 'image': 0, 'text_image': self.tokenizer.text_length}[self.model.tokens]
+    return text_length if self.model.tokens == 'text' else text_length + self.image_length
+
   def __post_init__(self) -> None:
     require(0 <= self.seed < 2**31, f'config.seed is {self.seed}; it must lie in [0, 2^31).')
     require(
@@ -74,6 +90,7 @@ class Config:
       f'config.task is joint, which needs config.dvae.bottleneck=gumbel; given {self.dvae.bottleneck!r}.',
     )
     self._check_text()
+    self._check_image_tokens()
     size, factor = self.data.image_size, self.dvae.downsampling
     require(
       size % factor == 0,
@@ -90,16 +107,33 @@ class Config:
     )
 
   def _check_text(self) -> None:
-    of_text = self.task == 'sequence'
+    of_text = self.models_text
+    task = f'{self.task!r}' + (f', config.model.tokens {self.model.tokens!r}' if self.task == 'sequence' else '')
     require(
       of_text == (self.data.source == 'text'),
-      f"config.task is {self.task!r} and config.data.source {self.data.source!r}; 'sequence' reads 'text', and nothing "
-      'else does.',
+      f"config.task is {task} and config.data.source {self.data.source!r}; 'sequence' reads 'text' where "
+      "config.model.tokens is 'text', and nothing else does.",
     )
     require(
       of_text == (self.tokenizer.kind != 'captions'),
-      f'config.tokenizer.kind is {self.tokenizer.kind!r}; config.task {self.task!r} takes '
+      f'config.tokenizer.kind is {self.tokenizer.kind!r}; config.task {task} takes '
       + ("'bytes' or 'pieces'." if of_text else "'captions'."),
+    )
+
+  def _check_image_tokens(self) -> None:
+    """What a sequence model of a dVAE's codes needs."""
+    tokens, length = self.model.tokens, self.model.length
+    if self.task != 'sequence' or tokens == 'text':
+      return
+    require(
+      bool(self.dvae.pretrained),
+      f'config.model.tokens is {tokens!r}, the codes of a trained dVAE: give its model directory as '
+      'config.dvae.pretrained.',
+    )
+    require(
+      length in (SequenceConfig.length, self.sequence_length),
+      f'config.model.length is {length}, but with config.model.tokens={tokens} a sequence has {self.sequence_length} '
+      'tokens; leave that key out.',
     )
 
   @classmethod

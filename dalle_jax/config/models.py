@@ -24,6 +24,7 @@ BLOCK_CHOICES = {
   'norm': ('layernorm', 'rmsnorm'),
   'mlp': ('quick_gelu', 'swiglu'),
 }
+TOKENS = ('text', 'image', 'text_image')
 SEQUENCE_KINDS = ('transformer', 'lstm', 'rnn', 'neural_ngram', 'ngram')
 SMOOTHINGS = ('kneser_ney', 'backoff', 'add_k', 'maximum_likelihood')
 MAX_ORDER = 8
@@ -200,14 +201,16 @@ class PriorConfig(BlocksConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceConfig(BlocksConfig):
-  """A sequence model over one kind of token (`config.task='sequence'`).
+  """A sequence model over one flat vocabulary (`config.task='sequence'`).
 
   The keys of the blocks are those of kind 'transformer'; `embed_dim` serves every neural kind, `num_layers` 'rnn' and
   'lstm' as well, `dtype` all but 'ngram'.
   """
 
   kind: str = 'transformer'  # one of SEQUENCE_KINDS
-  length: int = 256  # tokens of a sequence
+  # 'text'; 'image': the codes of a trained dVAE; 'text_image': a caption's tokens, then its image's, as in the prior
+  tokens: str = 'text'
+  length: int = 256  # tokens of a sequence of text; grid and text slots say how many there are with an image
   order: int = 5  # 'ngram' and 'neural_ngram': tokens that a token's probability depends on, itself among them
   smoothing: str = 'kneser_ney'  # 'ngram': one of SMOOTHINGS; training.ngram_counts has the formulas
   discount: float = 0.0  # 'ngram', of 'kneser_ney' and 'backoff'; 0: estimated from the counts, for each order
@@ -220,6 +223,7 @@ class SequenceConfig(BlocksConfig):
 
   def __post_init__(self) -> None:
     require_choice('model', self, 'kind', SEQUENCE_KINDS)
+    require_choice('model', self, 'tokens', TOKENS)
     require_choice('model', self, 'smoothing', SMOOTHINGS)
     self._check_blocks('model')
     require_positive('model', self, 'hidden_size', 'add_k')

@@ -51,7 +51,7 @@ class EvaluationConfig:
   sheet_prompts: int = 8  # captions on a sample sheet
   images_per_prompt: int = 8  # images of each caption on the sheet
   batch_size: int = 64
-  num_tokens: int = 81_920  # held-out tokens on which a model of text is measured, from the first
+  num_tokens: int = 81_920  # held-out tokens on which a sequence model is measured, in whole sequences from the first
   num_context_targets: int = 1_000  # tokens that are predicted from contexts of every length
   num_text_samples: int = 4  # of a model of text
 

@@ -63,19 +63,31 @@ def _last_nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Arra
 
 def summarize(found: np.ndarray, num_bytes: int) -> dict[str, float]:
   """Figures of the nats [N, T] that cost `num_bytes` bytes of text; the standard error is over rows."""
-  rows = found.mean(axis=1) / math.log(2)
-  nats_per_token = float(found.mean())
-  stderr = 0.0 if len(rows) < 2 else math.inf  # of a model that holds for impossible what occurred
-  if len(rows) > 1 and np.isfinite(rows).all():
-    stderr = float(rows.std(ddof=1) / math.sqrt(len(rows)))
+  mean, stderr = mean_and_stderr(found.mean(axis=1) / math.log(2))
   return {
-    'bits_per_token': float(rows.mean()),
+    'bits_per_token': mean,
     'bits_per_token_stderr': stderr,
     'bits_per_byte': float(found.sum() / math.log(2) / num_bytes),
-    'perplexity': math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
+    'perplexity': perplexity(float(found.mean())),
     'num_tokens': float(found.size),
     'num_bytes': float(num_bytes),
   }
+
+
+def perplexity(nats_per_token: float) -> float:
+  """exp of the mean nats; infinite where that is more than a float holds."""
+  return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
+
+
+def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
+  """The mean of values [N] and its standard error: 0 of a single value, infinite where a value is.
+
+  A model that holds for impossible what occurred has such values.
+  """
+  stderr = 0.0 if len(values) < 2 else math.inf
+  if len(values) > 1 and np.isfinite(values).all():
+    stderr = float(values.std(ddof=1) / math.sqrt(len(values)))
+  return float(values.mean()), stderr
 
 
 def context_lengths(length: int) -> list[int]:

@@ -1,7 +1,6 @@
 """The prior: one stream of text tokens followed by image tokens (sections 2.2 and 2.3, appendix B.1).
 
-Targets. A sequence holds `text_length` text ids and `grid_size`^2 image ids. A caption of n <= text_length - 1 ids is
-followed by pads (id 0), so the last text id is always a pad. In the stream image ids are offset by `text_vocab_size`.
+Targets. A sequence is a stream as `models.stream` lays it out.
 
 Slots. Inputs are the targets shifted right: slot 0 holds start-of-text, slot j < text_length the text id j - 1, slot
 text_length start-of-image, and every later one the image id before it. Text slots add a position embedding, except
@@ -20,8 +19,7 @@ from flax import linen as nn
 from dalle_jax.models import transformer
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.sequence import chosen, token_nll
-
-PAD = 0
+from dalle_jax.models.stream import PAD, TokenStream, counted_text
 
 
 class Embeddings(nn.Module):
@@ -115,28 +113,13 @@ class Embeddings(nn.Module):
     """[..., D] to float32 logits [..., image_vocab_size]."""
     return jnp.matmul(x, self.image_kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
-  def stream_logits(self, x: jax.Array, index: jax.Array, ended: jax.Array) -> jax.Array:
-    """Logits over the stream's ids, -inf for what cannot come.
-
-    Args:
-      x: outputs [B, T, D] of slots.
-      index: the slots [T].
-      ended: bool [B, T]: the slot's token is a pad, so that its caption has ended.
-
-    Returns:
-      [B, T, V]. Text slots give text ids, of which only the pad may follow a pad or fill the last slot.
-    """
-    is_text = (index < self.text_length)[None, :, None]
-    text = jnp.where(is_text, self.text_logits(x), -jnp.inf)
-    image = jnp.where(is_text, -jnp.inf, self.image_logits(x))
-    only_pad = (ended | (index == self.text_length - 1)[None]) & (index < self.text_length)[None]
-    is_word = (jnp.arange(self.text_vocab_size) != PAD)[None, None]
-    text = jnp.where(only_pad[..., None] & is_word, -jnp.inf, text)
-    return jnp.concatenate([text, image], axis=-1)
+  def stream_logits(self, x: jax.Array) -> jax.Array:
+    """[..., D] to logits [..., V] over the stream's ids, also those that cannot come."""
+    return jnp.concatenate([self.text_logits(x), self.image_logits(x)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
+class Prior(TokenStream):
   """The prior as a sequence model (see `models.sequence`), plus its training logits."""
 
   text_vocab_size: int
@@ -158,18 +141,6 @@ class Prior:
     return self.layout.grid_size
 
   @property
-  def image_length(self) -> int:
-    return self.layout.image_length
-
-  @property
-  def length(self) -> int:
-    return self.layout.length
-
-  @property
-  def vocab_size(self) -> int:
-    return self.text_vocab_size + self.image_vocab_size
-
-  @property
   def embeddings(self) -> Embeddings:
     shape = self.transformer.shape
     return Embeddings(
@@ -187,11 +158,6 @@ class Prior:
     embeddings = self.embeddings.init(embed_key, tokens, method='text_slots')['params']
     stack = self.transformer.init(stack_key, jnp.zeros((1, self.length, self.transformer.shape.embed_dim)))['params']
     return {'embeddings': embeddings, 'transformer': stack}
-
-  def stream(self, text: jax.Array, image: jax.Array) -> jax.Array:
-    """Text ids [B, text_length - 1] and image ids [B, image_length] as one stream [B, length]."""
-    end = jnp.full((text.shape[0], 1), PAD, text.dtype)
-    return jnp.concatenate([text, end, image + self.text_vocab_size], axis=1)
 
   def _slots(self, params: Any, text: jax.Array, image: jax.Array) -> jax.Array:
     """The stack's inputs [B, length, D] for text [B, text_length - 1] and image ids [B, image_length]."""
@@ -220,14 +186,17 @@ class Prior:
 
   def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
     """The stack's inputs [B, length, D] for whole streams [B, length]."""
-    text, image = tokens[:, : self.text_length - 1], tokens[:, self.text_length :] - self.text_vocab_size
-    return self._slots(params, text, image)
+    return self._slots(params, tokens[:, : self.text_length - 1], self.codes(tokens))
 
   def read_out(self, params: Any, x: jax.Array, tokens: jax.Array) -> jax.Array:
     """Logits [B, length, V] from the stack's outputs [B, length, D] for whole streams [B, length]."""
     # The first slot holds start-of-text, so a slot's token is the target before it.
     ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
-    return self._embed(params, x, jnp.arange(self.length), ended, method='stream_logits')
+    return self._stream_logits(params, x, jnp.arange(self.length), ended)
+
+  def _stream_logits(self, params: Any, x: jax.Array, index: jax.Array, ended: jax.Array) -> jax.Array:
+    """Of outputs [B, T, D] of the slots `index` [T], whose tokens have ended captions or not [B, T]: [B, T, V]."""
+    return self.possible(self._embed(params, x, method='stream_logits'), index, ended)
 
   def decode_params(self, params: Any) -> Any:
     """The layers taken apart; see `transformer.unstack`."""
@@ -241,13 +210,12 @@ class Prior:
     num_text = min(tokens.shape[1], self.text_length - 1)
     slots = [self._embed(params, tokens[:, :num_text], method='text_slots')]
     if tokens.shape[1] >= self.text_length:
-      image = tokens[:, self.text_length :] - self.text_vocab_size
-      slots.append(self._embed(params, image, method='image_slots'))
+      slots.append(self._embed(params, self.codes(tokens), method='image_slots'))
     x = jnp.concatenate(slots, axis=1)
     layers, x = transformer.prefill(self.transformer, params['transformer'], x)
     index = jnp.asarray([tokens.shape[1]], jnp.int32)
     ended = tokens[:, -1:] == PAD if tokens.shape[1] else jnp.zeros((tokens.shape[0], 1), bool)
-    logits = self._embed(params, x[:, -1:], index, ended, method='stream_logits')[:, 0]
+    logits = self._stream_logits(params, x[:, -1:], index, ended)[:, 0]
     return {'layers': layers, 'index': index[0]}, logits
 
   def step(self, params: Any, cache: Any, token: jax.Array) -> tuple[Any, jax.Array]:
@@ -255,7 +223,7 @@ class Prior:
     index = cache['index'] + 1  # the token fills the slot after the one last read
     x = self._embed(params, token, index, method='slot')
     layers, x = transformer.step(self.transformer, params['transformer'], x, cache['layers'], index)
-    logits = self._embed(params, x, index[None], (token == PAD)[:, None], method='stream_logits')[:, 0]
+    logits = self._stream_logits(params, x, index[None], (token == PAD)[:, None])[:, 0]
     return {'layers': layers, 'index': index}, logits
 
 
@@ -312,7 +280,7 @@ def text_nats(text_logits: jax.Array, text: jax.Array) -> jax.Array:
 def _text_targets(text: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Targets of the text slots, ids [B, text_length], and which of them are counted: up to the first pad."""
   targets = jnp.pad(text, ((0, 0), (0, 1)), constant_values=PAD)
-  return targets, jnp.pad(targets[:, :-1] != PAD, ((0, 0), (1, 0)), constant_values=True)
+  return targets, counted_text(targets)
 
 
 def drop_captions(key: jax.Array, text: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Drawing images for prompts with a trained model, into PNG files and a contact sheet."""
+"""Drawing images for prompts, or without, with a trained model, into PNG files and a contact sheet."""
 
 import json
 import re
@@ -11,8 +11,9 @@ from absl import logging
 from dalle_jax import bundle, sharding
 from dalle_jax.config import MeshConfig
 from dalle_jax.pipeline.settings import check_sampling, sampling_settings
+from dalle_jax.pipeline.sheets import lay_out, make_sampler
 from dalle_jax.reporting import sheets
-from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.sampling.generate import encode_prompts
 from dalle_jax.training.progress import Progress
 
 
@@ -53,7 +54,7 @@ def draw(
 
   Args:
     model: a model directory.
-    prompts: what to draw.
+    prompts: what to draw; [''] for a model that draws without a prompt.
     out: directory for the pictures.
     num_images: of each prompt.
     seed: of the noise, 0 or more.
@@ -70,14 +71,13 @@ def draw(
     ValueError: the model, a prompt or a setting cannot be used.
   """
   check_sampling(num_images, seed, batch_size, temperature, top_k)
-  bundle.check(Path(model))
+  needs = drawing_parts(model)
   directory = _make_directory(out)
   mesh = sharding.make_mesh(mesh_config or MeshConfig())
-  loaded = bundle.load(Path(model), mesh)
+  loaded = bundle.load(Path(model), mesh, needs)
   settings = sampling_settings(loaded.config.sampling, len(prompts) * num_images, batch_size, temperature, top_k)
-  text = encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate)
-  _warn_of_cuts(loaded, prompts)
-  sampler = Sampler(loaded.prior, loaded.dvae, mesh, settings)
+  text = _encode(loaded, prompts, truncate)
+  sampler = make_sampler(loaded.config, loaded.tokenizer, mesh, settings)
   with Progress('drawing', len(prompts) * num_images, 'image') as progress:
     progress.message('compiling')
     images = sampler(loaded.params, text.repeat(num_images, axis=0), seed, progress.update_of)
@@ -87,6 +87,42 @@ def draw(
     'model': loaded.info.get('params', ''), 'batch_size': sampler.batch_size,
   }  # fmt: skip
   return _write(directory, prompts, images, facts)
+
+
+def drawing_parts(model: str) -> tuple[str, str]:
+  """The parts of a model directory that draw: the dVAE, and the prior or what stands in its place.
+
+  Raises:
+    ValueError: the directory holds no such model.
+  """
+  parts = bundle.check(Path(model), needs=('dvae',)).get('parts', [])
+  needs = ('dvae', 'model' if 'model' in parts else 'prior')
+  bundle.check(Path(model), needs)
+  return needs
+
+
+def takes_prompts(model: str) -> bool:
+  """Whether a model directory holds a model that draws for prompts.
+
+  Raises:
+    ValueError: it holds no model that draws.
+  """
+  drawing_parts(model)
+  return bundle.read_config(Path(model)).reads_captions
+
+
+def _encode(loaded: bundle.Bundle, prompts: Sequence[str], truncate: bool) -> np.ndarray:
+  """Text ids [N, text_length - 1] of the prompts; [1, 0] where the model draws without one."""
+  if loaded.tokenizer is None:
+    if list(prompts) != ['']:
+      raise ValueError(
+        '--prompt and --prompts_file are for models that have read captions, and this one has not '
+        '(config.model.tokens=image); leave them out.'
+      )
+    return np.zeros((1, 0), np.int32)
+  text = encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate)
+  _warn_of_cuts(loaded, prompts)
+  return text
 
 
 def _warn_of_cuts(loaded: bundle.Bundle, prompts: Sequence[str]) -> None:
@@ -113,13 +149,13 @@ def _write(directory: Path, prompts: Sequence[str], images: np.ndarray, facts: d
   written = []
   for number, (prompt, row) in enumerate(zip(prompts, images, strict=True)):
     for index, image in enumerate(row):
-      path = directory / f'{number:03d}_{_slug(prompt)}_{index:03d}.png'
+      path = directory / f'{number:03d}_{_slug(prompt) if prompt else "image"}_{index:03d}.png'
       position = number * images.shape[1] + index  # of the image among all, which its noise depends on
       text = {'prompt': prompt, 'dalle_jax': json.dumps({**facts, 'index': position})}
       sheets.save_png(image, path, text)
       written.append(path)
   sheet = directory / 'contact_sheet.png'
-  sheets.save_png(sheets.sample_sheet(list(prompts), images), sheet, None)
+  sheets.save_png(lay_out([prompt for prompt in prompts if prompt], images), sheet, None)
   return [*written, sheet]
 
 

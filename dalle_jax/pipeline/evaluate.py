@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 import dalle_jax
@@ -15,8 +14,9 @@ from dalle_jax import bundle, sharding
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import DataConfig, MeshConfig
 from dalle_jax.data import registry
-from dalle_jax.data.pipeline import Preprocess, Source
+from dalle_jax.data.pipeline import Source
 from dalle_jax.evaluation import elbo
+from dalle_jax.pipeline import examples
 from dalle_jax.training.progress import Progress
 
 
@@ -103,34 +103,16 @@ def _data_config(settings: Settings, model_path: Path) -> tuple[DataConfig, Path
   return config, Path(settings.data_dir or own.data_dir or model_path.parent / 'data').absolute()
 
 
-def _batches(
-  loaded: Bundle, source: Source, count: int, batch_size: int, mesh: Mesh
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-  """The first `count` records in batches of one shape, with the number of real rows; the last repeats a record."""
-  transform = Preprocess(
-    image_size=loaded.config.data.image_size, resampling=loaded.config.data.resampling, tokenizer=loaded.tokenizer,
-    text_length=loaded.config.tokenizer.text_length,
-  )  # fmt: skip
-  divisor = sharding.batch_divisor(mesh)
-  size = -(-batch_size // divisor) * divisor
-  for begin in range(0, count, size):
-    rows = [min(i, count - 1) for i in range(begin, begin + size)]
-    generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip, no dropout
-    examples = [transform(source[i], generator) for i in rows]
-    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-    yield min(size, count - begin), batch
-
-
 def measure_elbo(settings: Settings, loaded: Bundle, source: Source, count: int, mesh: Mesh) -> dict[str, float]:
   """Figures of `evaluation.elbo`, as 'elbo/...'."""
   config = loaded.config
   with Progress('elbo', count, 'image', enabled=jax.process_index() == 0) as progress:
     found = elbo.measure(
       loaded.dvae,
-      loaded.prior if loaded.tokenizer else None,
+      loaded.prior if 'prior' in loaded.params else None,
       config.dvae.min_log_scale,
       loaded.params,
-      _batches(loaded, source, count, settings.batch_size, mesh),
+      examples.batches(config, loaded.tokenizer, source, count, settings.batch_size, mesh),
       mesh,
       settings.seed,
       progress.update,

@@ -1,12 +1,15 @@
-"""A few records of a split, as pictures and captions, for sheets and scores."""
+"""Records of a split, as pictures and captions, for sheets and scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jax.sharding import Mesh
 
+from dalle_jax import sharding
 from dalle_jax.config import Config
-from dalle_jax.data.pipeline import Preprocess
+from dalle_jax.data.pipeline import Preprocess, Source
 from dalle_jax.data.registry import Dataset
+from dalle_jax.data.tokenizer import Tokenizer
 
 MOST_CAPTIONS = 5_000  # read for sheets and scores; reading a caption may mean reading its picture
 
@@ -17,6 +20,33 @@ def first_images(config: Config, dataset: Dataset, split: str, count: int) -> np
   transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
   generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip
   return np.stack([transform(source[i], generator)['image'] for i in range(min(count, len(source)))])
+
+
+def batches(
+  config: Config, tokenizer: Tokenizer | None, source: Source, count: int, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  """The first `count` records in batches of one shape, with the number of real rows; the last repeats a record.
+
+  Args:
+    config: of the experiment.
+    tokenizer: of the captions; without it there is no 'text' beside 'image'.
+    source: the records.
+    count: how many.
+    batch_size: records at a time, rounded up to what the devices divide.
+    mesh: of the devices.
+  """
+  transform = Preprocess(
+    image_size=config.data.image_size, resampling=config.data.resampling, tokenizer=tokenizer,
+    text_length=config.tokenizer.text_length,
+  )  # fmt: skip
+  divisor = sharding.batch_divisor(mesh)
+  size = -(-batch_size // divisor) * divisor
+  for begin in range(0, count, size):
+    rows = [min(i, count - 1) for i in range(begin, begin + size)]
+    generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip, no dropout
+    examples = [transform(source[i], generator) for i in rows]
+    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    yield min(size, count - begin), batch
 
 
 def captions(dataset: Dataset, split: str) -> list[str]:

@@ -13,9 +13,9 @@ from dalle_jax.config import Config
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import prompt_accuracy, reconstruction
-from dalle_jax.factory import make_dvae, make_prior
-from dalle_jax.pipeline import examples
-from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, draw_sheet
+from dalle_jax.factory import make_dvae
+from dalle_jax.pipeline import examples, image_tokens
+from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, draw_sheet, lay_out, make_sampler
 from dalle_jax.pipeline.workspace import Workspace
 from dalle_jax.reporting import html, sheets
 from dalle_jax.sampling.generate import Sampler, encode_prompts
@@ -23,6 +23,8 @@ from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.metrics import FILE_NAME as METRICS
 from dalle_jax.training.metrics import read_metrics
 from dalle_jax.training.progress import Progress
+
+Curves = list[tuple[str, str]]  # title and SVG
 
 
 class Picture(NamedTuple):
@@ -36,18 +38,49 @@ class Picture(NamedTuple):
 
 def measure(
   config: Config, dataset: Dataset, tokenizer: Tokenizer | None, params: dict[str, Any], mesh: Mesh
-) -> tuple[dict[str, float], list[Picture]]:
-  """Scores and sheets of the trained models, with params {'dvae', 'prior'}, or {'dvae'} and no tokenizer."""
+) -> tuple[dict[str, float], list[Picture], Curves]:
+  """Scores, sheets and curves of the trained models.
+
+  Args:
+    config: of the experiment.
+    dataset: its data.
+    tokenizer: of captions, where the models have read some.
+    params: by part, as the bundle holds them.
+    mesh: of the devices.
+  """
   scores, pictures = _reconstructions(config, dataset, params, mesh)
-  if tokenizer is None:
-    return scores, pictures
-  sampler = Sampler(make_prior(config, tokenizer.vocab_size), make_dvae(config.dvae), mesh, config.sampling)
+  drawn: Curves = []
+  if config.task == 'sequence':
+    figures, drawn = image_tokens.measure(config, dataset, tokenizer, params, mesh)
+    scores |= figures
+  if config.task != 'dvae':
+    sampler = make_sampler(config, tokenizer, mesh, config.sampling)
+    draw = _captioned_samples if tokenizer else _samples
+    figures, sampled = draw(config, dataset, tokenizer, sampler, params)
+    scores, pictures = scores | figures, pictures + sampled
+  return scores, pictures, drawn
+
+
+def _samples(
+  config: Config, dataset: Dataset, tokenizer: None, sampler: Sampler, params: dict[str, Any]
+) -> tuple[dict[str, float], list[Picture]]:
+  """Images drawn without a caption."""
+  del dataset
+  sheet = lay_out([], draw_sheet(config, tokenizer, sampler, params, []))
+  return {}, [Picture('samples.png', 'Samples', _sampling_words(config), sheet)]
+
+
+def _captioned_samples(
+  config: Config, dataset: Dataset, tokenizer: Tokenizer, sampler: Sampler, params: dict[str, Any]
+) -> tuple[dict[str, float], list[Picture]]:
+  """Images for captions of each split, and how many show what their prompts say where that can be judged."""
+  scores, pictures = {}, []
   judged = config.data.source == 'captioned_shapes'
   for split, name in examples.sheet_splits(dataset).items():
     prompts = _sheet_prompts(config, examples.captions(dataset, split), judged)
     images = draw_sheet(config, tokenizer, sampler, params, prompts)
     right = _judge_sheet(prompts, images) if judged else None
-    sheet = sheets.sample_sheet(prompts, images, right)
+    sheet = lay_out(prompts, images, right)
     pictures.append(Picture(f'samples_{split}.png', f'Samples: {name}', _sampling_words(config), sheet))
   if judged:
     for split in ('validation', 'held_out'):
@@ -102,7 +135,9 @@ def _prompt_accuracy(
   return prompt_accuracy.scores(prompts, judge.judge(prompts, images), split)
 
 
-def write(config: Config, space: Workspace, scores: dict[str, float], pictures: list[Picture]) -> dict[str, float]:
+def write(
+  config: Config, space: Workspace, scores: dict[str, float], pictures: list[Picture], curves: Curves
+) -> dict[str, float]:
   """Writes sheets, scores.json and report.html, prints where they are, and returns all scores."""
   scores = scores | _last_losses(space.path) | space.seconds()
   if jax.process_index() != 0:
@@ -116,7 +151,7 @@ def write(config: Config, space: Workspace, scores: dict[str, float], pictures: 
     title=f'dalle_jax: {space.path.name}',
     summary=scores,
     config=config.to_dict(),
-    curves=html.run_curves(space.path),
+    curves=[*curves, *html.run_curves(space.path)],
     pictures=[(p.title, p.caption, p.image) for p in pictures],
     notes=_notes(config),
   )
@@ -127,7 +162,7 @@ def write(config: Config, space: Workspace, scores: dict[str, float], pictures: 
 def _last_losses(workdir: Path) -> dict[str, float]:
   """Held-out figures of each stage's last evaluation, as STAGE/NAME."""
   scores = {}
-  for stage in ('dvae', 'prior', 'joint'):
+  for stage in ('dvae', 'prior', 'joint', 'sequence'):
     file = workdir / stage / METRICS
     for line in read_metrics(file) if file.exists() else []:
       scores |= {
@@ -137,7 +172,11 @@ def _last_losses(workdir: Path) -> dict[str, float]:
 
 
 def _notes(config: Config) -> list[str]:
-  notes = [f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.']
+  notes = []
+  if config.task == 'sequence':
+    kinds = {'image': "a dVAE's codes", 'text_image': "captions and a dVAE's codes"}
+    notes.append(f'A model of kind {config.model.kind} of {kinds[config.model.tokens]}.')
+  notes.append(f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.')
   if config.data.source == 'captioned_shapes':
     notes.append(
       'Prompt accuracy: one image is drawn for each prompt, and it counts if the judge, which sees nothing but the '

@@ -1,5 +1,7 @@
 """The main job: data, tokenizer, dVAE and prior (or both at once), model directory, scores and report.
 
+With `config.task='sequence'` a model of image tokens takes the prior's place; of text, see `pipeline.sequence`.
+
 Every stage continues where an earlier start of the same command left it.
 """
 
@@ -17,7 +19,7 @@ from dalle_jax.data import registry
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
-from dalle_jax.pipeline import finish, pretrained, sequence, sheets
+from dalle_jax.pipeline import finish, image_tokens, pretrained, sequence, sheets
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.keys import stream_seed
@@ -62,7 +64,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
     Interrupted: on Ctrl-C or SIGTERM, after saving.
     NonFiniteError: training diverged.
   """
-  if config.task == 'sequence':
+  if config.models_text:
     return sequence.run(config, workdir, stop_after)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check(config, mesh)
@@ -74,7 +76,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   if stop_after == 'data':
     return {}
   tokenizer = None
-  if config.task != 'dvae':
+  if config.reads_captions:
     with space.timed('tokenizer'):
       tokenizer = _tokenizer(config, space, dataset)
   if stop_after == 'tokenizer':
@@ -86,8 +88,8 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   if stop_after != 'report':
     return {}
   with space.timed('report'):
-    scores, pictures = finish.measure(config, dataset, tokenizer, params, mesh)
-  return finish.write(config, space, scores, pictures)
+    scores, pictures, curves = finish.measure(config, dataset, tokenizer, params, mesh)
+  return finish.write(config, space, scores, pictures, curves)
 
 
 def _train_models(
@@ -114,6 +116,9 @@ def _train_models(
     return {'dvae': dvae}
   if stop_after == 'dvae':
     return None
+  if config.task == 'sequence':
+    with space.timed('sequence'):
+      return _fit_sequence_model(config, space, dataset, tokenizer, mesh, dvae)
   with space.timed('prior'):
     return _train_prior(config, space, dataset, tokenizer, mesh, dvae)
 
@@ -141,10 +146,7 @@ def _tokenizer(config: Config, space: Workspace, dataset: Dataset) -> Tokenizer:
   else:
     source = dataset.open('train')
     tokenizer = train_tokenizer((source[i]['caption'] for i in range(len(source))), config.tokenizer.vocab_size)
-    if jax.process_index() == 0:
-      partial = space.tokenizer.with_suffix('.partial')
-      tokenizer.save(partial)
-      partial.rename(space.tokenizer)
+    space.keep_tokenizer(tokenizer)
   say(f'tokenizer: {tokenizer.vocab_size} pieces')
   return tokenizer
 
@@ -199,6 +201,17 @@ def _train_prior(
   draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / 'prior' / 'sheets')
   initial = {'dvae': dvae_params}
   return _train(config, space, dataset, mesh, task, config.prior_training, draw, tokenizer, initial)
+
+
+def _fit_sequence_model(
+  config: Config, space: Workspace, dataset: Dataset, tokenizer: Tokenizer | None, mesh: Mesh, dvae: Any
+) -> dict[str, Any]:
+  """Trains the sequence model of the dVAE's codes, or counts it."""
+  if config.model.kind == 'ngram':
+    return image_tokens.count_streams(config, dataset, tokenizer, dvae, mesh)
+  task = image_tokens.make_task(config, tokenizer)
+  draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / task.name / 'sheets')
+  return _train(config, space, dataset, mesh, task, config.sequence_training, draw, tokenizer, {'dvae': dvae})
 
 
 def _train_joint(

@@ -1,8 +1,8 @@
-"""The job of `config.task='sequence'`: text, tokenizer, a model of it trained or counted, and its figures."""
+"""The job of `config.task='sequence'` over text: text, tokenizer, a model of it trained or counted, and its figures."""
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax import bundle, sharding
-from dalle_jax.config import Config
+from dalle_jax.config import Config, SequenceConfig
 from dalle_jax.data import text, text_tokenizer
 from dalle_jax.data.pipeline import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
@@ -58,7 +58,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   fingerprint = text.fingerprint(corpus)
   with space.timed('sequence'):
     if config.model.kind == 'ngram':
-      params = _count(config, task, tokens, mesh)
+      params = count_ngrams(config.model, [tokens['train']], task.vocab_size, mesh, starts=False)
     else:
       params = _train(config, space, task, tokens, mesh, fingerprint)
   bundle.save(space.model, config, tokenizer, {'model': params}, fingerprint)
@@ -74,10 +74,7 @@ def _tokenizer(config: Config, space: Workspace, corpus: dict[str, list[bytes]])
   if config.tokenizer.kind == 'bytes' or space.tokenizer.exists():
     return text_tokenizer.load(config.tokenizer.kind, space.tokenizer)
   tokenizer = text_tokenizer.train_pieces(corpus['train'], config.tokenizer.vocab_size)
-  if jax.process_index() == 0:
-    partial = space.tokenizer.with_suffix('.partial')
-    tokenizer.save(partial)
-    partial.rename(space.tokenizer)
+  space.keep_tokenizer(tokenizer)
   return tokenizer
 
 
@@ -103,10 +100,19 @@ def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens,
   return all_params(state, ema=True)['model']
 
 
-def _count(config: Config, task: SequenceTask, tokens: Tokens, mesh: Mesh) -> Any:
-  """The table of n-grams of the training text, replicated over the mesh; counting is so fast that nothing is kept."""
-  model = config.model
-  levels = ngram_counts.count([tokens['train']], task.vocab_size, model.order, starts=False)
+def count_ngrams(
+  model: SequenceConfig, sequences: Iterable[np.ndarray], vocab_size: int, mesh: Mesh, starts: bool
+) -> Any:
+  """The table of n-grams of sequences, replicated over the mesh; counting is so fast that nothing is kept.
+
+  Args:
+    model: order and smoothing.
+    sequences: ids [T_i] each, read once.
+    vocab_size: ids lie below.
+    mesh: of the devices.
+    starts: whether sequences have a beginning, or are cut at any place.
+  """
+  levels = ngram_counts.count(sequences, vocab_size, model.order, starts)
   table = ngram_counts.estimate(levels, smoothing=model.smoothing, discount=model.discount, add_k=model.add_k)
   sizes = ', '.join(f'{len(level["token"]):,} of order {k}' for k, level in enumerate(table, start=1))
   say(f'n-grams: {sizes}')

@@ -4,13 +4,15 @@ import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
-from dalle_jax.config import Config
+from dalle_jax.config import Config, SamplingConfig
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.factory import make_dvae, make_prior, make_sequence_model
 from dalle_jax.pipeline import examples
 from dalle_jax.reporting import sheets
 from dalle_jax.sampling.generate import Sampler, encode_prompts
@@ -35,34 +37,57 @@ class ReconstructionHook:
 
 
 class SampleHook:
-  """Writes WORKDIR/prior/sheets/STEP.png: images drawn for captions that are not trained on."""
+  """Writes WORKDIR/STAGE/sheets/STEP.png: images drawn for captions that are not trained on, or without a caption."""
 
-  def __init__(self, config: Config, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, directory: Path):
+  def __init__(self, config: Config, dataset: Dataset, tokenizer: Tokenizer | None, mesh: Mesh, directory: Path):
     self._config, self._dataset, self._tokenizer = config, dataset, tokenizer
     self._mesh, self._directory = mesh, directory
 
   @functools.cached_property
   def _sampler(self) -> Sampler:
-    prior = make_prior(self._config, self._tokenizer.vocab_size)
-    return Sampler(prior, make_dvae(self._config.dvae), self._mesh, self._config.sampling)
+    return make_sampler(self._config, self._tokenizer, self._mesh, self._config.sampling)
 
   @functools.cached_property
   def _prompts(self) -> list[str]:
+    if self._tokenizer is None:
+      return []
     split = list(examples.sheet_splits(self._dataset))[-1]
     return examples.spread(examples.captions(self._dataset, split), self._config.evaluation.sheet_prompts)
 
   def __call__(self, state: TrainState, step: int) -> None:
     params = all_params(state, ema=True)
     images = draw_sheet(self._config, self._tokenizer, self._sampler, params, self._prompts)
-    _save(sheets.sample_sheet(self._prompts, images), self._directory, step)
+    _save(lay_out(self._prompts, images), self._directory, step)
 
 
-def draw_sheet(config: Config, tokenizer: Tokenizer, sampler: Sampler, params: dict, prompts: list[str]):
-  """Images uint8 [P, N, H, W, 3] with N = config.evaluation.images_per_prompt for each of P prompts."""
+def make_sampler(config: Config, tokenizer: Tokenizer | None, mesh: Mesh, settings: SamplingConfig) -> Sampler:
+  """What draws with the models of a configuration: its prior, or the sequence model that stands in its place."""
+  vocab_size, dvae = tokenizer.vocab_size if tokenizer else 0, make_dvae(config.dvae)
+  if config.task == 'sequence':
+    return Sampler(make_sequence_model(config, vocab_size), dvae, mesh, settings, part='model')
+  return Sampler(make_prior(config, vocab_size), dvae, mesh, settings)
+
+
+def draw_sheet(
+  config: Config, tokenizer: Tokenizer | None, sampler: Sampler, params: dict, prompts: list[str]
+) -> np.ndarray:
+  """Images uint8 [P, N, H, W, 3] with N = config.evaluation.images_per_prompt for each of P prompts.
+
+  Without a tokenizer, and so without prompts, P is config.evaluation.sheet_prompts.
+  """
   count = config.evaluation.images_per_prompt
-  text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
+  text = np.zeros((config.evaluation.sheet_prompts, 0), np.int32)
+  if tokenizer:
+    text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
   images = sampler(params, text.repeat(count, axis=0), seed=config.seed)
-  return images.reshape(len(prompts), count, *images.shape[1:])
+  return images.reshape(len(text), count, *images.shape[1:])
+
+
+def lay_out(prompts: list[str], images: np.ndarray, right: np.ndarray | None = None) -> Image.Image:
+  """A sheet of images [P, N, H, W, 3] under their prompts, or, without prompts, in a grid."""
+  if prompts:
+    return sheets.sample_sheet(prompts, images, right)
+  return sheets.contact_sheet(images.reshape(-1, *images.shape[2:]))
 
 
 def _save(picture, directory: Path, step: int) -> None:

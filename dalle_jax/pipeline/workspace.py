@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -93,6 +94,13 @@ class Workspace:
     partial = self.path / f'{name}.partial'
     partial.write_text(json.dumps(values, indent=2) + '\n')
     partial.rename(self.path / name)
+
+  def keep_tokenizer(self, tokenizer: Any) -> None:
+    """Saves a tokenizer, as a whole or not at all; does nothing in other processes than the first."""
+    if self._is_main:
+      partial = self.tokenizer.with_suffix('.partial')
+      tokenizer.save(partial)
+      partial.rename(self.tokenizer)
 
   @contextlib.contextmanager
   def timed(self, stage: str) -> Iterator[None]:

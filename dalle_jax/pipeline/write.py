@@ -10,11 +10,12 @@ from dalle_jax.sampling.text import continue_text
 
 
 def holds_text(model: str) -> bool:
-  """Whether a directory holds a model of text; not so where it holds none at all."""
-  try:
-    return 'model' in bundle.check(Path(model), needs=()).get('parts', [])
-  except ValueError:
-    return False
+  """Whether a model directory holds a model of text.
+
+  Raises:
+    ValueError: the directory is missing, half-written or damaged.
+  """
+  return bundle.check(Path(model), needs=()).get('parts') == ['model']
 
 
 def write(

@@ -15,6 +15,7 @@ Series = tuple[np.ndarray, np.ndarray]  # steps int64 [N] and values float64 [N]
 
 SIZE = (5.5, 3.0)  # inches
 CONTEXT_TITLE = 'How far back the model looks'
+POSITION_TITLE = 'Bits per token by the number of tokens before it'
 MAX_POINTS = 400  # drawn of one series: about one for each pixel
 MAX_MARKERS = 40  # points of a series up to which each gets a dot
 # Legible on white and on near-black.
@@ -66,14 +67,18 @@ def curve_svg(
     return _inline(_draw(series, title, y_label, log, x_label, log_x), title)
 
 
-def context_svg(series: Mapping[str, Series]) -> str:
-  """Bits per token over the number of tokens given, as `evaluation.text.by_context` measures them.
+def context_svg(series: Mapping[str, Series], title: str = CONTEXT_TITLE) -> str:
+  """Bits per token over the number of tokens given.
+
+  `evaluation.text.by_context` measures them for the same tokens, and `evaluation.image_tokens.by_position`, under
+  POSITION_TITLE, for those that have so many before them.
 
   Args:
     series: label -> (tokens given [N], bits per token [N]). On a logarithmic axis no token given stands at a half.
+    title: of the drawing.
   """
   placed = {label: (np.maximum(lengths, 0.5), bits) for label, (lengths, bits) in series.items()}
-  return curve_svg(placed, CONTEXT_TITLE, 'bits per token', x_label='tokens given', log_x=True)
+  return curve_svg(placed, title, 'bits per token', x_label='tokens given', log_x=True)
 
 
 def bars_svg(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str) -> str:

@@ -51,11 +51,11 @@ _DVAE = (
   ),
   Curve('codebook use', 'share of codes', {'training': 'codebook_use', 'evaluation': 'eval/codebook_use'}),
 )  # fmt: skip
-_PRIOR = (
+_TOKENS = (
   Curve('text', 'nats per token', {'training': 'text_nats_per_token', 'evaluation': 'eval/text_nats_per_token'}),
   Curve('image', 'nats per token', {'training': 'image_nats_per_token', 'evaluation': 'eval/image_nats_per_token'}),
-  Curve('image bits per dimension', 'bits', {'evaluation': 'eval/image_bits_per_dim'}),
 )
+_PRIOR = (*_TOKENS, Curve('image bits per dimension', 'bits', {'evaluation': 'eval/image_bits_per_dim'}))
 _PRIOR_LOSS = Curve('loss', 'weighted nats per token', {'training': 'loss', 'evaluation': 'eval/loss'})
 STAGES = {
   'dvae': ('dVAE', (*_DVAE, *COMMON)),
@@ -63,7 +63,11 @@ STAGES = {
   'joint': ('dVAE and prior together', (*_DVAE, *_PRIOR, *COMMON)),
   'sequence': (
     'Model',
-    (Curve('loss', 'nats per token', {'training': 'nats_per_token', 'evaluation': 'eval/nats_per_token'}), *COMMON),
+    (
+      Curve('loss', 'nats per token', {'training': 'nats_per_token', 'evaluation': 'eval/nats_per_token'}),
+      *_TOKENS,
+      *COMMON,
+    ),
   ),
 }
 

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from dalle_jax import sharding
 from dalle_jax.config import SamplingConfig
 from dalle_jax.models.dvae import Dvae
-from dalle_jax.models.prior import PAD, Prior
+from dalle_jax.models.prior import Prior
+from dalle_jax.models.stream import PAD, StreamModel
 from dalle_jax.sampling.decode import decode, row_keys
 
 
@@ -22,17 +23,18 @@ class Sampler:
   Image number i is drawn with the key fold_in(key(seed), i), whatever the batch it falls into.
   """
 
-  def __init__(self, prior: Prior, dvae: Dvae, mesh: Mesh, settings: SamplingConfig):
+  def __init__(self, model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, settings: SamplingConfig, part: str = 'prior'):
+    """`part` is the collection of parameters that the model has."""
     self.mesh = mesh
     divisor = sharding.batch_divisor(mesh)
     # A batch is rounded up to what the devices divide; rows too many are computed and dropped.
     self.batch_size = -(-settings.batch_size // divisor) * divisor
-    if settings.top_k > prior.image_vocab_size:
+    if settings.top_k > model.image_vocab_size:
       raise ValueError(
-        f'top_k {settings.top_k} is more than the {prior.image_vocab_size} image tokens there are; '
+        f'top_k {settings.top_k} is more than the {model.image_vocab_size} image tokens there are; '
         'give --top_k (config.sampling.top_k) at most that, or 0 for all.'
       )
-    draw = functools.partial(_draw, prior, dvae, temperature=settings.temperature, top_k=settings.top_k)
+    draw = functools.partial(_draw, model, dvae, part, temperature=settings.temperature, top_k=settings.top_k)
     self._draw = jax.jit(draw, out_shardings=sharding.replicated(mesh))
 
   def __call__(
@@ -47,8 +49,8 @@ class Sampler:
     """Draws one image per row.
 
     Args:
-      params: {'prior', 'dvae'} on the mesh.
-      text: token ids [N, text_length - 1].
+      params: {'dvae', part} on the mesh.
+      text: token ids [N, text_length - 1]; [N, 0] for a model of images alone.
       seed: of the noise.
       progress: called with (images done, N) after each batch.
 
@@ -76,16 +78,13 @@ def _batches(text: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarra
 
 
 def _draw(
-  prior: Prior, dvae: Dvae, params: Any, text: jax.Array, index: jax.Array, seed: jax.Array, *, temperature: float,
-  top_k: int,
+  model: Prior | StreamModel, dvae: Dvae, part: str, params: Any, text: jax.Array, index: jax.Array, seed: jax.Array, *,
+  temperature: float, top_k: int,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
   """Codes [B, h, w] and uint8 images [B, H, W, 3] for text ids [B, text_length - 1] and image numbers [B]."""
   keys = row_keys(seed, index)
-  end = jnp.full((text.shape[0], 1), PAD, text.dtype)
-  prefix = jnp.concatenate([text, end], axis=1)
-  tokens = decode(prior, params['prior'], prefix, keys, temperature=temperature, top_k=top_k)
-  codes = tokens[:, prior.text_length :] - prior.text_vocab_size
-  grid = codes.reshape(-1, prior.grid_size, prior.grid_size)
+  tokens = decode(model, params[part], model.prefix(text), keys, temperature=temperature, top_k=top_k)
+  grid = model.codes(tokens).reshape(-1, model.grid_size, model.grid_size)
   images = dvae.apply({'params': params['dvae']}, grid, method='decode')
   return grid, jnp.round(images).astype(jnp.uint8)
 

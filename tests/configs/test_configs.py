@@ -6,16 +6,21 @@ import runpy
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 from dalle_jax import sharding
 from dalle_jax.config import Config, MeshConfig, base_config
+from dalle_jax.config.models import DVAE_SHAPE
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.prior import PriorTask
+from dalle_jax.training.tasks.sequence import make_sequence_task
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('[!_]*.py'))
 SIZES = ('12b', '5b', '2b', '1b', '300m', 'small')
+SEQUENCES = ('language', 'image_tokens')
 OWN = {
   'dvae': ('openai', 'small', 'openai,tiny', 'small,tiny'),
+  'image_tokens': ('lstm', 'ngram,text', 'rnn,tiny', 'neural_ngram,text,tiny'),
   'dalle': (*SIZES, 'tiny', *(f'{size},modern' for size in ('12b', 'small')), '1b,modern,tiny'),
 }
 ALL = [(file, variant) for file in FILES for variant in ('', *OWN.get(file.stem, ('tiny',)))]
@@ -31,7 +36,7 @@ def _load(file, variant):
   return values, Config.from_dict(values)
 
 
-@pytest.mark.parametrize(('file', 'variant'), ALL, ids=_name)
+@pytest.mark.parametrize(('file', 'variant'), [(f, v) for f, v in ALL if f.stem not in SEQUENCES], ids=_name)
 def test_both_stages_can_be_built(file, variant):
   values, config = _load(file, variant)
   assert values.is_locked
@@ -49,11 +54,35 @@ def test_both_stages_can_be_built(file, variant):
   sharding.check(config, sharding.make_mesh(MeshConfig()))
 
 
+@pytest.mark.parametrize(('file', 'variant'), [(f, v) for f, v in ALL if f.stem in SEQUENCES], ids=_name)
+def test_sequence_models_can_be_built(file, variant):
+  values, config = _load(file, variant)
+  assert values.is_locked
+  task = make_sequence_task(config, config.tokenizer.vocab_size)
+  size, width = config.data.image_size, config.tokenizer.text_length - 1
+  batch = {
+    'tokens': jax.ShapeDtypeStruct((2, config.sequence_length), jnp.int32),
+    'image': jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8),
+    'text': jax.ShapeDtypeStruct((2, width), jnp.int32),
+  }
+  params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  loss, _ = jax.eval_shape(task.loss, params, batch, jax.random.key(0), jnp.asarray(0))
+  assert (loss.shape, loss.dtype) == ((), jnp.float32)
+  sharding.check(config, sharding.make_mesh(MeshConfig()))
+
+
+def test_the_quick_starts_dvae_fits_models_of_its_codes():
+  trained, config = (_load(file, '')[1] for file in FILES if file.stem in ('quickstart', 'image_tokens'))
+  assert trained.image_length == config.image_length
+  for name in DVAE_SHAPE:
+    assert getattr(trained.dvae, name) == getattr(config.dvae, name), name
+
+
 @pytest.mark.parametrize(('file', 'variant'), TINY, ids=_name)
 def test_tiny_variants_are_tiny(file, variant):
   _, config = _load(file, variant)
   if config.task == 'sequence':  # a minute's training, whose texts can be read
-    assert config.sequence_training.num_steps * config.sequence_training.batch_size * config.model.length < 500_000
+    assert config.sequence_training.num_steps * config.sequence_training.batch_size * config.sequence_length < 500_000
     return
   assert max(config.dvae_training.num_steps, config.prior_training.num_steps) < 50
   assert config.data.num_train <= 500

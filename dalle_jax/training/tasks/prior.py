@@ -4,13 +4,13 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.config import Config
-from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.factory import make_prior
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.prior import Prior
+from dalle_jax.training.tasks.codes import encode, init_dvae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +29,10 @@ class PriorTask:
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     prior_key, dvae_key = jax.random.split(key)
-    size = self.config.data.image_size
-    dvae = make_dvae(self.config.dvae).init(dvae_key, jnp.zeros((1, size, size, 3), jnp.uint8))['params']
-    return {'prior': self.model.init(prior_key), 'dvae': dvae}
-
-  def encode(self, params: Any, image: jax.Array) -> jax.Array:
-    """Images [B, H, W, 3] to codes [B, image_length]: the encoder's argmax, without noise (section 2.2)."""
-    codes = make_dvae(self.config.dvae).apply({'params': params['dvae']}, image, method='encode')
-    return jax.lax.stop_gradient(codes.reshape(image.shape[0], -1))
+    return {'prior': self.model.init(prior_key), 'dvae': init_dvae(self.config, dvae_key)}
 
   def _losses(self, params: Any, image: jax.Array, text: jax.Array, captioned: jax.Array | None = None) -> dict:
-    codes = self.encode(params, image)
+    codes = encode(self.config, params, image)
     text_logits, image_logits = self.model.split_logits(params['prior'], text, codes)
     return prior_model.losses(text_logits, image_logits, text, codes, captioned)
 

@@ -1,15 +1,18 @@
-"""The cross-entropy of a sequence model over one kind of token."""
+"""The cross-entropy of a sequence model over text, a frozen dVAE's codes, or captions followed by codes."""
 
 import dataclasses
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.config import Config
 from dalle_jax.factory import make_sequence_model
 from dalle_jax.models.sequence import SequenceModel, token_nll
+from dalle_jax.models.stream import StreamModel
+from dalle_jax.training.tasks.codes import encode, init_dvae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,7 @@ class SequenceTask:
   """Trains the collection 'model' on batches with 'tokens' int32 [B, length]."""
 
   config: Config
-  vocab_size: int
+  vocab_size: int  # of the tokenizer
   name: str = 'sequence'
   trainable: tuple[str, ...] = ('model',)
   updated: tuple[str, ...] = ()
@@ -29,19 +32,63 @@ class SequenceTask:
   def init(self, key: jax.Array) -> dict[str, Any]:
     return {'model': self.model.init(key)}
 
-  def _nats(self, params: Any, tokens: jax.Array) -> jax.Array:
-    return token_nll(self.model.logits(params['model'], tokens), tokens).mean()
+  def figures(self, params: Any, batch: dict) -> dict[str, jax.Array]:
+    """Mean nats by name, 'nats_per_token' of all tokens among them."""
+    tokens = batch['tokens']
+    return {'nats_per_token': token_nll(self.model.logits(params['model'], tokens), tokens).mean()}
 
   def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
     """Mean nats per token."""
-    nats = self._nats(params, batch['tokens'])
-    return nats, {'nats_per_token': nats}
+    figures = self.figures(params, batch)
+    return figures['nats_per_token'], figures
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    return {'nats_per_token': self._nats(params, batch['tokens'])}
+    return self.figures(params, batch)
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
     """Adds bits per token and perplexity."""
-    nats = float(means['nats_per_token'])
+    figures = {name: float(value) for name, value in means.items()}
+    nats = figures['nats_per_token']
     perplexity = math.exp(nats) if nats < 700 else math.inf
-    return {'loss': nats, 'nats_per_token': nats, 'bits_per_token': nats / math.log(2), 'perplexity': perplexity}
+    return {'loss': nats, **figures, 'bits_per_token': nats / math.log(2), 'perplexity': perplexity}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokensTask(SequenceTask):
+  """The same on batches with 'image' uint8 [B, H, W, 3] and, for 'text_image', 'text' int32 [B, text_length - 1].
+
+  The collection 'dvae' is frozen, and encodes the images. Pads after a caption's first are certain and not counted.
+  """
+
+  @property
+  def model(self) -> StreamModel:
+    return make_sequence_model(self.config, self.vocab_size)
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    model_key, dvae_key = jax.random.split(key)
+    return {'model': self.model.init(model_key), 'dvae': init_dvae(self.config, dvae_key)}
+
+  def tokens(self, params: Any, batch: dict) -> jax.Array:
+    """The streams [B, length] of a batch."""
+    codes = encode(self.config, params, batch['image'])
+    text = batch['text'] if self.model.text_length else jnp.zeros((len(codes), 0), codes.dtype)
+    return self.model.stream(text, codes)
+
+  def figures(self, params: Any, batch: dict) -> dict[str, jax.Array]:
+    model, tokens = self.model, self.tokens(params, batch)
+    counted = model.counted(tokens)
+    nats = token_nll(model.logits(params['model'], tokens), tokens) * counted
+
+    def mean(part: slice) -> jax.Array:
+      return nats[:, part].sum() / counted[:, part].sum()
+
+    found = {'nats_per_token': mean(slice(None))}
+    if model.text_length:
+      found['text_nats_per_token'] = mean(slice(None, model.text_length))
+      found['image_nats_per_token'] = mean(slice(model.text_length, None))
+    return found
+
+
+def make_sequence_task(config: Config, vocab_size: int) -> SequenceTask:
+  """The task of config.model.tokens; `vocab_size` as in the task."""
+  return (SequenceTask if config.model.tokens == 'text' else ImageTokensTask)(config, vocab_size)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from dalle_jax.sharding import make_mesh, to_global, use_mesh
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.state import create_state
 from dalle_jax.training.step import make_train_step
+from dalle_jax.training.tasks.codes import encode
 from dalle_jax.training.tasks.prior import PriorTask
 
 TEXT, IMAGE = 20, 16
@@ -36,7 +39,7 @@ def batch(captioned_batch):
 
 @pytest.fixture(scope='module')
 def codes(params, batch):
-  return jax.jit(TASK.encode)(params, batch['image'])
+  return jax.jit(functools.partial(encode, CONFIG))(params, batch['image'])
 
 
 def test_codes_are_the_encoders_likeliest_row_by_row(params, batch, codes):

@@ -5,7 +5,9 @@ import optax
 import pytest
 
 from dalle_jax.config import Config
-from dalle_jax.training.tasks.sequence import SequenceTask
+from dalle_jax.models import prior
+from dalle_jax.training.tasks.codes import encode
+from dalle_jax.training.tasks.sequence import ImageTokensTask, SequenceTask, make_sequence_task
 
 VOCAB = 11
 STEP = jnp.asarray(3)
@@ -67,3 +69,50 @@ def test_loss_and_figures_are_the_mean_cross_entropy(batch, random_params):
   assert summary['loss'] == summary['nats_per_token'] == pytest.approx(expected, rel=1e-5)
   assert summary['bits_per_token'] == pytest.approx(expected / np.log(2), rel=1e-5)
   assert summary['perplexity'] == pytest.approx(np.exp(expected), rel=1e-4)
+
+
+def _image_task(tokens):
+  values = {
+    'task': 'sequence',
+    'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
+    'tokenizer': {'text_length': 5},
+    'dvae': {
+      'pretrained': 'unused', 'image_vocab_size': 16, 'hidden_size': 4, 'decoder_input_size': 4, 'num_groups': 2,
+      'blocks_per_group': 1,
+    },
+    'model': {'kind': 'lstm', 'tokens': tokens, 'num_layers': 1, 'embed_dim': 8, 'hidden_size': 12},
+  }  # fmt: skip
+  task = make_sequence_task(Config.from_dict(values), VOCAB)
+  assert isinstance(task, ImageTokensTask) and type(_task('lstm')) is type(make_sequence_task(_task('lstm').config, 1))
+  return task
+
+
+def test_captions_and_codes_are_counted_apart_and_together(captioned_batch, random_params):
+  task, batch = _image_task('text_image'), captioned_batch(VOCAB)
+  params = random_params(task, 0.4)
+  loss, metrics = jax.jit(task.loss)(params, batch, jax.random.key(0), STEP)
+  codes = encode(task.config, params, batch['image'])
+  assert len(np.unique(codes)) > 3
+  tokens = task.model.stream(jnp.asarray(batch['text']), codes)
+  # Of the flat model's logits, those of each kind alone are what the prior's losses take.
+  logits = task.model.inner.logits(params['model'], tokens)
+  text_logits = logits[:, :5, :VOCAB].at[:, 4, 1:].set(-jnp.inf)  # the last text id is a pad
+  expected = prior.losses(text_logits, logits[:, 5:, VOCAB:], jnp.asarray(batch['text']), codes)
+  num_text, num_image = 3 + 3 * 5, 4 * 16  # the first caption has two tokens and a pad
+  whole = (num_text * expected['text'] + num_image * expected['image']) / (num_text + num_image)
+  assert float(metrics['text_nats_per_token']) == pytest.approx(float(expected['text']), rel=1e-5)
+  assert float(metrics['image_nats_per_token']) == pytest.approx(float(expected['image']), rel=1e-5)
+  assert float(loss) == pytest.approx(float(whole), rel=1e-5)
+  summary = task.summarize(jax.device_get(task.evaluate(params, batch, jax.random.key(0), STEP)))
+  assert summary['loss'] == pytest.approx(float(whole), rel=1e-5) and 'image_nats_per_token' in summary
+
+
+def test_codes_alone_need_no_captions_and_move_no_dvae(captioned_batch, random_params):
+  task = _image_task('image')
+  batch = {'image': captioned_batch(VOCAB)['image']}
+  params = random_params(task, 0.4)
+  grads, metrics = jax.jit(jax.grad(task.loss, has_aux=True))(params, batch, jax.random.key(0), STEP)
+  assert set(metrics) == {'nats_per_token'} and task.trainable == ('model',)
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads['dvae']))
+  assert any((leaf != 0).any() for leaf in jax.tree.leaves(grads['model']))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

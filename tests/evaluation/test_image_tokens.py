@@ -1,0 +1,43 @@
+import math
+
+import numpy as np
+import pytest
+
+from dalle_jax.evaluation import image_tokens
+
+# Two captions, of two tokens and a pad and of none and a pad; then two image tokens.
+COUNTED = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 1, 1]], bool)
+NATS = np.log(2) * np.array([[3.0, 1.0, 2.0, 5.0, 3.0], [2.0, 9.0, 9.0, 0.0, 2.0]])
+
+
+def test_figures_are_of_images_and_of_captions_up_to_their_first_pad():
+  figures = image_tokens.summarize(NATS, COUNTED, text_length=3)
+  expected = {
+    'bits_per_image_token': 2.5,  # 8 and 2 bits
+    'bits_per_image_token_stderr': 1.5,
+    'nats_per_image': 5 * math.log(2),
+    'nats_per_image_stderr': 3 * math.log(2),
+    'image_perplexity': 2**2.5,
+    'num_images': 2,
+    'bits_per_text_token': 2.0,  # 6 bits for three tokens, and 2 for one
+    'bits_per_text_token_stderr': 0.0,
+    'nats_per_caption': 4 * math.log(2),
+  }
+  assert figures == pytest.approx(expected)
+
+
+def test_images_alone_have_no_figures_of_text():
+  figures = image_tokens.summarize(NATS[:, 3:], COUNTED[:, 3:], text_length=0)
+  assert figures['bits_per_image_token'] == pytest.approx(2.5) and not [name for name in figures if 'text' in name]
+
+
+def test_an_impossible_token_makes_figures_infinite():
+  figures = image_tokens.summarize(np.array([[1.0, np.inf], [1.0, 1.0]]), np.ones((2, 2), bool), 0)
+  assert figures['nats_per_image'] == figures['nats_per_image_stderr'] == figures['image_perplexity'] == math.inf
+
+
+def test_positions_are_gathered_by_the_tokens_before_them():
+  nats = np.log(2) * np.array([np.arange(10.0), np.arange(10.0) + 2])
+  lengths, bits = image_tokens.by_position(nats)
+  assert lengths.tolist() == [0, 1, 2, 3, 4, 6, 8, 9]
+  np.testing.assert_allclose(bits, 1 + np.array([0, 1, 2, 3, 4.5, 6.5, 8, 9]))

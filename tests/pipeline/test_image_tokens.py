@@ -1,0 +1,160 @@
+"""The job of sequence models over a dVAE's codes, alone and after captions, and what their directories serve for."""
+
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from dalle_jax import bundle
+from dalle_jax.config import Config, MeshConfig
+from dalle_jax.data import registry
+from dalle_jax.pipeline import image_tokens, run, write
+from dalle_jax.pipeline.draw import draw, takes_prompts
+from dalle_jax.pipeline.evaluate import Settings, evaluate
+from dalle_jax.sharding import make_mesh
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+KINDS = {'image': 'ngram', 'text_image': 'lstm'}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  return tmp_path_factory.mktemp('runs')
+
+
+@pytest.fixture(scope='module')
+def dvae(root):
+  """A dVAE of random parameters, as one alone: its codes differ from place to place."""
+  values = runpy.run_path(str(CONFIGS / 'quickstart.py'))['get_config']('tiny').to_dict() | {'task': 'dvae'}
+  config, rng = Config.from_dict(values), np.random.default_rng(0)
+  shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(config, None)))
+  params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+  bundle.save(root / 'dvae', config, None, params, 'data')
+  return root / 'dvae'
+
+
+@pytest.fixture(scope='module')
+def make_config(root, dvae):
+  """A tiny configuration; the runs of this module share data and dVAE."""
+
+  def make(variant, **model):
+    values = runpy.run_path(str(CONFIGS / 'image_tokens.py'))['get_config'](f'{variant},tiny').to_dict()
+    values['data'] |= {'data_dir': str(root / 'data'), 'num_threads': 1, 'num_train': 64}
+    values['dvae']['pretrained'] = str(dvae)
+    values['model'] |= {'embed_dim': 16, 'hidden_size': 16, 'num_layers': 1, 'order': 3} | model
+    values['sequence_training'] |= {'optimizer': 'adamw', 'sheet_every': 8}
+    values['evaluation'] |= {'num_tokens': 84 * 20, 'num_reconstructions': 8, 'num_prompts': 2}
+    return Config.from_dict(values)
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def runs(root, make_config):
+  """Finished runs, by what their tokens are: configuration, work directory and scores."""
+  found = {}
+  for tokens, kind in KINDS.items():
+    config = make_config(f'{kind},text' if tokens == 'text_image' else kind)
+    found[tokens] = config, root / tokens, run.run(config, str(root / tokens))
+  return found
+
+
+def _load(workdir, part='model'):
+  return bundle.load(workdir / 'model', make_mesh(MeshConfig()), needs=('dvae', part))
+
+
+@pytest.mark.parametrize('tokens', KINDS)
+def test_scores_samples_and_a_report_are_written(runs, tokens):
+  config, workdir, scores = runs[tokens]
+  assert scores['validation/num_images'] == 84 * 20 // config.sequence_length
+  # Twelve steps from the uniform distribution over the 256 codes, or what was counted of them.
+  assert 0 < scores['validation/bits_per_image_token'] < 8.1
+  assert scores['validation/nats_per_image'] == pytest.approx(
+    scores['validation/bits_per_image_token'] * 64 * np.log(2)
+  )
+  assert scores['reconstruction/psnr'] > 0 and scores['model/num_values'] > 0
+  report = (workdir / 'report.html').read_text()
+  with_text = tokens == 'text_image'
+  assert ('validation/bits_per_text_token' in scores) == with_text == ('prompt_accuracy/validation' in scores)
+  assert ('context/63' in scores) == (not with_text) == ('Bits per token by the number of tokens before it' in report)
+  for name in ('samples_validation.png', 'samples_held_out.png') if with_text else ('samples.png',):
+    with Image.open(workdir / name) as image:
+      assert min(image.size) >= 64
+  assert (workdir / 'sequence' / 'sheets' / '00000008.png').exists() == (KINDS[tokens] != 'ngram')
+
+
+@pytest.mark.parametrize('tokens', KINDS)
+def test_the_directory_gives_back_the_model_and_its_dvae(runs, dvae, tokens):
+  config, workdir, scores = runs[tokens]
+  loaded = _load(workdir)
+  assert set(loaded.params) == {'dvae', 'model'} and (loaded.tokenizer is None) == (tokens == 'image')
+  former = bundle.load(dvae, make_mesh(MeshConfig()), needs=('dvae',)).params['dvae']
+  jax.tree.map(np.testing.assert_array_equal, loaded.params['dvae'], former)
+  assert loaded.model.length == config.sequence_length == (84 if loaded.tokenizer else 64)
+  dataset = registry.prepare(config.data, workdir / 'data')
+  again, _ = image_tokens.measure(config, dataset, loaded.tokenizer, loaded.params, make_mesh(MeshConfig()))
+  assert {name: scores[name] for name in again} == again
+
+
+def test_ngrams_are_counted_over_the_whole_training_split_from_its_images_beginnings(runs):
+  config, workdir, _ = runs['image']
+  loaded, mesh = _load(workdir), make_mesh(MeshConfig())
+  dataset = registry.prepare(config.data, workdir / 'data')
+  batches = list(image_tokens.streams(config, dataset, 'train', None, loaded.params, mesh))
+  rows = np.concatenate(batches)
+  assert rows.shape == (64, 64) and rows.max() < 256
+  firsts = np.unique(rows[:, 0])
+  logits = np.asarray(loaded.model.prefill(loaded.params['model'], rows[:1, :0])[1])[0]
+  # The first token of an image is one that some image began with, but for what the discount leaves.
+  assert np.exp(logits)[firsts].sum() > 0.9
+
+
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ('rnn', 'transformer')]
+
+
+@pytest.mark.parametrize('variant', ['neural_ngram,text', *SLOW])
+def test_the_other_kinds_are_trained_too(variant, make_config, tmp_path):
+  assert run.run(make_config(variant), str(tmp_path), stop_after='sequence') == {}
+  loaded = _load(tmp_path)
+  assert loaded.model.text_length == (20 if 'text' in variant else 0)
+
+
+def test_stages_can_be_stopped_after(make_config, tmp_path):
+  config = make_config('ngram,text')
+  assert run.run(config, str(tmp_path), stop_after='dvae') == {}
+  assert (tmp_path / 'tokenizer.model').exists() and not (tmp_path / 'model').exists()
+
+
+def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
+  image, captioned = (str(runs[tokens][1] / 'model') for tokens in KINDS)
+  assert (takes_prompts(image), takes_prompts(captioned)) == (False, True)
+  assert not write.holds_text(image) and not write.holds_text(captioned)
+  files = draw(image, [''], out=str(tmp_path / 'a'), num_images=3, seed=1)
+  assert [file.name for file in files] == [*(f'000_image_{i:03d}.png' for i in range(3)), 'contact_sheet.png']
+  again = draw(image, [''], out=str(tmp_path / 'b'), num_images=3, seed=1, batch_size=2)
+  for a, b in zip(files, again, strict=True):
+    np.testing.assert_array_equal(np.asarray(Image.open(a)), np.asarray(Image.open(b)))
+  files = draw(captioned, ['a red circle'], out=str(tmp_path / 'c'), num_images=1, seed=1)
+  assert files[0].name == '000_a_red_circle_000.png'
+  with pytest.raises(ValueError, match='--prompt and --prompts_file are for models that have read captions'):
+    draw(image, ['a red circle'], out=str(tmp_path / 'd'), num_images=1, seed=1)
+  with pytest.raises(ValueError, match='holds no model of text'):
+    write.write(image, [''], num_texts=1, seed=0)
+
+
+def test_the_bound_is_measured_with_the_uniform_prior(runs):
+  figures = evaluate(Settings(model=str(runs['text_image'][1] / 'model'), num_images=2))['figures']
+  assert 'elbo/sampled/uniform/bits_per_dim' in figures
+  assert not [name for name in figures if '/prior/' in name]
+
+
+def test_a_missing_dvae_is_named(make_config, root):
+  values = make_config('lstm').to_dict()
+  values['dvae']['pretrained'] = str(root / 'nowhere')
+  with pytest.raises(ValueError, match=r'no model directory at .*nowhere \(config\.dvae\.pretrained\)'):
+    run.run(Config.from_dict(values), str(root / 'other'))
