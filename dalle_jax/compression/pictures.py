@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,37 +20,7 @@ from dalle_jax.compression.container import Chunk, Damaged
 from dalle_jax.compression.pixels import PixelCoder, own
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 from dalle_jax.models.dvae import Dvae
-from dalle_jax.models.prior import Prior
-
-
-class Stream(Protocol):
-  """How a picture's caption and codes stand in the sequences of a model."""
-
-  def tokens(self, text: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Text ids [B, .] and codes [B, N] to sequences [B, T]."""
-
-  def codes(self, tokens: np.ndarray) -> np.ndarray:
-    """Sequences [B, T] to codes [B, N]; ids that are no codes become some."""
-
-  def text(self, tokens: np.ndarray) -> np.ndarray:
-    """Sequences [B, T] to text ids [B, .]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PriorStream:
-  """Captions and codes as the prior's stream (see `models.prior`)."""
-
-  prior: Prior
-
-  def tokens(self, text: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    return np.asarray(self.prior.stream(jnp.asarray(text), jnp.asarray(codes)))
-
-  def codes(self, tokens: np.ndarray) -> np.ndarray:
-    found = tokens[:, self.prior.text_length :] - self.prior.text_vocab_size
-    return np.clip(found, 0, self.prior.image_vocab_size - 1)
-
-  def text(self, tokens: np.ndarray) -> np.ndarray:
-    return tokens[:, : self.prior.text_length - 1]
+from dalle_jax.models.stream import TokenStream
 
 
 @dataclasses.dataclass
@@ -120,7 +90,7 @@ class PictureCoder:
   """Tiles to and from payloads, as many at a time as the sequence coder has rows."""
 
   def __init__(
-    self, dvae: Dvae, params: Any, min_log_scale: float, sequences: SequenceCoder, stream: Stream, coder: str,
+    self, dvae: Dvae, params: Any, min_log_scale: float, sequences: SequenceCoder, stream: TokenStream, coder: str,
     lossless: bool,
   ):  # fmt: skip
     """Args:
@@ -128,7 +98,7 @@ class PictureCoder:
     params: its parameters, on one device.
     min_log_scale: floor of ln b, as in training.
     sequences: the coder of tokens.
-    stream: how codes become tokens.
+    stream: how captions and codes stand in sequences.
     coder: one of CODERS.
     lossless: whether pixels are coded too.
     """
@@ -157,7 +127,8 @@ class PictureCoder:
     """
     encoder = CODERS[self._coder][0]()
     codes = np.asarray(self._codes(self._params, self._fill(tiles)))
-    tokens = self._stream.tokens(self._fill(text), codes.reshape(len(codes), -1))[: len(tiles)]
+    streams = self._stream.stream(jnp.asarray(self._fill(text)), jnp.asarray(codes.reshape(len(codes), -1)))
+    tokens = np.asarray(streams)[: len(tiles)]
     costs.codes += self._sequences.encode(list(tokens), encoder) / math.log(2)
     costs.num_tokens += tokens.size
     content = tokens.astype('<i4').tobytes()
@@ -198,7 +169,8 @@ class PictureCoder:
     return np.asarray(jnp.round(image).astype(jnp.uint8))[: len(tokens)]
 
   def _grids(self, tokens: np.ndarray) -> np.ndarray:
-    codes = self._fill(self._stream.codes(tokens))
+    codes = np.clip(self._stream.codes(tokens), 0, self._stream.image_vocab_size - 1)  # damaged data decode to anything
+    codes = self._fill(codes)
     side = math.isqrt(codes.shape[1])
     return codes.reshape(-1, side, side)
 

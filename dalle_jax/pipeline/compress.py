@@ -20,7 +20,9 @@ from dalle_jax.compression.container import Damaged, Header, Reader, Writer
 from dalle_jax.evaluation.text import num_values
 from dalle_jax.pipeline.compress_pictures import PictureJob
 from dalle_jax.pipeline.compress_text import TextJob
+from dalle_jax.pipeline.draw import drawing_parts
 from dalle_jax.pipeline.workspace import say
+from dalle_jax.pipeline.write import holds_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +72,12 @@ def encode(
     ValueError: the model, a file or a setting cannot be used.
   """
   start = time.monotonic()
-  info = bundle.check(Path(model), needs=())
+  job_of, needs = _job_kind(model)
   source_path, out_path = Path(source), _check_out(out, overwrite)
   if report:
     _check_parent(Path(report), '--report')
-  job_of = _job_kind(info.get('parts', ['dvae', 'prior']), model)
   job_of.check(source_path, settings, bundle.read_config(Path(model)))
-  loaded = _load(Path(model), job_of)
+  loaded = _load(model, needs)
   job = job_of(loaded)
   with _replacing(out_path) as partial, partial.open('wb') as file:
     figures = job.encode(source_path, settings, lambda **facts: _writer(file, loaded, settings, job_of.kind, **facts))
@@ -109,10 +110,8 @@ def decode(model: str, source: str, out: str, *, recover: bool = False, overwrit
   with _opened(source) as file, _naming(source):
     reader = Reader(file)
     header = reader.header
-    path = Path(model)
-    info = bundle.check(path, needs=())
-    job_of = _job_kind(info.get('parts', ['dvae', 'prior']), model)
-    loaded = _load(path, job_of)
+    job_of, needs = _job_kind(model)
+    loaded = _load(model, needs)
     _check_model(header, loaded, job_of.kind, model)
     if header.platform != platform():
       say(f'note: coded on {reader.coded_on}; checksums tell whether this machine computes the same')
@@ -159,15 +158,14 @@ def platform() -> dict[str, str]:
   return {'platform': device.platform, 'device': device.device_kind, 'jax': jax.__version__}
 
 
-def _job_kind(parts: list[str], model: str) -> type[TextJob] | type[PictureJob]:
-  if parts == ['dvae']:
-    raise ValueError(f'{model} (--model) holds a dVAE alone; compression needs a model of its tokens: train a prior.')
-  return TextJob if 'model' in parts else PictureJob
+def _job_kind(model: str) -> tuple[type[TextJob] | type[PictureJob], tuple[str, ...]]:
+  """What a model compresses, and the parts of its directory that do."""
+  return (TextJob, ('model',)) if holds_text(model) else (PictureJob, drawing_parts(model))
 
 
-def _load(path: Path, job_of: type[TextJob] | type[PictureJob]) -> Bundle:
+def _load(path: str, needs: tuple[str, ...]) -> Bundle:
   """The model on one device, whatever there are: its roundings must not depend on their number."""
-  return bundle.load(path, sharding.one_device_mesh(), needs=job_of.needs)
+  return bundle.load(Path(path), sharding.one_device_mesh(), needs)
 
 
 def _fingerprint(loaded: Bundle) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from dalle_jax.bundle import Bundle
 from dalle_jax.compression import baselines, pictures
 from dalle_jax.compression.container import Damaged, Reader, Writer
-from dalle_jax.compression.pictures import Costs, PictureCoder, PriorStream
+from dalle_jax.compression.pictures import Costs, PictureCoder
 from dalle_jax.compression.sequences import SequenceCoder
 from dalle_jax.config import Config
 from dalle_jax.data import folder, image
@@ -33,24 +33,28 @@ class _Listed:
 class PictureJob:
   """One model, and the pictures that it compresses."""
 
-  kind, needs = 'pictures', ('dvae', 'prior')
+  kind = 'pictures'
 
   def __init__(self, loaded: Bundle):
     self._loaded = loaded
     self._size = loaded.config.data.image_size
-    self._stream = PriorStream(loaded.prior)
+    self._part = 'prior' if 'prior' in loaded.params else 'model'
+    self._model = loaded.prior if self._part == 'prior' else loaded.model
+    self._text_length = max(self._model.text_length - 1, 0)
 
   @staticmethod
   def check(source: Path, settings: Any, config: Config) -> None:
     """Refuses what cannot be before the model is read. Raises ValueError."""
+    if settings.caption and not config.reads_captions:
+      raise ValueError('--caption: the model has learnt pictures without captions (config.model.tokens=image).')
     for entry in _listed(source, settings.caption):
       _read(entry, settings, config)
 
   def _coder(self, batch_size: int, coder: str, lossless: bool) -> PictureCoder:
     params = self._loaded.params
-    sequences = SequenceCoder(self._loaded.prior, params['prior'], batch_size)
+    sequences = SequenceCoder(self._model, params[self._part], batch_size)
     floor = self._loaded.config.dvae.min_log_scale
-    return PictureCoder(self._loaded.dvae, params['dvae'], floor, sequences, self._stream, coder, lossless)
+    return PictureCoder(self._loaded.dvae, params['dvae'], floor, sequences, self._model, coder, lossless)
 
   def encode(self, source: Path, settings: Any, start: Callable[..., Writer]) -> dict[str, Any]:
     """Writes the pictures of `source` by the writer that `start` makes; returns the figures."""
@@ -63,7 +67,7 @@ class PictureJob:
       'lossless': not settings.lossy, 'single': source.is_file(), 'size': self._size,
       'pictures': [[entry.name, *shape] for entry, shape in zip(listed, shapes, strict=True)],
     }  # fmt: skip
-    writer = start(batch_size=batch_size, length=self._loaded.prior.length, facts=facts)
+    writer = start(batch_size=batch_size, length=self._model.length, facts=facts)
     costs = Costs()
     with Progress('encoding', plan.num_tiles, 'tile') as progress:
       tiles = self._tiles(listed, settings)
@@ -74,18 +78,17 @@ class PictureJob:
         if settings.verify:
           coder.verify(payload, content, sizes)
         writer.chunk(len(sizes), content, payload)
-        progress.update(min(costs.num_tokens // self._loaded.prior.length, plan.num_tiles))
+        progress.update(min(costs.num_tokens // self._model.length, plan.num_tiles))
     writer.end()
     original = sum(entry.path.stat().st_size for entry in listed)
     return _figures(settings, costs, plan, original, writer)
 
   def _tiles(self, listed: list[_Listed], settings: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tiles uint8 [S, S, 3] with their captions' ids, picture by picture."""
-    length = self._loaded.config.tokenizer.text_length - 1
     for entry in listed:
-      text = np.full(length, PAD, np.int32)
-      if entry.caption:
-        text = self._loaded.tokenizer.encode_padded(entry.caption, length, truncate=True)
+      text = np.full(self._text_length, PAD, np.int32)
+      if entry.caption and self._text_length:
+        text = self._loaded.tokenizer.encode_padded(entry.caption, self._text_length, truncate=True)
       for tile in pictures.cut(_read(entry, settings, self._loaded.config), self._size):
         yield tile, text
 
@@ -99,8 +102,8 @@ class PictureJob:
     del size
     header = reader.header
     names, shapes = pictures.listing(header.settings, self._size)
-    if header.length != self._loaded.prior.length:
-      raise ValueError(f'its header says {header.length} tokens a sequence; the model has {self._loaded.prior.length}')
+    if header.length != self._model.length:
+      raise ValueError(f'its header says {header.length} tokens a sequence; the model has {self._model.length}')
     plan = _Plan(shapes, self._size)
     coder = self._coder(header.batch_size, header.coder, header.settings['lossless'])
     writing = _Pictures(out, header.settings['single'], names, shapes, self._size)
@@ -111,12 +114,14 @@ class PictureJob:
         sizes = next(sizes_of, [])
         tiles, tokens, content = coder.decode(chunk, sizes)
         reader.accept(chunk, content)
-        captions = [self._loaded.tokenizer.decode(ids) for ids in self._stream.text(tokens)]
-        writing.add(tiles, captions)
+        writing.add(tiles, [self._caption(row) for row in tokens])
         done += len(sizes)
         progress.update(done)
     if done < plan.num_tiles:
       raise Damaged(f'it has {done} of {plan.num_tiles} tiles')
+
+  def _caption(self, tokens: np.ndarray) -> str:
+    return self._loaded.tokenizer.decode(tokens[: self._text_length]) if self._text_length else ''
 
   def baselines(self, source: Path, settings: Any) -> dict[str, int | None]:
     """Bytes that other formats need for the same pixels."""

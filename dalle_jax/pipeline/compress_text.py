@@ -17,7 +17,7 @@ from dalle_jax.training.progress import Progress
 class TextJob:
   """One model, and the files that it compresses."""
 
-  kind, needs = 'text', ('model',)
+  kind = 'text'
 
   def __init__(self, loaded: Bundle):
     self._loaded = loaded
