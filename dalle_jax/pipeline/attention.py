@@ -16,6 +16,7 @@ from dalle_jax.data import crops
 from dalle_jax.data import image as image_lib
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention
+from dalle_jax.pipeline.draw import drawing_parts
 from dalle_jax.pipeline.settings import check_sampling, sampling_settings
 from dalle_jax.pipeline.write import holds_text
 from dalle_jax.reporting import attention as page
@@ -75,6 +76,10 @@ def show(
     raise ValueError('--prompt is empty; give at least one word.')
   of_text, path = holds_text(model), Path(model)
   needs = ('model',) if of_text else ('dvae', 'prior')
+  if not of_text and 'model' in drawing_parts(model):
+    raise ValueError(
+      f'{model} (--model) holds a model of config.task=sequence that draws; give a prior, or a model of text.'
+    )
   bundle.check(path, needs)
   if image and (of_text or num_images > 1):
     raise ValueError('--image looks at one picture: it goes with a model that draws, and with --num_images=1.')

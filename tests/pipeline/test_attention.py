@@ -184,6 +184,12 @@ def test_a_dvae_alone_is_refused(model, tmp_path):
     attention.show(str(tmp_path / 'dvae'), PROMPT, out=str(tmp_path / 'a.html'))
 
 
+def test_a_sequence_model_of_images_is_refused(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(attention, 'drawing_parts', lambda _: ('dvae', 'model'))
+  with pytest.raises(ValueError, match='give a prior, or a model of text'):
+    attention.show(model, PROMPT, out=str(tmp_path / 'a.html'))
+
+
 def test_long_texts_are_refused(tmp_path):
   model = _text_model(tmp_path, 'transformer')
   with pytest.raises(ValueError, match='--prompt has 16 tokens, and the model reads 16, some of which'):

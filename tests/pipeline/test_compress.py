@@ -56,7 +56,15 @@ def models(tmp_path_factory):
   captions = train_tokenizer(['a red circle', 'a blue square', 'a green triangle'] * 4, 300)
   params = _random(PICTURE_CONFIG, captions.vocab_size)
   bundle.save(root / 'pictures', PICTURE_CONFIG, captions, params, 'data')
-  return {name: str(root / name) for name in ('ngram', 'transformer', 'pictures')}
+  values = PICTURE_CONFIG.to_dict() | {'task': 'sequence'}
+  values['dvae'] |= {'pretrained': 'unused'}
+  values['model'] |= {'tokens': 'image', 'kind': 'ngram', 'order': 1}
+  config = Config.from_dict(values)
+  unigrams = nn.unbox(bundle.init_params(config, None, [9])['model'])
+  even = {'token': jnp.arange(9, dtype=jnp.int32), 'log_prob': jnp.log(jnp.full(9, 1 / 8)).at[8].set(-jnp.inf)}
+  codes = {'dvae': params['dvae'], 'model': [{**unigrams[0], **even}]}
+  bundle.save(root / 'codes', config, None, codes, 'data')
+  return {name: str(root / name) for name in ('ngram', 'transformer', 'pictures', 'codes')}
 
 
 def _round_trip(model, data, tmp_path, **options):
@@ -235,6 +243,17 @@ def test_lossy_pictures_are_what_the_dvae_makes_of_them(models, tmp_path):
   error = np.mean((found.astype(float) - pixels) ** 2)
   assert figures['psnr_of_reconstructions'] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
   assert figures['pixel_bits'] == 0 and figures['bits_per_pixel'] == 8 * figures['file_bytes'] / 64
+
+
+def test_models_of_image_tokens_compress_pictures_without_captions(models, tmp_path):
+  (pixels,) = _pictures(tmp_path / 'in', (8, 8))
+  args = (models['codes'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
+  with pytest.raises(ValueError, match=r'--caption: .* without captions'):
+    compress.encode(*args, Settings(caption='a circle'))
+  figures = compress.encode(*args, Settings())
+  assert figures['code_bits'] == pytest.approx(16 * 3, rel=1e-5)  # 4 x 4 codes, 8 of them equally likely
+  compress.decode(models['codes'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '0.png')), pixels)
 
 
 def test_transparent_pictures_need_to_be_resized_or_lossy(models, tmp_path):
