@@ -33,6 +33,19 @@ _WARMUP = flags.DEFINE_float(
 )
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'sweep: only print the ladder.')
 _OUT = flags.DEFINE_string('out', None, 'sweep: the directory for runs and results; plot: the file, .svg or .png.')
+_RESULTS = flags.DEFINE_string('results', None, 'fit, plot, plan: the directory of a sweep, or its results.jsonl.')
+_PARAMS = flags.DEFINE_enum(
+  'params',
+  'non_embedding',
+  ['non_embedding', 'total'],
+  'fit, plot, plan: what N counts, embeddings or not.',
+)
+_COMPUTE = flags.DEFINE_float('compute', None, 'plan: FLOPs that there are for one training run.')
+_COVERAGE = flags.DEFINE_float(
+  'coverage', 0.9, 'fit, plot, plan: share of the resamples in an interval.', lower_bound=0.01, upper_bound=0.999
+)
+_RESAMPLES = flags.DEFINE_integer('resamples', 1000, 'fit, plot, plan: resamples of the bootstrap.', lower_bound=100)
+_BOOTSTRAP_SEED = flags.DEFINE_integer('bootstrap_seed', 0, 'fit, plot, plan: seed of the bootstrap.', lower_bound=0)
 SUBJECTS = ('sweep', 'fit', 'plot', 'plan')
 
 
@@ -104,9 +117,43 @@ def sweep() -> int:
   return 1 if bad else 0
 
 
+def after_sweep(subject: str) -> int:
+  """fit, plot and plan."""
+  if not _RESULTS.value:
+    raise ValueError(f'{subject} needs --results=DIRECTORY, what sweep got as --out.')
+  if subject == 'plot' and not _OUT.value:
+    raise ValueError('plot needs --out=FILE.svg or FILE.png.')
+  if subject == 'plan' and _COMPUTE.value is None:
+    raise ValueError('plan needs --compute=FLOPS, such as 1e15.')
+  from dalle_jax.evaluation import scaling_fits
+  from dalle_jax.pipeline import scaling
+
+  path, coverage = Path(_RESULTS.value), _COVERAGE.value
+  table, left_out = scaling.load(path, _PARAMS.value)
+  print(*left_out, sep='\n', end='\n' if left_out else '')
+  if subject == 'fit':
+    found = scaling.fit(table, coverage, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
+    print(scaling.report(*found, table, coverage))
+    out = (path if path.is_dir() else path.parent) / scaling.FITS
+    scaling.write(out, *found, coverage)
+    print(out)
+    return 0
+  fits, missing = scaling_fits.fit_laws(table, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
+  if subject == 'plot':
+    scaling.plot(table, fits, coverage, Path(_OUT.value))
+    print(_OUT.value)
+    return 0
+  if 'L(N, D)' not in fits:
+    raise ValueError('\n'.join(['No plan without the law of size and data.', *missing]))
+  found = scaling_fits.plan(table, fits['L(N, D)'], _COMPUTE.value, coverage)
+  print(scaling.describe_plan(found, table.unit, coverage))
+  print(*(f'warning: L(N, D): {warning}' for warning in fits['L(N, D)'].warnings), sep='\n')
+  return 0
+
+
 def main(subject: str, argv: list[str]) -> int:
   del argv
-  return {'sweep': sweep}[subject]()
+  return sweep() if subject == 'sweep' else after_sweep(subject)
 
 
 if __name__ == '__main__':
