@@ -29,6 +29,7 @@ _GRID = {1: 48, 2: 12}  # exponents tried in each direction, by number of inputs
 _STARTS = {1: 20, 2: 6}
 _ZOOMS, _SHRINK = 18, 0.6  # steps around the best of the grid; together they reach 1.25 of its distances
 _CHUNK = 125  # resamples at a time
+_ROUNDS = 3  # of estimating the noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,23 +187,30 @@ def huber(
   return float(value), gradient
 
 
+def _theta(exponents: np.ndarray, linear: np.ndarray) -> np.ndarray:
+  """(ln E, ln A_i, a_i) [..., 1 + 2K] from exponents [..., K] and entropy and coefficients [..., 1 + K]."""
+  return np.concatenate([np.log(np.maximum(linear, 1e-300)), exponents], axis=-1)
+
+
+def _starts(log_inputs: np.ndarray, losses: np.ndarray) -> np.ndarray:
+  """A grid of exponents, each with what fits best to it: [S, 1 + 2K]."""
+  grid = _grid(len(log_inputs), _STARTS[len(log_inputs)])
+  _, linear = project(grid[None], log_inputs, losses, np.ones((1, len(losses))))
+  return _theta(grid, linear[0])
+
+
 def _minimise(
-  log_inputs: np.ndarray, losses: np.ndarray, threshold: float, first: tuple[np.ndarray, np.ndarray]
+  log_inputs: np.ndarray, losses: np.ndarray, threshold: float, starts: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, float]:
   """The parameters (ln E, ln A_i, a_i) of the least Huber loss over all starts, and the norm of its gradient there."""
   num_inputs, log_losses = len(log_inputs), np.log(losses)
   low, high = log_losses.min(), log_losses.max()
-  coefficient_bounds = (low + np.log(_LEAST_ENTROPY), high + 10)
-  bounds = [coefficient_bounds] * (1 + num_inputs) + [EXPONENTS] * num_inputs
-  grid = _grid(num_inputs, _STARTS[num_inputs])
-  _, linear = project(grid[None], log_inputs, losses, np.ones((1, len(losses))))
-  starts = [first, *zip(grid, linear[0], strict=True)]
+  bounds = [(low + np.log(_LEAST_ENTROPY), high + 10)] * (1 + num_inputs) + [EXPONENTS] * num_inputs
   lower, upper = np.array(bounds).T
   best = None
-  for exponents, coefficients in starts:
-    begin = np.concatenate([np.log(np.maximum(coefficients, 1e-300)), exponents])
+  for start in starts:
     found = optimize.minimize(
-      huber, np.clip(begin, lower, upper), (log_inputs, log_losses, threshold), 'L-BFGS-B', jac=True, bounds=bounds,
+      huber, np.clip(start, lower, upper), (log_inputs, log_losses, threshold), 'L-BFGS-B', jac=True, bounds=bounds,
       options={'ftol': 1e-15, 'gtol': 1e-9, 'maxiter': 5_000, 'maxfun': 20_000, 'maxcor': 30},
     )  # fmt: skip
     best = found if best is None or found.fun < best.fun else best
@@ -242,8 +250,12 @@ def fit(
   log_inputs = np.log(inputs) - middle[:, None]
   kept, used = log_inputs[:, mask], losses[mask]
   exponents, linear = (found[0] for found in _search(kept, used, np.ones((1, len(used)))))
-  threshold = 3 * _noise(kept, used, exponents, linear)
-  theta, gradient_norm = _minimise(kept, used, threshold, (exponents, linear))
+  theta = _theta(exponents, linear)
+  starts, threshold = [theta, *_starts(kept, used)], np.inf
+  for _ in range(_ROUNDS):  # the noise about a robust fit is less than about one that an outlier has pulled
+    threshold = min(threshold, 3 * _noise(kept, used, theta))
+    theta, gradient_norm = _minimise(kept, used, threshold, starts)
+    starts = [theta]
   weights = np.ones(len(losses))
   errors = np.abs(_log_law(theta, kept)[0] - np.log(used))
   weights[mask] = np.minimum(1, threshold / np.maximum(errors, 1e-300))
@@ -274,9 +286,8 @@ def _check(names: Sequence[str], inputs: np.ndarray, losses: np.ndarray) -> None
     raise ValueError(f'A law in {", ".join(names)} needs {least} runs or more; given {len(losses)}.')
 
 
-def _noise(log_inputs: np.ndarray, losses: np.ndarray, exponents: np.ndarray, linear: np.ndarray) -> float:
+def _noise(log_inputs: np.ndarray, losses: np.ndarray, theta: np.ndarray) -> float:
   """A robust standard deviation of ln L about a law: the median distance, for as many parameters as it has."""
-  theta = np.concatenate([np.log(np.maximum(linear, 1e-300)), exponents])
   errors = _log_law(theta, log_inputs)[0] - np.log(losses)
   freedom = max(1, len(losses) - len(theta))
   return max(1.4826 * float(np.median(np.abs(errors))) * (len(losses) / freedom) ** 0.5, 1e-6)

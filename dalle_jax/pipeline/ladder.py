@@ -1,6 +1,7 @@
 """A ladder of configurations: sizes times budgets times seeds, with what each costs, before anything is trained."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -66,10 +67,17 @@ class Rung:
     Args:
       text_vocab_size: what the run's tokenizer has; None: at most so many as the configuration asks for.
     """
-    task = _task(self.config, self.stage, text_vocab_size)
-    total, outside = flops.count_params(task)
-    examples = self.training.num_steps * self.training.batch_size
-    return total, outside, float(examples * flops.step_flops(task, _example(self.config, self.stage)))
+    untrained = dict.fromkeys(self.config.training_groups, TrainingConfig())
+    model = dataclasses.replace(self.config, seed=0, **untrained)  # what all budgets of a size have in common
+    total, outside, of_an_example = _cost(model, self.stage, text_vocab_size)
+    return total, outside, float(self.training.num_steps * self.training.batch_size * of_an_example)
+
+
+@functools.cache
+def _cost(config: Config, stage: str, text_vocab_size: int | None) -> tuple[int, int, int]:
+  """Parameters, those outside of embeddings, and the FLOPs of one example."""
+  task = _task(config, stage, text_vocab_size)
+  return *flops.count_params(task), flops.step_flops(task, _example(config, stage))
 
 
 def stage_of(config: Config) -> str:
