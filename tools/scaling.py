@@ -130,7 +130,8 @@ def after_sweep(subject: str) -> int:
 
   path, coverage = Path(_RESULTS.value), _COVERAGE.value
   table, left_out = scaling.load(path, _PARAMS.value)
-  print(*left_out, sep='\n', end='\n' if left_out else '')
+  for line in left_out:
+    print(line)
   if subject == 'fit':
     found = scaling.fit(table, coverage, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
     print(scaling.report(*found, table, coverage))
@@ -147,7 +148,8 @@ def after_sweep(subject: str) -> int:
     raise ValueError('\n'.join(['No plan without the law of size and data.', *missing]))
   found = scaling_fits.plan(table, fits['L(N, D)'], _COMPUTE.value, coverage)
   print(scaling.describe_plan(found, table.unit, coverage))
-  print(*(f'warning: L(N, D): {warning}' for warning in fits['L(N, D)'].warnings), sep='\n')
+  for warning in fits['L(N, D)'].warnings:
+    print(f'warning: L(N, D): {warning}')
   return 0
 
 
