@@ -55,6 +55,7 @@ class Fit:
   samples: Law  # [R] of the bootstrap
   num_runs: int
   decades: tuple[float, ...]  # that each input spans
+  pure_exponent: float | None  # of L = A / x^a, without E, by least squares of ln L; None with several inputs
   threshold: float  # of the Huber loss, in ln L
   gradient_norm: float  # the largest entry where no bound is in the way, in units of the threshold
   warnings: tuple[str, ...]
@@ -270,6 +271,7 @@ def fit(
     samples=_uncentred(*sampled, middle),
     num_runs=len(used),
     decades=tuple(np.ptp(np.log10(inputs[:, mask]), axis=1).tolist()),
+    pure_exponent=-float(np.polyfit(kept[0], np.log(used), 1)[0]) if len(inputs) == 1 else None,
     threshold=threshold,
     gradient_norm=gradient_norm,
     warnings=(),

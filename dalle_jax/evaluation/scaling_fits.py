@@ -191,7 +191,7 @@ def as_json(
       name: {'value': value, 'interval': scaling.percentiles(samples, coverage)}
       for name, (value, samples) in fitted.parameters().items()
     }
-    names = ('num_runs', 'decades', 'threshold', 'gradient_norm', 'warnings')
+    names = ('num_runs', 'decades', 'pure_exponent', 'threshold', 'gradient_norm', 'warnings')
     return {'parameters': values, 'correlation_E_alpha': fitted.correlation()} | {
       name: getattr(fitted, name) for name in names
     }

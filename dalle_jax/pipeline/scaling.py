@@ -45,6 +45,8 @@ def report(
     for key, (value, samples) in fitted.parameters().items():
       low, high = scaling.percentiles(samples, coverage)
       lines.append(f'  {key:<8} {value:>10.4g}  [{low:.4g}, {high:.4g}]')
+    if fitted.pure_exponent is not None:
+      lines.append(f'  without E the exponent would be {fitted.pure_exponent:.4f}')
     lines.append(f'  correlation of E and alpha_{fitted.names[0]} over the resamples: {fitted.correlation():.2f}')
     lines += [f'  warning: {warning}' for warning in fitted.warnings]
   lines += missing

@@ -77,6 +77,10 @@ def test_a_law_without_noise_is_found_exactly(entropy, exponent, scale):
   assert fitted.law.entropy == pytest.approx(entropy, abs=2e-3)
   np.testing.assert_allclose(fitted.law(inputs), losses, rtol=1e-5)
   assert fitted.gradient_norm < scaling.MAX_GRADIENT
+  if entropy == 0:
+    assert fitted.pure_exponent == pytest.approx(exponent, rel=1e-9)
+  else:
+    assert 0 < fitted.pure_exponent < exponent
 
 
 def test_published_constants_are_recovered_from_losses_made_with_them():
