@@ -51,9 +51,11 @@ def report(
     lines += [f'  warning: {warning}' for warning in fitted.warnings]
   lines += missing
   if test:
+    low, high = test.interval
+    where = 'within' if low <= test.seen <= high else 'outside of'
     lines.append(
       f'Test: L(N, D) without the largest run, {test.name}, of {test.factor:.1f} times the compute of the next one, '
-      f'predicts {test.predicted:.4f} [{test.interval[0]:.4f}, {test.interval[1]:.4f}]; seen {test.seen:.4f} '
+      f'predicts {test.predicted:.4f} [{low:.4f}, {high:.4f}]; seen {test.seen:.4f}, {where} the interval '
       f'({test.seen / test.predicted - 1:+.2%}).'
     )
   return '\n'.join(lines)
