@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -81,6 +81,17 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
   app.run(guarded, argv=argv, flags_parser=_parse_flags)
 
 
+def take_subject(argv: list[str], subjects: Sequence[str]) -> str:
+  """Removes the first argument of a program that does several things, what to do, from argv."""
+  asked_for_help = any(argument in ('--help', '-help', '--helpfull', '-h', '-?') for argument in argv[1:])
+  if len(argv) > 1 and argv[1] in subjects:
+    return argv.pop(1)
+  if asked_for_help:
+    return subjects[0]
+  given = f'given {argv[1]!r}' if len(argv) > 1 else 'none was given'
+  sys.exit(f'error: Say first what to do, one of {", ".join(subjects)}; {given}.')
+
+
 def _fail(message: str) -> int:
   print(f'error: {message}', file=sys.stderr)
   return EXIT_USER_ERROR
@@ -91,10 +102,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-    sys.exit(_fail(_essence(error)))
+    sys.exit(_fail(essence(error)))
 
 
-def _essence(error: Exception) -> str:
+def essence(error: Exception) -> str:
   """What helps in an error of absl or ml_collections: no traceback, and of a group's keys the nearest one only."""
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   lines = [line for line in text.replace('\\n', '\n').splitlines() if line.strip()]

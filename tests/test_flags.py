@@ -107,13 +107,13 @@ def test_generate_refuses_mistakes(arguments, words, tmp_path):
 
 def test_errors_keep_one_line_of_a_long_story():
   long = 'File "x.py", line 3\nTraceback (most recent call last):\n  more\nValueError: the reason'
-  assert flags._essence(ValueError(long)) == 'the reason'
+  assert flags.essence(ValueError(long)) == 'the reason'
 
 
 def test_unknown_keys_are_named_with_the_nearest():
   story = '\'a\' Did you mean "b" instead of "a"? Other fields present'
-  assert flags._essence(KeyError(story)) == "Unknown configuration key 'a'; did you mean 'b'?"
-  assert flags._essence(KeyError("'a' Other fields present in container")) == "Unknown configuration key 'a'."
+  assert flags.essence(KeyError(story)) == "Unknown configuration key 'a'; did you mean 'b'?"
+  assert flags.essence(KeyError("'a' Other fields present in container")) == "Unknown configuration key 'a'."
 
 
 def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):

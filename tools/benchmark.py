@@ -13,7 +13,6 @@ paper's 64 layers do: 47 row, 16 column, 1 conv.
 """
 
 import functools
-import math
 import statistics
 import sys
 import time
@@ -114,6 +113,7 @@ def measure_attention(kind: str, grid: int, dense: bool) -> dict[str, float]:
   import jax.numpy as jnp
 
   from dalle_jax.models import attention, sparse_attention
+  from dalle_jax.training.flops import matmul_flops
 
   pattern = attention.Pattern(kind, _TEXT_LENGTH.value, grid)
   keys = jax.random.split(jax.random.key(0), 4)
@@ -133,23 +133,6 @@ def measure_attention(kind: str, grid: int, dense: bool) -> dict[str, float]:
     'MiB': program.memory_analysis().temp_size_in_bytes / 2**20,
     'GFLOP': matmul_flops(jax.make_jaxpr(step)(*arguments).jaxpr) / 1e9,
   }
-
-
-def matmul_flops(jaxpr: Any) -> int:
-  """Floating-point operations of a program's matrix products, those of loops as often as they run.
-
-  XLA's own count takes a loop for one of its passes.
-  """
-  flops = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'dot_general':
-      (contracted, _), _ = equation.params['dimension_numbers']
-      shape = equation.invars[0].aval.shape
-      flops += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-    inner = [getattr(value, 'jaxpr', value) for value in equation.params.values()]
-    repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
-    flops += repeats * sum(matmul_flops(program) for program in inner if hasattr(program, 'eqns'))
-  return flops
 
 
 def attention_table(grids: list[int]) -> None:
@@ -220,16 +203,5 @@ def time_configuration(subject: str, config: Any) -> None:
   print(f'{"images" if subject == "draw" else "examples"} per second      {examples / median:.1f}')
 
 
-def take_subject(argv: list[str]) -> str:
-  """Removes the first argument, what to time, from argv."""
-  asked_for_help = any(argument in ('--help', '-help', '--helpfull', '-h', '-?') for argument in argv[1:])
-  if len(argv) > 1 and argv[1] in SUBJECTS:
-    return argv.pop(1)
-  if asked_for_help:
-    return SUBJECTS[0]
-  given = f'given {argv[1]!r}' if len(argv) > 1 else 'none was given'
-  sys.exit(f'error: Say first what to time, one of {", ".join(SUBJECTS)}; {given}.')
-
-
 if __name__ == '__main__':
-  doors.run(functools.partial(main, take_subject(sys.argv)))
+  doors.run(functools.partial(main, doors.take_subject(sys.argv, SUBJECTS)))

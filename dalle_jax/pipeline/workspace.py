@@ -57,7 +57,7 @@ class Workspace:
     new = json.loads(json.dumps(config.to_dict()))
     old = self._read('config.json')
     if old and not self._is_bare():
-      lines = difference(_fixed(old), _fixed(new))
+      lines = difference(fixed(old), fixed(new))
       if lines:
         raise ValueError(
           f'--workdir {self.path} holds a run of another configuration; take another directory, or the same values:\n  '
@@ -123,7 +123,7 @@ def _is_not_finite(value: object) -> bool:
   return isinstance(value, float) and not math.isfinite(value)
 
 
-def _fixed(config: dict) -> dict:
+def fixed(config: dict) -> dict:
   """The part of a configuration that a work directory is bound to."""
   kept = {name: value for name, value in config.items() if name not in _FREE_GROUPS}
   return kept | {'data': {name: value for name, value in config['data'].items() if name not in _FREE_DATA_KEYS}}

@@ -1,0 +1,170 @@
+"""Runs a ladder: one process of the trainer for each rung, which goes on where an earlier start was stopped."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import optimize
+
+from dalle_jax.evaluation import scaling_runs
+from dalle_jax.evaluation.scaling_runs import Run
+from dalle_jax.pipeline.ladder import MEASURES, Rung
+from dalle_jax.pipeline.workspace import say
+from dalle_jax.training import metrics
+from dalle_jax.training.progress import format_duration
+from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
+
+EXIT_DIVERGED = 1
+Train = Callable[[Rung, Path, Path], int]  # rung, work directory, log file -> exit status
+
+
+def table(rungs: Sequence[Rung]) -> str:
+  """What the ladder will cost: a line for each rung, cheapest first."""
+  costs = sorted(((rung, *rung.cost()) for rung in rungs), key=lambda row: row[-1])
+  total = sum(row[-1] for row in costs)
+  lines = [
+    f'{"parameters":>12} {"outside emb.":>12} {"tokens":>12} {"steps":>8} {"FLOPs":>10} {"/6ND":>6} {"share":>6}  run'
+  ]
+  for rung, params, outside, flops in costs:
+    ratio = flops / (6 * outside * rung.tokens)
+    lines.append(
+      f'{params:>12,} {outside:>12,} {rung.tokens:>12,} {rung.training.num_steps:>8,} {flops:>10.2e} {ratio:>6.2f} '
+      f'{flops / total:>6.1%}  {rung.name}'
+    )
+  decades = math.log10(costs[-1][-1] / costs[0][-1])
+  return '\n'.join([*lines, f'{len(rungs)} runs, {total:.2e} FLOPs, over {decades:.1f} decades of compute.'])
+
+
+def sweep(rungs: Sequence[Rung], out: Path, train: Train) -> list[Run]:
+  """Trains what is not trained yet, cheapest first, and returns the results of all rungs.
+
+  Each result is in OUT/results.jsonl as soon as there is one. A run that diverges or fails is written down as such; the
+  latter is tried again by the next start.
+
+  Args:
+    rungs: the ladder.
+    out: gets results.jsonl, runs/NAME (work directories) and logs/NAME.log.
+    train: trains a rung.
+
+  Raises:
+    ValueError: the directory cannot be used.
+    Interrupted: on Ctrl-C or SIGTERM, after the run in progress was saved.
+  """
+  file = out / scaling_runs.FILE_NAME
+  try:
+    (out / 'logs').mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f'--out={out} cannot be made: {error}') from None
+  kept, complaints = scaling_runs.read(file) if file.exists() else ([], [])
+  for complaint in complaints:
+    say(f'{complaint} (the run is measured again)')
+  results = {run.name: run for run in kept}
+  costs = {rung.name: rung.cost()[-1] for rung in rungs}
+  todo = sorted((rung for rung in rungs if not _is_done(results.get(rung.name), rung)), key=lambda r: costs[r.name])
+  say(f'{len(rungs) - len(todo)} of {len(rungs)} runs are done.')
+  seconds: dict[str, float] = {}
+  for i, rung in enumerate(todo):
+    start = time.monotonic()
+    run = _one(rung, out, train)
+    results[rung.name] = run
+    scaling_runs.write(file, results.values())
+    seconds[rung.name] = time.monotonic() - start
+    left = _seconds_left(
+      [costs[name] for name in seconds], list(seconds.values()), [costs[r.name] for r in todo[i + 1 :]]
+    )
+    found = f'{run.loss:.4f} {run.unit}' if run.loss is not None else run.status
+    say(
+      f'[{i + 1}/{len(todo)}] {rung.name}: {found}, {format_duration(seconds[rung.name])}; {format_duration(left)} left'
+    )
+  return [results[rung.name] for rung in rungs]
+
+
+def _is_done(run: Run | None, rung: Rung) -> bool:
+  return run is not None and run.config_hash == rung.config_hash and run.status != 'failed'
+
+
+def _seconds_left(costs: list[float], seconds: list[float], ahead: list[float]) -> float:
+  """What the runs ahead will take, if each takes a time of its own and one in proportion to its compute."""
+  scale = max(costs)
+  design = np.stack([np.ones(len(costs)), np.asarray(costs) / scale], axis=1)
+  fixed, rate = optimize.nnls(design, np.asarray(seconds))[0]
+  return sum(fixed + rate * cost / scale for cost in ahead)
+
+
+def _one(rung: Rung, out: Path, train: Train) -> Run:
+  """Trains a rung and reads what came of it."""
+  workdir, log = out / 'runs' / rung.name, out / 'logs' / f'{rung.name}.log'
+  status = train(rung, workdir, log)
+  if status == EXIT_INTERRUPTED:
+    raise Interrupted(f'{rung.name} was stopped and saved; the same command continues.')
+  loss = _held_out_loss(rung, workdir) if status == 0 else None
+  word = 'diverged' if status == EXIT_DIVERGED or (loss is not None and not math.isfinite(loss)) else 'finished'
+  if status not in (0, EXIT_DIVERGED) or (status == 0 and loss is None):
+    word = 'failed'
+    say(f'{rung.name} failed with status {status}: {_last_line(log)}')
+  total, outside, flops = rung.cost(_vocab_size(workdir))
+  return Run(
+    name=rung.name, status=word, seed=rung.config.seed, config_hash=rung.config_hash, overrides=rung.overrides,
+    num_params=total, num_non_embedding=outside, tokens=rung.tokens, flops=flops,
+    loss=loss if word == 'finished' else None, unit=MEASURES[rung.stage][2], seconds=_stage_seconds(rung, workdir),
+  )  # fmt: skip
+
+
+def _held_out_loss(rung: Rung, workdir: Path) -> float | None:
+  """Of the last step, in nats, NaN where it was not finite; None where it was not measured."""
+  name, factor, _ = MEASURES[rung.stage]
+  file = workdir / rung.stage / metrics.FILE_NAME
+  for line in reversed(metrics.read_metrics(file) if file.exists() else []):
+    if line['step'] == rung.training.num_steps and f'eval/{name}' in line:
+      value = line[f'eval/{name}']
+      return math.nan if value is None else factor * value
+  return None
+
+
+def _vocab_size(workdir: Path) -> int | None:
+  return _read_json(workdir / 'model' / 'bundle.json').get('text_vocab_size')
+
+
+def _stage_seconds(rung: Rung, workdir: Path) -> float:
+  return float(_read_json(workdir / 'seconds.json').get(rung.stage, 0.0))
+
+
+def _read_json(file: Path) -> dict:
+  try:
+    return json.loads(file.read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def _last_line(log: Path) -> str:
+  lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()] if log.exists() else []
+  return lines[-1] if lines else 'it printed nothing'
+
+
+def train_by_command(config: str, fixed: Sequence[str]) -> Train:
+  """Trains each rung with `python -m dalle_jax.train`, and passes a stop on to it.
+
+  Args:
+    config: of the flag --config.
+    fixed: arguments for all rungs, '--config.GROUP.KEY=VALUE'.
+  """
+
+  def train(rung: Rung, workdir: Path, log: Path) -> int:
+    own = [f'--{key}={value}' for key, value in rung.overrides.items()]
+    command = [sys.executable, '-m', 'dalle_jax.train', f'--config={config}', *fixed, *own]
+    command += [f'--workdir={workdir}', f'--stop_after={rung.stage}']
+    with log.open('a', encoding='utf-8') as file, terminations_as_interrupts():
+      process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+      try:
+        return process.wait()
+      except KeyboardInterrupt:
+        process.terminate()  # a second request does no harm where Ctrl-C reached both
+        process.wait()
+        return EXIT_INTERRUPTED
+
+  return train

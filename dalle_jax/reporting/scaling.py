@@ -1,0 +1,77 @@
+"""Drawings of a ladder: loss against compute with its frontier, and the laws of size and of data."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLOURS = ('#2f81d6', '#e0701b', '#2e9e62', '#a25ddc', '#c23b6b', '#7f7f2a', '#1aa3a3', '#8a5a44')
+LAW, BAND, GRID = '#333333', '#33333322', '#80808060'
+SIZE = (11.0, 3.8)  # inches
+FORMATS = ('.svg', '.png')
+
+
+class Panel:
+  """What one pair of axes shows: series of runs, the marked ones among them, and a law with its band."""
+
+  def __init__(self, title: str, x_label: str):
+    self.title, self.x_label = title, x_label
+    self.series: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # label -> (x [N], losses [N])
+    self.marked: tuple[np.ndarray, np.ndarray] | None = None
+    # x [M], losses [M], and the ends of their interval [M].
+    self.law: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
+    self.label = ''  # of the law
+
+
+def draw(panels: list[Panel], unit: str, path: Path) -> None:
+  """Writes the panels side by side; the same data give the same file.
+
+  Args:
+    unit: of the losses.
+    path: ends in one of FORMATS.
+  """
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  settings = {'svg.hashsalt': 'scaling', 'svg.fonttype': 'none', 'font.size': 8.5, 'font.family': 'sans-serif'}
+  with matplotlib.rc_context(settings):
+    figure = Figure(figsize=SIZE, layout='constrained', facecolor='white')
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+      _draw_panel(axes, panel, unit)
+    buffer = io.BytesIO()
+    kind = path.suffix[1:]
+    metadata = {'Date': None, 'Creator': None} if kind == 'svg' else {'Software': None}
+    figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+  path.write_bytes(buffer.getvalue())
+
+
+def _draw_panel(axes: Any, panel: Panel, unit: str) -> None:
+  for i, (label, (x, losses)) in enumerate(panel.series.items()):
+    axes.plot(x, losses, marker='.', linewidth=0.8, color=COLOURS[i % len(COLOURS)], label=label)
+  if panel.law:
+    x, losses, low, high = panel.law
+    axes.fill_between(x, low, high, color=BAND, linewidth=0)
+    axes.plot(x, losses, color=LAW, linestyle='--', linewidth=1.2, label=panel.label)
+  if panel.marked:
+    axes.plot(*panel.marked, linestyle='none', marker='o', markersize=7, markerfacecolor='none', color=LAW)
+  _scale(axes)
+  axes.set_title(panel.title, loc='left', parse_math=False)
+  axes.set_xlabel(panel.x_label, parse_math=False)
+  axes.set_ylabel(unit, parse_math=False)
+  axes.grid(color=GRID, linewidth=0.5)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.legend(frameon=False, fontsize=7)
+
+
+def _scale(axes: Any) -> None:
+  """Logarithmic both ways; a loss that spans less than a decade has plain numbers."""
+  from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+  axes.set_xscale('log')
+  axes.set_yscale('log')
+  low, high = axes.get_ylim()
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7) if high < 10 * low else (1,)))
+  if high < 10 * low:
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+  axes.yaxis.set_minor_formatter(NullFormatter())

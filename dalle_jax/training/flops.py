@@ -1,0 +1,79 @@
+"""What training costs: parameters, and the floating-point operations of its matrix products, counted in the program."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dalle_jax.training.tasks import Task
+
+# The modules that hold the tables of tokens and positions and the output matrices.
+EMBEDDINGS = ('embeddings', 'vocabulary')
+
+
+def matmul_flops(jaxpr: Any) -> int:
+  """Floating-point operations of a program's matrix products and convolutions, those of loops as often as they run.
+
+  A multiplication and an addition are two. XLA's own count takes a loop for one of its passes. Convolutions count the
+  zeros of their padding and dilation.
+  """
+  flops = 0
+  for equation in jaxpr.eqns:
+    flops += _own_flops(equation)
+    inner = [getattr(value, 'jaxpr', value) for value in equation.params.values()]
+    repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
+    flops += repeats * sum(matmul_flops(program) for program in inner if hasattr(program, 'eqns'))
+  return flops
+
+
+def _own_flops(equation: Any) -> int:
+  if equation.primitive.name == 'dot_general':
+    (contracted, _), _ = equation.params['dimension_numbers']
+    shape = equation.invars[0].aval.shape
+    return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+  if equation.primitive.name == 'conv_general_dilated':
+    kernel = equation.invars[1].aval
+    outputs = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
+    return 2 * equation.outvars[0].aval.size * kernel.size // outputs
+  return 0
+
+
+def abstract_params(task: Task) -> dict[str, Any]:
+  """The shapes of all collections, unboxed; nothing is computed."""
+  return jax.eval_shape(lambda: nn.unbox(task.init(jax.random.key(0))))
+
+
+def count_params(task: Task) -> tuple[int, int]:
+  """Trained parameters: all of them, and those outside of embeddings.
+
+  Embeddings are the tables of tokens and positions and the output matrices over the vocabulary (Kaplan et al. 2020,
+  section 2.1, leave them out of N).
+  """
+  params = abstract_params(task)
+  trained = {name: params[name] for name in task.trainable}
+  total = outside = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
+    total += leaf.size
+    if not {getattr(entry, 'key', None) for entry in path} & set(EMBEDDINGS):
+      outside += leaf.size
+  return total, outside
+
+
+def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
+  """Matrix products of the loss and its gradient on a batch of these shapes.
+
+  Where a frozen model makes the tokens (`task.encode`), its work is not counted.
+  """
+  params = abstract_params(task)
+  trained = {name: params[name] for name in task.trainable}
+  frozen = {name: params[name] for name in params if name not in task.trainable}
+
+  def loss(trained: Any, frozen: Any, batch: Any) -> tuple[jax.Array, dict]:
+    return task.loss({**frozen, **trained}, batch, jax.random.key(0), jnp.int32(0))
+
+  flops = matmul_flops(jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(trained, frozen, batch).jaxpr)
+  if hasattr(task, 'encode'):
+    flops -= matmul_flops(jax.make_jaxpr(task.encode)(params, batch['image']).jaxpr)
+  return flops

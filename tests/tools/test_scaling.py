@@ -1,0 +1,83 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dalle_jax.evaluation import scaling_runs
+from dalle_jax.evaluation.scaling_runs import Run
+
+SCRIPT = pathlib.Path(__file__).parents[2] / 'tools' / 'scaling.py'
+LADDER = (
+  'sweep', '--config=configs/language.py:transformer,tiny', '--config.tokenizer.kind=bytes',
+  '--config.sequence_training.eval_batches=2', '--axis=config.model.embed_dim=16,32',
+)  # fmt: skip
+
+
+def _run(*arguments):
+  command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+  return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=SCRIPT.parents[1])
+
+
+def _results(directory):
+  def run(n, d):
+    return Run(
+      name=f'n{n}-d{d}', status='finished', seed=0, config_hash='h', overrides={}, num_params=2 * n,
+      num_non_embedding=n, tokens=d, flops=6.0 * n * d, loss=1 + 20 / n**0.35 + 60 / d**0.3, unit='nats per token',
+      seconds=1.0,
+    )  # fmt: skip
+
+  scaling_runs.write(
+    directory / 'results.jsonl', [run(n, d) for n in (10**4, 10**5, 10**6) for d in (10**5, 10**6, 10**7, 10**8)]
+  )
+  return directory
+
+
+@pytest.mark.slow
+def test_a_ladder_is_trained_once(tmp_path):
+  finished = _run(*LADDER, '--steps=2,4', f'--out={tmp_path}')
+  assert finished.returncode == 0, finished.stderr
+  assert '4 runs, ' in finished.stdout and '4 of 4 runs have a loss' in finished.stdout
+  runs, complaints = scaling_runs.read(tmp_path / 'results.jsonl')
+  assert complaints == [] and [run.status for run in runs] == ['finished'] * 4
+  assert all(5 < run.loss < 6 and run.seconds > 0 for run in runs)  # ln 256 is 5.55
+  again = _run(*LADDER, '--steps=2,4', f'--out={tmp_path}')
+  assert '4 of 4 runs are done.' in again.stdout
+
+
+def test_a_ladder_is_shown_without_training(tmp_path):
+  finished = _run(*LADDER, '--tokens=1e5', f'--out={tmp_path / "out"}', '--dry_run')
+  assert finished.returncode == 0, finished.stderr
+  assert '2 runs, ' in finished.stdout and not (tmp_path / 'out').exists()
+
+
+def test_laws_drawing_and_plan_come_from_the_results(tmp_path):
+  results = _results(tmp_path)
+  fitted = _run('fit', f'--results={results}', '--resamples=100')
+  assert fitted.returncode == 0, fitted.stderr
+  kept = json.loads((tmp_path / 'fits.json').read_text())
+  assert kept['fits']['L(N, D)']['parameters']['alpha_N']['value'] == pytest.approx(0.35, rel=1e-2)
+  drawn = _run('plot', f'--results={results}', '--resamples=100', f'--out={tmp_path / "a.png"}')
+  assert drawn.returncode == 0 and (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
+  planned = _run('plan', f'--results={results / "results.jsonl"}', '--resamples=100', '--compute=1e16')
+  assert planned.returncode == 0 and 'an extrapolation' in planned.stdout, planned.stderr
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (('fit',), 'needs --results'),
+    (('plot', '--results=x'), 'needs --out'),
+    (('plan', '--results=x'), 'needs --compute'),
+    (('sweep', '--out=x'), 'needs --config'),
+    ((*LADDER, '--tokens=many', '--out=x'), 'must list numbers'),
+    ((*LADDER, '--steps=0', '--out=x'), 'must be above 0'),
+    ((*LADDER, '--axis=config.model.size=1,2', '--steps=2', '--out=x'), 'Unknown configuration key'),
+    (('climb',), "one of sweep, fit, plot, plan; given 'climb'"),
+  ],
+)
+def test_mistakes_are_one_line(arguments, message):
+  finished = _run(*arguments)
+  assert finished.returncode != 0 and message in finished.stderr, finished.stderr
+  assert finished.stderr.count('\n') == 1

@@ -1,0 +1,162 @@
+"""Scaling laws: runs a ladder of sizes and budgets, fits laws to it, draws them, and answers what to train next.
+
+    python tools/scaling.py sweep --config=configs/language.py:transformer --out=runs/scaling/text \
+        --axis=config.model.embed_dim=32,64,128 --axis=config.model.num_layers=2,2,4 --tokens=1e5,1e6
+    python tools/scaling.py fit --results=runs/scaling/text
+    python tools/scaling.py plot --results=runs/scaling/text --out=scaling.svg
+    python tools/scaling.py plan --results=runs/scaling/text --compute=1e15
+
+`sweep` trains every size on every budget, one process each, and goes on where it was stopped. docs/scaling.md explains
+what the fits are and what to believe of them.
+"""
+
+import functools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from dalle_jax import flags as doors
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'sweep: the experiment, with what all runs have in common.')
+_AXIS = flags.DEFINE_multi_string(
+  'axis', [], 'sweep: config.GROUP.KEY=VALUE,VALUE,... for each size; several axes are read side by side.'
+)
+_TOKENS = flags.DEFINE_list('tokens', [], 'sweep: budgets of training tokens, such as 1e5,1e6.')
+_STEPS = flags.DEFINE_list('steps', [], 'sweep: budgets in optimizer steps, in place of --tokens.')
+_SEEDS = flags.DEFINE_list('seeds', ['0'], 'sweep: seeds of each size and budget.')
+_WARMUP = flags.DEFINE_float(
+  'warmup_fraction', 0.05, 'sweep: share of the steps in which the rate rises.', lower_bound=0.0, upper_bound=1.0
+)
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'sweep: only print the ladder.')
+_OUT = flags.DEFINE_string('out', None, 'sweep: the directory for runs and results; plot: the file, .svg or .png.')
+_RESULTS = flags.DEFINE_string('results', None, 'fit, plot, plan: the directory of a sweep, or its results.jsonl.')
+_PARAMS = flags.DEFINE_enum(
+  'params',
+  'non_embedding',
+  ['non_embedding', 'total'],
+  'fit, plot, plan: what N counts, embeddings or not.',
+)
+_COMPUTE = flags.DEFINE_float('compute', None, 'plan: FLOPs that there are for one training run.')
+_COVERAGE = flags.DEFINE_float(
+  'coverage', 0.9, 'fit, plot, plan: share of the resamples in an interval.', lower_bound=0.01, upper_bound=0.999
+)
+_RESAMPLES = flags.DEFINE_integer('resamples', 1000, 'fit, plot, plan: resamples of the bootstrap.', lower_bound=100)
+_BOOTSTRAP_SEED = flags.DEFINE_integer('bootstrap_seed', 0, 'fit, plot, plan: seed of the bootstrap.', lower_bound=0)
+SUBJECTS = ('sweep', 'fit', 'plot', 'plan')
+
+
+def numbers(words: list[str], flag: str, kind: type) -> list[Any]:
+  """The values of a flag that lists numbers above 0, or from 0 for seeds.
+
+  Raises:
+    ValueError: one is none.
+  """
+  try:
+    values = [kind(word) for word in words]
+  except ValueError:
+    raise ValueError(f'--{flag} is {",".join(words)}; it must list numbers, such as 1e5,1e6.') from None
+  if any(not 0 <= value < float('inf') or (value == 0 and flag != 'seeds') for value in values):
+    raise ValueError(f'--{flag} is {",".join(words)}; its numbers must be above 0.')
+  return values
+
+
+def fixed_arguments() -> tuple[str, list[str]]:
+  """The configuration's file, and the arguments that override keys of it for all runs."""
+  flag = flags.FLAGS['config']
+  own = config_flags.get_override_values(flag)
+  each = [(key, part) for key, value in own.items() for part in (value if isinstance(value, tuple) else (value,))]
+  return config_flags.get_config_filename(flag), [f'--config.{key}={value}' for key, value in each]
+
+
+def parse(config: str, fixed: list[str], overrides: Mapping[str, str]) -> Any:
+  """The configuration as the trainer will read it."""
+  argv = ['sweep', f'--config={config}', *fixed, *(f'--{key}={value}' for key, value in overrides.items())]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    given = ', '.join(f'{key}={value}' for key, value in overrides.items())
+    raise ValueError(f'The trainer cannot take {given}: {doors.essence(error)}') from None
+  return holder.value
+
+
+def sweep() -> int:
+  if _CONFIG.value is None or not _OUT.value:
+    raise ValueError('sweep needs --config=FILE and --out=DIRECTORY.')
+  from dalle_jax.pipeline import ladder
+  from dalle_jax.pipeline import sweep as sweeping
+  from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted
+
+  config, fixed = fixed_arguments()
+  rungs = ladder.build(
+    functools.partial(parse, config, fixed),
+    ladder.parse_axes(_AXIS.value),
+    tokens=numbers(_TOKENS.value, 'tokens', float),
+    steps=numbers(_STEPS.value, 'steps', int),
+    seeds=numbers(_SEEDS.value, 'seeds', int),
+    warmup_fraction=_WARMUP.value,
+  )
+  print(sweeping.table(rungs), flush=True)
+  if _DRY_RUN.value:
+    return 0
+  try:
+    runs = sweeping.sweep(rungs, Path(_OUT.value), sweeping.train_by_command(config, fixed))
+  except Interrupted as stop:
+    print(stop)
+    return EXIT_INTERRUPTED
+  bad = [f'{run.name} ({run.status})' for run in runs if run.status != 'finished']
+  print(
+    f'{len(runs) - len(bad)} of {len(runs)} runs have a loss in {Path(_OUT.value) / "results.jsonl"}'
+    + (f'; without {", ".join(bad)}' if bad else '')
+  )
+  return 1 if bad else 0
+
+
+def after_sweep(subject: str) -> int:
+  """fit, plot and plan."""
+  if not _RESULTS.value:
+    raise ValueError(f'{subject} needs --results=DIRECTORY, what sweep got as --out.')
+  if subject == 'plot' and not _OUT.value:
+    raise ValueError('plot needs --out=FILE.svg or FILE.png.')
+  if subject == 'plan' and _COMPUTE.value is None:
+    raise ValueError('plan needs --compute=FLOPS, such as 1e15.')
+  from dalle_jax.evaluation import scaling_fits
+  from dalle_jax.pipeline import scaling
+
+  path, coverage = Path(_RESULTS.value), _COVERAGE.value
+  table, left_out = scaling.load(path, _PARAMS.value)
+  for line in left_out:
+    print(line)
+  if subject == 'fit':
+    found = scaling.fit(table, coverage, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
+    print(scaling.report(*found, table, coverage))
+    out = (path if path.is_dir() else path.parent) / scaling.FITS
+    scaling.write(out, *found, coverage)
+    print(out)
+    return 0
+  fits, missing = scaling_fits.fit_laws(table, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
+  if subject == 'plot':
+    scaling.plot(table, fits, coverage, Path(_OUT.value))
+    print(_OUT.value)
+    return 0
+  if 'L(N, D)' not in fits:
+    raise ValueError('\n'.join(['No plan without the law of size and data.', *missing]))
+  found = scaling_fits.plan(table, fits['L(N, D)'], _COMPUTE.value, coverage)
+  print(scaling.describe_plan(found, table.unit, coverage))
+  for warning in fits['L(N, D)'].warnings:
+    print(f'warning: L(N, D): {warning}')
+  return 0
+
+
+def main(subject: str, argv: list[str]) -> int:
+  del argv
+  return sweep() if subject == 'sweep' else after_sweep(subject)
+
+
+if __name__ == '__main__':
+  doors.run(functools.partial(main, doors.take_subject(sys.argv, SUBJECTS)))
