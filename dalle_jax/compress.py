@@ -16,19 +16,22 @@ from dalle_jax import flags as doors
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, as training writes it (WORKDIR/model).')
 _CODER = flags.DEFINE_string('coder', 'range', 'range, or huffman: a fresh Huffman code for every token.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Sequences coded side by side; the file remembers it.')
-_VERIFY = flags.DEFINE_bool('verify', True, 'Decode what was encoded, and compare, before it is written.')
+_VERIFY = flags.DEFINE_bool('verify', True, 'Decode each chunk again and compare: whether this device repeats itself.')
 _LOSSY = flags.DEFINE_bool('lossy', False, 'Pictures: keep the codes alone; decoding draws what they stand for.')
 _RESIZE = flags.DEFINE_bool(
   'resize', False, "Pictures: first crop and resize them to the model's size, as training does."
 )
 _CAPTION = flags.DEFINE_string('caption', '', 'Pictures: of all of them; by default those in the directory, if any.')
-_COMPARE = flags.DEFINE_bool('compare', False, 'Also measure gzip, bzip2, xz and zstd, or PNG and WebP, at their best.')
+_COMPARE = flags.DEFINE_bool('compare', False, 'Also measure gzip, bzip2, xz and zstd, or PNG and lossless WebP.')
 _REPORT = flags.DEFINE_string('report', None, 'JSON file for the figures.')
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace OUT if it exists.')
 _RECOVER = flags.DEFINE_bool('recover', False, 'decode: of a damaged file, keep what comes before the damage.')
 
 # Kernels chosen by timing, and sums in any order, would give other roundings from one run to the next.
 _GPU_FLAGS = '--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
+_ENCODING = ('coder', 'batch_size', 'verify', 'lossy', 'resize', 'caption', 'compare', 'report')
+# Flags that an action has no use for.
+_NOT_FOR = {'encode': ('recover',), 'decode': _ENCODING, 'info': (*_ENCODING, 'model', 'recover', 'overwrite')}
 USAGE = 'encode --model=DIR IN OUT, decode --model=DIR IN OUT or info IN'
 
 
@@ -36,6 +39,9 @@ def main(argv: list[str]) -> int:
   action, *paths = argv[1:] or ['']
   if (action, len(paths)) not in {('encode', 2), ('decode', 2), ('info', 1)}:
     raise ValueError(f'Given {" ".join(argv[1:]) or "nothing"}; what is needed is {USAGE}.')
+  misplaced = [name for name in _NOT_FOR.get(action, ()) if flags.FLAGS[name].present]
+  if misplaced:
+    raise ValueError(f'--{", --".join(misplaced)}: not for {action}.')
   if action != 'info' and _MODEL.value is None:
     raise ValueError(f'{action} needs --model=DIR, a model directory as training writes it (WORKDIR/model).')
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()

@@ -1,12 +1,13 @@
 """The file format of compressed files, and its reader that trusts nothing.
 
     magic b'DJXC', version u16, header size u32, header (JSON by zlib), CRC-32 u32
-    chunks: b'C', payload size u32, count u32, CRC-32 of the content u32, CRC-32 u32 of this and the payload; payload
-    end: b'E', number of chunks u32, bytes of content u64, SHA-256 of the content, CRC-32 u32 of all this
+    chunks: b'C', payload size u32, count u32, CRC-32 of the content u32, CRC-32 u32; payload
+    end: b'E', number of chunks u32, bytes of content u64, SHA-256 of the content, CRC-32 u32
 
-Integers are little-endian. What `count` counts and what the content is are the kind's own: tokens and the bytes that
-they stand for, or tiles and their codes and pixels. A chunk of whole payload whose content has another CRC was
-read with other probabilities than it was written with.
+The CRC-32 of a chunk or of the end is that of the header's CRC, the chunk's number, its fields and its payload: a chunk
+is at home in one place of one file. Integers are little-endian. What `count` counts and what the content is are the
+kind's own: tokens and the bytes that they stand for, or tiles and their codes and pixels. A chunk with a whole payload
+whose content has another CRC was read with other probabilities than it was written with.
 """
 
 import dataclasses
@@ -21,17 +22,17 @@ import dalle_jax
 
 MAGIC, VERSION = b'DJXC', 1
 KINDS = ('text', 'pictures')
-_PREFIX, _CHUNK, _END, _CRC = (
-  struct.Struct('<4sHI'),
-  struct.Struct('<cIII'),
-  struct.Struct('<cIQ32s'),
-  struct.Struct('<I'),
-)
-MAX_HEADER = 1 << 26
+_PREFIX, _CHUNK = struct.Struct('<4sHI'), struct.Struct('<cIII')
+_END, _CRC, _PLACE = struct.Struct('<cIQ32s'), struct.Struct('<I'), struct.Struct('<II')
+MAX_HEADER = 1 << 24  # bytes, unpacked
 MAX_PAYLOAD = 1 << 30
 
 
-class Damaged(ValueError):
+class Unreadable(ValueError):
+  """The file cannot be used; the message says what `it` is or has."""
+
+
+class Damaged(Unreadable):
   """The file is cut or changed, or was coded with other probabilities; what was read before it is right."""
 
 
@@ -73,18 +74,29 @@ class End:
 
 
 class Writer:
-  """Writes a file from front to end."""
+  """Writes a file from front to end.
+
+  Raises:
+    ValueError: the header is larger than readers take.
+  """
 
   def __init__(self, file: BinaryIO, header: Header):
     self._file, self._chunks, self._bytes, self._digest = file, 0, 0, hashlib.sha256()
-    encoded = zlib.compress(json.dumps(dataclasses.asdict(header), separators=(',', ':')).encode(), 9)
-    self.num_bytes = self.payload_bytes = 0
-    self._write(_PREFIX.pack(MAGIC, VERSION, len(encoded)) + encoded)
+    text = json.dumps(dataclasses.asdict(header), separators=(',', ':')).encode()
+    if len(text) > MAX_HEADER:
+      raise ValueError(
+        f'The list of pictures would have {len(text):,} bytes, and at most {MAX_HEADER:,} are read again; code fewer '
+        'pictures in one file.'
+      )
+    encoded = zlib.compress(text, 9)
+    start = _PREFIX.pack(MAGIC, VERSION, len(encoded)) + encoded
+    self._header_crc = zlib.crc32(start)
+    self.payload_bytes = 0
+    self.num_bytes = file.write(start) + file.write(_CRC.pack(self._header_crc))
 
-  def _write(self, data: bytes, rest: bytes = b'') -> None:
-    """The data, a CRC of data and rest, and the rest."""
-    crc = _CRC.pack(zlib.crc32(rest, zlib.crc32(data)))
-    self.num_bytes += self._file.write(data) + self._file.write(crc) + self._file.write(rest)
+  def _write(self, fields: bytes, payload: bytes = b'') -> None:
+    crc = _checksum(self._header_crc, self._chunks, fields, payload)
+    self.num_bytes += self._file.write(fields) + self._file.write(crc) + self._file.write(payload)
 
   def chunk(self, count: int, content: bytes, payload: bytes) -> None:
     assert len(payload) <= MAX_PAYLOAD
@@ -104,7 +116,7 @@ class Reader:
   """Reads a file from front to end.
 
   Raises:
-    ValueError: it is no such file, or of another version.
+    Unreadable: it is no such file, or of another version.
     Damaged: its header is.
   """
 
@@ -113,21 +125,22 @@ class Reader:
     self.end: End | None = None
     start = file.read(_PREFIX.size)
     if start[: len(MAGIC)] != MAGIC:
-      raise ValueError('it is no file that `compress encode` wrote (its first four bytes are not DJXC)')
+      raise Unreadable('it is no file that `compress encode` wrote (its first four bytes are not DJXC)')
     if len(start) < _PREFIX.size:
       raise Damaged('it is cut inside its header')
     _, version, size = _PREFIX.unpack(start)
     if version != VERSION:
-      raise ValueError(f'its format is version {version}; dalle_jax {dalle_jax.__version__} reads version {VERSION}')
+      raise Unreadable(f'its format is version {version}; dalle_jax {dalle_jax.__version__} reads version {VERSION}')
     if size > MAX_HEADER:
       raise Damaged('its header is damaged')
     encoded, crc = self._exactly(size, 'its header'), self._exactly(_CRC.size, 'its header')
-    if _CRC.pack(zlib.crc32(start + encoded)) != crc:
+    self._header_crc = zlib.crc32(start + encoded)
+    if _CRC.pack(self._header_crc) != crc:
       raise Damaged('its header is damaged')
     try:
       self.header = Header(**json.loads(_inflate(encoded)))
-    except (ValueError, TypeError, zlib.error) as error:
-      raise ValueError(f'its header cannot be used: {error}') from None
+    except (ValueError, TypeError, RecursionError, zlib.error) as error:
+      raise Unreadable(f'its header cannot be used: {error}') from None
 
   def _exactly(self, size: int, part: str) -> bytes:
     data = self._file.read(size)
@@ -155,8 +168,8 @@ class Reader:
       if size > MAX_PAYLOAD:
         raise Damaged(f'{name} is damaged')
       payload = self._exactly(size, name)
-      if _CRC.pack(zlib.crc32(payload, zlib.crc32(start))) != crc:
-        raise Damaged(f'{name} is damaged')
+      if _checksum(self._header_crc, self._chunks, start, payload) != crc:
+        raise Damaged(f'{name} is damaged, or was not written there')
       yield Chunk(count, content_crc, payload)
 
   def accept(self, chunk: Chunk, content: bytes) -> None:
@@ -167,8 +180,8 @@ class Reader:
     """
     if zlib.crc32(content) != chunk.content_crc:
       raise Damaged(
-        f'chunk {self._chunks} is whole but decodes to something else: on this machine the model gives other '
-        f'probabilities than where the file was coded ({self.coded_on}). Decode it there'
+        f'chunk {self._chunks} is whole but decodes to something else: the model gives other probabilities here than '
+        f'where the file was coded ({self.coded_on}). Decode it there'
       )
     self._chunks += 1
     self._bytes += len(content)
@@ -181,7 +194,8 @@ class Reader:
 
   @property
   def coded_on(self) -> str:
-    return ', '.join(f'{name} {value}' for name, value in self.header.platform.items())
+    """Where, in printable characters."""
+    return ascii(', '.join(f'{name} {value}' for name, value in self.header.platform.items()))[1:-1]
 
   def skip(self, chunk: Chunk) -> None:
     """Passes over a chunk without decoding it."""
@@ -195,11 +209,12 @@ class Reader:
 
   def _read_end(self, kind: bytes) -> None:
     start, crc = kind + self._exactly(_END.size - 1, 'its end'), self._exactly(_CRC.size, 'its end')
-    if _CRC.pack(zlib.crc32(start)) != crc:
+    end = End(*_END.unpack(start)[1:])
+    if _checksum(self._header_crc, end.num_chunks, start) != crc:
       raise Damaged('its end is damaged')
-    self.end = End(*_END.unpack(start)[1:])
-    if self.end.num_chunks != self._chunks:
-      raise Damaged(f'it has {self._chunks} of {self.end.num_chunks} chunks')
+    if end.num_chunks != self._chunks:
+      raise Damaged(f'it has {self._chunks} of {end.num_chunks} chunks')
+    self.end = end
     if self._file.read(1):
       raise Damaged('there is something after its end')
 
@@ -208,6 +223,10 @@ class Reader:
     assert self.end is not None
     if (self.end.num_bytes, self.end.sha256) != (self._bytes, self._digest.digest()):
       raise Damaged('its chunks are not the ones that were written')
+
+
+def _checksum(header_crc: int, number: int, fields: bytes, payload: bytes = b'') -> bytes:
+  return _CRC.pack(zlib.crc32(payload, zlib.crc32(fields, zlib.crc32(_PLACE.pack(header_crc, number)))))
 
 
 def _inflate(data: bytes) -> bytes:

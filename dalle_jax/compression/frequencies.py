@@ -1,8 +1,11 @@
 """From a model's numbers to integers: the distributions that encoder and decoder must have alike, bit by bit.
 
-Whatever is computed with floating point is computed by one compiled program, the same for encoder and decoder, which
-ends in integers. All that follows is exact on every machine.
+Whatever is computed with floating point is computed by compiled programs that encoder and decoder share, each with
+inputs of one shape. What they give in the end are integers, and all that follows is exact on every machine.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,14 @@ from dalle_jax.compression.range_coder import PRECISION
 from dalle_jax.models import likelihood
 
 TOTAL = 1 << PRECISION
+MAX_LOG_SCALE = 20.0  # far beyond what tells pixels apart, and far from where exp overflows
+
+
+@contextlib.contextmanager
+def exactly() -> Iterator[None]:
+  """Inside, products have full precision whatever the environment asks for: the setting is a part of what is coded."""
+  with jax.default_matmul_precision('highest'):
+    yield
 
 
 def from_probabilities(probs: jax.Array) -> jax.Array:
@@ -42,7 +53,7 @@ def of_pixels(location: jax.Array, log_scale: jax.Array) -> jax.Array:
 
   Args:
     location: float32 [...], of the logit of the mapped pixel.
-    log_scale: float32 [...], ln b.
+    log_scale: float32 [...], ln b; beyond +-MAX_LOG_SCALE the bound is taken for it.
   """
   edges = _EDGES.reshape((1,) * location.ndim + (-1,))
   below = _below(edges, location[..., None], log_scale[..., None])
@@ -68,7 +79,7 @@ _EDGES = _edges()
 
 def _below(edge: jax.Array | np.ndarray, location: jax.Array, log_scale: jax.Array) -> jax.Array:
   """The Laplace distribution's mass below an edge."""
-  distance = (edge - location) * jnp.exp(-log_scale)
+  distance = (edge - location) * jnp.exp(-jnp.clip(log_scale, -MAX_LOG_SCALE, MAX_LOG_SCALE))
   tail = 0.5 * jnp.exp(-jnp.abs(distance))
   return jnp.where(distance < 0, tail, 1 - tail)
 

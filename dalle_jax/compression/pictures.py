@@ -15,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dalle_jax.compression import frequencies
 from dalle_jax.compression.coders import CODERS
-from dalle_jax.compression.container import Chunk, Damaged
+from dalle_jax.compression.container import Chunk, Damaged, Unreadable
 from dalle_jax.compression.pixels import PixelCoder, own
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.stream import TokenStream
+
+_LONGEST_NAME = 240  # bytes; most file systems have 255
 
 
 @dataclasses.dataclass
@@ -35,20 +38,30 @@ class Costs:
 
 
 def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[int, int]]]:
-  """Names and shapes of the pictures, from a header that may say anything.
+  """Names and shapes of the pictures, from a header that may say anything; encoders ask before they begin.
 
   Raises:
-    ValueError: it says what cannot be.
+    Unreadable: it says what cannot be, or names that cannot be files.
   """
   names, shapes, seen = [], [], set()
   try:
     listed, tile = settings['pictures'], settings['size']
-    if tile != size or not all(type(settings[name]) is bool for name in ('lossless', 'single')):
+    if tile != size:
       raise ValueError(f'tiles of {tile} pixels, where the model has {size}')
+    if not all(type(settings[name]) is bool for name in ('lossless', 'single')):
+      raise ValueError('lossless or single is neither true nor false')
     for name, height, width in listed:
       path = PurePosixPath(name)
-      if path.is_absolute() or '..' in path.parts or '\\' in name or not path.name or name in seen:
+      if (
+        path.is_absolute()
+        or '..' in path.parts
+        or '\\' in name
+        or not path.name
+        or len(path.name.encode()) > _LONGEST_NAME
+      ):
         raise ValueError(f'a picture named {name!r}')
+      if name in seen or seen & {str(parent) for parent in path.parents}:
+        raise ValueError(f'two pictures that would both be written to {name!r}')
       if not all(type(side) is int and 0 < side <= 1 << 20 for side in (height, width)) or height * width > 1 << 30:
         raise ValueError(f'a picture of {height} x {width} pixels')
       names.append(name)
@@ -56,8 +69,8 @@ def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[
       shapes.append((height, width))
     if not names or (settings['single'] and len(names) > 1):
       raise ValueError(f'{len(names)} pictures')
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'its header cannot be used: {error}') from None
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise Unreadable(f'its list of pictures cannot be used: {error}') from None
   return names, shapes
 
 
@@ -126,7 +139,8 @@ class PictureCoder:
       costs: what to add to.
     """
     encoder = CODERS[self._coder][0]()
-    codes = np.asarray(self._codes(self._params, self._fill(tiles)))
+    with frequencies.exactly():
+      codes = np.asarray(self._codes(self._params, self._fill(tiles)))
     streams = self._stream.stream(jnp.asarray(self._fill(text)), jnp.asarray(codes.reshape(len(codes), -1)))
     tokens = np.asarray(streams)[: len(tiles)]
     costs.codes += self._sequences.encode(list(tokens), encoder) / math.log(2)
@@ -176,6 +190,7 @@ class PictureCoder:
 
   def _distributions(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Locations and ln b of every pixel value, float32 [n, S, S, 3] each."""
-    stats = np.asarray(self._stats(self._params, self._grids(tokens)), np.float32)[: len(tokens)]
+    with frequencies.exactly():
+      stats = np.asarray(self._stats(self._params, self._grids(tokens)), np.float32)[: len(tokens)]
     location, log_scale = np.split(stats, 2, axis=-1)
     return location, np.maximum(log_scale, self._floor)

@@ -11,9 +11,14 @@ from dalle_jax.compression.coders import Decoder, Encoder
 from dalle_jax.models.sequence import SequenceModel, token_nll
 
 IRREPRODUCIBLE = (
-  'What was coded does not decode to the same: on this device the model does not give the same probabilities twice. '
+  'What was coded does not decode to the same: the model does not give the same probabilities twice on this device. '
   'Nothing is written; try JAX_PLATFORMS=cpu.'
 )
+
+
+def rows_for(count: int, most: int) -> int:
+  """How many rows a coder is made with for so many sequences: a power of two that holds them, at most `most`."""
+  return min(most, 1 << max(count - 1, 0).bit_length())
 
 
 class SequenceCoder:
@@ -38,7 +43,7 @@ class SequenceCoder:
 
   def _run(self, lengths: Sequence[int], code: Callable[[int, np.ndarray, jax.Array], np.ndarray]) -> None:
     """Walks through the positions; `code(t, cumulative [B, V + 1], logits [B, V])` gives the tokens [B] there."""
-    with jax.default_matmul_precision('highest'):
+    with frequencies.exactly():
       cache, logits = self._start(self._params)
       for t in range(max(lengths, default=0)):
         sums = frequencies.cumulative(np.asarray(self._frequencies(logits)))

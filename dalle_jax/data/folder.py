@@ -96,7 +96,7 @@ def scan(root: Path) -> list[Entry]:
     ValueError: the folder is missing or unreadable, nothing captioned is in it, metadata is broken (with its line
       number) or leads out of the folder, or all the listed files are missing.
   """
-  files = _walk(root)
+  files = walk(root)
   metadata = [f for f in files if posixpath.basename(f) in METADATA]
   listed = [e for f in metadata for e in _read_metadata(root, f)] if metadata else _read_beside(root, files)
   captions: dict[str, str] = {}
@@ -170,14 +170,18 @@ def _position(name: str) -> float:
   return (int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big') >> 11) / 2**53
 
 
-def _walk(root: Path) -> list[str]:
-  """All files below the folder, sorted, as relative paths with forward slashes; hidden ones are left out."""
+def walk(root: Path, key: str = 'config.data.path') -> list[str]:
+  """All files below the folder, sorted, as relative paths with forward slashes; hidden ones are left out.
+
+  Raises:
+    ValueError: a folder is missing or may not be read; `key` says where it was named.
+  """
   if not os.path.isdir(root):  # unlike Path's, it takes a parent that may not be read for no
-    raise ValueError(f'config.data.path: there is no folder {root}, or it may not be read.')
+    raise ValueError(f'{key}: there is no folder {root}, or it may not be read.')
   files = []
 
   def refuse(error: OSError) -> None:
-    raise ValueError(f'config.data.path: the folder {error.filename} cannot be read: {error.strerror}.') from error
+    raise ValueError(f'{key}: the folder {error.filename} cannot be read: {error.strerror}.') from error
 
   for folder, subfolders, names in os.walk(root, onerror=refuse):
     subfolders[:] = [name for name in subfolders if not name.startswith('.')]

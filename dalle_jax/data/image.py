@@ -66,13 +66,26 @@ def check_lossless(data: bytes) -> None:
       frames, mode, transparent = getattr(image, 'n_frames', 1), image.mode, _is_transparent(image)
   except PILLOW_ERRORS as error:
     raise ValueError(f'cannot decode the picture ({len(data)} bytes): {error}') from error
-  kinds = {'transparency': transparent, f'{frames} frames': frames > 1, f'pixels of the mode {mode}': mode not in _RGB}
+  deep = _bits(data) > 8
+  kinds = {
+    'transparency': transparent, f'{frames} frames': frames > 1, 'more than 8 bits a channel': deep,
+    f'pixels of the mode {mode}': mode not in _RGB and not deep,
+  }  # fmt: skip
   found = [name for name, has_it in kinds.items() if has_it]
   if found:
     raise ValueError(
       f'it has {" and ".join(found)}, and only opaque 8-bit grey, palette and RGB pictures are coded without loss; '
       '--resize or --lossy takes it as training does, on white'
     )
+
+
+def _bits(data: bytes) -> int:
+  """Bits of a channel, which Pillow does not tell of PNG and TIFF files in colour."""
+  if data[:8] == b'\x89PNG\r\n\x1a\n':
+    return data[24]
+  with Image.open(io.BytesIO(data)) as image:
+    tags = getattr(image, 'tag_v2', {})
+    return 16 if image.mode in _MODES_16_BIT else max(tags.get(258, (8,)))  # 258: BitsPerSample
 
 
 def _is_transparent(image: Image.Image) -> bool:

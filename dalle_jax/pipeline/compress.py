@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import os
-import shutil
+import platform as host
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +18,15 @@ import jax
 from dalle_jax import bundle, sharding
 from dalle_jax.bundle import Bundle
 from dalle_jax.compression.coders import CODERS
-from dalle_jax.compression.container import Damaged, Header, Reader, Writer
+from dalle_jax.compression.container import Damaged, Header, Reader, Unreadable, Writer
 from dalle_jax.evaluation.text import num_values
 from dalle_jax.pipeline.compress_pictures import PictureJob
 from dalle_jax.pipeline.compress_text import TextJob
 from dalle_jax.pipeline.draw import drawing_parts
-from dalle_jax.pipeline.workspace import say
+from dalle_jax.pipeline.outputs import check_directory, check_file, replacing
+from dalle_jax.pipeline.workspace import is_not_finite, say
 from dalle_jax.pipeline.write import holds_text
+from dalle_jax.training.signals import terminations_as_interrupts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,59 +77,65 @@ def encode(
   """
   start = time.monotonic()
   job_of, needs = _job_kind(model)
-  source_path, out_path = Path(source), _check_out(out, overwrite)
+  source_path, out_path = Path(source), Path(out)
+  check_file(out_path, overwrite, 'OUT', (source_path, Path(model)))
   if report:
-    _check_parent(Path(report), '--report')
-  job_of.check(source_path, settings, bundle.read_config(Path(model)))
-  loaded = _load(model, needs)
-  job = job_of(loaded)
-  with _replacing(out_path) as partial, partial.open('wb') as file:
-    figures = job.encode(source_path, settings, lambda **facts: _writer(file, loaded, settings, job_of.kind, **facts))
-  figures |= {
-    'model': str(Path(model)), 'model_kind': _name(loaded), 'num_values': num_values(loaded.params),
-    'seconds': round(time.monotonic() - start, 2),
-  }  # fmt: skip
-  if compare:
-    figures['baselines'] = job.baselines(source_path, settings)
-  if report:
-    Path(report).write_text(json.dumps(figures, indent=2) + '\n')
+    check_file(Path(report), overwrite, '--report', (source_path, Path(model), out_path))
+  with _readable(source):
+    job_of.check(source_path, settings, bundle.read_config(Path(model)))
+    loaded = _load(model, needs)
+    job, identity = job_of(loaded), _identity(Path(model), loaded)
+    begin = functools.partial(_writer, kind=job_of.kind, coder=settings.coder, identity=identity)
+    with replacing(out_path) as partial, partial.open('wb') as file:
+      figures = job.encode(source_path, settings, functools.partial(begin, file))
+      figures |= {
+        'model': str(Path(model)), 'model_kind': _name(loaded), 'num_values': num_values(loaded.params),
+        'seconds': round(time.monotonic() - start, 2),
+      }  # fmt: skip
+      if compare:
+        figures['baselines'] = job.baselines(source_path, settings)
+    if report:
+      finite = {name: None if is_not_finite(value) else value for name, value in figures.items()}
+      Path(report).write_text(json.dumps(finite, indent=2) + '\n')
   _print(figures)
   return figures
 
 
 def decode(model: str, source: str, out: str, *, recover: bool = False, overwrite: bool = False) -> None:
-  """Writes what `encode` read to `out`, a file or, for several pictures, a directory.
+  """Writes what `encode` read to `out`, a file or, for several pictures, a new or empty directory.
 
   Args:
     model: the directory of the model that it was coded with.
     source: the compressed file.
     out: what to write.
     recover: whether to keep what whole chunks before a damage hold.
-    overwrite: whether `out` may exist.
+    overwrite: whether `out` may exist, if it is a file.
 
   Raises:
     ValueError: the file is damaged or of another model; without `recover` nothing is written.
   """
-  out_path = _check_out(out, overwrite)
-  with _opened(source) as file, _naming(source):
+  out_path, damage = Path(out), None
+  with _readable(source), Path(source).open('rb') as file:
     reader = Reader(file)
-    header = reader.header
+    if reader.header.settings.get('single', True) is True:
+      check_file(out_path, overwrite, 'OUT', (Path(source), Path(model)))
+    else:
+      check_directory(out_path, 'OUT')
     job_of, needs = _job_kind(model)
     loaded = _load(model, needs)
-    _check_model(header, loaded, job_of.kind, model)
-    if header.platform != platform():
-      say(f'note: coded on {reader.coded_on}; checksums tell whether this machine computes the same')
-    job, damage = job_of(loaded), None
-    with _replacing(out_path) as partial:
+    _check_model(reader.header, _identity(Path(model), loaded), job_of.kind, model)
+    if reader.header.platform != platform():
+      say(f'note: coded on {reader.coded_on}; this is {platform()!a}. Checksums tell whether it computes the same.')
+    with replacing(out_path) as partial:
       try:
-        job.decode(reader, partial, Path(source).stat().st_size)
+        job_of(loaded).decode(reader, partial, Path(source).stat().st_size)
         reader.check_whole()
       except Damaged as error:
         if not recover or not reader.num_chunks:
           raise
         damage = error
     if damage:
-      raise ValueError(f'{damage}. What the {reader.num_chunks} whole chunk(s) before it hold is in {out}.')
+      raise Damaged(f'{damage}. What was read of the {reader.num_chunks} whole chunk(s) before that is in {out}.')
   say(out)
 
 
@@ -135,7 +145,7 @@ def info(source: str) -> dict[str, Any]:
   Raises:
     ValueError: it is damaged, or something else.
   """
-  with _opened(source) as file, _naming(source):
+  with _readable(source), Path(source).open('rb') as file:
     reader = Reader(file)
     sizes, counts = 0, 0
     for chunk in reader.chunks():
@@ -148,14 +158,27 @@ def info(source: str) -> dict[str, Any]:
     'file_bytes': Path(source).stat().st_size,
   }  # fmt: skip
   for name, value in facts.items():
-    print(f'{name:<14} {json.dumps(value) if isinstance(value, dict) else value}')
+    print(f'{name:<14} {value if isinstance(value, int) else json.dumps(value)}')
   return facts
 
 
 def platform() -> dict[str, str]:
   """Where this program computes: what a model's roundings may depend on."""
+  import jaxlib
+
   device = jax.devices()[0]
-  return {'platform': device.platform, 'device': device.device_kind, 'jax': jax.__version__}
+  names = {'device': device.device_kind, 'runtime': device.client.platform_version, 'processor': _processor()}
+  versions = {'jax': jax.__version__, 'jaxlib': jaxlib.__version__, 'flags': os.environ.get('XLA_FLAGS', '')}
+  return {'platform': device.platform, **names, **versions}
+
+
+def _processor() -> str:
+  """The model of the processor, where the system tells it."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+  except (OSError, StopIteration):
+    return host.processor() or host.machine()
 
 
 def _job_kind(model: str) -> tuple[type[TextJob] | type[PictureJob], tuple[str, ...]]:
@@ -168,8 +191,13 @@ def _load(path: str, needs: tuple[str, ...]) -> Bundle:
   return bundle.load(Path(path), sharding.one_device_mesh(), needs)
 
 
-def _fingerprint(loaded: Bundle) -> str:
-  return loaded.info.get('params') or bundle.fingerprint(loaded.params)
+def _identity(path: Path, loaded: Bundle) -> str:
+  """A fingerprint of all that a model directory means: parameters, configuration and tokenizer."""
+  digest = hashlib.sha256(bundle.fingerprint(loaded.params).encode())
+  for name in ('config.json', 'tokenizer.model'):
+    file = path / name
+    digest.update(hashlib.sha256(file.read_bytes() if file.exists() else b'').digest())
+  return digest.hexdigest()[:16]
 
 
 def _name(loaded: Bundle) -> str:
@@ -177,87 +205,48 @@ def _name(loaded: Bundle) -> str:
 
 
 def _writer(
-  file: BinaryIO, loaded: Bundle, settings: Settings, kind: str, *, batch_size: int, length: int, facts: dict[str, Any]
+  file: BinaryIO, *, kind: str, coder: str, identity: str, batch_size: int, length: int, facts: dict[str, Any]
 ) -> Writer:
   header = Header(
-    kind=kind, coder=settings.coder, model=_fingerprint(loaded), batch_size=batch_size, length=length,
-    settings=facts, platform=platform(),
-  )  # fmt: skip
+    kind=kind, coder=coder, model=identity, batch_size=batch_size, length=length, settings=facts, platform=platform()
+  )
   return Writer(file, header)
 
 
-def _check_model(header: Header, loaded: Bundle, kind: str, model: str) -> None:
-  found = _fingerprint(loaded)
+def _check_model(header: Header, found: str, kind: str, model: str) -> None:
   if header.model != found:
-    raise ValueError(f'it was coded with the model {header.model}, and {model} (--model) is the model {found}')
+    raise Unreadable(f'it was coded with the model {header.model!r}, and {model} (--model) is the model {found!r}')
   if header.kind != kind or header.coder not in CODERS:
-    raise ValueError(f'its header names the kind {header.kind!r} and the coder {header.coder!r}')
-
-
-def _check_out(out: str, overwrite: bool) -> Path:
-  path = Path(out)
-  if path.exists() and not overwrite:
-    raise ValueError(f'{path} exists; give another name for what is written, or --overwrite.')
-  _check_parent(path, 'the output')
-  return path
-
-
-def _check_parent(path: Path, what: str) -> None:
-  if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-    raise ValueError(f'{what}: {path} cannot be written: {path.absolute().parent} is no directory, or is read-only.')
+    raise Unreadable(f'its header names the kind {header.kind!r} and the coder {header.coder!r}')
 
 
 @contextlib.contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
+def _readable(source: str) -> Iterator[None]:
+  """Puts the file's name before what is wrong with it; SIGTERM inside is as Ctrl-C."""
   try:
-    file = Path(source).open('rb')
+    with terminations_as_interrupts():
+      yield
   except OSError as error:
-    raise ValueError(f'{source} cannot be read: {error.strerror}') from None
-  with file:
-    yield file
-
-
-@contextlib.contextmanager
-def _naming(source: str) -> Iterator[None]:
-  """Puts the file's name before what is wrong with it."""
-  try:
-    yield
-  except ValueError as error:
+    raise ValueError(f'{error.filename or source}: {error.strerror or error}') from None
+  except jax.errors.JaxRuntimeError as error:
+    first = str(error).splitlines()[0]
+    raise ValueError(f'{source}: {first} Files coded with a lower --batch_size need less memory.') from error
+  except Unreadable as error:
     raise type(error)(f'{source}: {error}') from None
-
-
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-  """A path beside `out` to write to, which takes its place if all goes well and is removed if not."""
-  partial = out.with_name(out.name + '.partial')
-  _remove(partial)
-  try:
-    yield partial
-  except BaseException:
-    _remove(partial)
-    raise
-  _remove(out)
-  partial.rename(out)
-
-
-def _remove(path: Path) -> None:
-  if path.is_dir():
-    shutil.rmtree(path)
-  else:
-    path.unlink(missing_ok=True)
 
 
 def _print(figures: dict[str, Any]) -> None:
   """The figures that people look for first."""
   bits, model_bits = 8 * figures['payload_bytes'], figures['model_bits']
-  share = f' ({100 * (bits / model_bits - 1):+.3f}%)' if model_bits else ''
+  share = f' ({100 * (bits / model_bits - 1):+.3f}%)' if model_bits and math.isfinite(model_bits) else ''
   original, size = figures['original_bytes'], figures['file_bytes']
   ratio = f', {original / size:.2f} to 1' if size and original else ''
+  entropy = f'{model_bits:,.1f} bits' if math.isfinite(model_bits) else 'infinite'
   print(f'{original:,} bytes to {size:,}{ratio}, in {figures["seconds"]:.1f} s')
-  print(f"coded: {bits:,} bits by {figures['coder']} coding; the model's entropy: {model_bits:,.1f} bits{share}")
+  print(f"coded: {bits:,} bits by {figures['coder']} coding; the data's entropy by the model: {entropy}{share}")
   print(f'header and checksums: {size - figures["payload_bytes"]:,} bytes')
   for name, value in figures.items():
-    if name.startswith(('bits_per_', 'model_bits_per_', 'overhead_bits_per_', 'psnr')) and math.isfinite(value):
+    if name.startswith(('bits_per_', 'model_bits_per_', 'overhead_bits_per_', 'psnr')):
       print(f'{name:<28} {value:.4f}')
   for name, value in figures.get('baselines', {}).items():
     print(f'{name:<28} {value:,} bytes' if value is not None else f'{name:<28} not installed')

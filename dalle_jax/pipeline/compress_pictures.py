@@ -1,23 +1,25 @@
 """Compressing pictures with a model that draws them."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.compression import baselines, pictures
-from dalle_jax.compression.container import Damaged, Reader, Writer
+from dalle_jax.compression.container import Damaged, Reader, Unreadable, Writer
 from dalle_jax.compression.pictures import Costs, PictureCoder
-from dalle_jax.compression.sequences import SequenceCoder
+from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.config import Config
 from dalle_jax.data import folder, image
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD
+from dalle_jax.pipeline.workspace import say
 from dalle_jax.training.progress import Progress
 
 
@@ -47,8 +49,9 @@ class PictureJob:
     """Refuses what cannot be before the model is read. Raises ValueError."""
     if settings.caption and not config.reads_captions:
       raise ValueError('--caption: the model has learnt pictures without captions (config.model.tokens=image).')
-    for entry in _listed(source, settings.caption):
-      _read(entry, settings, config)
+    listed = _listed(source, settings.caption)
+    shapes = [_read(entry, settings, config).shape[:2] for entry in listed]
+    pictures.listing(_facts(listed, shapes, source, settings, config), config.data.image_size)
 
   def _coder(self, batch_size: int, coder: str, lossless: bool) -> PictureCoder:
     params = self._loaded.params
@@ -61,36 +64,43 @@ class PictureJob:
     listed = _listed(source, settings.caption)
     shapes = [_read(entry, settings, self._loaded.config).shape[:2] for entry in listed]
     plan = _Plan(shapes, self._size)
-    batch_size = min(settings.batch_size, 1 << (max(plan.num_tiles, 1) - 1).bit_length())
+    batch_size = rows_for(plan.num_tiles, settings.batch_size)
     coder = self._coder(batch_size, settings.coder, not settings.lossy)
-    facts = {
-      'lossless': not settings.lossy, 'single': source.is_file(), 'size': self._size,
-      'pictures': [[entry.name, *shape] for entry, shape in zip(listed, shapes, strict=True)],
-    }  # fmt: skip
+    facts = _facts(listed, shapes, source, settings, self._loaded.config)
     writer = start(batch_size=batch_size, length=self._model.length, facts=facts)
     costs = Costs()
     with Progress('encoding', plan.num_tiles, 'tile') as progress:
-      tiles = self._tiles(listed, settings)
+      tiles = self._tiles(listed, shapes, settings)
       for sizes in plan.chunks(batch_size):
-        part = [next(tiles) for _ in sizes]
+        part = list(itertools.islice(tiles, len(sizes)))
         block, text = (np.stack(rows) for rows in zip(*part, strict=True))
         payload, content = coder.encode(block, sizes, text, costs)
         if settings.verify:
           coder.verify(payload, content, sizes)
         writer.chunk(len(sizes), content, payload)
         progress.update(min(costs.num_tokens // self._model.length, plan.num_tiles))
+    assert next(tiles, None) is None
     writer.end()
     original = sum(entry.path.stat().st_size for entry in listed)
     return _figures(settings, costs, plan, original, writer)
 
-  def _tiles(self, listed: list[_Listed], settings: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tiles uint8 [S, S, 3] with their captions' ids, picture by picture."""
-    for entry in listed:
+  def _tiles(
+    self, listed: list[_Listed], shapes: list[tuple[int, int]], settings: Any
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tiles uint8 [S, S, 3] with their captions' ids, picture by picture; at the end says which captions change."""
+    changed = 0
+    for entry, shape in zip(listed, shapes, strict=True):
       text = np.full(self._text_length, PAD, np.int32)
       if entry.caption and self._text_length:
         text = self._loaded.tokenizer.encode_padded(entry.caption, self._text_length, truncate=True)
-      for tile in pictures.cut(_read(entry, settings, self._loaded.config), self._size):
+        changed += self._caption(text) != entry.caption
+      pixels = _read(entry, settings, self._loaded.config)
+      if pixels.shape[:2] != shape:
+        raise ValueError(f'{entry.path} has been changed since this command began; run it again.')
+      for tile in pictures.cut(pixels, self._size):
         yield tile, text
+    if changed:
+      say(f'note: {changed} caption(s) will come back as the tokenizer has them: in lower case, or cut where too long')
 
   def decode(self, reader: Reader, out: Path, size: int) -> None:
     """Writes a picture, or a directory of them.
@@ -103,13 +113,22 @@ class PictureJob:
     header = reader.header
     names, shapes = pictures.listing(header.settings, self._size)
     if header.length != self._model.length:
-      raise ValueError(f'its header says {header.length} tokens a sequence; the model has {self._model.length}')
+      raise Unreadable(f'its header says {header.length} tokens a sequence; the model has {self._model.length}')
     plan = _Plan(shapes, self._size)
+    if header.batch_size != rows_for(plan.num_tiles, header.batch_size):
+      raise Unreadable(f'its header says {header.batch_size} sequences side by side, for {plan.num_tiles} tiles')
     coder = self._coder(header.batch_size, header.coder, header.settings['lossless'])
     writing = _Pictures(out, header.settings['single'], names, shapes, self._size)
-    sizes_of = plan.chunks(header.batch_size)
+    try:
+      self._decode_chunks(reader, coder, plan, writing)
+    except Damaged:
+      if writing.finish():
+        say('note: of the last picture some tiles are missing; they are grey')
+      raise
+
+  def _decode_chunks(self, reader: Reader, coder: PictureCoder, plan: '_Plan', writing: '_Pictures') -> None:
+    sizes_of, done = plan.chunks(reader.header.batch_size), 0
     with Progress('decoding', plan.num_tiles, 'tile') as progress:
-      done = 0
       for chunk in reader.chunks():
         sizes = next(sizes_of, [])
         tiles, tokens, content = coder.decode(chunk, sizes)
@@ -124,7 +143,7 @@ class PictureJob:
     return self._loaded.tokenizer.decode(tokens[: self._text_length]) if self._text_length else ''
 
   def baselines(self, source: Path, settings: Any) -> dict[str, int | None]:
-    """Bytes that other formats need for the same pixels."""
+    """Bytes that other formats need for the same pixels, without loss."""
     config = self._loaded.config
     return baselines.of_pictures([_read(entry, settings, config) for entry in _listed(source, settings.caption)])
 
@@ -163,16 +182,30 @@ class _Pictures:
   def add(self, tiles: np.ndarray, captions: list[str]) -> None:
     for tile, caption in zip(tiles, captions, strict=True):
       self._tiles.append(tile)
-      name, shape = self._todo[-1]
-      if len(self._tiles) == len(pictures.tile_sizes(*shape, self._size)):
-        self._write(name, pictures.join(np.stack(self._tiles), *shape), caption)
-        self._todo.pop()
-        self._tiles = []
+      if len(self._tiles) == self._wanted:
+        self._write(caption)
 
-  def _write(self, name: str, pixels: np.ndarray, caption: str) -> None:
+  @property
+  def _wanted(self) -> int:
+    """Tiles of the picture that is being put together."""
+    height, width = self._todo[-1][1]
+    return -(-height // self._size) * -(-width // self._size)
+
+  def finish(self) -> bool:
+    """Writes the picture of which only some tiles are there, grey where they are not; returns whether there was one."""
+    if not self._tiles:
+      return False
+    grey = np.full_like(self._tiles[0], 128)
+    self._tiles += [grey] * (self._wanted - len(self._tiles))
+    self._write('')
+    return True
+
+  def _write(self, caption: str) -> None:
+    name, shape = self._todo.pop()
     path = self._out if self._single else self._out / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(image.encode_png(pixels))
+    path.write_bytes(image.encode_png(pictures.join(np.stack(self._tiles), *shape)))
+    self._tiles = []
     if caption and not self._single:
       with (self._out / 'metadata.jsonl').open('a', encoding='utf-8') as file:
         file.write(json.dumps({'file_name': name, 'text': caption}, ensure_ascii=False) + '\n')
@@ -187,21 +220,34 @@ def _listed(source: Path, caption: str) -> list[_Listed]:
   if source.is_file():
     return [_Listed(source, _png_name(source.name), caption)]
   if not source.is_dir():
-    raise ValueError(
-      f'There is no {source}; a model of pictures (--model) compresses a picture, or a directory of them.'
-    )
-  found = sorted(p for p in source.rglob('*') if p.suffix.lower() in folder.EXTENSIONS and p.is_file())
+    raise ValueError(f'There is no {source}; a model of pictures (--model) takes a picture or a directory of them.')
+  files = folder.walk(source, 'IN')
+  found = [name for name in files if name.lower().endswith(folder.EXTENSIONS) and (source / name).is_file()]
   if not found:
     raise ValueError(f'{source} holds no pictures ({", ".join(folder.EXTENSIONS)}).')
-  captions = {} if caption else _captions(source)
-  names = [path.relative_to(source).as_posix() for path in found]
-  return [_Listed(path, _png_name(name), captions.get(name, caption)) for path, name in zip(found, names, strict=True)]
+  captions = {} if caption else _captions(source, files)
+  return [_Listed(source / name, _png_name(name), captions.get(name, caption)) for name in found]
 
 
-def _captions(source: Path) -> dict[str, str]:
+def _captions(source: Path, files: list[str]) -> dict[str, str]:
   """Captions by picture, where the directory has some (see `data.folder`)."""
-  has_some = any(path.name in folder.METADATA or path.suffix == '.txt' for path in source.rglob('*'))
-  return {entry.path: entry.caption for entry in folder.scan(source)} if has_some else {}
+  if not any(PurePosixPath(name).name in folder.METADATA or name.endswith('.txt') for name in files):
+    return {}
+  try:
+    return {entry.path: entry.caption for entry in folder.scan(source)}
+  except ValueError as error:
+    say(f'note: no captions are used: {str(error).splitlines()[0]}')
+    return {}
+
+
+def _facts(
+  listed: list[_Listed], shapes: list[tuple[int, int]], source: Path, settings: Any, config: Config
+) -> dict[str, Any]:
+  """What the header says of pictures; `compression.pictures.listing` reads it."""
+  return {
+    'lossless': not settings.lossy, 'single': source.is_file(), 'size': config.data.image_size,
+    'pictures': [[entry.name, *shape] for entry, shape in zip(listed, shapes, strict=True)],
+  }  # fmt: skip
 
 
 def _png_name(name: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.compression import baselines, text
-from dalle_jax.compression.container import Reader, Writer
-from dalle_jax.compression.sequences import SequenceCoder
+from dalle_jax.compression.container import Chunk, Damaged, Header, Reader, Unreadable, Writer
+from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.config import Config
 from dalle_jax.training.progress import Progress
 
@@ -41,7 +41,7 @@ class TextJob:
     with source.open('rb') as file, Progress('encoding', size, 'byte') as progress:
       parts = text.chunks(file, tokenizer, capacity)
       first = list(itertools.islice(parts, 1))
-      batch_size = _batch_size(len(first[0][0]) if first else 0, model.length, settings.batch_size)
+      batch_size = rows_for(len(text.rows(first[0][0], model.length)) if first else 0, settings.batch_size)
       writer = start(batch_size=batch_size, length=model.length, facts={})
       sequences = self._sequences(batch_size)
       for ids, content in itertools.chain(first, parts):
@@ -66,10 +66,13 @@ class TextJob:
     """
     header = reader.header
     if header.length != self._loaded.model.length:
-      raise ValueError(f'its header says {header.length} tokens a sequence; the model has {self._loaded.model.length}')
-    sequences = self._sequences(header.batch_size)
+      raise Unreadable(f'its header says {header.length} tokens a sequence; the model has {self._loaded.model.length}')
+    sequences = None
     with out.open('wb') as file, Progress('decoding', size, 'byte') as progress:
       for chunk in reader.chunks():
+        if sequences is None:
+          _check_rows(chunk, header)
+          sequences = self._sequences(header.batch_size)
         content = self._loaded.tokenizer.decode(text.decode(chunk, sequences, header.coder))
         reader.accept(chunk, content)
         file.write(content)
@@ -81,10 +84,11 @@ class TextJob:
     return baselines.of_bytes(source.read_bytes())
 
 
-def _batch_size(num_tokens: int, length: int, most: int) -> int:
-  """Rows for a file whose first chunk has so many tokens: a small one needs few."""
-  rows = max(1, -(-num_tokens // length))
-  return min(most, 1 << (rows - 1).bit_length())
+def _check_rows(first: Chunk, header: Header) -> None:
+  """Whether the header asks for no more rows than its first chunk needs. Raises Damaged."""
+  rows = -(-first.count // header.length)
+  if header.batch_size != rows_for(rows, header.batch_size):
+    raise Damaged(f'its header says {header.batch_size} sequences side by side, for {first.count} tokens')
 
 
 def _figures(coder: str, model_bits: float, tokens: int, num_bytes: int, writer: Writer) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Workspace:
     """
     if not self._is_main:
       return
-    values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
+    values = {name: None if is_not_finite(value) else value for name, value in values.items()}
     partial = self.path / f'{name}.partial'
     partial.write_text(json.dumps(values, indent=2) + '\n')
     partial.rename(self.path / name)
@@ -119,7 +119,7 @@ class Workspace:
     }
 
 
-def _is_not_finite(value: object) -> bool:
+def is_not_finite(value: object) -> bool:
   return isinstance(value, float) and not math.isfinite(value)
 
 

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,13 @@ from dalle_jax.compression.container import Damaged, Header, Reader, Writer
 
 HEADER = Header(
   kind='text', coder='range', model='0123', batch_size=4, length=8, settings={}, platform={'platform': 'cpu'}
+)
+GOLDEN = (
+  '444a584301006100000078da4dc73b0e80201005c0bbbc9ac25f61b88c415c818868604d8c86bbbba5ddcc8b2da4051a4c37'
+  '43c11e0b656936c9917c974779d376bd74366cfd54c243d08342a4e4d8438f0a8598437205faad0a6734bc1e7997fd0c7b5e'
+  'a8f503609c25da9d261d58430200000003000000c2412435e7fee7a001024301000000020000008b29907d91361d18034300'
+  '0000000000000000000000aa4d307d4503000000050000000000000036bbe50ed96841d10443bcb670d6554f0a34b761be67'
+  'ec9c4a8ad2c0c44ca42c9d822497'
 )
 CHUNKS = [(3, b'abc', b'\x01\x02'), (2, b'de', b'\x03'), (0, b'', b'')]
 
@@ -108,3 +117,34 @@ def test_a_header_that_unpacks_to_more_than_allowed_is_refused(monkeypatch):
   monkeypatch.setattr(container, 'MAX_HEADER', 4_000)
   with pytest.raises(ValueError, match='4,000 bytes'):
     Reader(io.BytesIO(data))
+
+
+def test_content_that_is_not_what_was_written_is_noticed_at_the_end():
+  reader = Reader(io.BytesIO(written()))
+  for chunk in reader.chunks():
+    reader.skip(chunk)
+  with pytest.raises(Damaged, match='not the ones that were written'):
+    reader.check_whole()
+
+
+def test_files_of_version_1_stay_readable():
+  # A file of version 1, as people may have it.
+  assert read(bytes.fromhex(GOLDEN)) == [payload for _, _, payload in CHUNKS]
+  assert Reader(io.BytesIO(bytes.fromhex(GOLDEN))).header == HEADER
+
+
+def test_payloads_and_headers_have_limits(monkeypatch):
+  data = written()
+  monkeypatch.setattr(container, 'MAX_PAYLOAD', 1)
+  with pytest.raises(Damaged, match='chunk 0'):
+    read(data)
+  monkeypatch.setattr(container, 'MAX_HEADER', 50)
+  with pytest.raises(ValueError, match='fewer pictures in one file'):
+    written()
+
+
+def test_deeply_nested_headers_are_refused():
+  deep = zlib.compress(b'[' * 200_000)
+  start = struct.pack('<4sHI', b'DJXC', 1, len(deep)) + deep
+  with pytest.raises(ValueError, match='header cannot be used'):
+    Reader(io.BytesIO(start + struct.pack('<I', zlib.crc32(start))))

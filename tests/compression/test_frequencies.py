@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import expit
 
 from dalle_jax.compression import frequencies
 from dalle_jax.compression.frequencies import TOTAL
@@ -49,8 +48,19 @@ def test_pixels_have_the_mass_of_their_bins(location, log_scale):
   density = np.exp(-np.asarray(likelihood.logit_laplace_nll(jnp.asarray(mapped), stats, -9.0)))[:, 0]
   mass = density.reshape(256, 200).sum(axis=1) * 0.8 / 255 / 200
   np.testing.assert_allclose(found[1:255] / TOTAL, mass[1:255], atol=2e-4)
-  lower = expit(-np.inf)  # 0: the first bin reaches to minus infinity
-  assert found[0] / TOTAL >= mass[0] - 2e-4 - lower
+  # The first and the last bin reach to the ends: the Laplace distribution's mass below and above their inner edges.
+  for value, edge, sign in ((0, 0.5, -1), (255, 254.5, 1)):
+    mapped = 0.1 + 0.8 / 255 * edge
+    distance = sign * (np.log(mapped / (1 - mapped)) - location) / np.exp(log_scale)
+    tail = 0.5 * np.exp(-distance) if distance > 0 else 1 - 0.5 * np.exp(distance)
+    assert found[value] / TOTAL == pytest.approx(tail, abs=1e-5)
+
+
+@pytest.mark.parametrize('log_scale', [-1e6, -100.0, 100.0, 1e6])
+def test_any_scale_gives_a_distribution(log_scale):
+  location = jnp.linspace(-3.0, 3.0, 7)
+  found = np.asarray(frequencies.of_pixels(location, jnp.full(7, log_scale)), np.int64)
+  assert (found.sum(axis=-1) == TOTAL).all() and found.min() >= 1
 
 
 def test_nats_of_pixels_are_those_of_their_frequencies():

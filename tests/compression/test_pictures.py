@@ -34,6 +34,8 @@ def test_names_and_shapes_are_read_from_a_header():
   [
     *({'pictures': [[name, 8, 8]]} for name in ('../up.png', '/root.png', 'a\\b.png', '', 'a/../../b.png', 3)),
     *({'pictures': [['a.png', *sides]]} for sides in ((0, 8), (8, 1 << 21), (1 << 16, 1 << 16), ('8', 8), (8,))),
+    {'pictures': [['a.png', 8, 8], ['a.png/b.png', 8, 8]]},
+    {'pictures': [['x' * 300 + '.png', 8, 8]]},
     {'pictures': []},
     {'pictures': None},
     {'pictures': [['a.png', 8, 8], ['a.png', 8, 8]]},
@@ -45,5 +47,5 @@ def test_names_and_shapes_are_read_from_a_header():
   ids=str,
 )
 def test_headers_that_say_what_cannot_be_are_refused(change):
-  with pytest.raises(ValueError, match='header cannot be used'):
+  with pytest.raises(ValueError, match='list of pictures cannot be used'):
     pictures.listing({**LISTING, **change}, 8)
