@@ -228,6 +228,7 @@ def fit(
   *,
   num_samples: int = 1_000,
   seed: int = 0,
+  threshold: float | None = None,
   chosen: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Fit:
   """Fits L = E + sum_i A_i / x_i^a_i.
@@ -238,6 +239,7 @@ def fit(
     losses: [N], above 0.
     num_samples: resamples of the bootstrap.
     seed: of the bootstrap.
+    threshold: of the Huber loss, in ln L; None: three times the noise.
     chosen: which of the runs that a resample holds, bool [N], are fitted, bool [N]; None: all of them.
 
   Raises:
@@ -250,16 +252,16 @@ def fit(
   middle = np.log(inputs[:, mask]).mean(axis=1)  # centred, or exponents and coefficients would be nearly one parameter
   log_inputs = np.log(inputs) - middle[:, None]
   kept, used = log_inputs[:, mask], losses[mask]
-  exponents, linear = (found[0] for found in _search(kept, used, np.ones((1, len(used)))))
+  exponents, linear = (part[0] for part in _search(kept, used, np.ones((1, len(used)))))
   theta = _theta(exponents, linear)
-  starts, threshold = [theta, *_starts(kept, used)], np.inf
+  starts, found = [theta, *_starts(kept, used)], threshold or np.inf
   for _ in range(_ROUNDS):  # the noise about a robust fit is less than about one that an outlier has pulled
-    threshold = min(threshold, 3 * _noise(kept, used, theta))
-    theta, gradient_norm = _minimise(kept, used, threshold, starts)
+    found = threshold or min(found, 3 * _noise(kept, used, theta))
+    theta, gradient_norm = _minimise(kept, used, found, starts)
     starts = [theta]
   weights = np.ones(len(losses))
   errors = np.abs(_log_law(theta, kept)[0] - np.log(used))
-  weights[mask] = np.minimum(1, threshold / np.maximum(errors, 1e-300))
+  weights[mask] = np.minimum(1, found / np.maximum(errors, 1e-300))
   counts = np.random.default_rng(seed).multinomial(len(losses), np.full(len(losses), 1 / len(losses)), num_samples)
   if chosen:
     counts = counts * np.stack([chosen(row > 0) for row in counts])
@@ -272,7 +274,7 @@ def fit(
     num_runs=len(used),
     decades=tuple(np.ptp(np.log10(inputs[:, mask]), axis=1).tolist()),
     pure_exponent=-float(np.polyfit(kept[0], np.log(used), 1)[0]) if len(inputs) == 1 else None,
-    threshold=threshold,
+    threshold=found,
     gradient_norm=gradient_norm,
     warnings=(),
   )

@@ -92,6 +92,8 @@ def test_published_constants_are_recovered_from_losses_made_with_them():
     assert high - low < 2 * value  # the intervals say something
   assert fitted.warnings == ()
   assert 0.003 < fitted.threshold < 0.02  # three times the noise
+  other = scaling.fit(['N', 'D'], inputs, noisy(chinchilla(inputs), seed=1), num_samples=2, threshold=1e-3)
+  assert other.threshold == 1e-3 and other.law.entropy != fitted.law.entropy
 
 
 def test_an_outlier_moves_the_fit_less_than_least_squares():
