@@ -24,10 +24,11 @@ def main(argv: list[str]) -> int:
   del argv
   from dalle_jax.pipeline import draw, write
 
+  given = _PROMPTS_FILE.value or any(_PROMPT.value)
+  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given else ['']
   of_text = write.holds_text(_MODEL.value)
-  given = bool(_PROMPT.value or _PROMPTS_FILE.value)
-  needed = not of_text and draw.takes_prompts(_MODEL.value)
-  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given or needed else ['']
+  if not given and not of_text and draw.takes_prompts(_MODEL.value):
+    prompts = draw.read_prompts(_PROMPT.value, '')  # which says what is missing
   doors.start_jax(distributed=False)
   sampling = {
     'seed': _SEED.value, 'batch_size': _BATCH_SIZE.value, 'temperature': _TEMPERATURE.value, 'top_k': _TOP_K.value

@@ -93,8 +93,8 @@ def test_train_refuses_mistakes_before_it_starts(arguments, words, tmp_path):
   ('arguments', 'words'),
   [
     (['--prompt=a red circle'], ['nowhere', '--model']),
-    ([], ['--prompt']),
-    (['--prompt='], ['prompt', 'empty']),
+    ([], ['nowhere', '--model']),
+    (['--prompt=a', '--prompt='], ['prompt', 'empty']),
     (['--prompts_file=missing.txt'], ['--prompts_file missing.txt']),
   ],
 )

@@ -1,5 +1,6 @@
 """What training costs: parameters, and the floating-point operations of its matrix products, counted in the program."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.training.tasks import Task
+from dalle_jax.training.tasks.codes import encode
 
 # The modules that hold the tables of tokens and positions and the output matrices.
 EMBEDDINGS = ('embeddings', 'vocabulary')
@@ -64,7 +66,7 @@ def count_params(task: Task) -> tuple[int, int]:
 def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
   """Matrix products of the loss and its gradient on a batch of these shapes.
 
-  Where a frozen model makes the tokens (`task.encode`), its work is not counted.
+  Where a frozen dVAE makes the tokens, its work is not counted.
   """
   params = abstract_params(task)
   trained = {name: params[name] for name in task.trainable}
@@ -74,6 +76,7 @@ def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
     return task.loss({**frozen, **trained}, batch, jax.random.key(0), jnp.int32(0))
 
   flops = matmul_flops(jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(trained, frozen, batch).jaxpr)
-  if hasattr(task, 'encode'):
-    flops -= matmul_flops(jax.make_jaxpr(task.encode)(params, batch['image']).jaxpr)
+  if 'dvae' in frozen:
+    encoder = functools.partial(encode, task.config)
+    flops -= matmul_flops(jax.make_jaxpr(encoder)(params, batch['image']).jaxpr)
   return flops

@@ -128,3 +128,9 @@ def test_prompts_that_are_missing_empty_or_unreadable_are_refused(tmp_path):
   (tmp_path / 'blank').write_text('\n\n')
   with pytest.raises(ValueError, match='No prompt'):
     read_prompts([], str(tmp_path / 'blank'))
+
+
+@pytest.mark.parametrize(('prompts', 'message'), [([], 'No prompt was given'), (['a', ' '], 'A prompt is empty')])
+def test_prompts_that_are_missing_or_empty_are_named(prompts, message):
+  with pytest.raises(ValueError, match=message):
+    read_prompts(prompts, '')
