@@ -19,7 +19,7 @@ from dalle_jax.training import flops
 from dalle_jax.training.tasks import Task
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.prior import PriorTask
-from dalle_jax.training.tasks.sequence import SequenceTask
+from dalle_jax.training.tasks.sequence import make_sequence_task
 
 Overrides = dict[str, str]  # 'config.GROUP.KEY' -> value as on a command line
 NUM_BYTES = 256
@@ -77,7 +77,7 @@ class Rung:
 def _cost(config: Config, stage: str, text_vocab_size: int | None) -> tuple[int, int, int]:
   """Parameters, those outside of embeddings, and the FLOPs of one example."""
   task = _task(config, stage, text_vocab_size)
-  return *flops.count_params(task), flops.step_flops(task, _example(config, stage))
+  return *flops.count_params(task), flops.step_flops(task, _example(config))
 
 
 def stage_of(config: Config) -> str:
@@ -103,7 +103,7 @@ def stage_of(config: Config) -> str:
 def tokens_per_example(config: Config) -> int:
   """Positions of one example on which compute is spent."""
   if config.task == 'sequence':
-    return config.model.length
+    return config.sequence_length
   return config.image_length + (0 if config.task == 'dvae' else config.tokenizer.text_length)
 
 
@@ -111,16 +111,17 @@ def _task(config: Config, stage: str, text_vocab_size: int | None) -> Task:
   if stage == 'dvae':
     return DvaeTask(config.dvae, config.data.image_size)
   expected = NUM_BYTES if config.tokenizer.kind == 'bytes' else config.tokenizer.vocab_size
-  return {'sequence': SequenceTask, 'prior': PriorTask}[stage](config, text_vocab_size or expected)
+  has_text = config.models_text or config.reads_captions
+  return {'sequence': make_sequence_task, 'prior': PriorTask}[stage](config, (text_vocab_size or expected) * has_text)
 
 
-def _example(config: Config, stage: str) -> dict[str, jax.ShapeDtypeStruct]:
+def _example(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a batch of one."""
-  if stage == 'sequence':
-    return {'tokens': jax.ShapeDtypeStruct((1, config.model.length), jnp.int32)}
+  if config.models_text:
+    return {'tokens': jax.ShapeDtypeStruct((1, config.sequence_length), jnp.int32)}
   size = config.data.image_size
   batch = {'image': jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
-  if stage == 'prior':
+  if config.reads_captions:
     batch['text'] = jax.ShapeDtypeStruct((1, config.tokenizer.text_length - 1), jnp.int32)
   return batch
 

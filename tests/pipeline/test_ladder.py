@@ -101,6 +101,20 @@ def test_priors_and_dvaes_have_ladders_too():
   assert all(cost > 0 for cost in (*prior.cost(270), *dvae.cost()))
 
 
+@pytest.mark.parametrize(('tokens', 'before'), [('image', 0), ('text_image', 8)])
+def test_models_of_image_tokens_have_ladders_too(tokens, before):
+  def start():
+    config = images('sequence', 'models/dvae')()
+    config.model.tokens = tokens
+    return config
+
+  (rung,) = ladder.build(parser(start), [{'config.model.num_layers': '1'}], steps=[3])
+  assert rung.stage == 'sequence'
+  assert ladder.tokens_per_example(rung.config) == before + rung.config.image_length
+  total, outside, flops = rung.cost(270 if before else None)
+  assert 0 < outside < total and flops > 6 * outside * rung.tokens
+
+
 @pytest.mark.parametrize(
   ('start', 'fixed', 'options', 'message'),
   [
