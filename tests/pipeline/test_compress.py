@@ -123,7 +123,7 @@ def test_the_report_is_what_is_printed_and_other_programs_are_measured(models, t
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(models, tmp_path):
   peaks = []
-  for times in (1, 30, 120):  # the first run compiles
+  for times in (1, 8, 32):  # the first run compiles
     (tmp_path / 'in').write_bytes(TEXT * 15 * times)
     tracemalloc.start()
     settings = Settings(batch_size=64, verify=False)
@@ -131,7 +131,7 @@ def test_memory_does_not_grow_with_the_file(models, tmp_path):
     compress.decode(models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'), overwrite=True)
     peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
-  assert (tmp_path / 'in').stat().st_size > 3_500_000
+  assert (tmp_path / 'in').stat().st_size > 1_000_000
   assert peaks[2] < peaks[1] + 300_000
 
 
