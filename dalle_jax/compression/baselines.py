@@ -1,31 +1,37 @@
 """What other programs make of the same data, each at its strongest setting."""
 
 import bz2
-import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 
-def of_bytes(data: bytes) -> dict[str, int | None]:
-  """Compressed sizes by program; None where it is not installed (zstd: the package zstandard)."""
-  return {
-    'gzip -9': len(gzip.compress(data, 9)),
-    'bzip2 -9': len(bz2.compress(data, 9)),
-    'xz -9e': len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
-    'zstd --ultra -22': _zstd(data),
+def of_file(file: BinaryIO) -> dict[str, int | None]:
+  """Compressed sizes of what a file holds, by program; None where it is not installed (zstd: the package zstandard)."""
+  compressors = {
+    'gzip -9': zlib.compressobj(9, wbits=31),
+    'bzip2 -9': bz2.BZ2Compressor(9),
+    'xz -9e': lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME),
+    'zstd --ultra -22': _zstd(),
   }
+  sizes = dict.fromkeys(compressors, 0)
+  while data := file.read(_BLOCK):
+    for name, compressor in compressors.items():
+      sizes[name] += len(compressor.compress(data)) if compressor else 0
+  return {name: sizes[name] + len(each.flush()) if each else None for name, each in compressors.items()}
 
 
-def _zstd(data: bytes) -> int | None:
+def _zstd() -> Any:
   try:
     import zstandard
   except ImportError:
     return None
-  return len(zstandard.ZstdCompressor(level=22).compress(data))
+  return zstandard.ZstdCompressor(level=22).compressobj()
 
 
 def of_pictures(images: Sequence[np.ndarray]) -> dict[str, int | None]:
@@ -39,6 +45,7 @@ def of_pictures(images: Sequence[np.ndarray]) -> dict[str, int | None]:
   return sizes
 
 
+_BLOCK = 1 << 20
 _TALLEST = 16_000  # WebP's longest side is 16,383
 
 

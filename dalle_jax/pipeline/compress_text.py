@@ -81,7 +81,8 @@ class TextJob:
   def baselines(self, source: Path, settings: Any) -> dict[str, int | None]:
     """Bytes that other programs need."""
     del settings
-    return baselines.of_bytes(source.read_bytes())
+    with source.open('rb') as file:
+      return baselines.of_file(file)
 
 
 def _check_rows(first: Chunk, header: Header) -> None:
