@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -137,3 +138,47 @@ def test_encode_png_refuses_wrong_input():
     image_lib.encode_png(np.zeros((2, 2, 3), np.float32))
   with pytest.raises(ValueError, match='key'):
     image_lib.encode_png(random_image(2, 2), {'': 'x'})
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+  """A PNG of 2 x 2 pixels with 16 bits a channel, which Pillow cannot write in colour."""
+
+  def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+  rows = b''.join(b'\0' + b'\xff' * (2 * channels * 2) for _ in range(2))
+  header = struct.pack('>IIBBBBB', 2, 2, 16, colour_type, 0, 0, 0)
+  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    *(encoded(Image.new(mode, (3, 2)), 'PNG') for mode in ('1', 'L', 'P', 'RGB')),
+    encoded(Image.new('RGBA', (3, 2), (1, 2, 3, 255)), 'PNG'),
+    encoded(Image.new('RGB', (3, 2)), 'TIFF'),
+    encoded(Image.new('L', (3, 2)), 'JPEG'),
+  ],
+)
+def test_pictures_that_rgb_can_hold_are_lossless(data):
+  image_lib.check_lossless(data)
+
+
+@pytest.mark.parametrize(
+  ('data', 'message'),
+  [
+    (deep_png(2, 3), 'more than 8 bits'),
+    (deep_png(6, 4), 'more than 8 bits'),
+    (deep_png(4, 2), 'more than 8 bits'),
+    (encoded(Image.new('I;16', (3, 2)), 'PNG'), 'more than 8 bits'),
+    (encoded(Image.new('I;16', (3, 2)), 'TIFF'), 'more than 8 bits'),
+    (encoded(Image.new('RGBA', (3, 2), (1, 2, 3, 254)), 'PNG'), 'transparency'),
+    (encoded(Image.new('P', (3, 2)), 'PNG', transparency=0), 'transparency'),
+    (encoded(Image.new('CMYK', (3, 2)), 'JPEG'), 'pixels of the mode CMYK'),
+    (encoded(Image.new('L', (3, 2)), 'GIF', save_all=True, append_images=[Image.new('L', (3, 2), 9)]), '2 frames'),
+    (b'no picture', 'cannot decode'),
+  ],
+)
+def test_pictures_of_which_rgb_would_lose_something_are_refused(data, message):
+  with pytest.raises(ValueError, match=message):
+    image_lib.check_lossless(data)
