@@ -19,7 +19,7 @@ POSITION_TITLE = 'Bits per token by the number of tokens before it'
 MAX_POINTS = 400  # drawn of one series: about one for each pixel
 MAX_MARKERS = 40  # points of a series up to which each gets a dot
 # Legible on white and on near-black.
-COLOURS = ('#2f81d6', '#e0701b', '#2e9e62', '#a25ddc')
+COLOURS = ('#2f81d6', '#e0701b', '#2e9e62', '#a25ddc', '#c23b6b', '#7f7f2a', '#1aa3a3', '#8a5a44')
 GRID = '#80808060'
 # Matplotlib does not know CSS's currentColor, the page's own text colour: this stands for it until the SVG is text.
 INK = '#010203'

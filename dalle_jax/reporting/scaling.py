@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-COLOURS = ('#2f81d6', '#e0701b', '#2e9e62', '#a25ddc', '#c23b6b', '#7f7f2a', '#1aa3a3', '#8a5a44')
-LAW, BAND, GRID = '#333333', '#33333322', '#80808060'
+from dalle_jax.reporting.curves import COLOURS, GRID
+
+LAW, BAND = '#333333', '#33333322'
 SIZE = (11.0, 3.8)  # inches
 FORMATS = ('.svg', '.png')
 
