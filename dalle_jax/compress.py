@@ -7,7 +7,9 @@ python -m dalle_jax.compress info book.djxc
 A model of text takes any file, one of pictures a picture or a directory of them.
 """
 
+import functools
 import os
+import sys
 
 from absl import flags
 
@@ -32,25 +34,26 @@ _GPU_FLAGS = '--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
 _ENCODING = ('coder', 'batch_size', 'verify', 'lossy', 'resize', 'caption', 'compare', 'report')
 # Flags that an action has no use for.
 _NOT_FOR = {'encode': ('recover',), 'decode': _ENCODING, 'info': (*_ENCODING, 'model', 'recover', 'overwrite')}
-USAGE = 'encode --model=DIR IN OUT, decode --model=DIR IN OUT or info IN'
+USAGE = {'encode': 'IN OUT', 'decode': 'IN OUT', 'info': 'IN'}
 
 
-def main(argv: list[str]) -> int:
-  action, *paths = argv[1:] or ['']
-  if (action, len(paths)) not in {('encode', 2), ('decode', 2), ('info', 1)}:
-    raise ValueError(f'Given {" ".join(argv[1:]) or "nothing"}; what is needed is {USAGE}.')
-  misplaced = [name for name in _NOT_FOR.get(action, ()) if flags.FLAGS[name].present]
+def main(action: str, argv: list[str]) -> int:
+  paths = argv[1:]
+  if len(paths) != len(USAGE[action].split()):
+    raise ValueError(f'{action} takes {USAGE[action]}; given {" ".join(paths) or "nothing"}.')
+  misplaced = [name for name in _NOT_FOR[action] if flags.FLAGS[name].present]
   if misplaced:
     raise ValueError(f'--{", --".join(misplaced)}: not for {action}.')
   if action != 'info' and _MODEL.value is None:
     raise ValueError(f'{action} needs --model=DIR, a model directory as training writes it (WORKDIR/model).')
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
   from dalle_jax.pipeline import compress
+  from dalle_jax.pipeline.settings import CompressionSettings
 
   if action == 'info':
     compress.info(*paths)
     return 0
-  settings = compress.Settings(
+  settings = CompressionSettings(
     coder=_CODER.value, batch_size=_BATCH_SIZE.value, verify=_VERIFY.value, lossy=_LOSSY.value, resize=_RESIZE.value,
     caption=_CAPTION.value,
   )  # fmt: skip
@@ -65,4 +68,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  doors.run(main, positional=True)
+  doors.run(functools.partial(main, doors.take_subject(sys.argv, tuple(USAGE))), positional=True)

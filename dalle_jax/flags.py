@@ -89,7 +89,7 @@ def take_subject(argv: list[str], subjects: Sequence[str]) -> str:
   if asked_for_help:
     return subjects[0]
   given = f'given {argv[1]!r}' if len(argv) > 1 else 'none was given'
-  sys.exit(f'error: Say first what to do, one of {", ".join(subjects)}; {given}.')
+  sys.exit(_fail(f'Say first what to do, one of {", ".join(subjects)}; {given}.'))
 
 
 def _fail(message: str) -> int:

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dalle_jax.models.layout import Layout
+
 KINDS = ('full', 'row', 'column', 'conv')
 
 
 @dataclasses.dataclass(frozen=True)
-class Pattern:
+class Pattern(Layout):
   """What the slots of one layer see.
 
   Kinds: 'full', all image slots so far; 'row', back to the slot above; 'column', the slots of the same column;
@@ -44,14 +46,6 @@ class Pattern:
         f'A conv pattern of {self.kernel_size} x {self.kernel_size} slots does not fit a grid of {self.grid_size} x '
         f'{self.grid_size}; its size must be odd and at most that of the grid.'
       )
-
-  @property
-  def image_length(self) -> int:
-    return self.grid_size**2
-
-  @property
-  def length(self) -> int:
-    return self.text_length + self.image_length
 
   @functools.cached_property
   def offsets(self) -> tuple[int, ...]:

@@ -11,26 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dalle_jax.models.layout import Layout
 from dalle_jax.models.sequence import SequenceModel
 
 PAD = 0
 
 
-class TokenStream:
+class TokenStream(Layout):
   """The layout of a stream: what models of it share, whatever computes their logits."""
 
   text_vocab_size: int
   image_vocab_size: int
-  text_length: int
-  grid_size: int
-
-  @property
-  def image_length(self) -> int:
-    return self.grid_size**2
-
-  @property
-  def length(self) -> int:
-    return self.text_length + self.image_length
 
   @property
   def vocab_size(self) -> int:

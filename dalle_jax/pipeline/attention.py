@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax import bundle, sharding
-from dalle_jax.config import Config, MeshConfig
+from dalle_jax.config import BlocksConfig, Config, MeshConfig, SequenceConfig
 from dalle_jax.data import crops
 from dalle_jax.data import image as image_lib
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention
 from dalle_jax.pipeline.draw import drawing_parts
+from dalle_jax.pipeline.outputs import check_out
 from dalle_jax.pipeline.settings import check_sampling, sampling_settings
 from dalle_jax.pipeline.write import holds_text
 from dalle_jax.reporting import attention as page
@@ -72,49 +73,73 @@ def show(
     ValueError: the model, the prompt, the picture or a setting cannot be used, or the file cannot be written.
   """
   check_sampling(num_images, seed, None, temperature, top_k)
-  if not prompt.strip():
-    raise ValueError('--prompt is empty; give at least one word.')
-  of_text, path = holds_text(model), Path(model)
-  needs = ('model',) if of_text else ('dvae', 'prior')
-  if not of_text and 'model' in drawing_parts(model):
-    raise ValueError(
-      f'{model} (--model) holds a model of config.task=sequence that draws; give a prior, or a model of text.'
-    )
-  bundle.check(path, needs)
-  if image and (of_text or num_images > 1):
-    raise ValueError('--image looks at one picture: it goes with a model that draws, and with --num_images=1.')
-  if not continuation and (not of_text or num_images > 1):
-    raise ValueError('--nocontinuation looks at one text: it goes with a model of text, and with --num_images=1.')
-  _check_writable(Path(out))
-  config = bundle.read_config(path)
+  of_text = _check(model, prompt, image, num_images, continuation)
+  check_out(Path(out))
+  config = bundle.read_config(Path(model))
   picture = _read_picture(config, image) if image else None
   group = config.model if of_text else config.prior
-  has_layers = not of_text or group.kind == 'transformer'
-  if (layers is not None or heads is not None) and not has_layers:
-    raise ValueError(f'A model of kind {group.kind} has no attention ({model}): leave out --layers and --heads.')
-  _check_range('--layers', layers, group.num_layers)
-  _check_range('--heads', heads, group.num_heads)
+  _check_layers(model, group, layers, heads)
   mesh = sharding.make_mesh(MeshConfig())
-  loaded = bundle.load(path, mesh, needs)
-  choice = None
-  if has_layers:
-    sequence = loaded.model if of_text else loaded.prior
-    kinds = [pattern.kind for pattern in sequence.transformer.layer_patterns]
-    choice = choose(kinds, group.num_heads, sequence.length, num_images, layers, heads)
+  loaded = bundle.load(Path(model), mesh, _needs(of_text))
+  choice = _choice(loaded, group, num_images, layers, heads)
   settings = sampling_settings(config.sampling, num_images, None, temperature, top_k)
-  notes = [page.SLOTS, *_choice_notes(choice, group)] if choice else []
-  sampled = f'Drawn with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}.'
+  origin = f'Drawn with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}.'
   if of_text:
     rows, given = _texts(loaded, prompt, num_images, mesh, seed, settings, continuation)
     articles = [_text_article(loaded, row, given, i, choice) for i, row in enumerate(rows)]
-    notes.insert(0, sampled if continuation else 'The text as given.')
+    origin = origin if continuation else 'The text as given.'
   else:
     text = encode_prompts(loaded.tokenizer, [prompt], config.tokenizer.text_length, truncate)
     codes, images = _pictures(loaded, text, picture, num_images, mesh, seed, settings)
     articles = [_picture_article(loaded, text[0], codes[i], images[i], picture, i, choice) for i in range(num_images)]
-    notes.insert(0, sampled if picture is None else f'The picture {Path(image).name}, as its tokens.')
-  page.write(Path(out), f'Attention: {prompt}', notes, articles)
+    origin = origin if picture is None else f'The picture {Path(image).name}, as its tokens.'
+  notes = [page.SLOTS, *_choice_notes(choice, group)] if choice else []
+  page.write(Path(out), f'Attention: {prompt}', [origin, *notes], articles)
   return Path(out)
+
+
+def _needs(of_text: bool) -> tuple[str, ...]:
+  return ('model',) if of_text else ('dvae', 'prior')
+
+
+def _check(model: str, prompt: str, image: str, num_images: int, continuation: bool) -> bool:
+  """Whether the model is one of text. Raises ValueError where it cannot be shown, or not so."""
+  if not prompt.strip():
+    raise ValueError('--prompt is empty; give at least one word.')
+  of_text = holds_text(model)
+  if not of_text and 'model' in drawing_parts(model):
+    raise ValueError(
+      f'{model} (--model) holds a model of config.task=sequence that draws; give a prior, or a model of text.'
+    )
+  bundle.check(Path(model), _needs(of_text))
+  if image and (of_text or num_images > 1):
+    raise ValueError('--image looks at one picture: it goes with a model that draws, and with --num_images=1.')
+  if not continuation and (not of_text or num_images > 1):
+    raise ValueError('--nocontinuation looks at one text: it goes with a model of text, and with --num_images=1.')
+  return of_text
+
+
+def _has_layers(group: BlocksConfig) -> bool:
+  return not isinstance(group, SequenceConfig) or group.kind == 'transformer'
+
+
+def _check_layers(model: str, group: BlocksConfig, layers: Sequence[int] | None, heads: Sequence[int] | None) -> None:
+  """Refuses layers and heads that the model has not. Raises ValueError."""
+  if (layers is not None or heads is not None) and not _has_layers(group):
+    raise ValueError(f'A model of kind {group.kind} has no attention ({model}): leave out --layers and --heads.')
+  _check_range('--layers', layers, group.num_layers)
+  _check_range('--heads', heads, group.num_heads)
+
+
+def _choice(
+  loaded: bundle.Bundle, group: BlocksConfig, count: int, layers: Sequence[int] | None, heads: Sequence[int] | None
+) -> Choice | None:
+  """What is shown of `count` sequences; None where there is no attention."""
+  if not _has_layers(group):
+    return None
+  sequence = loaded.prior if 'prior' in loaded.params else loaded.model
+  kinds = [pattern.kind for pattern in sequence.transformer.layer_patterns]
+  return choose(kinds, group.num_heads, sequence.length, count, layers, heads)
 
 
 def choose(
@@ -182,19 +207,6 @@ def _choice_notes(choice: Choice, group: Any) -> list[str]:
     f'Shown are layers {", ".join(str(i + 1) for i in choice.layers)} of {group.num_layers} and {heads} of '
     f'{group.num_heads}.{why} Means are over all heads, and the first view over all layers too.'
   ]
-
-
-def _check_writable(out: Path) -> None:
-  """Refuses a file that cannot be written, before any work."""
-  try:
-    if out.is_dir():
-      raise OSError('it is a directory')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    trial = out.with_name(out.name + '.partial')
-    trial.touch()
-    trial.unlink()
-  except OSError as error:
-    raise ValueError(f'--out {out} cannot be written: {error}') from None
 
 
 def _read_picture(config: Config, file: str) -> np.ndarray:

@@ -24,38 +24,17 @@ from dalle_jax.pipeline.compress_pictures import PictureJob
 from dalle_jax.pipeline.compress_text import TextJob
 from dalle_jax.pipeline.draw import drawing_parts
 from dalle_jax.pipeline.outputs import check_directory, check_file, replacing
+from dalle_jax.pipeline.settings import CompressionSettings
 from dalle_jax.pipeline.workspace import is_not_finite, say
 from dalle_jax.pipeline.write import holds_text
 from dalle_jax.training.signals import terminations_as_interrupts
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """How to encode; the fields are flags of `python -m dalle_jax.compress encode`.
-
-  Raises:
-    ValueError: a value that cannot be.
-  """
-
-  coder: str = 'range'
-  batch_size: int = 64
-  verify: bool = True
-  lossy: bool = False
-  resize: bool = False
-  caption: str = ''
-
-  def __post_init__(self) -> None:
-    if self.coder not in CODERS:
-      raise ValueError(f'--coder is {self.coder!r}; allowed are {", ".join(CODERS)}.')
-    if not 1 <= self.batch_size <= 1 << 16:
-      raise ValueError(f'--batch_size is {self.batch_size}; it must lie in 1 to {1 << 16}.')
 
 
 def encode(
   model: str,
   source: str,
   out: str,
-  settings: Settings,
+  settings: CompressionSettings,
   *,
   overwrite: bool = False,
   compare: bool = False,
@@ -82,18 +61,18 @@ def encode(
   if report:
     check_file(Path(report), overwrite, '--report', (source_path, Path(model), out_path))
   with _readable(source):
-    job_of.check(source_path, settings, bundle.read_config(Path(model)))
+    inputs = job_of.inputs(source_path, settings, bundle.read_config(Path(model)))
     loaded = _load(model, needs)
     job, identity = job_of(loaded), _identity(Path(model), loaded)
     begin = functools.partial(_writer, kind=job_of.kind, coder=settings.coder, identity=identity)
     with replacing(out_path) as partial, partial.open('wb') as file:
-      figures = job.encode(source_path, settings, functools.partial(begin, file))
+      figures = job.encode(inputs, settings, functools.partial(begin, file))
       figures |= {
         'model': str(Path(model)), 'model_kind': _name(loaded), 'num_values': num_values(loaded.params),
         'seconds': round(time.monotonic() - start, 2),
       }  # fmt: skip
       if compare:
-        figures['baselines'] = job.baselines(source_path, settings)
+        figures['baselines'] = job.baselines(inputs)
     if report:
       finite = {name: None if is_not_finite(value) else value for name, value in figures.items()}
       Path(report).write_text(json.dumps(finite, indent=2) + '\n')

@@ -19,6 +19,7 @@ from dalle_jax.config import Config
 from dalle_jax.data import folder, image
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD
+from dalle_jax.pipeline.settings import CompressionSettings
 from dalle_jax.pipeline.workspace import say
 from dalle_jax.training.progress import Progress
 
@@ -30,6 +31,16 @@ class _Listed:
   path: Path
   name: str  # by which it is decoded
   caption: str
+  shape: tuple[int, int]  # rows and columns of what is coded
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """The pictures to compress, and what the header says of them."""
+
+  listed: list[_Listed]
+  facts: dict[str, Any]  # `compression.pictures.listing` reads it
+  settings: CompressionSettings
 
 
 class PictureJob:
@@ -45,13 +56,24 @@ class PictureJob:
     self._text_length = max(self._model.text_length - 1, 0)
 
   @staticmethod
-  def check(source: Path, settings: Any, config: Config) -> None:
-    """Refuses what cannot be before the model is read. Raises ValueError."""
+  def inputs(source: Path, settings: CompressionSettings, config: Config) -> Inputs:
+    """What `encode` takes, before the model is read.
+
+    Raises:
+      ValueError: there are no pictures, or one that could not be coded or written again.
+    """
     if settings.caption and not config.reads_captions:
       raise ValueError('--caption: the model has learnt pictures without captions (config.model.tokens=image).')
-    listed = _listed(source, settings.caption)
-    shapes = [_read(entry, settings, config).shape[:2] for entry in listed]
-    pictures.listing(_facts(listed, shapes, source, settings, config), config.data.image_size)
+    listed = [
+      _Listed(path, name, caption, _read(path, settings, config).shape[:2])
+      for path, name, caption in _found(source, settings.caption)
+    ]
+    facts = {
+      'lossless': not settings.lossy, 'single': source.is_file(), 'size': config.data.image_size,
+      'pictures': [[entry.name, *entry.shape] for entry in listed],
+    }  # fmt: skip
+    pictures.listing(facts, config.data.image_size)
+    return Inputs(listed, facts, settings)
 
   def _coder(self, batch_size: int, coder: str, lossless: bool) -> PictureCoder:
     params = self._loaded.params
@@ -59,18 +81,15 @@ class PictureJob:
     floor = self._loaded.config.dvae.min_log_scale
     return PictureCoder(self._loaded.dvae, params['dvae'], floor, sequences, self._model, coder, lossless)
 
-  def encode(self, source: Path, settings: Any, start: Callable[..., Writer]) -> dict[str, Any]:
-    """Writes the pictures of `source` by the writer that `start` makes; returns the figures."""
-    listed = _listed(source, settings.caption)
-    shapes = [_read(entry, settings, self._loaded.config).shape[:2] for entry in listed]
-    plan = _Plan(shapes, self._size)
+  def encode(self, inputs: Inputs, settings: CompressionSettings, start: Callable[..., Writer]) -> dict[str, Any]:
+    """Writes the pictures by the writer that `start` makes; returns the figures."""
+    plan = _Plan([entry.shape for entry in inputs.listed], self._size)
     batch_size = rows_for(plan.num_tiles, settings.batch_size)
     coder = self._coder(batch_size, settings.coder, not settings.lossy)
-    facts = _facts(listed, shapes, source, settings, self._loaded.config)
-    writer = start(batch_size=batch_size, length=self._model.length, facts=facts)
+    writer = start(batch_size=batch_size, length=self._model.length, facts=inputs.facts)
     costs = Costs()
     with Progress('encoding', plan.num_tiles, 'tile') as progress:
-      tiles = self._tiles(listed, shapes, settings)
+      tiles = self._tiles(inputs)
       for sizes in plan.chunks(batch_size):
         part = list(itertools.islice(tiles, len(sizes)))
         block, text = (np.stack(rows) for rows in zip(*part, strict=True))
@@ -81,21 +100,19 @@ class PictureJob:
         progress.update(min(costs.num_tokens // self._model.length, plan.num_tiles))
     assert next(tiles, None) is None
     writer.end()
-    original = sum(entry.path.stat().st_size for entry in listed)
+    original = sum(entry.path.stat().st_size for entry in inputs.listed)
     return _figures(settings, costs, plan, original, writer)
 
-  def _tiles(
-    self, listed: list[_Listed], shapes: list[tuple[int, int]], settings: Any
-  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  def _tiles(self, inputs: Inputs) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tiles uint8 [S, S, 3] with their captions' ids, picture by picture; at the end says which captions change."""
     changed = 0
-    for entry, shape in zip(listed, shapes, strict=True):
+    for entry in inputs.listed:
       text = np.full(self._text_length, PAD, np.int32)
       if entry.caption and self._text_length:
         text = self._loaded.tokenizer.encode_padded(entry.caption, self._text_length, truncate=True)
         changed += self._caption(text) != entry.caption
-      pixels = _read(entry, settings, self._loaded.config)
-      if pixels.shape[:2] != shape:
+      pixels = _read(entry.path, inputs.settings, self._loaded.config)
+      if pixels.shape[:2] != entry.shape:
         raise ValueError(f'{entry.path} has been changed since this command began; run it again.')
       for tile in pictures.cut(pixels, self._size):
         yield tile, text
@@ -142,10 +159,10 @@ class PictureJob:
   def _caption(self, tokens: np.ndarray) -> str:
     return self._loaded.tokenizer.decode(tokens[: self._text_length]) if self._text_length else ''
 
-  def baselines(self, source: Path, settings: Any) -> dict[str, int | None]:
+  def baselines(self, inputs: Inputs) -> dict[str, int | None]:
     """Bytes that other formats need for the same pixels, without loss."""
     config = self._loaded.config
-    return baselines.of_pictures([_read(entry, settings, config) for entry in _listed(source, settings.caption)])
+    return baselines.of_pictures([_read(entry.path, inputs.settings, config) for entry in inputs.listed])
 
 
 class _Plan:
@@ -211,14 +228,14 @@ class _Pictures:
         file.write(json.dumps({'file_name': name, 'text': caption}, ensure_ascii=False) + '\n')
 
 
-def _listed(source: Path, caption: str) -> list[_Listed]:
-  """The pictures of a directory by name, with the captions that are there; or the one picture.
+def _found(source: Path, caption: str) -> list[tuple[Path, str, str]]:
+  """Path, name and caption of each picture of a directory, with the captions that are there; or of the one picture.
 
   Raises:
     ValueError: there is none.
   """
   if source.is_file():
-    return [_Listed(source, _png_name(source.name), caption)]
+    return [(source, _png_name(source.name), caption)]
   if not source.is_dir():
     raise ValueError(f'There is no {source}; a model of pictures (--model) takes a picture or a directory of them.')
   files = folder.walk(source, 'IN')
@@ -226,7 +243,7 @@ def _listed(source: Path, caption: str) -> list[_Listed]:
   if not found:
     raise ValueError(f'{source} holds no pictures ({", ".join(folder.EXTENSIONS)}).')
   captions = {} if caption else _captions(source, files)
-  return [_Listed(source / name, _png_name(name), captions.get(name, caption)) for name in found]
+  return [(source / name, _png_name(name), captions.get(name, caption)) for name in found]
 
 
 def _captions(source: Path, files: list[str]) -> dict[str, str]:
@@ -240,39 +257,29 @@ def _captions(source: Path, files: list[str]) -> dict[str, str]:
     return {}
 
 
-def _facts(
-  listed: list[_Listed], shapes: list[tuple[int, int]], source: Path, settings: Any, config: Config
-) -> dict[str, Any]:
-  """What the header says of pictures; `compression.pictures.listing` reads it."""
-  return {
-    'lossless': not settings.lossy, 'single': source.is_file(), 'size': config.data.image_size,
-    'pictures': [[entry.name, *shape] for entry, shape in zip(listed, shapes, strict=True)],
-  }  # fmt: skip
-
-
 def _png_name(name: str) -> str:
   return name if name.lower().endswith('.png') else f'{name}.png'
 
 
-def _read(entry: _Listed, settings: Any, config: Config) -> np.ndarray:
+def _read(path: Path, settings: CompressionSettings, config: Config) -> np.ndarray:
   """The pixels to code, uint8 [H, W, 3].
 
   Raises:
     ValueError: the file is no picture, or RGB cannot hold it without loss.
   """
-  data = entry.path.read_bytes()
+  data = path.read_bytes()
   try:
     if not (settings.lossy or settings.resize):
       image.check_lossless(data)
     pixels = image.decode(data)
   except ValueError as error:
-    raise ValueError(f'{entry.path}: {error}') from None
+    raise ValueError(f'{path}: {error}') from None
   if settings.resize:
     return fit(pixels, config.data.image_size, resampling=config.data.resampling)
   return pixels
 
 
-def _figures(settings: Any, costs: Costs, plan: _Plan, original: int, writer: Writer) -> dict[str, Any]:
+def _figures(settings: CompressionSettings, costs: Costs, plan: _Plan, original: int, writer: Writer) -> dict[str, Any]:
   bits, model_bits = 8 * writer.payload_bytes, costs.codes + costs.pixels
   symbols = costs.num_tokens + (0 if settings.lossy else costs.num_values)
   mean_error = costs.squared_error / costs.num_values
@@ -281,6 +288,6 @@ def _figures(settings: Any, costs: Costs, plan: _Plan, original: int, writer: Wr
     'num_pixels': plan.num_pixels, 'num_tokens': costs.num_tokens, 'original_bytes': original,
     'file_bytes': writer.num_bytes, 'payload_bytes': writer.payload_bytes, 'model_bits': model_bits,
     'code_bits': costs.codes, 'pixel_bits': costs.pixels, 'overhead_bits_per_symbol': (bits - model_bits) / symbols,
-    'bits_per_token': costs.codes / costs.num_tokens, 'bits_per_pixel': 8 * writer.num_bytes / plan.num_pixels,
+    'model_bits_per_token': costs.codes / costs.num_tokens, 'bits_per_pixel': 8 * writer.num_bytes / plan.num_pixels,
     'psnr_of_reconstructions': 10 * math.log10(255**2 / mean_error) if mean_error else math.inf,
   }  # fmt: skip

@@ -11,6 +11,7 @@ from dalle_jax.compression import baselines, text
 from dalle_jax.compression.container import Chunk, Damaged, Header, Reader, Unreadable, Writer
 from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.config import Config
+from dalle_jax.pipeline.settings import CompressionSettings
 from dalle_jax.training.progress import Progress
 
 
@@ -23,16 +24,21 @@ class TextJob:
     self._loaded = loaded
 
   @staticmethod
-  def check(source: Path, settings: Any, config: Config) -> None:
-    """Refuses what cannot be before the model is read. Raises ValueError."""
+  def inputs(source: Path, settings: CompressionSettings, config: Config) -> Path:
+    """What `encode` takes, before the model is read.
+
+    Raises:
+      ValueError: it is no file, or the settings are for pictures.
+    """
     del config
     if not source.is_file():
       raise ValueError(f'{source} is no file; a model of text (--model) compresses one file.')
     given = [f'--{name}' for name in ('lossy', 'resize', 'caption') if getattr(settings, name)]
     if given:
       raise ValueError(f'{", ".join(given)}: for pictures; the model in --model is one of text.')
+    return source
 
-  def encode(self, source: Path, settings: Any, start: Callable[..., Writer]) -> dict[str, Any]:
+  def encode(self, source: Path, settings: CompressionSettings, start: Callable[..., Writer]) -> dict[str, Any]:
     """Writes `source` by the writer that `start` makes; returns the figures."""
     model, tokenizer = self._loaded.model, self._loaded.tokenizer
     capacity = settings.batch_size * model.length
@@ -78,9 +84,8 @@ class TextJob:
         file.write(content)
         progress.update(reader.position)
 
-  def baselines(self, source: Path, settings: Any) -> dict[str, int | None]:
+  def baselines(self, source: Path) -> dict[str, int | None]:
     """Bytes that other programs need."""
-    del settings
     with source.open('rb') as file:
       return baselines.of_file(file)
 

@@ -17,6 +17,7 @@ from dalle_jax.data import registry
 from dalle_jax.data.pipeline import Source
 from dalle_jax.evaluation import elbo
 from dalle_jax.pipeline import examples
+from dalle_jax.pipeline.outputs import check_out
 from dalle_jax.training.progress import Progress
 
 
@@ -61,7 +62,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
   model_path = Path(settings.model).absolute()
   bundle.check(model_path, needs=('dvae',))
   out = Path(settings.out) if settings.out else model_path.parent / f'evaluation_{settings.split}.json'
-  _check_writable(out)
+  check_out(out)
   mesh = sharding.make_mesh(MeshConfig())
   data_config, data_dir = _data_config(settings, model_path)
   dataset = registry.prepare(data_config, data_dir)
@@ -81,18 +82,6 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     print_table(figures, settings.split, count)
     print(out, flush=True)
   return result
-
-
-def _check_writable(out: Path) -> None:
-  existed = out.exists()
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open('a'):
-      pass
-    if not existed:  # nothing is left behind, whatever goes wrong later
-      out.unlink()
-  except OSError as error:
-    raise ValueError(f'--out {out} cannot be written: {error}') from None
 
 
 def _data_config(settings: Settings, model_path: Path) -> tuple[DataConfig, Path]:

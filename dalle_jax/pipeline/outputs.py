@@ -32,6 +32,23 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
     raise ValueError(f'{what}: {out} is {same[0]}, which the command needs itself; give another name.')
 
 
+def check_out(out: Path) -> None:
+  """Whether the file of --out can be written, over another one too; makes its directory.
+
+  Raises:
+    ValueError: it is a directory, or cannot be written.
+  """
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    existed = out.exists()
+    with out.open('a'):
+      pass
+    if not existed:  # nothing is left behind, whatever goes wrong later
+      out.unlink()
+  except OSError as error:
+    raise ValueError(f'--out {out} cannot be written: {error}') from None
+
+
 def check_directory(out: Path, what: str) -> None:
   """Whether a directory may be made. Raises ValueError if it is there and not empty, or cannot be."""
   _check_parent(out, what)

@@ -1,5 +1,8 @@
-"""How a command samples: what its flags say, and for the rest the model's own settings."""
+"""What the flags of commands say: how to sample, with the model's own settings for the rest; how to compress."""
 
+import dataclasses
+
+from dalle_jax.compression.coders import CODERS
 from dalle_jax.config import SamplingConfig
 
 
@@ -32,3 +35,25 @@ def sampling_settings(
     top_k=own.top_k if top_k is None else top_k,
     batch_size=min(own.batch_size if batch_size is None else batch_size, number),
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompressionSettings:
+  """How to encode; the fields are flags of `python -m dalle_jax.compress encode`.
+
+  Raises:
+    ValueError: a value that cannot be.
+  """
+
+  coder: str = 'range'
+  batch_size: int = 64
+  verify: bool = True
+  lossy: bool = False
+  resize: bool = False
+  caption: str = ''
+
+  def __post_init__(self) -> None:
+    if self.coder not in CODERS:
+      raise ValueError(f'--coder is {self.coder!r}; allowed are {", ".join(CODERS)}.')
+    if not 1 <= self.batch_size <= 1 << 16:
+      raise ValueError(f'--batch_size is {self.batch_size}; it must lie in 1 to {1 << 16}.')

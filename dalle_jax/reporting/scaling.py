@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dalle_jax.reporting.curves import COLOURS, GRID
+from dalle_jax.reporting.sheets import write_whole
 
 LAW, BAND = '#333333', '#33333322'
 SIZE = (11.0, 3.8)  # inches
@@ -44,7 +45,7 @@ def draw(panels: list[Panel], unit: str, path: Path) -> None:
     kind = path.suffix[1:]
     metadata = {'Date': None, 'Creator': None} if kind == 'svg' else {'Software': None}
     figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
-  path.write_bytes(buffer.getvalue())
+  write_whole(path, buffer.getvalue())
 
 
 def _draw_panel(axes: Any, panel: Panel, unit: str) -> None:

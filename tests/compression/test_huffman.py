@@ -1,17 +1,13 @@
 import heapq
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from distributions import TOTAL, code, cumulative, ideal_bits, random_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_jax.compression.huffman import HuffmanDecoder, HuffmanEncoder, code_lengths
-
-sys.path.insert(0, str(Path(__file__).parent))
-from distributions import TOTAL, code, cumulative, ideal_bits, random_message
 
 
 def least_cost(frequencies):

@@ -1,15 +1,10 @@
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from distributions import TOTAL, code, cumulative, ideal_bits, random_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_jax.compression.range_coder import RangeDecoder, RangeEncoder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from distributions import TOTAL, code, cumulative, ideal_bits, random_message
 
 
 @settings(max_examples=200, deadline=None)

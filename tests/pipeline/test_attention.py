@@ -1,16 +1,13 @@
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image
+from random_models import caption_tokenizer, save_random
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer
-from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.pipeline import attention
 from dalle_jax.pipeline.draw import draw
 from dalle_jax.reporting import attention as page
@@ -28,19 +25,10 @@ CONFIG = Config.from_dict({
 PROMPT = 'A red circle'
 
 
-def _save(path, config, tokenizer):
-  rng = np.random.default_rng(0)
-  shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(config, tokenizer.vocab_size)))
-  params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), jnp.float32), shapes)
-  bundle.save(path, config, tokenizer, params, 'data')
-  return str(path)
-
-
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   """A model of random parameters with a layer of each pattern."""
-  tokenizer = train_tokenizer(['a red circle', 'a blue square', 'a green triangle'] * 4, 300)
-  return _save(tmp_path_factory.mktemp('run') / 'model', CONFIG, tokenizer)
+  return save_random(tmp_path_factory.mktemp('run') / 'model', CONFIG, caption_tokenizer())
 
 
 def _text_model(path, kind):
@@ -50,7 +38,7 @@ def _text_model(path, kind):
       'kind': kind, 'length': 16, 'num_layers': 2, 'num_heads': 2, 'embed_dim': 8, 'hidden_size': 8, 'mlp_ratio': 1,
     },
   })  # fmt: skip
-  return _save(path / 'model', config, ByteTokenizer())
+  return save_random(path / 'model', config, ByteTokenizer())
 
 
 @pytest.fixture(scope='module')

@@ -13,35 +13,19 @@ import unittest.mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from flax import linen as nn
-from PIL import Image
+from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.data import image
 from dalle_jax.data.text_tokenizer import ByteTokenizer, train_pieces
-from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.pipeline import compress
-from dalle_jax.pipeline.compress import Settings
+from dalle_jax.pipeline.settings import CompressionSettings
 from dalle_jax.training import ngram_counts
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXT = b'the cat sat on the mat and the dog lay on the log, and the mat was flat. ' * 30
 TEXT_CONFIG = {'task': 'sequence', 'data': {'source': 'text'}}
-PICTURE_CONFIG = Config.from_dict({
-  'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
-  'tokenizer': {'vocab_size': 300, 'text_length': 6},
-  'dvae': {'image_vocab_size': 8, 'hidden_size': 4, 'decoder_input_size': 4, 'num_groups': 2, 'blocks_per_group': 1},
-  'prior': {'num_layers': 1, 'num_heads': 2, 'embed_dim': 8, 'mlp_ratio': 1},
-})  # fmt: skip
-
-
-def _random(config, vocab_size):
-  rng = np.random.default_rng(0)
-  shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(config, vocab_size)))
-  return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 @pytest.fixture(scope='module')
@@ -56,24 +40,14 @@ def models(tmp_path_factory):
   bundle.save(root / 'ngram', config, tokenizer, {'model': jax.tree.map(jnp.asarray, table)}, 'data')
   model = {'length': 16, 'num_layers': 1, 'embed_dim': 8, 'num_heads': 2}
   config = Config.from_dict({**TEXT_CONFIG, 'tokenizer': {'kind': 'bytes'}, 'model': model})
-  bundle.save(root / 'transformer', config, ByteTokenizer(), _random(config, 256), 'data')
-  captions = train_tokenizer(['a red circle', 'a blue square', 'a green triangle'] * 4, 300)
-  params = _random(PICTURE_CONFIG, captions.vocab_size)
-  bundle.save(root / 'pictures', PICTURE_CONFIG, captions, params, 'data')
-  values = PICTURE_CONFIG.to_dict() | {'task': 'sequence'}
-  values['dvae'] |= {'pretrained': 'unused'}
-  values['model'] |= {'tokens': 'image', 'kind': 'ngram', 'order': 1}
-  config = Config.from_dict(values)
-  unigrams = nn.unbox(bundle.init_params(config, None, [9])['model'])
-  even = {'token': jnp.arange(9, dtype=jnp.int32), 'log_prob': jnp.log(jnp.full(9, 1 / 8)).at[8].set(-jnp.inf)}
-  codes = {'dvae': params['dvae'], 'model': [{**unigrams[0], **even}]}
-  bundle.save(root / 'codes', config, None, codes, 'data')
-  return {name: str(root / name) for name in ('ngram', 'transformer', 'pictures', 'codes')}
+  save_random(root / 'transformer', config, ByteTokenizer(), 0.3)
+  save_random(root / 'pictures', Config.from_dict(PICTURES), caption_tokenizer())
+  return {name: str(root / name) for name in ('ngram', 'transformer', 'pictures')}
 
 
 def _round_trip(model, data, tmp_path, **options):
   (tmp_path / 'in').write_bytes(data)
-  figures = compress.encode(model, str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings(**options))
+  figures = compress.encode(model, str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(**options))
   compress.decode(model, str(tmp_path / 'coded'), str(tmp_path / 'out'))
   assert (tmp_path / 'out').read_bytes() == data
   return figures
@@ -110,7 +84,7 @@ def test_the_cost_is_the_entropy_and_the_coders_own(models, coder, tmp_path):
 
 def test_the_report_is_what_is_printed_and_other_programs_are_measured(models, tmp_path, capsys):
   (tmp_path / 'in').write_bytes(TEXT)
-  args = (models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings())
+  args = (models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
   figures = compress.encode(*args, compare=True, report=str(tmp_path / 'report.json'))
   assert json.loads((tmp_path / 'report.json').read_text()) == figures
   assert set(figures['baselines']) == {'gzip -9', 'bzip2 -9', 'xz -9e', 'zstd --ultra -22'}
@@ -126,7 +100,7 @@ def test_memory_does_not_grow_with_the_file(models, tmp_path):
   for times in (1, 8, 32):  # the first run compiles
     (tmp_path / 'in').write_bytes(TEXT * 15 * times)
     tracemalloc.start()
-    settings = Settings(batch_size=64, verify=False)
+    settings = CompressionSettings(batch_size=64, verify=False)
     compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), settings, overwrite=True)
     compress.decode(models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'), overwrite=True)
     peaks.append(tracemalloc.get_traced_memory()[1])
@@ -140,7 +114,7 @@ def coded(models, tmp_path_factory):
   """A file of several chunks."""
   root = tmp_path_factory.mktemp('coded')
   (root / 'in').write_bytes(TEXT)
-  compress.encode(models['ngram'], str(root / 'in'), str(root / 'coded'), Settings(batch_size=2))
+  compress.encode(models['ngram'], str(root / 'in'), str(root / 'coded'), CompressionSettings(batch_size=2))
   return (root / 'coded').read_bytes()
 
 
@@ -187,9 +161,9 @@ def test_a_device_that_does_not_repeat_itself_is_found_before_anything_is_writte
   monkeypatch.setattr(text, 'decode', lambda *args: decode(*args) * 0)
   (tmp_path / 'in').write_bytes(TEXT)
   with pytest.raises(ValueError, match='does not give the same probabilities twice'):
-    compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings())
+    compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
   assert [path.name for path in tmp_path.iterdir()] == ['in']
-  compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings(verify=False))
+  compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(verify=False))
 
 
 def _command(*args, devices):
@@ -207,166 +181,6 @@ def test_a_file_of_one_device_decodes_on_eight_in_another_process(models, tmp_pa
   done = _command('decode', model, tmp_path / 'coded', tmp_path / 'out', devices=8)
   assert done.returncode == 0 and '8 cpu device(s)' in done.stdout, done.stderr
   assert (tmp_path / 'out').read_bytes() == TEXT[:300]
-
-
-def _pictures(root, *shapes):
-  rng = np.random.default_rng(0)
-  root.mkdir()
-  images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
-  for i, pixels in enumerate(images):
-    (root / f'{i}.png').write_bytes(image.encode_png(pixels))
-  return images
-
-
-@pytest.mark.parametrize('coder', ['range', 'huffman'])
-def test_pictures_of_any_size_come_back_without_loss(models, coder, tmp_path):
-  images = _pictures(tmp_path / 'in', (8, 8), (5, 19), (1, 1))
-  (tmp_path / 'in' / 'metadata.jsonl').write_text('{"file_name": "1.png", "text": "A red circle"}\n')
-  figures = compress.encode(
-    models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings(coder=coder, batch_size=2)
-  )
-  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
-  for i, pixels in enumerate(images):
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / f'{i}.png')), pixels)
-  assert json.loads((tmp_path / 'out' / 'metadata.jsonl').read_text()) == {'file_name': '1.png', 'text': 'a red circle'}
-  assert figures['num_tiles'] == 5 and figures['num_pixels'] == 64 + 95 + 1
-  excess = 8 * figures['payload_bytes'] - figures['model_bits']
-  assert -1 < excess < (9 * 3 if coder == 'range' else figures['num_pixels'] * 3 + figures['num_tokens'])
-
-
-def test_lossy_pictures_are_what_the_dvae_makes_of_them(models, tmp_path):
-  (pixels,) = _pictures(tmp_path / 'in', (8, 8))
-  source = tmp_path / 'in' / '0.png'
-  figures = compress.encode(models['pictures'], str(source), str(tmp_path / 'coded'), Settings(lossy=True))
-  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out.png'))
-  found = np.asarray(Image.open(tmp_path / 'out.png'))
-  loaded = bundle.load(pathlib.Path(models['pictures']), compress.sharding.one_device_mesh())
-  variables = {'params': loaded.params['dvae']}
-  codes = loaded.dvae.apply(variables, pixels[None], method='encode')
-  expected = np.asarray(loaded.dvae.apply(variables, codes, method='decode'))[0]
-  assert np.abs(found - expected).max() <= 0.51
-  error = np.mean((found.astype(float) - pixels) ** 2)
-  assert figures['psnr_of_reconstructions'] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
-  assert figures['pixel_bits'] == 0 and figures['bits_per_pixel'] == 8 * figures['file_bytes'] / 64
-
-
-def test_models_of_image_tokens_compress_pictures_without_captions(models, tmp_path):
-  (pixels,) = _pictures(tmp_path / 'in', (8, 8))
-  args = (models['codes'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
-  with pytest.raises(ValueError, match=r'--caption: .* without captions'):
-    compress.encode(*args, Settings(caption='a circle'))
-  figures = compress.encode(*args, Settings())
-  assert figures['code_bits'] == pytest.approx(16 * 3, rel=1e-5)  # 4 x 4 codes, 8 of them equally likely
-  compress.decode(models['codes'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
-  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '0.png')), pixels)
-
-
-def test_transparent_pictures_need_to_be_resized_or_lossy(models, tmp_path):
-  Image.new('RGBA', (20, 10), (255, 0, 0, 90)).save(tmp_path / 'in.png')
-  args = (models['pictures'], str(tmp_path / 'in.png'), str(tmp_path / 'coded'))
-  with pytest.raises(ValueError, match=r'in.png: it has transparency.*--resize or --lossy'):
-    compress.encode(*args, Settings())
-  assert not (tmp_path / 'coded').exists()
-  figures = compress.encode(*args, Settings(resize=True, caption='a red circle'))
-  assert figures['num_pixels'] == 64
-  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
-  assert np.asarray(Image.open(tmp_path / 'out')).shape == (8, 8, 3)
-
-
-def test_pictures_before_a_damage_are_recovered(models, tmp_path):
-  images = _pictures(tmp_path / 'in', *[(8, 8)] * 4)
-  compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings(batch_size=2))
-  data = (tmp_path / 'coded').read_bytes()
-  (tmp_path / 'coded').write_bytes(data[:-80])
-  with pytest.raises(ValueError, match='1 whole chunk'):
-    compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'), recover=True)
-  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['0.png', '1.png']
-  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '1.png')), images[1])
-
-
-def test_the_tiles_of_one_picture_that_are_there_are_recovered(models, tmp_path, capsys):
-  (pixels,) = _pictures(tmp_path / 'in', (8, 32))
-  source = str(tmp_path / 'in' / '0.png')
-  compress.encode(models['pictures'], source, str(tmp_path / 'coded'), Settings(batch_size=2))
-  (tmp_path / 'coded').write_bytes((tmp_path / 'coded').read_bytes()[:-80])
-  (tmp_path / 'out').write_bytes(b'former')
-  args = (models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
-  with pytest.raises(ValueError, match='cut'):
-    compress.decode(*args, overwrite=True)
-  assert (tmp_path / 'out').read_bytes() == b'former'
-  with pytest.raises(ValueError, match='1 whole chunk'):
-    compress.decode(*args, overwrite=True, recover=True)
-  found = np.asarray(Image.open(tmp_path / 'out'))
-  np.testing.assert_array_equal(found[:, :16], pixels[:, :16])
-  assert (found[:, 16:] == 128).all() and 'tiles are missing' in capsys.readouterr().out
-
-
-def test_pictures_are_only_written_to_a_new_or_empty_directory(models, tmp_path):
-  _pictures(tmp_path / 'in', (8, 8))
-  args = (models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
-  compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings(lossy=True))
-  (tmp_path / 'out').mkdir()
-  (tmp_path / 'out' / 'mine').touch()
-  with pytest.raises(ValueError, match='new or empty'):
-    compress.decode(*args, overwrite=True)
-  (tmp_path / 'out' / 'mine').unlink()
-  compress.decode(*args)
-  assert [path.name for path in (tmp_path / 'out').iterdir()] == ['0.png']
-
-
-def test_pictures_that_could_not_be_written_again_are_refused(models, tmp_path, monkeypatch):
-  monkeypatch.setattr(bundle, 'load', lambda *a, **k: pytest.fail('the model was read'))
-  args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
-  (pixels,) = _pictures(tmp_path / 'in', (4, 4))
-  Image.fromarray(pixels).save(tmp_path / 'in' / '0.jpg')
-  (tmp_path / 'in' / '0.png').rename(tmp_path / 'in' / '0.jpg.png')
-  with pytest.raises(ValueError, match=r"two pictures that would both be written to '0.jpg.png'"):
-    compress.encode(*args, Settings())
-  (tmp_path / 'in' / '0.jpg').rename(tmp_path / 'in' / 'a\\b.jpg')
-  with pytest.raises(ValueError, match='a picture named'):
-    compress.encode(*args, Settings())
-
-
-def test_a_picture_that_changes_meanwhile_is_named(models, tmp_path, monkeypatch):
-  from dalle_jax.pipeline.compress_pictures import PictureJob
-
-  _pictures(tmp_path / 'in', (8, 8))
-  check = PictureJob.check
-
-  def change(source, settings, config):
-    check(source, settings, config)
-    monkeypatch.setattr(
-      'dalle_jax.pipeline.compress_pictures._Plan.chunks',
-      lambda self, size: (Image.new('RGB', (20, 8)).save(source / '0.png'), iter([[(8, 8)]]))[1],
-    )
-
-  monkeypatch.setattr(PictureJob, 'check', staticmethod(change))
-  with pytest.raises(ValueError, match='has been changed since'):
-    compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings())
-  assert not (tmp_path / 'coded').exists()
-
-
-def test_captions_that_cannot_be_used_or_change_are_told(models, tmp_path, capsys):
-  _pictures(tmp_path / 'in', (8, 8))
-  (tmp_path / 'in' / 'README.txt').write_text('my pictures')
-  args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
-  compress.encode(*args, Settings(lossy=True))
-  assert 'no captions are used' in capsys.readouterr().out
-  (tmp_path / 'in' / '0.txt').write_text('A Red Circle')
-  compress.encode(*args, Settings(lossy=True, verify=False), overwrite=True)
-  assert '1 caption(s) will come back' in capsys.readouterr().out
-
-
-def test_other_formats_are_measured_at_their_best(models, tmp_path):
-  grey = np.random.default_rng(0).integers(0, 256, (16, 16, 1)).repeat(3, axis=2).astype(np.uint8)
-  few = np.random.default_rng(0).choice([0, 255], (16, 16, 3)).astype(np.uint8)
-  for name, pixels in (('few', few), ('grey', grey)):
-    (tmp_path / name).mkdir()
-    Image.fromarray(pixels).save(tmp_path / name / '0.png')
-    args = (models['pictures'], str(tmp_path / name), str(tmp_path / f'{name}.djxc'))
-    sizes = compress.encode(*args, Settings(lossy=True, verify=False), compare=True)['baselines']
-    assert set(sizes) == {'PNG, one by one', 'WebP lossless, one by one'}
-    assert sizes['PNG, one by one'] < (400 if name == 'grey' else 250)  # RGB takes 8 bits a value
 
 
 def test_parts_of_other_files_are_not_taken_for_whole(models, coded, tmp_path):
@@ -421,14 +235,15 @@ def test_ctrl_c_and_a_full_disk_leave_nothing(models, tmp_path, monkeypatch):
   for error, kind in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, 'No space left on device'), ValueError)):
     monkeypatch.setattr(text, 'encode', unittest.mock.Mock(side_effect=error))
     with pytest.raises(kind):
-      compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), Settings())
+      compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
     assert [path.name for path in tmp_path.iterdir()] == ['in']
 
 
 def test_flags_and_arguments_that_do_not_fit_end_with_one_line(models, tmp_path):
   (tmp_path / 'in').write_bytes(TEXT[:100])
   for args, message in [
-    (['decode', tmp_path / 'in'], 'encode --model=DIR IN OUT'),
+    (['decode', tmp_path / 'in'], 'decode takes IN OUT; given'),
+    ([], 'one of encode, decode, info'),
     (['encode', tmp_path / 'in', tmp_path / 'coded'], 'encode needs --model=DIR'),
     (['decode', '--lossy', '--coder=range', tmp_path / 'in', tmp_path / 'out'], '--coder, --lossy: not for decode'),
     (['info', tmp_path / 'in'], 'is no file that `compress encode` wrote'),
@@ -465,6 +280,6 @@ def test_bad_input_is_named_before_anything_is_done(models, name, tmp_path, monk
   args = {'model': models['ngram'], 'source': 'in', 'out': 'coded', **changes}
   monkeypatch.setattr(bundle, 'load', lambda *a, **k: pytest.fail('the model was read'))
   with pytest.raises(ValueError, match=message):
-    compress.encode(**args, settings=Settings(**options))
+    compress.encode(**args, settings=CompressionSettings(**options))
   assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'in', 'there']
   assert (tmp_path / 'in').read_bytes() == TEXT and (tmp_path / 'there').read_bytes() == b'mine'

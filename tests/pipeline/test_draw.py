@@ -1,37 +1,22 @@
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image
+from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.pipeline.draw import draw, read_prompts
 
-CONFIG = Config.from_dict({
-  'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
-  'tokenizer': {'vocab_size': 300, 'text_length': 6},
-  'dvae': {'image_vocab_size': 8, 'hidden_size': 4, 'decoder_input_size': 4, 'num_groups': 2, 'blocks_per_group': 1},
-  'prior': {'num_layers': 1, 'num_heads': 2, 'embed_dim': 8, 'mlp_ratio': 1},
-  'sampling': {'temperature': 0.9, 'batch_size': 2},
-})  # fmt: skip
+CONFIG = Config.from_dict({**PICTURES, 'sampling': {'temperature': 0.9, 'batch_size': 2}})
 PROMPTS = ['A red circle', 'a blue square']
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   """A model of random parameters, which draws noise."""
-  path = tmp_path_factory.mktemp('run') / 'model'
-  tokenizer = train_tokenizer(['a red circle', 'a blue square', 'a green triangle'] * 4, 300)
-  rng = np.random.default_rng(0)
-  shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(CONFIG, tokenizer.vocab_size)))
-  params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), jnp.float32), shapes)
-  bundle.save(path, CONFIG, tokenizer, params, 'data')
-  return str(path)
+  return save_random(tmp_path_factory.mktemp('run') / 'model', CONFIG, caption_tokenizer())
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,193 @@
+"""Compressing pictures and getting them back, as the command does."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+from random_models import PICTURES, caption_tokenizer, random_params
+
+from dalle_jax import bundle
+from dalle_jax.config import Config
+from dalle_jax.data import image
+from dalle_jax.pipeline import compress
+from dalle_jax.pipeline.settings import CompressionSettings
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+  """Model directories: a prior, and 1-grams of image tokens that are all equally likely."""
+  root = tmp_path_factory.mktemp('models')
+  tokenizer, config = caption_tokenizer(), Config.from_dict(PICTURES)
+  params = random_params(config, tokenizer.vocab_size, 0.3)
+  bundle.save(root / 'pictures', config, tokenizer, params, 'data')
+  values = config.to_dict() | {'task': 'sequence'}
+  values['dvae'] |= {'pretrained': 'unused'}
+  values['model'] |= {'tokens': 'image', 'kind': 'ngram', 'order': 1}
+  config = Config.from_dict(values)
+  unigrams = nn.unbox(bundle.init_params(config, None, [9])['model'])
+  even = {'token': jnp.arange(9, dtype=jnp.int32), 'log_prob': jnp.log(jnp.full(9, 1 / 8)).at[8].set(-jnp.inf)}
+  codes = {'dvae': params['dvae'], 'model': [{**unigrams[0], **even}]}
+  bundle.save(root / 'codes', config, None, codes, 'data')
+  return {name: str(root / name) for name in ('pictures', 'codes')}
+
+
+def _pictures(root, *shapes):
+  rng = np.random.default_rng(0)
+  root.mkdir()
+  images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
+  for i, pixels in enumerate(images):
+    (root / f'{i}.png').write_bytes(image.encode_png(pixels))
+  return images
+
+
+@pytest.mark.parametrize('coder', ['range', 'huffman'])
+def test_pictures_of_any_size_come_back_without_loss(models, coder, tmp_path):
+  images = _pictures(tmp_path / 'in', (8, 8), (5, 19), (1, 1))
+  (tmp_path / 'in' / 'metadata.jsonl').write_text('{"file_name": "1.png", "text": "A red circle"}\n')
+  figures = compress.encode(
+    models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(coder=coder, batch_size=2)
+  )
+  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  for i, pixels in enumerate(images):
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / f'{i}.png')), pixels)
+  assert json.loads((tmp_path / 'out' / 'metadata.jsonl').read_text()) == {'file_name': '1.png', 'text': 'a red circle'}
+  assert figures['num_tiles'] == 5 and figures['num_pixels'] == 64 + 95 + 1
+  excess = 8 * figures['payload_bytes'] - figures['model_bits']
+  assert -1 < excess < (9 * 3 if coder == 'range' else figures['num_pixels'] * 3 + figures['num_tokens'])
+
+
+def test_lossy_pictures_are_what_the_dvae_makes_of_them(models, tmp_path):
+  (pixels,) = _pictures(tmp_path / 'in', (8, 8))
+  source = tmp_path / 'in' / '0.png'
+  figures = compress.encode(models['pictures'], str(source), str(tmp_path / 'coded'), CompressionSettings(lossy=True))
+  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out.png'))
+  found = np.asarray(Image.open(tmp_path / 'out.png'))
+  loaded = bundle.load(pathlib.Path(models['pictures']), compress.sharding.one_device_mesh())
+  variables = {'params': loaded.params['dvae']}
+  codes = loaded.dvae.apply(variables, pixels[None], method='encode')
+  expected = np.asarray(loaded.dvae.apply(variables, codes, method='decode'))[0]
+  assert np.abs(found - expected).max() <= 0.51
+  error = np.mean((found.astype(float) - pixels) ** 2)
+  assert figures['psnr_of_reconstructions'] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
+  assert figures['pixel_bits'] == 0 and figures['bits_per_pixel'] == 8 * figures['file_bytes'] / 64
+
+
+def test_models_of_image_tokens_compress_pictures_without_captions(models, tmp_path):
+  (pixels,) = _pictures(tmp_path / 'in', (8, 8))
+  args = (models['codes'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
+  with pytest.raises(ValueError, match=r'--caption: .* without captions'):
+    compress.encode(*args, CompressionSettings(caption='a circle'))
+  figures = compress.encode(*args, CompressionSettings())
+  assert figures['code_bits'] == pytest.approx(16 * 3, rel=1e-5)  # 4 x 4 codes, 8 of them equally likely
+  compress.decode(models['codes'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '0.png')), pixels)
+
+
+def test_transparent_pictures_need_to_be_resized_or_lossy(models, tmp_path):
+  Image.new('RGBA', (20, 10), (255, 0, 0, 90)).save(tmp_path / 'in.png')
+  args = (models['pictures'], str(tmp_path / 'in.png'), str(tmp_path / 'coded'))
+  with pytest.raises(ValueError, match=r'in.png: it has transparency.*--resize or --lossy'):
+    compress.encode(*args, CompressionSettings())
+  assert not (tmp_path / 'coded').exists()
+  figures = compress.encode(*args, CompressionSettings(resize=True, caption='a red circle'))
+  assert figures['num_pixels'] == 64
+  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  assert np.asarray(Image.open(tmp_path / 'out')).shape == (8, 8, 3)
+
+
+def test_pictures_before_a_damage_are_recovered(models, tmp_path):
+  images = _pictures(tmp_path / 'in', *[(8, 8)] * 4)
+  compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
+  data = (tmp_path / 'coded').read_bytes()
+  (tmp_path / 'coded').write_bytes(data[:-80])
+  with pytest.raises(ValueError, match='1 whole chunk'):
+    compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'), recover=True)
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['0.png', '1.png']
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '1.png')), images[1])
+
+
+def test_the_tiles_of_one_picture_that_are_there_are_recovered(models, tmp_path, capsys):
+  (pixels,) = _pictures(tmp_path / 'in', (8, 32))
+  source = str(tmp_path / 'in' / '0.png')
+  compress.encode(models['pictures'], source, str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
+  (tmp_path / 'coded').write_bytes((tmp_path / 'coded').read_bytes()[:-80])
+  (tmp_path / 'out').write_bytes(b'former')
+  args = (models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  with pytest.raises(ValueError, match='cut'):
+    compress.decode(*args, overwrite=True)
+  assert (tmp_path / 'out').read_bytes() == b'former'
+  with pytest.raises(ValueError, match='1 whole chunk'):
+    compress.decode(*args, overwrite=True, recover=True)
+  found = np.asarray(Image.open(tmp_path / 'out'))
+  np.testing.assert_array_equal(found[:, :16], pixels[:, :16])
+  assert (found[:, 16:] == 128).all() and 'tiles are missing' in capsys.readouterr().out
+
+
+def test_pictures_are_only_written_to_a_new_or_empty_directory(models, tmp_path):
+  _pictures(tmp_path / 'in', (8, 8))
+  args = (models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(lossy=True))
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out' / 'mine').touch()
+  with pytest.raises(ValueError, match='new or empty'):
+    compress.decode(*args, overwrite=True)
+  (tmp_path / 'out' / 'mine').unlink()
+  compress.decode(*args)
+  assert [path.name for path in (tmp_path / 'out').iterdir()] == ['0.png']
+
+
+def test_pictures_that_could_not_be_written_again_are_refused(models, tmp_path, monkeypatch):
+  monkeypatch.setattr(bundle, 'load', lambda *a, **k: pytest.fail('the model was read'))
+  args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
+  (pixels,) = _pictures(tmp_path / 'in', (4, 4))
+  Image.fromarray(pixels).save(tmp_path / 'in' / '0.jpg')
+  (tmp_path / 'in' / '0.png').rename(tmp_path / 'in' / '0.jpg.png')
+  with pytest.raises(ValueError, match=r"two pictures that would both be written to '0.jpg.png'"):
+    compress.encode(*args, CompressionSettings())
+  (tmp_path / 'in' / '0.jpg').rename(tmp_path / 'in' / 'a\\b.jpg')
+  with pytest.raises(ValueError, match='a picture named'):
+    compress.encode(*args, CompressionSettings())
+
+
+def test_a_picture_that_changes_meanwhile_is_named(models, tmp_path, monkeypatch):
+  from dalle_jax.pipeline.compress_pictures import PictureJob
+
+  _pictures(tmp_path / 'in', (8, 8))
+  inputs = PictureJob.inputs
+
+  def change(source, settings, config):
+    found = inputs(source, settings, config)
+    Image.new('RGB', (20, 8)).save(source / '0.png')
+    return found
+
+  monkeypatch.setattr(PictureJob, 'inputs', staticmethod(change))
+  with pytest.raises(ValueError, match='has been changed since'):
+    compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
+  assert not (tmp_path / 'coded').exists()
+
+
+def test_captions_that_cannot_be_used_or_change_are_told(models, tmp_path, capsys):
+  _pictures(tmp_path / 'in', (8, 8))
+  (tmp_path / 'in' / 'README.txt').write_text('my pictures')
+  args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
+  compress.encode(*args, CompressionSettings(lossy=True))
+  assert 'no captions are used' in capsys.readouterr().out
+  (tmp_path / 'in' / '0.txt').write_text('A Red Circle')
+  compress.encode(*args, CompressionSettings(lossy=True, verify=False), overwrite=True)
+  assert '1 caption(s) will come back' in capsys.readouterr().out
+
+
+def test_other_formats_are_measured_at_their_best(models, tmp_path):
+  grey = np.random.default_rng(0).integers(0, 256, (16, 16, 1)).repeat(3, axis=2).astype(np.uint8)
+  few = np.random.default_rng(0).choice([0, 255], (16, 16, 3)).astype(np.uint8)
+  for name, pixels in (('few', few), ('grey', grey)):
+    (tmp_path / name).mkdir()
+    Image.fromarray(pixels).save(tmp_path / name / '0.png')
+    args = (models['pictures'], str(tmp_path / name), str(tmp_path / f'{name}.djxc'))
+    sizes = compress.encode(*args, CompressionSettings(lossy=True, verify=False), compare=True)['baselines']
+    assert set(sizes) == {'PNG, one by one', 'WebP lossless, one by one'}
+    assert sizes['PNG, one by one'] < (400 if name == 'grey' else 250)  # RGB takes 8 bits a value
