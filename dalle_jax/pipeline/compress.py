@@ -228,4 +228,4 @@ def _print(figures: dict[str, Any]) -> None:
     if name.startswith(('bits_per_', 'model_bits_per_', 'overhead_bits_per_', 'psnr')):
       print(f'{name:<28} {value:.4f}')
   for name, value in figures.get('baselines', {}).items():
-    print(f'{name:<28} {value:,} bytes' if value is not None else f'{name:<28} not installed')
+    print(f'{name:<28} {value:,} bytes' if value is not None else f'{name:<28} not measured: pip install zstandard')
