@@ -1,7 +1,11 @@
-"""Draws images with a trained model, for prompts or without, or continues texts with a model of text.
+"""Draws images with a trained model, completes and varies pictures; continues texts with a model of text.
 
 python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a large red circle above a small blue square"
+python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a red circle" --image=a.png --keep_top=0.5
+python -m dalle_jax.generate --model=runs/quickstart/model --from=samples/000_a_red_circle_000.png --out=again
 """
+
+from typing import Any
 
 from absl import flags
 
@@ -10,37 +14,110 @@ from dalle_jax import flags as doors
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, as training writes it (WORKDIR/model).')
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; repeat the flag for more prompts.')
 _PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt a line.')
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 8, 'Images, or texts, of each prompt.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise; the same seed draws the same images.')
 _OUT = flags.DEFINE_string('out', 'samples', 'Directory for the pictures.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "Images drawn at a time; by default the model's own.")
-_TEMPERATURE = flags.DEFINE_float('temperature', None, "0 takes the likeliest tokens; by default the model's own.")
-_TOP_K = flags.DEFINE_integer('top_k', None, "Tokens to choose among, 0 for all; by default the model's own.")
-_TRUNCATE = flags.DEFINE_bool('truncate', False, 'Cut prompts that are too long for the model.')
+_PREVIEW_EVERY = flags.DEFINE_integer('preview_every', 0, 'Rows of tokens after which OUT/previews gets a picture.')
+
+# The fields of DrawSettings.
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 8, 'Images, or texts, of each prompt.')
+flags.DEFINE_integer('seed', 0, 'Seed of the noise; image i of a seed is the same, however many are drawn.')
+flags.DEFINE_integer('batch_size', None, "Images drawn at a time, at most; by default the model's own.")
+flags.DEFINE_float('temperature', None, "0 takes the likeliest tokens; by default the model's own.")
+flags.DEFINE_integer('top_k', None, "Tokens to choose among, 0 for all; by default the model's own.")
+flags.DEFINE_float('top_p', None, "Share of the probability to choose among, 1 for all; by default the model's own.")
+flags.DEFINE_float('guidance_scale', None, "How far the prompt's effect is exaggerated, 1: not; default: the model's.")
+flags.DEFINE_float('guidance_ramp', None, "Share of the image over which the scale grows; by default the model's own.")
+flags.DEFINE_string('negative_prompt', '', 'What guidance keeps away from.')
+flags.DEFINE_integer('candidates', None, 'Images drawn of each prompt, of which --keep are kept.')
+_KEEP = flags.DEFINE_integer('keep', None, 'Images kept of the candidates; by default --num_images.')
+flags.DEFINE_string(
+  'rank',
+  '',
+  'What candidates are kept by: reranker, likelihood (of the image) or caption_likelihood.',
+)
+flags.DEFINE_bool('truncate', False, 'Cut prompts that are too long for the model.')
+_RERANKER = flags.DEFINE_string('reranker', '', 'Model directory of a reranker, or of an imported CLIP.')
+
+# The fields of Given.
+_IMAGE = flags.DEFINE_string('image', '', 'Picture to complete, to vary or to encode; the middle square is taken.')
+flags.DEFINE_string('mask', '', "Picture of --image's size: white, or transparent, is drawn anew; black stays.")
+flags.DEFINE_float('keep_top', None, 'Share of the picture, from the top, that stays.')
+flags.DEFINE_list('keep_box', None, 'LEFT,TOP,RIGHT,BOTTOM of what stays, as shares of the picture (0 to 1).')
+flags.DEFINE_list('redraw_box', None, 'LEFT,TOP,RIGHT,BOTTOM of what is drawn anew.')
+flags.DEFINE_float('variation', None, 'How far images may be from the picture: near 0 hardly, 1 as far as any.')
+
+_FROM = flags.DEFINE_string('from', '', 'Picture of this program, to be drawn again by the settings that it carries.')
+_ENCODE = flags.DEFINE_bool('encode', False, "Only write --image's codes, as OUT/NAME.npy, and what they decode to.")
+_DECODE = flags.DEFINE_string('decode', '', 'Only decode the codes in this .npy file, [h, w] or [N, h, w].')
 flags.mark_flag_as_required('model')
+
+_SETTINGS = (
+  'seed', 'batch_size', 'temperature', 'top_k', 'top_p', 'guidance_scale', 'guidance_ramp', 'negative_prompt',
+  'candidates', 'rank', 'truncate',
+)  # fmt: skip
+_BOXES = ('keep_box', 'redraw_box')
+_GIVEN = ('mask', 'keep_top', *_BOXES, 'variation')
 
 
 def main(argv: list[str]) -> int:
   del argv
+  from dalle_jax.pipeline import codes, draw
+  from dalle_jax.pipeline.settings import DrawSettings
+
+  if bool(_FROM.value) + _ENCODE.value + bool(_DECODE.value) > 1:
+    raise ValueError('--from, --encode and --decode exclude each other; give one of them.')
+  values = {name: flags.FLAGS[name].value for name in _SETTINGS}
+  settings = DrawSettings(num_images=_NUM_IMAGES.value if _KEEP.value is None else _KEEP.value, **values)
+  if _ENCODE.value or _DECODE.value:
+    doors.start_jax(distributed=False)
+    one = codes.encode if _ENCODE.value else codes.decode
+    for file in one(_MODEL.value, _IMAGE.value if _ENCODE.value else _DECODE.value, _OUT.value):
+      print(file)
+    return 0
+  given = _given()
+  if _FROM.value:
+    doors.start_jax(distributed=False)
+    files = draw.draw_again(_MODEL.value, _FROM.value, _OUT.value, given)
+    print(f'{files[0]}, drawn again')
+    return 0
+  return _draw(settings, given)
+
+
+def _draw(settings: Any, given: Any) -> int:
   from dalle_jax.pipeline import draw, write
 
-  given = _PROMPTS_FILE.value or any(_PROMPT.value)
-  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if given else ['']
+  named = _PROMPTS_FILE.value or any(_PROMPT.value)
+  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if named else ['']
   of_text = write.holds_text(_MODEL.value)
-  if not given and not of_text and draw.takes_prompts(_MODEL.value):
+  if not named and not of_text and not given and draw.takes_prompts(_MODEL.value):
     prompts = draw.read_prompts(_PROMPT.value, '')  # which says what is missing
   doors.start_jax(distributed=False)
-  sampling = {
-    'seed': _SEED.value, 'batch_size': _BATCH_SIZE.value, 'temperature': _TEMPERATURE.value, 'top_k': _TOP_K.value
-  }  # fmt: skip
   if of_text:
-    write.show(prompts, write.write(_MODEL.value, prompts, num_texts=_NUM_IMAGES.value, **sampling))
+    write.show(prompts, write.write(_MODEL.value, prompts, settings))
     return 0
   files = draw.draw(
-    _MODEL.value, prompts, out=_OUT.value, num_images=_NUM_IMAGES.value, truncate=_TRUNCATE.value, **sampling
-  )
+    _MODEL.value, prompts, settings, out=_OUT.value, given=given, reranker=_RERANKER.value,
+    preview_every=_PREVIEW_EVERY.value,
+  )  # fmt: skip
   print(f'{len(files) - 1} image(s) in {_OUT.value}; all on one sheet: {files[-1]}')
   return 0
+
+
+def _given() -> Any:
+  """The picture to complete or to vary, if there is one."""
+  values = {name: flags.FLAGS[name].value for name in _GIVEN}
+  found = [name for name, value in values.items() if value not in ('', None)]
+  if not _IMAGE.value:
+    if found:
+      raise ValueError(f'--{found[0]} says what stays of a picture; give the picture with --image.')
+    return None
+  from dalle_jax.pipeline.given import Given
+
+  for name in _BOXES:
+    try:
+      values[name] = None if values[name] is None else tuple(float(side) for side in values[name])
+    except ValueError:
+      raise ValueError(f'--{name} is {",".join(values[name])}; it must be four numbers with commas between.') from None
+  return Given(image=_IMAGE.value, **values)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
 """Devices, logs, and what is drawn and measured: nothing here changes what is learnt."""
 
 import dataclasses
+import math
 
-from dalle_jax.config.checks import require, require_positive
+from dalle_jax.config.checks import require, require_fraction, require_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,20 @@ class SamplingConfig:
 
   temperature: float = 1.0
   top_k: int = 0  # tokens kept at each step; 0: all
+  top_p: float = 1.0  # share of the probability kept at each step, after temperature and top_k; 1: all
+  guidance_scale: float = 1.0  # classifier-free guidance; 1: none, and half the work
+  guidance_ramp: float = 0.0  # share of the image's tokens over which the scale grows from 1
   batch_size: int = 64
 
   def __post_init__(self) -> None:
     require(self.temperature >= 0, f'config.sampling.temperature is {self.temperature}; it must be 0 or more.')
     require(self.top_k >= 0, f'config.sampling.top_k is {self.top_k}; it must be 0 (all tokens) or more.')
+    require(0 < self.top_p <= 1, f'config.sampling.top_p is {self.top_p}; it must be above 0 and at most 1 (all).')
+    require(
+      math.isfinite(self.guidance_scale) and self.guidance_scale >= 0,
+      f'config.sampling.guidance_scale is {self.guidance_scale}; it must be 0 or more.',
+    )
+    require_fraction('sampling', self, 'guidance_ramp')
     require_positive('sampling', self, 'batch_size')
 
 

@@ -34,6 +34,10 @@ class Tokenizer(PieceModel):
     """Token ids of a text, without padding."""
     return self._processor.encode(text)
 
+  def unseen(self, text: str) -> str:
+    """The characters of a text, each once, that have no piece and become bytes: hardly any caption had them."""
+    return ''.join(dict.fromkeys(symbol for symbol in self._processor.normalize(text) if symbol not in self._ranks))
+
   def encode_with_dropout(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
     """Token ids with BPE dropout (Provilkov et al. 2020): merges are left out at random, so that words come apart.
 
@@ -103,7 +107,7 @@ class Tokenizer(PieceModel):
     if len(ids) > length and not truncate:
       raise ValueError(
         f'The prompt has {len(ids)} tokens, but the model takes at most {length}; shorten it, or cut it off with '
-        f'--truncate: {text!r}'
+        f'--truncate: {shortened(text)!r}'
       )
     return pad(ids, length)
 
@@ -147,6 +151,11 @@ def merge(symbols: list[str], ranks: Mapping[str, int], dropout: float, rng: np.
     propose(before[left], left)
     propose(left, after[left])
   return [symbol for symbol in symbols if symbol]
+
+
+def shortened(text: str, length: int = 80) -> str:
+  """The beginning of a text that may be enormous, for messages."""
+  return text if len(text) <= length else text[: length - 3] + '...'
 
 
 def pad(ids: Sequence[int], length: int) -> np.ndarray:

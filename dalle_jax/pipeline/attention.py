@@ -1,6 +1,7 @@
 """The page of what a model attends to: draws or reads, looks, and writes."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,15 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, sharding
 from dalle_jax.config import BlocksConfig, Config, MeshConfig, SequenceConfig
 from dalle_jax.data import crops
-from dalle_jax.data import image as image_lib
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention
 from dalle_jax.pipeline.draw import drawing_parts
+from dalle_jax.pipeline.given import read_picture
 from dalle_jax.pipeline.outputs import check_out
-from dalle_jax.pipeline.settings import check_sampling, sampling_settings
+from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.pipeline.write import holds_text
 from dalle_jax.reporting import attention as page
-from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.sampling.generate import Sampler, encode_prompts, paint_rows
 from dalle_jax.sampling.text import continue_text
 
 BUDGET = 6_000_000  # bytes of weights on a page, unless layers or heads are asked for
@@ -72,7 +73,7 @@ def show(
   Raises:
     ValueError: the model, the prompt, the picture or a setting cannot be used, or the file cannot be written.
   """
-  check_sampling(num_images, seed, None, temperature, top_k)
+  asked = DrawSettings(num_images=num_images, seed=seed, temperature=temperature, top_k=top_k)
   of_text = _check(model, prompt, image, num_images, continuation)
   check_out(Path(out))
   config = bundle.read_config(Path(model))
@@ -82,8 +83,9 @@ def show(
   mesh = sharding.make_mesh(MeshConfig())
   loaded = bundle.load(Path(model), mesh, _needs(of_text))
   choice = _choice(loaded, group, num_images, layers, heads)
-  settings = sampling_settings(config.sampling, num_images, None, temperature, top_k)
-  origin = f'Drawn with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}.'
+  settings = asked.sampling(config.sampling, num_images)
+  origin = f'Drawn with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}, '
+  origin += f'top_p {settings.top_p:g}, guidance_scale {settings.guidance_scale:g}.'
   if of_text:
     rows, given = _texts(loaded, prompt, num_images, mesh, seed, settings, continuation)
     articles = [_text_article(loaded, row, given, i, choice) for i, row in enumerate(rows)]
@@ -211,11 +213,7 @@ def _choice_notes(choice: Choice, group: Any) -> list[str]:
 
 def _read_picture(config: Config, file: str) -> np.ndarray:
   """The picture in a file as the model sees its own: the middle square, resized."""
-  try:
-    pixels = image_lib.decode(Path(file).read_bytes())
-  except (OSError, ValueError) as error:
-    raise ValueError(f'--image {file} cannot be read: {error}') from None
-  return crops.fit(pixels, config.data.image_size, resampling=config.data.resampling)
+  return crops.fit(read_picture(file), config.data.image_size, resampling=config.data.resampling)
 
 
 def _pictures(
@@ -223,7 +221,7 @@ def _pictures(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Codes [N, g, g] and what they decode to, uint8 [N, H, W, 3]: drawn, or those of a given picture."""
   if picture is None:
-    return Sampler(loaded.prior, loaded.dvae, mesh, settings).draw(loaded.params, text.repeat(count, axis=0), seed)
+    return Sampler(loaded.prior, loaded.dvae, mesh, settings).draw(loaded.params, text.repeat(count, axis=0), seed)[:2]
   params = {'params': loaded.params['dvae']}
   codes = jax.jit(lambda p, x: loaded.dvae.apply(p, x, method='encode'))(params, picture[None])
   pixels = jax.jit(lambda p, x: loaded.dvae.apply(p, x, method='decode'))(params, codes)
@@ -234,15 +232,11 @@ def _frames(loaded: bundle.Bundle, codes: np.ndarray) -> list[tuple[str, np.ndar
   """What codes [g, g] decode to when only the first rows are there; grey below."""
   side = len(codes)
   rows = np.unique(np.linspace(0, side, min(side, MAX_FRAMES) + 1).round().astype(int))
-  decode = jax.jit(lambda p, c, k: loaded.dvae.apply({'params': p}, c, k, method='decode_part'))
-  frames = []
-  for row in rows:
-    known = np.broadcast_to(np.arange(side)[:, None] < row, (side, side))
-    pixels = np.asarray(decode(loaded.params['dvae'], codes[None], known[None]))[0]
-    pixels = np.round(pixels).astype(np.uint8)
-    pixels[row * len(pixels) // side :] = 128
-    frames.append((f'{row * side} of {side * side} tokens', pixels))
-  return frames
+  paint = jax.jit(functools.partial(paint_rows, loaded.dvae))
+  return [
+    (f'{row * side} of {side * side} tokens', np.asarray(paint(loaded.params['dvae'], codes[None], row))[0])
+    for row in rows
+  ]
 
 
 def _picture_article(
@@ -289,7 +283,7 @@ def _texts(
     raise ValueError(f'--top_k is {settings.top_k}; the model has {loaded.model.vocab_size} tokens.')
   drawn = continue_text(
     loaded.model, loaded.params['model'], [ids], count, mesh, seed=seed, temperature=settings.temperature,
-    top_k=settings.top_k, batch_size=settings.batch_size,
+    top_k=settings.top_k, top_p=settings.top_p, batch_size=settings.batch_size,
   )  # fmt: skip
   return drawn[0], len(ids)
 

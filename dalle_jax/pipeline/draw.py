@@ -1,20 +1,27 @@
 """Drawing images for prompts, or without, with a trained model, into PNG files and a contact sheet."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from absl import logging
 
-from dalle_jax import bundle, sharding
-from dalle_jax.config import MeshConfig
-from dalle_jax.pipeline.settings import check_sampling, sampling_settings
-from dalle_jax.pipeline.sheets import lay_out, make_sampler
+import dalle_jax
+from dalle_jax import bundle
+from dalle_jax.config import MeshConfig, SamplingConfig
+from dalle_jax.pipeline.given import Given
+from dalle_jax.pipeline.model import Drawing, Model, load
+from dalle_jax.pipeline.ranking import Scorer
+from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.pipeline.sheets import lay_out
 from dalle_jax.reporting import sheets
-from dalle_jax.sampling.generate import encode_prompts
+from dalle_jax.sampling.generate import Preview
 from dalle_jax.training.progress import Progress
+
+PREVIEWS = 'previews'
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str) -> list[str]:
@@ -38,55 +45,55 @@ def read_prompts(prompts: Sequence[str], prompts_file: str) -> list[str]:
 
 
 def draw(
-  model: str,
+  path: str,
   prompts: Sequence[str],
+  settings: DrawSettings,
   *,
   out: str,
-  num_images: int,
-  seed: int,
-  batch_size: int | None = None,
-  temperature: float | None = None,
-  top_k: int | None = None,
-  truncate: bool = False,
+  given: Given | None = None,
+  index: int | None = None,
+  reranker: str = '',
+  preview_every: int = 0,
   mesh_config: MeshConfig | None = None,
 ) -> list[Path]:
-  """Draws `num_images` images for each prompt and writes them with a contact sheet.
+  """Draws images for each prompt and writes those that are kept, with a contact sheet.
 
   Args:
-    model: a model directory.
-    prompts: what to draw; [''] for a model that draws without a prompt.
+    path: a model directory.
+    prompts: what to draw; [''] for a model that draws without a prompt, or for no caption of a given picture.
+    settings: how.
     out: directory for the pictures.
-    num_images: of each prompt.
-    seed: of the noise, 0 or more.
-    batch_size: images at a time; None takes the model's own, as for the two below.
-    temperature: of sampling.
-    top_k: tokens to choose among.
-    truncate: cuts prompts that are too long instead of refusing them.
+    given: a picture to complete or to vary.
+    index: draws the image of this number alone.
+    reranker: model directory of what ranks the candidates; '' for none.
+    preview_every: rows of tokens after which OUT/previews/ gets a sheet of the images so far; 0 for none.
     mesh_config: how to use the devices.
 
   Returns:
     The files written, the contact sheet last.
 
   Raises:
-    ValueError: the model, a prompt or a setting cannot be used.
+    ValueError: the model, a prompt, the picture or a setting cannot be used.
   """
-  check_sampling(num_images, seed, batch_size, temperature, top_k)
-  needs = drawing_parts(model)
+  drawing_parts(path)
+  if preview_every < 0:
+    raise ValueError(f'--preview_every is {preview_every}; it must be 0 (no previews) or more rows of tokens.')
   directory = _make_directory(out)
-  mesh = sharding.make_mesh(mesh_config or MeshConfig())
-  loaded = bundle.load(Path(model), mesh, needs)
-  settings = sampling_settings(loaded.config.sampling, len(prompts) * num_images, batch_size, temperature, top_k)
-  text = _encode(loaded, prompts, truncate)
-  sampler = make_sampler(loaded.config, loaded.tokenizer, mesh, settings)
-  with Progress('drawing', len(prompts) * num_images, 'image') as progress:
+  model = load(path, mesh_config)
+  ranker = _load_reranker(reranker, model)
+  known = given.known(model) if given else None
+  settings = model.effective(settings, known)
+  count = settings.num_drawn if index is None else 1
+  total = len(prompts) * count * model.config.image_length
+  previews = _Previews(directory / PREVIEWS, prompts, count) if preview_every else None
+  with Progress('drawing', total, 'token') as progress:
     progress.message('compiling')
-    images = sampler(loaded.params, text.repeat(num_images, axis=0), seed, progress.update_of)
-  images = images.reshape(len(prompts), num_images, *images.shape[1:])
-  facts = {
-    'seed': seed, 'temperature': settings.temperature, 'top_k': settings.top_k,
-    'model': loaded.info.get('params', ''), 'batch_size': sampler.batch_size,
-  }  # fmt: skip
-  return _write(directory, prompts, images, facts)
+    drawn = model.draw(
+      prompts, settings, known=known, index=None if index is None else [index], reranker=ranker,
+      progress=progress.update_of, preview=previews, preview_every=max(preview_every, 1),
+    )  # fmt: skip
+  facts = _facts(model, drawn, ranker, given)
+  return _write(directory, prompts, drawn, facts, index)
 
 
 def drawing_parts(model: str) -> tuple[str, str]:
@@ -111,28 +118,12 @@ def takes_prompts(model: str) -> bool:
   return bundle.read_config(Path(model)).reads_captions
 
 
-def _encode(loaded: bundle.Bundle, prompts: Sequence[str], truncate: bool) -> np.ndarray:
-  """Text ids [N, text_length - 1] of the prompts; [1, 0] where the model draws without one."""
-  if loaded.tokenizer is None:
-    if list(prompts) != ['']:
-      raise ValueError(
-        '--prompt and --prompts_file are for models that have read captions, and this one has not '
-        '(config.model.tokens=image); leave them out.'
-      )
-    return np.zeros((1, 0), np.int32)
-  text = encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate)
-  _warn_of_cuts(loaded, prompts)
-  return text
+def _load_reranker(reranker: str, model: Model) -> Scorer | None:
+  if not reranker:
+    return None
+  from dalle_jax.pipeline import ranker
 
-
-def _warn_of_cuts(loaded: bundle.Bundle, prompts: Sequence[str]) -> None:
-  """Names the prompts that --truncate has cut."""
-  length = loaded.config.tokenizer.text_length - 1
-  for prompt in prompts:
-    ids = loaded.tokenizer.encode(prompt)
-    if len(ids) > length:
-      kept = loaded.tokenizer.decode(ids[:length])
-      logging.warning('A prompt of %d tokens is cut to %d and reads %r now.', len(ids), length, kept)
+  return ranker.load(reranker, model.mesh)
 
 
 def _make_directory(out: str) -> Path:
@@ -144,21 +135,120 @@ def _make_directory(out: str) -> Path:
   return directory
 
 
-def _write(directory: Path, prompts: Sequence[str], images: np.ndarray, facts: dict) -> list[Path]:
-  """PNG files PROMPTNUMBER_WORDS_INDEX.png and contact_sheet.png; each picture carries what it was drawn with."""
+class _Previews:
+  """Writes a sheet of the images so far, for each batch and number of rows."""
+
+  def __init__(self, directory: Path, prompts: Sequence[str], count: int):
+    self._directory = _make_directory(str(directory))
+    self._prompts, self._count = prompts, count
+
+  def __call__(self, preview: Preview) -> None:
+    of_prompts = preview.numbers // self._count
+    rows = [preview.images[of_prompts == number] for number in range(len(self._prompts))]
+    name = f'{preview.numbers[0]:06d}_row_{preview.rows:03d}.png'
+    most = max(map(len, rows))
+    shown = [(self._prompts[i], _filled(row, most)) for i, row in enumerate(rows) if len(row)]
+    sheet = lay_out([prompt for prompt, _ in shown if prompt], np.stack([row for _, row in shown]))
+    sheets.save_png(sheet, self._directory / name, None)
+
+
+def _filled(images: np.ndarray, count: int) -> np.ndarray:
+  """Images [N, H, W, 3] with white ones behind up to `count`."""
+  missing = np.full((count - len(images), *images.shape[1:]), 255, np.uint8)
+  return np.concatenate([images, missing])
+
+
+def _facts(model: Model, drawn: Drawing, ranker: Scorer | None, given: Given | None) -> dict[str, Any]:
+  """What a picture carries besides its prompt and number: all that it takes to draw it again."""
+  settings = drawn.settings
+  facts = {
+    'seed': settings.seed, 'negative_prompt': settings.negative_prompt, 'truncate': settings.truncate,
+    **dataclasses.asdict(drawn.sampling), 'model': model.info.get('params', ''),
+    'dalle_jax_version': dalle_jax.__version__,
+  }  # fmt: skip
+  if given:
+    facts['given'] = given.facts()
+  if drawn.scores is not None:
+    facts |= {'candidates': settings.num_drawn, 'rank': settings.rank or ('reranker' if ranker else 'likelihood')}
+  if ranker:
+    facts['reranker'] = ranker.info.get('params', '')
+  return facts
+
+
+def _write(
+  directory: Path, prompts: Sequence[str], drawn: Drawing, facts: dict[str, Any], index: int | None
+) -> list[Path]:
+  """PNG files PROMPTNUMBER_WORDS_PLACE.png, best first, and contact_sheet.png."""
   written = []
-  for number, (prompt, row) in enumerate(zip(prompts, images, strict=True)):
-    for index, image in enumerate(row):
-      path = directory / f'{number:03d}_{_slug(prompt) if prompt else "image"}_{index:03d}.png'
-      position = number * images.shape[1] + index  # of the image among all, which its noise depends on
-      text = {'prompt': prompt, 'dalle_jax': json.dumps({**facts, 'index': position})}
-      sheets.save_png(image, path, text)
+  for number, prompt in enumerate(prompts):
+    for place, candidate in enumerate(drawn.kept[number]):
+      path = directory / f'{number:03d}_{_slug(prompt) if prompt else "image"}_{place:03d}.png'
+      own = {'index': int(candidate) if index is None else index}
+      if drawn.scores is not None:
+        own['score'] = float(drawn.scores[number, candidate])
+      text = {'prompt': prompt, 'dalle_jax': json.dumps({**facts, **own})}
+      sheets.save_png(drawn.images[number, candidate], path, text)
       written.append(path)
   sheet = directory / 'contact_sheet.png'
-  sheets.save_png(lay_out([prompt for prompt in prompts if prompt], images), sheet, None)
+  sheets.save_png(lay_out([prompt for prompt in prompts if prompt], drawn.best), sheet, None)
   return [*written, sheet]
 
 
 def _slug(prompt: str) -> str:
   """The prompt's first words as part of a file name."""
   return re.sub(r'[^a-z0-9]+', '_', prompt.lower()).strip('_')[:48].strip('_') or 'prompt'
+
+
+def read_facts(file: str) -> tuple[str, dict[str, Any]]:
+  """The prompt of a picture that `draw` wrote, and what it was drawn with.
+
+  Raises:
+    ValueError: it is no picture, or carries nothing of the kind.
+  """
+  from PIL import Image
+
+  try:
+    with Image.open(file) as image:
+      text = dict(getattr(image, 'text', {}))
+    facts = json.loads(text['dalle_jax'])
+    prompt, index = text['prompt'], facts['index']
+    if not isinstance(index, int) or not isinstance(facts['seed'], int):
+      raise ValueError('seed and index must be whole numbers')
+  except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
+    raise ValueError(
+      f'--from={file} is no picture that `python -m dalle_jax.generate` wrote, or its text was removed: '
+      f'{type(error).__name__}: {str(error)[:200]}'
+    ) from None
+  return prompt, facts
+
+
+def draw_again(path: str, file: str, out: str, given: Given | None = None) -> list[Path]:
+  """Draws the picture in a file again, by what it carries.
+
+  Args:
+    path: the model directory that drew it.
+    file: a PNG file of `draw`.
+    out: directory for the picture.
+    given: the picture and mask that it was completed or varied from.
+
+  Raises:
+    ValueError: the file carries nothing, or another model or picture drew it.
+  """
+  prompt, facts = read_facts(file)
+  found = bundle.check(Path(path), drawing_parts(path)).get('params', '')
+  if found != facts.get('model'):
+    raise ValueError(
+      f'{file} (--from) was drawn by the model {facts.get("model")!r}, and {path} (--model) is {found!r}; give the '
+      'directory of that model.'
+    )
+  if facts.get('given') != (given.facts() if given else None):
+    raise ValueError(
+      f'{file} (--from) was drawn from the given picture {facts.get("given")}, and the flags give '
+      f'{given.facts() if given else None}; give --image and what stays of it as they were.'
+    )
+  names = ('seed', 'negative_prompt', 'truncate', *(field.name for field in dataclasses.fields(SamplingConfig)))
+  try:
+    settings = DrawSettings(num_images=1, candidates=1, whole_batches=True, **{name: facts[name] for name in names})
+  except (KeyError, TypeError) as error:
+    raise ValueError(f'--from={file}: its settings are damaged or of another version: {error!r}.') from None
+  return draw(path, [prompt], settings, out=out, given=given, index=facts['index'])

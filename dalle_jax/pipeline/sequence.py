@@ -143,7 +143,7 @@ def measure(
   sampling = config.sampling
   drawn = continue_text(
     model, params, [np.empty(0, np.int32)], settings.num_text_samples, mesh, seed=stream_seed(config.seed, 'samples'),
-    temperature=sampling.temperature, top_k=sampling.top_k, batch_size=sampling.batch_size,
+    temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, batch_size=sampling.batch_size,
   )  # fmt: skip
   samples = [tokenizer.decode(ids).decode('utf-8', 'replace') for ids in drawn[0]]
   return scores, (np.asarray(lengths), bits), samples

@@ -1,40 +1,77 @@
 """What the flags of commands say: how to sample, with the model's own settings for the rest; how to compress."""
 
 import dataclasses
+import math
 
 from dalle_jax.compression.coders import CODERS
 from dalle_jax.config import SamplingConfig
 
+RANKS = ('reranker', 'likelihood', 'caption_likelihood')
+_OWN = ('batch_size', 'temperature', 'top_k', 'top_p', 'guidance_scale', 'guidance_ramp')
 
-def check_sampling(
-  number: int, seed: int, batch_size: int | None, temperature: float | None, top_k: int | None
-) -> None:
-  """Refuses what cannot be, before a model is read.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+  """How to draw images, or to continue texts; the fields are flags of `python -m dalle_jax.generate`.
+
+  Of those that may be None the model has its own.
 
   Raises:
-    ValueError: names the flag.
+    ValueError: a value that cannot be.
   """
-  if number < 1:
-    raise ValueError(f'--num_images is {number}; it must be at least 1.')
-  if not 0 <= seed < 2**31:
-    raise ValueError(f'--seed is {seed}; it must lie in [0, 2^31).')
-  if batch_size is not None and batch_size < 1:
-    raise ValueError(f'--batch_size is {batch_size}; it must be at least 1.')
-  if temperature is not None and temperature < 0:
-    raise ValueError(f'--temperature is {temperature}; it must be 0 or more.')
-  if top_k is not None and top_k < 0:
-    raise ValueError(f'--top_k is {top_k}; it must be 0 (all tokens) or more.')
+
+  num_images: int = 8  # or texts, of each prompt
+  seed: int = 0
+  batch_size: int | None = None
+  temperature: float | None = None  # 0 takes the likeliest tokens
+  top_k: int | None = None  # tokens to choose among; 0: all
+  top_p: float | None = None  # share of the probability to choose among; 1: all
+  guidance_scale: float | None = None
+  guidance_ramp: float | None = None
+  negative_prompt: str = ''  # what guidance keeps away from, in place of no caption
+  candidates: int | None = None  # images drawn of each prompt, of which num_images are kept; None: as many
+  rank: str = ''  # which are kept
+  truncate: bool = False  # cuts prompts that are too long
+  # Fills batches up, so that few images are computed in the shapes of many, and are equal to theirs to the last bit.
+  whole_batches: bool = False
+
+  def __post_init__(self) -> None:
+    _require(self.num_images >= 1, f'--num_images (--keep) is {self.num_images}; it must be at least 1.')
+    _require(0 <= self.seed < 2**31, f'--seed is {self.seed}; it must lie in [0, 2^31).')
+    given = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
+    checks = {
+      'batch_size': (lambda x: x >= 1, 'at least 1'),
+      'temperature': (lambda x: 0 <= x < math.inf, '0 or more'),
+      'top_k': (lambda x: x >= 0, '0 (all tokens) or more'),
+      'top_p': (lambda x: 0 < x <= 1, 'above 0 and at most 1 (all tokens)'),
+      'guidance_scale': (lambda x: 0 <= x < math.inf, '0 or more; 1 is none'),
+      'guidance_ramp': (lambda x: 0 <= x <= 1, 'between 0 and 1, a share of the image'),
+    }
+    for name, value in given.items():
+      allowed, words = checks[name]
+      _require(allowed(value), f'--{name} is {value}; it must be {words}.')
+    if self.rank and self.rank not in RANKS:
+      raise ValueError(f'--rank is {self.rank!r}; allowed are {", ".join(RANKS)}.')
+    _require(
+      self.candidates is None or self.candidates >= self.num_images,
+      f'--candidates is {self.candidates}, fewer than the {self.num_images} images to keep (--keep, --num_images).',
+    )
+
+  @property
+  def num_drawn(self) -> int:
+    """Images drawn of each prompt."""
+    return self.candidates or self.num_images
+
+  def sampling(self, own: SamplingConfig, number: int) -> SamplingConfig:
+    """The model's settings with what is given instead, for `number` samples."""
+    given = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
+    merged = dataclasses.replace(own, **given)
+    return merged if self.whole_batches else dataclasses.replace(merged, batch_size=min(merged.batch_size, number))
 
 
-def sampling_settings(
-  own: SamplingConfig, number: int, batch_size: int | None, temperature: float | None, top_k: int | None
-) -> SamplingConfig:
-  """The model's settings with what the command line says instead, for `number` samples."""
-  return SamplingConfig(
-    temperature=own.temperature if temperature is None else temperature,
-    top_k=own.top_k if top_k is None else top_k,
-    batch_size=min(own.batch_size if batch_size is None else batch_size, number),
-  )
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

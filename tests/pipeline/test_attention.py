@@ -10,6 +10,7 @@ from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer
 from dalle_jax.pipeline import attention
 from dalle_jax.pipeline.draw import draw
+from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.reporting import attention as page
 
 CONFIG = Config.from_dict({
@@ -64,7 +65,7 @@ def articles(model, tmp_path_factory, written):
 
 
 def test_pictures_are_those_that_generate_draws(model, tmp_path, articles):
-  *files, _ = draw(model, [PROMPT], out=str(tmp_path), num_images=3, seed=4)
+  *files, _ = draw(model, [PROMPT], DrawSettings(num_images=3, seed=4), out=str(tmp_path))
   for article, file in zip(articles, files, strict=False):
     np.testing.assert_array_equal(article.image, np.asarray(Image.open(file)))
 
@@ -146,7 +147,7 @@ def test_models_without_attention_tell_how_sure_they_are(tmp_path, written):
     ({'heads': [0]}, '--heads: there is no 0; the model has 1 to 2'),
     ({'image': 'nowhere.png'}, '--image nowhere.png cannot be read'),
     ({'image': 'nowhere.png', 'num_images': 2}, 'with --num_images=1'),
-    ({'num_images': 0}, '--num_images is 0'),
+    ({'num_images': 0}, r'--num_images \(--keep\) is 0'),
     ({'continuation': False}, '--nocontinuation looks at one text'),
     ({'model': 'nowhere'}, 'no model directory at nowhere'),
   ],

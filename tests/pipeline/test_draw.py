@@ -1,13 +1,17 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 from random_models import PICTURES, caption_tokenizer, save_random
 
+import dalle_jax
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.pipeline.draw import draw, read_prompts
+from dalle_jax.pipeline.draw import draw, draw_again, read_prompts
+from dalle_jax.pipeline.given import Given
+from dalle_jax.pipeline.settings import DrawSettings
 
 CONFIG = Config.from_dict({**PICTURES, 'sampling': {'temperature': 0.9, 'batch_size': 2}})
 PROMPTS = ['A red circle', 'a blue square']
@@ -21,7 +25,18 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def drawn(model, tmp_path_factory):
-  return draw(model, PROMPTS, out=str(tmp_path_factory.mktemp('out')), num_images=2, seed=4)
+  return _draw(model, PROMPTS, tmp_path_factory.mktemp('out'), num_images=2, seed=4)
+
+
+def _draw(model, prompts, out, **values):
+  names = ('given', 'index', 'reranker', 'preview_every')
+  options = {name: values.pop(name) for name in names if name in values}
+  return draw(model, prompts, DrawSettings(**values), out=str(out), **options)
+
+
+def _facts(file):
+  with Image.open(file) as image:
+    return json.loads(image.text['dalle_jax'])
 
 
 def _pixels(files):
@@ -35,37 +50,42 @@ def test_pictures_and_a_sheet_are_written(drawn):
   ]  # fmt: skip
   *pictures, sheet = _pixels(drawn)
   assert {picture.shape for picture in pictures} == {(8, 8, 3)}
-  assert len({picture.tobytes() for picture in pictures}) == 4
+  assert np.any(pictures[0] != pictures[1]) and np.any(pictures[2] != pictures[3])
   assert sheet.shape[0] >= 2 * 8 and sheet.shape[1] >= 2 * 8
 
 
 def test_pictures_tell_how_they_were_drawn(drawn, model):
   with Image.open(drawn[3]) as image:
     assert image.text['prompt'] == 'a blue square'
-    facts = json.loads(image.text['dalle_jax'])
-  fingerprint = bundle.check(model)['params']
-  assert facts == {
-    'seed': 4, 'temperature': 0.9, 'top_k': 0, 'model': fingerprint, 'batch_size': 2, 'index': 3,
+  assert _facts(drawn[3]) == {
+    'seed': 4, 'temperature': 0.9, 'top_k': 0, 'top_p': 1.0, 'guidance_scale': 1.0, 'guidance_ramp': 0.0,
+    'negative_prompt': '', 'truncate': False, 'batch_size': 2, 'model': bundle.check(model)['params'],
+    'dalle_jax_version': dalle_jax.__version__, 'index': 1,
   }  # fmt: skip
 
 
 def test_the_same_seed_draws_the_same_pictures_in_batches_of_any_size(drawn, model, tmp_path):
-  again = draw(model, PROMPTS, out=str(tmp_path), num_images=2, seed=4, batch_size=3)
+  again = _draw(model, PROMPTS, tmp_path, num_images=2, seed=4, batch_size=3)
   for a, b in zip(_pixels(drawn), _pixels(again), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_another_seed_and_other_settings_draw_other_pictures(drawn, model, tmp_path):
-  other = draw(model, PROMPTS[:1], out=str(tmp_path / 'a'), num_images=2, seed=5)
+  other = _draw(model, PROMPTS[:1], tmp_path / 'a', num_images=2, seed=5)
   assert any(np.any(a != b) for a, b in zip(_pixels(drawn[:2]), _pixels(other[:2]), strict=True))
-  likeliest = draw(model, PROMPTS[:1], out=str(tmp_path / 'b'), num_images=2, seed=5, temperature=0.0)
+  likeliest = _draw(model, PROMPTS[:1], tmp_path / 'b', num_images=2, seed=5, temperature=0.0)
   np.testing.assert_array_equal(*_pixels(likeliest[:2]))
 
 
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'num_images': 0}, r'--num_images is 0'),
+    ({'num_images': 0}, r'--num_images \(--keep\) is 0'),
+    ({'top_p': 0.0}, r'--top_p is 0\.0'),
+    ({'guidance_scale': -1.0}, r'--guidance_scale is -1'),
+    ({'guidance_ramp': 2.0}, r'--guidance_ramp is 2'),
+    ({'preview_every': -1}, r'--preview_every is -1'),
+    ({'reranker': 'nowhere'}, r'nowhere \(--reranker\)'),
     ({'seed': -1}, r'--seed is -1'),
     ({'seed': 2**31}, r'--seed is 2147483648'),
     ({'batch_size': 0}, r'--batch_size is 0'),
@@ -81,14 +101,63 @@ def test_another_seed_and_other_settings_draw_other_pictures(drawn, model, tmp_p
 def test_mistakes_are_refused(model, tmp_path, monkeypatch, settings, message):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'file').write_text('')
-  arguments = {'model': model, 'prompts': PROMPTS, 'out': 'out', 'num_images': 1, 'seed': 0} | settings
+  arguments = {'model': model, 'prompts': PROMPTS, 'out': 'out', 'num_images': 1} | settings
   with pytest.raises(ValueError, match=message):
-    draw(arguments.pop('model'), arguments.pop('prompts'), **arguments)
+    _draw(arguments.pop('model'), arguments.pop('prompts'), arguments.pop('out'), **arguments)
   assert not list(tmp_path.rglob('*.png'))
 
 
+def test_a_picture_is_drawn_again_by_what_it_carries(drawn, model, tmp_path):
+  again = draw_again(model, str(drawn[3]), str(tmp_path))
+  np.testing.assert_array_equal(*_pixels([drawn[3], again[0]]))
+  assert _facts(again[0]) == _facts(drawn[3])
+
+
+def test_pictures_of_candidates_and_guidance_are_drawn_again_too(model, tmp_path):
+  settings = {'num_images': 2, 'candidates': 5, 'guidance_scale': 3.0, 'guidance_ramp': 0.5, 'top_p': 0.9}
+  files = _draw(model, PROMPTS[:1], tmp_path, **settings, negative_prompt='a blue square')
+  facts = [_facts(file) for file in files[:2]]
+  assert [fact['candidates'] for fact in facts] == [5, 5] and facts[0]['score'] >= facts[1]['score']
+  again = draw_again(model, str(files[1]), str(tmp_path / 'again'))
+  np.testing.assert_array_equal(*_pixels([files[1], again[0]]))
+
+
+@pytest.fixture
+def picture(tmp_path):
+  file = tmp_path / 'given.png'
+  Image.fromarray(np.random.default_rng(2).integers(256, size=(8, 8, 3), dtype=np.uint8)).save(file)
+  return str(file)
+
+
+def test_completions_are_drawn_again_if_the_picture_is_given_again(model, picture, tmp_path):
+  given = Given(image=picture, redraw_box=(0.0, 0.3, 1.0, 0.6))
+  files = _draw(model, PROMPTS[:1], tmp_path / 'a', num_images=1, given=given)
+  assert _facts(files[0])['candidates'] == 8
+  again = draw_again(model, str(files[0]), str(tmp_path / 'b'), given)
+  np.testing.assert_array_equal(*_pixels([files[0], again[0]]))
+  for other in (None, Given(image=picture, keep_top=0.5)):
+    with pytest.raises(ValueError, match=r'was drawn from the given picture .*--image'):
+      draw_again(model, str(files[0]), str(tmp_path / 'c'), other)
+
+
+def test_what_was_not_drawn_by_this_model_is_not_drawn_again(drawn, model, picture, tmp_path):
+  with pytest.raises(ValueError, match=r'--from=.*given\.png is no picture that'):
+    draw_again(model, picture, str(tmp_path))
+  shutil.copytree(model, tmp_path / 'other')
+  info = json.loads((tmp_path / 'other/bundle.json').read_text())
+  (tmp_path / 'other/bundle.json').write_text(json.dumps(info | {'params': 'another'}))
+  with pytest.raises(ValueError, match=r"was drawn by the model '\w+', and .*other \(--model\) is 'another'"):
+    draw_again(str(tmp_path / 'other'), str(drawn[0]), str(tmp_path))
+
+
+def test_previews_are_written_row_by_row(model, tmp_path):
+  _draw(model, PROMPTS, tmp_path, num_images=2, batch_size=3, preview_every=3)
+  found = sorted(file.name for file in (tmp_path / 'previews').iterdir())
+  assert found == [f'{first:06d}_row_{row:03d}.png' for first in (0, 3) for row in (3, 4)]
+
+
 def test_a_prompt_that_is_cut_is_named(model, tmp_path, caplog):
-  draw(model, ['red circle ' * 9], out=str(tmp_path), num_images=1, seed=0, truncate=True)
+  _draw(model, ['red circle ' * 9], tmp_path, num_images=1, truncate=True)
   (message,) = [record.getMessage() for record in caplog.records if 'is cut' in record.getMessage()]
   assert 'is cut to 5 and reads' in message and 'red' in message
 

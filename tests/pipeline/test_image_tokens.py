@@ -16,6 +16,7 @@ from dalle_jax.data import registry
 from dalle_jax.pipeline import image_tokens, run, write
 from dalle_jax.pipeline.draw import draw, takes_prompts
 from dalle_jax.pipeline.evaluate import Settings, evaluate
+from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -134,17 +135,17 @@ def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
   image, captioned = (str(runs[tokens][1] / 'model') for tokens in KINDS)
   assert (takes_prompts(image), takes_prompts(captioned)) == (False, True)
   assert not write.holds_text(image) and not write.holds_text(captioned)
-  files = draw(image, [''], out=str(tmp_path / 'a'), num_images=3, seed=1)
+  files = draw(image, [''], DrawSettings(num_images=3, seed=1), out=str(tmp_path / 'a'))
   assert [file.name for file in files] == [*(f'000_image_{i:03d}.png' for i in range(3)), 'contact_sheet.png']
-  again = draw(image, [''], out=str(tmp_path / 'b'), num_images=3, seed=1, batch_size=2)
+  again = draw(image, [''], DrawSettings(num_images=3, seed=1, batch_size=2), out=str(tmp_path / 'b'))
   for a, b in zip(files, again, strict=True):
     np.testing.assert_array_equal(np.asarray(Image.open(a)), np.asarray(Image.open(b)))
-  files = draw(captioned, ['a red circle'], out=str(tmp_path / 'c'), num_images=1, seed=1)
+  files = draw(captioned, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'c'))
   assert files[0].name == '000_a_red_circle_000.png'
   with pytest.raises(ValueError, match='--prompt and --prompts_file are for models that have read captions'):
-    draw(image, ['a red circle'], out=str(tmp_path / 'd'), num_images=1, seed=1)
+    draw(image, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'd'))
   with pytest.raises(ValueError, match='holds no model of text'):
-    write.write(image, [''], num_texts=1, seed=0)
+    write.write(image, [''], DrawSettings(num_images=1))
 
 
 def test_the_bound_is_measured_with_the_uniform_prior(runs):

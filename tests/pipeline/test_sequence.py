@@ -13,6 +13,7 @@ from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.pipeline import run, write
 from dalle_jax.pipeline.draw import draw
+from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training.signals import Interrupted
 
@@ -85,12 +86,12 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not(runs, tmp_path, monkeypatc
 
 def test_texts_begin_with_the_prompt_and_depend_on_the_seed_not_on_the_batch(runs, capsys):
   model = str(runs['lstm'][0] / 'model')
-  texts = write.write(model, ['The', ''], num_texts=3, seed=1)
+  texts = write.write(model, ['The', ''], DrawSettings(num_images=3, seed=1))
   assert [len(samples) for samples in texts] == [3, 3] and all(text.startswith('The') for text in texts[0])
-  assert write.write(model, ['The', ''], num_texts=3, seed=1, batch_size=1) == texts
-  assert write.write(model, ['The', ''], num_texts=3, seed=2) != texts
-  assert len(set(write.write(model, ['The'], num_texts=2, seed=1, temperature=0.0)[0])) == 1
-  long = write.write(model, ['a long prompt ' * 30], num_texts=1, seed=1)
+  assert write.write(model, ['The', ''], DrawSettings(num_images=3, seed=1, batch_size=1)) == texts
+  assert write.write(model, ['The', ''], DrawSettings(num_images=3, seed=2)) != texts
+  assert len(set(write.write(model, ['The'], DrawSettings(num_images=2, seed=1, temperature=0.0))[0])) == 1
+  long = write.write(model, ['a long prompt ' * 30], DrawSettings(num_images=1, seed=1))
   assert len(long[0][0]) > 8
   write.show(['The', ''], texts)
   assert capsys.readouterr().out.count("---- prompt 0 ('The'), text") == 3
@@ -99,11 +100,11 @@ def test_texts_begin_with_the_prompt_and_depend_on_the_seed_not_on_the_batch(run
 def test_models_of_the_other_kind_are_refused(runs, tmp_path):
   model = str(runs['ngram'][0] / 'model')
   with pytest.raises(ValueError, match='holds a model of text, and this needs one that draws pictures'):
-    draw(model, ['a red circle'], out=str(tmp_path), num_images=1, seed=0)
+    draw(model, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path))
   with pytest.raises(ValueError, match=r'--top_k is 1000; the model has 400 tokens'):
-    write.write(model, [''], num_texts=1, seed=0, top_k=1000)
+    write.write(model, [''], DrawSettings(num_images=1, seed=0, top_k=1000))
   with pytest.raises(ValueError, match='--seed is -1'):
-    write.write(model, [''], num_texts=1, seed=-1)
+    write.write(model, [''], DrawSettings(num_images=1, seed=-1))
 
 
 def test_a_text_that_is_too_short_is_refused_before_anything_long(tmp_path):

@@ -36,7 +36,9 @@ _jitted = jax.jit(decode, static_argnums=0, static_argnames=('temperature', 'top
 
 
 def _decode(params, prefix, keys, **settings):
-  return np.asarray(_jitted(PRIOR, params, prefix, keys, **settings))
+  tokens, not_finite = _jitted(PRIOR, params, prefix, keys, **settings)
+  assert np.all(np.asarray(not_finite) == PRIOR.length)
+  return np.asarray(tokens)
 
 
 def _naive(logits, params, prefix, keys, temperature=1.0, top_k=0):

@@ -65,16 +65,16 @@ def test_images_are_the_decoded_codes(params, images):
   base = jax.random.key(3)
   keys = jnp.stack([jax.random.fold_in(base, i) for i in range(5)])
   prefix = np.pad(TEXTS, ((0, 0), (0, 1)))
-  tokens = jax.jit(lambda p, x, k: decode(PRIOR, p, x, k, temperature=0.8, top_k=6))(params['prior'], prefix, keys)
+  tokens, _ = jax.jit(lambda p, x, k: decode(PRIOR, p, x, k, temperature=0.8, top_k=6))(params['prior'], prefix, keys)
   codes = (tokens[:, 4:] - 7).reshape(5, 2, 2)
   pixels = jax.jit(lambda p, x: DVAE.apply({'params': p}, x, method='decode'))(params['dvae'], codes)
   np.testing.assert_allclose(images, pixels, atol=0.51)
 
 
-def test_progress_counts_images_not_rows(params, sampler):
+def test_progress_counts_tokens_of_images_that_are_asked_for(params, sampler):
   seen = []
   sampler(2)(params, TEXTS, 0, lambda done, total: seen.append((done, total)))
-  assert seen == [(2, 5), (4, 5), (5, 5)]
+  assert seen == [(4, 20), (8, 20), (12, 20), (16, 20), (18, 20), (20, 20)]
 
 
 def test_top_k_beyond_the_image_tokens_is_refused():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dalle_jax.sampling.logits import filter_top_k, sample
+from dalle_jax.sampling.logits import filter_top_k, filter_top_p, guide, sample
 
 # Few different values, so that ties are common; some tokens are impossible from the start.
 LOGITS = hnp.arrays(np.float32, (3, 6), elements=st.sampled_from([-np.inf, -2.0, 0.0, 1.0, 1.5, 3.0]))
@@ -27,6 +27,25 @@ def test_top_k_of_all_changes_nothing(k):
   assert filter_top_k(logits, k) is logits
 
 
+@given(LOGITS, st.sampled_from([0.01, 0.3, 0.62, 0.9, 1.0]))
+@settings(deadline=None)
+def test_top_p_keeps_the_fewest_tokens_that_reach_it_and_ties(logits, p):
+  logits = np.where(np.max(logits, axis=-1, keepdims=True) == -np.inf, 0, logits).astype(np.float32)
+  kept = np.asarray(filter_top_p(jnp.asarray(logits), p))
+  for before, after in zip(logits, kept, strict=True):
+    probs = np.exp(before.astype(np.float64)) / np.exp(before.astype(np.float64)).sum()
+    order = np.argsort(-before, kind='stable')
+    needed = min(int(np.searchsorted(np.cumsum(probs[order]), p - 1e-6)) + 1, len(order))
+    threshold = before[order[needed - 1]]
+    np.testing.assert_array_equal(after, np.where(before >= threshold, before, -np.inf))
+
+
+def test_guidance_extrapolates_and_what_cannot_be_stays_so():
+  conditional, unconditional = np.array([[1.0, 2.0, -np.inf, 0.5]]), np.array([[0.0, 3.0, -np.inf, -np.inf]])
+  np.testing.assert_allclose(guide(conditional, unconditional, 3.0), [[3.0, 0.0, -np.inf, 0.5]])
+  np.testing.assert_allclose(guide(conditional, unconditional, 0.0)[:, :2], unconditional[:, :2])
+
+
 def _keys(count):
   return jax.random.split(jax.random.key(0), count)
 
@@ -38,13 +57,18 @@ def test_temperature_zero_takes_the_likeliest():
   np.testing.assert_array_equal(tokens, [1, 1])
 
 
-@pytest.mark.parametrize(('temperature', 'top_k'), [(1.0, 0), (0.5, 0), (2.0, 2)])
-def test_frequencies_are_those_of_the_filtered_softmax(temperature, top_k):
+@pytest.mark.parametrize(
+  ('temperature', 'top_k', 'top_p'), [(1.0, 0, None), (0.5, 0, None), (2.0, 2, None), (1.0, 0, 0.7)]
+)
+def test_frequencies_are_those_of_the_filtered_softmax(temperature, top_k, top_p):
   count, logits = 20_000, np.array([0.0, 1.0, -1.0, 2.0, -np.inf])
-  tokens = jax.jit(lambda keys: sample(keys, jnp.broadcast_to(logits, (count, 5)), temperature, top_k))(_keys(count))
+  rows = jnp.broadcast_to(logits, (count, 5))
+  tokens = jax.jit(lambda keys: sample(keys, rows, temperature, top_k, top_p))(_keys(count))
   weights = np.exp(logits / temperature)
   if top_k:
     weights[np.argsort(logits)[:-top_k]] = 0
+  if top_p:
+    weights[[0, 2, 4]] = 0  # 0.64 and 0.24 of the probability are the two likeliest
   observed = np.bincount(tokens, minlength=5) / count
   np.testing.assert_allclose(observed, weights / weights.sum(), atol=4.5 * np.sqrt(0.25 / count))
 

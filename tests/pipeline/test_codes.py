@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from PIL import Image
+from random_models import PICTURES, caption_tokenizer, save_random
+
+from dalle_jax.config import Config
+from dalle_jax.pipeline import codes
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return save_random(tmp_path_factory.mktemp('run') / 'model', Config.from_dict(PICTURES), caption_tokenizer())
+
+
+def test_codes_are_written_and_decode_to_what_was_shown(model, tmp_path):
+  file = tmp_path / 'a.png'
+  Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)).save(file)
+  numbers, shown = codes.encode(model, str(file), str(tmp_path / 'out'))
+  assert (numbers.name, shown.name, np.load(numbers).shape) == ('a.npy', 'a.png', (4, 4))
+  (decoded,) = codes.decode(model, str(numbers), str(tmp_path / 'again'))
+  np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(shown)))
+  before = file.read_bytes()
+  assert codes.encode(model, str(file), str(tmp_path))[1].name == 'a_decoded.png' and file.read_bytes() == before
+  np.save(tmp_path / 'two.npy', np.zeros((2, 4, 4), np.uint8))
+  assert [file.name for file in codes.decode(model, str(tmp_path / 'two.npy'), str(tmp_path / 'out'))] == [
+    'two_000.png', 'two_001.png'
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (np.full((4, 4), 8), r'--decode=.*Codes must lie in 0 to 7'),
+    (np.zeros((4, 4)), r'whole numbers'),
+    (np.array([{'a': 1}]), r'cannot be read as a \.npy file of numbers'),
+    (None, r'cannot be read'),
+  ],
+)
+def test_files_that_hold_no_codes_are_refused(model, tmp_path, content, message):
+  if content is not None:
+    np.save(tmp_path / 'codes.npy', content)
+  with pytest.raises(ValueError, match=message):
+    codes.decode(model, str(tmp_path / 'codes.npy'), str(tmp_path))
+
+
+def test_encoding_needs_a_picture(model, tmp_path):
+  with pytest.raises(ValueError, match='--encode needs a picture; give it with --image'):
+    codes.encode(model, '', str(tmp_path))

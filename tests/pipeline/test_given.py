@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_jax.pipeline.given import Given, read_mask
+
+
+@pytest.fixture
+def picture(tmp_path):
+  file = tmp_path / 'picture.png'
+  Image.fromarray(np.zeros((6, 9, 3), np.uint8)).save(file)
+  return str(file)
+
+
+def test_white_or_transparent_is_drawn_and_the_rest_stays(tmp_path):
+  white = np.array([[0, 255], [127, 128]], np.uint8)
+  Image.fromarray(white).save(tmp_path / 'grey.png')
+  np.testing.assert_array_equal(read_mask(str(tmp_path / 'grey.png')), [[True, False], [True, False]])
+  clear = np.dstack([np.full((2, 2, 3), 255, np.uint8), np.array([[0, 255], [255, 0]], np.uint8)])
+  Image.fromarray(clear, 'RGBA').save(tmp_path / 'clear.png')
+  np.testing.assert_array_equal(read_mask(str(tmp_path / 'clear.png')), [[False, True], [True, False]])
+
+
+def test_a_picture_is_named_by_what_it_holds_and_what_stays(picture, tmp_path):
+  facts = Given(image=picture, keep_box=(0.0, 0.0, 0.5, 1.0)).facts()
+  assert facts == {'image': facts['image'], 'keep_box': [0.0, 0.0, 0.5, 1.0]} and len(facts['image']) == 16
+  Image.fromarray(np.ones((6, 9, 3), np.uint8)).save(tmp_path / 'other.png')
+  assert Given(image=str(tmp_path / 'other.png'), variation=0.5).facts()['image'] != facts['image']
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({}, r'With --image give one of --mask, --keep_top, .*; given none'),
+    ({'keep_top': 0.5, 'variation': 0.5}, r'given keep_top, variation'),
+    ({'keep_top': 2.0}, r'--keep_top is 2'),
+    ({'keep_box': (0.0, 1.0)}, r'--keep_box needs four numbers'),
+    ({'redraw_box': (0.5, 0.0, 0.1, 1.0)}, r'--redraw_box is'),
+    ({'variation': 0.0}, r'--variation is 0'),
+    ({'mask': 'missing.png'}, r'--mask missing\.png cannot be read'),
+    ({'image': 'missing.png', 'keep_top': 0.5}, r'--image missing\.png cannot be read'),
+  ],
+)
+def test_mistakes_are_named_before_any_model_is_read(picture, values, message):
+  with pytest.raises(ValueError, match=message):
+    Given(**{'image': picture, **values})

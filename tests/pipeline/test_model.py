@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+from random_models import PICTURES, caption_tokenizer, random_params, save_random
+
+import dalle_jax
+from dalle_jax import bundle
+from dalle_jax.config import Config
+from dalle_jax.pipeline.settings import DrawSettings
+
+CONFIG = Config.from_dict(
+  {**PICTURES, 'prior': {**PICTURES['prior'], 'caption_drop': 0.1}, 'sampling': {'temperature': 0.9, 'batch_size': 2}}
+)
+PROMPTS = ['A red circle', 'a blue square']
+PICTURE = np.random.default_rng(1).integers(256, size=(8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+  return save_random(tmp_path_factory.mktemp('run') / 'model', CONFIG, caption_tokenizer())
+
+
+@pytest.fixture(scope='module')
+def model(path):
+  return dalle_jax.load(path)
+
+
+@pytest.fixture(scope='module')
+def images(model):
+  return model.generate(PROMPTS, 3, seed=4)
+
+
+def test_image_i_of_a_seed_is_one_image(model, images):
+  assert (images.shape, images.dtype) == ((2, 3, 8, 8, 3), np.uint8)
+  assert all(len({image.tobytes() for image in row}) == 3 for row in images)
+  np.testing.assert_array_equal(model.generate(PROMPTS[1], 2, seed=4), images[1, :2])
+  np.testing.assert_array_equal(model.generate(PROMPTS[1:], 1, seed=4, batch_size=1)[0], images[1, :1])
+  drawn = model.draw(PROMPTS, DrawSettings(num_images=1, seed=4), index=[2])
+  np.testing.assert_array_equal(drawn.best[:, 0], images[:, 2])
+  assert np.any(model.generate(PROMPTS[0], 1, seed=5) != images[0, :1])
+
+
+def test_guidance_is_off_at_a_scale_of_one_and_a_negative_prompt_matters(model, images):
+  guided = [
+    model.generate(PROMPTS, 3, seed=4, guidance_scale=scale, **more)
+    for scale, more in (
+      (1.0, {}),
+      (6.0, {}),
+      (6.0, {'guidance_ramp': 1.0}),
+      (6.0, {'negative_prompt': 'a green square'}),
+    )
+  ]
+  np.testing.assert_array_equal(guided[0], images)
+  assert len({each.tobytes() for each in guided}) == 4
+
+
+def test_the_likeliest_candidates_are_kept_best_first(model):
+  drawn = model.draw(PROMPTS, DrawSettings(num_images=2, candidates=5, seed=4))
+  assert drawn.images.shape[:2] == drawn.scores.shape == (2, 5)
+  np.testing.assert_allclose(drawn.scores, -drawn.nats.sum(axis=(2, 3)), rtol=1e-5)
+  np.testing.assert_array_equal(drawn.kept, np.argsort(-drawn.scores, axis=1)[:, :2])
+  np.testing.assert_array_equal(drawn.best[1, 0], drawn.images[1, drawn.scores[1].argmax()])
+
+
+def test_candidates_are_ranked_by_their_captions_likelihood(model):
+  drawn = model.draw(PROMPTS, DrawSettings(num_images=1, candidates=3, seed=4, rank='caption_likelihood'))
+  params, prior = model.params['prior'], bundle.Bundle(model.config, model.tokenizer, model.params, {}).prior
+  text = np.stack([model.tokenizer.encode_padded(prompt, 5) for prompt in PROMPTS]).repeat(3, axis=0)
+  codes = drawn.codes.reshape(6, -1)
+
+  def nats(text):
+    logits = np.asarray(prior.split_logits(params, text, codes)[1], np.float64)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    return -np.log(np.take_along_axis(probs, codes[..., None], axis=-1)).sum(axis=(1, 2))
+
+  expected = nats(np.zeros_like(text)) - nats(text)
+  np.testing.assert_allclose(drawn.scores.reshape(-1), expected, rtol=1e-3, atol=1e-3)
+
+
+class _Greenest:
+  info = {'params': 'greenest'}  # noqa: RUF012
+
+  def scores(self, prompts, images):
+    assert len(prompts) == len(images)
+    return images[..., 1].mean(axis=(2, 3)).astype(np.float32)
+
+
+def test_a_reranker_ranks(model):
+  drawn = model.draw(PROMPTS, DrawSettings(num_images=2, candidates=4, seed=4), reranker=_Greenest())
+  greens = drawn.best[..., 1].mean(axis=(2, 3))
+  assert np.all(greens[:, 0] >= greens[:, 1])
+  assert np.all(greens[:, 0] == drawn.images[..., 1].mean(axis=(2, 3)).max(axis=1))
+
+
+def test_kept_codes_stay_and_holes_have_more_candidates(model):
+  codes = model.encode(PICTURE[None])[0]
+  known = model.known(PICTURE, np.arange(4)[:, None] < np.full(4, 2))
+  drawn = model.draw(PROMPTS[:1], DrawSettings(num_images=3), known=known)
+  assert drawn.images.shape[1] == 3 and drawn.scores is None
+  np.testing.assert_array_equal(drawn.codes[0, :, :2], np.tile(codes[:2], (3, 1, 1)))
+  assert np.all(drawn.nats[0, :, :2] == 0) and np.all(drawn.nats[0, :, 2:] > 0)
+  pixels = np.ones((8, 8), bool)
+  pixels[2:4, 2:6] = False
+  drawn = model.draw([''], DrawSettings(num_images=1), known=model.known(PICTURE, pixels))
+  keep = np.ones((4, 4), bool)
+  keep[1, 1:3] = False
+  assert drawn.images.shape[1] == 8 and drawn.scores is not None
+  np.testing.assert_array_equal(drawn.codes[0][:, keep], np.tile(codes[keep], (8, 1)))
+  assert model.complete(PICTURE, pixels, num_images=1).shape == (1, 8, 8, 3)
+
+
+def test_variations_go_from_the_picture_to_any(model):
+  codes = model.encode(PICTURE[None])
+  same, free = (model.vary(PICTURE, strength, PROMPTS[0], 2) for strength in (1e-9, 1.0))
+  np.testing.assert_array_equal(same, model.decode(codes.repeat(2, axis=0)))
+  np.testing.assert_array_equal(free, model.generate(PROMPTS[0], 2))
+
+
+def test_pictures_of_any_size_are_encoded_and_codes_decoded_in_batches(model):
+  codes = model.encode(np.stack([PICTURE, 255 - PICTURE, PICTURE]))
+  assert (codes.shape, codes.dtype) == ((3, 4, 4), np.int32)
+  np.testing.assert_array_equal(codes[0], codes[2])
+  assert model.decode(codes).shape == (3, 8, 8, 3)
+  assert model.encode(np.zeros((1, 20, 33, 3), np.uint8)).shape == (1, 4, 4)
+
+
+def test_previews_show_what_is_there_so_far(model, images):
+  seen = []
+  model.generate(PROMPTS, 3, seed=4, batch_size=4, preview=seen.append)
+  assert [(list(p.numbers), p.rows) for p in seen] == [(n, r) for n in ([0, 1, 2, 3], [4, 5]) for r in (1, 2, 3, 4)]
+  flat = images.reshape(-1, 8, 8, 3)
+  np.testing.assert_array_equal(seen[-1].images, flat[4:])
+  assert np.all(seen[1].images[:, 4:] == 128) and np.all(np.any(seen[1].images[:, :4] != 128, axis=(1, 2, 3)))
+
+
+def test_memory_that_is_short_halves_the_batch(model, images, monkeypatch, caplog):
+  from dalle_jax.sampling import generate, memory
+
+  monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 1)
+  np.testing.assert_array_equal(model.generate(PROMPTS, 3, seed=4, batch_size=6), images)
+  assert 'batch_size 6 is cut to 1' in caplog.text
+  monkeypatch.undo()
+  draw_batch, sizes = generate.Sampler._draw_batch, []
+
+  def short(self, params, prepared, rows, *args):
+    sizes.append(len(rows['text']))
+    if sizes[-1] > 2:
+      import jax
+
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 byte')
+    return draw_batch(self, params, prepared, rows, *args)
+
+  monkeypatch.setattr(generate.Sampler, '_draw_batch', short)
+  np.testing.assert_array_equal(model.generate(PROMPTS, 3, seed=4, batch_size=6), images)
+  assert sizes == [6, 3, 2, 2, 2]
+
+
+def test_logits_that_are_not_numbers_are_named(tmp_path):
+  params = random_params(CONFIG, caption_tokenizer().vocab_size)
+  params['prior']['embeddings']['image_kernel'] *= np.nan
+  bundle.save(tmp_path / 'model', CONFIG, caption_tokenizer(), params, 'data')
+  with pytest.raises(ValueError, match=r'NaN or infinite at image token 0 of image 0 \(2 of a batch of 2\)'):
+    dalle_jax.load(tmp_path / 'model').generate(PROMPTS[0], 2)
+
+
+@pytest.mark.parametrize(
+  ('call', 'message'),
+  [
+    (lambda m: m.generate('a red circle', 1, tempeature=1.0), "Unknown setting 'tempeature'"),
+    (lambda m: m.generate(''), 'empty'),
+    (lambda m: m.generate('a red circle', 1, negative_prompt='a'), r'--negative_prompt needs guidance'),
+    (lambda m: m.generate('a red circle', 2, candidates=1), r'--candidates is 1, fewer than the 2'),
+    (lambda m: m.generate('a red circle', 1, rank='beauty'), r"--rank is 'beauty'; allowed are reranker"),
+    (lambda m: m.generate('a red circle', 1, rank='reranker'), r'--rank=reranker needs --reranker'),
+    (lambda m: m.complete(PICTURE, np.ones((8, 8), bool), 'a red circle'), r'keeps every token'),
+    (lambda m: m.complete(PICTURE, np.ones((5, 8), bool)), r'mask \(--mask\) is of 8 x 5 pixels and .* of 8 x 8'),
+    (lambda m: m.decode(np.full((1, 4, 4), 8)), r'Codes must lie in 0 to 7; given 8 to 8'),
+    (lambda m: m.decode(np.zeros((4, 4), int)), r'shape \[N, 4, 4\]; given int64 \[4, 4\]'),
+  ],
+)
+def test_mistakes_are_named(model, call, message):
+  with pytest.raises(ValueError, match=message):
+    call(model)
+
+
+def test_enormous_prompts_are_cut_in_the_message_too_and_characters_never_seen_are_named(model, caplog):
+  with pytest.raises(ValueError, match=r'takes at most 5') as error:
+    model.generate('a red circle ' * 100_000)
+  assert len(str(error.value)) < 300
+  model.generate('ж', 1)
+  assert 'learnt from have no ж' in caplog.text
+
+
+def test_a_model_of_a_newer_version_is_refused(path, tmp_path):
+  import json
+  import shutil
+
+  shutil.copytree(path, tmp_path / 'new')
+  info = json.loads((tmp_path / 'new/bundle.json').read_text()) | {'format_version': 99}
+  (tmp_path / 'new/bundle.json').write_text(json.dumps(info))
+  with pytest.raises(ValueError, match=r'has bundle format 99; this version of dalle_jax reads format 1'):
+    dalle_jax.load(tmp_path / 'new')
+
+
+def test_a_dvae_alone_encodes_and_decodes_and_does_not_draw(tmp_path):
+  params = {'dvae': random_params(CONFIG, 300)['dvae']}
+  bundle.save(tmp_path / 'model', CONFIG, None, params, 'data')
+  model = dalle_jax.load(tmp_path / 'model')
+  assert model.decode(model.encode(PICTURE[None])).shape == (1, 8, 8, 3)
+  with pytest.raises(ValueError, match='holds the dVAE only'):
+    model.generate()
