@@ -2,7 +2,7 @@
 
     bundle.json       format version, code version, parts, fingerprints of them, tokenizer and data, sizes of files
     config.json       the configuration it was trained with
-    tokenizer.model   the SentencePiece model of captions or text; empty for bytes
+    tokenizer.model   the SentencePiece model of captions or text; CLIP's merges; empty for bytes
     params/           the parameters by part, {'dvae': ..., 'prior': ...} for instance, written by Orbax
 
 The parts are 'dvae' and 'prior'; 'dvae' and 'model', a sequence model over the dVAE's codes in place of the prior;
@@ -27,6 +27,7 @@ import dalle_jax
 from dalle_jax import sharding, trees
 from dalle_jax.config import Config
 from dalle_jax.data import text_tokenizer
+from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model
@@ -48,6 +49,7 @@ KINDS = {
     'a reranker: python -m dalle_jax.train --config=configs/reranker.py --workdir=... trains one',
   ),
 }
+CAPTION_TOKENIZERS = {'captions': Tokenizer, 'clip': ClipTokenizer}  # by config.tokenizer.kind
 _FILES = ('bundle.json', 'config.json', 'params')
 
 
@@ -56,7 +58,7 @@ class Bundle:
   """A loaded model: configuration, modules, and parameters by part on the mesh; a tokenizer where there is text."""
 
   config: Config
-  tokenizer: Tokenizer | TextTokenizer | None
+  tokenizer: Tokenizer | ClipTokenizer | TextTokenizer | None
   params: dict[str, Any]
   info: dict[str, Any]
 
@@ -93,7 +95,7 @@ def fingerprint(params: Any) -> str:
 def save(
   path: Path,
   config: Config,
-  tokenizer: Tokenizer | TextTokenizer | None,
+  tokenizer: Tokenizer | ClipTokenizer | TextTokenizer | None,
   params: dict[str, Any],
   data_fingerprint: str,
 ) -> None:
@@ -251,7 +253,8 @@ def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), fla
   if _has_tokenizer(info):
     try:
       file, kind = path / 'tokenizer.model', config.tokenizer.kind
-      tokenizer = Tokenizer.load(file) if kind == 'captions' else text_tokenizer.load(kind, file)
+      of_captions = CAPTION_TOKENIZERS.get(kind)
+      tokenizer = of_captions.load(file) if of_captions else text_tokenizer.load(kind, file)
     except ValueError as error:
       raise ValueError(f'The model directory {path} is damaged: {error}') from None
   vocab_size = tokenizer.vocab_size if tokenizer else None

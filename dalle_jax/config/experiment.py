@@ -129,10 +129,11 @@ class Config:
       f"config.task is {task} and config.data.source {self.data.source!r}; 'sequence' reads 'text' where "
       "config.model.tokens is 'text', and nothing else does.",
     )
+    imported = ('clip',) if self.task == 'reranker' else ()
+    kinds = ('bytes', 'pieces') if of_text else ('captions', *imported)
     require(
-      of_text == (self.tokenizer.kind != 'captions'),
-      f'config.tokenizer.kind is {self.tokenizer.kind!r}; config.task {task} takes '
-      + ("'bytes' or 'pieces'." if of_text else "'captions'."),
+      self.tokenizer.kind in kinds,
+      f'config.tokenizer.kind is {self.tokenizer.kind!r}; config.task {task} takes {" or ".join(map(repr, kinds))}.',
     )
 
   def _check_image_tokens(self) -> None:

@@ -60,4 +60,4 @@ def checked(params: Any, expected: Any, problem: str) -> Any:
   ]
   if broken:
     raise ValueError(f'{problem}: values are infinite or not numbers, in {", ".join(broken)}.')
-  return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params)
+  return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32, order='C'), params)
