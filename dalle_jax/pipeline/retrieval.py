@@ -1,6 +1,5 @@
 """What a trained reranker can tell apart: retrieval in each held-out split, near misses, and the pictures it finds."""
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -38,8 +37,7 @@ def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tup
     found[split] = prompts, images[np.argsort(-rows, axis=1)[:, : config.evaluation.images_per_prompt]]
     if config.data.source == 'captioned_shapes':
       figures |= _contrasts(config, dataset, ranker, split)
-    if jax.process_index() == 0:
-      say(f'measured {split}: {len(captions)} captions')
+    say(f'measured {split}: {len(captions)} captions')
   return figures, found
 
 
@@ -62,6 +60,5 @@ def _contrasts(config: Config, dataset: Dataset, ranker: Ranker, split: str) -> 
     dataset.open(split), config.data.image_size, config.evaluation.num_prompts, stream_seed(config.seed, split)
   )
   texts = ranker.text_embeddings(pairs.captions)
-  return contrasts.scores(
-    pairs, texts, ranker.image_embeddings(pairs.true), ranker.image_embeddings(pairs.false), split
-  )
+  true, false = (ranker.image_embeddings(images) for images in (pairs.true, pairs.false))
+  return contrasts.scores(pairs, texts, true, false, split)
