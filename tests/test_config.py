@@ -185,6 +185,7 @@ BAD_VALUES = {
   'sampling.batch_size': 0,
   'evaluation.num_reconstructions': 0,
   'evaluation.num_prompts': 0,
+  'evaluation.num_captions': 0,
   'evaluation.sheet_prompts': 0,
   'evaluation.images_per_prompt': 0,
   'evaluation.batch_size': -4,

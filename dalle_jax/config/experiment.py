@@ -101,6 +101,10 @@ class Config:
   def _check_reranker(self) -> None:
     size, patch = self.data.image_size, self.reranker.patch_size
     require(
+      not self.dvae.pretrained,
+      f'config.dvae.pretrained is {self.dvae.pretrained!r}, which config.task=reranker does not use; empty it.',
+    )
+    require(
       size % patch == 0,
       f'config.data.image_size {size} is not divisible by config.reranker.patch_size {patch}; change one of the two.',
     )
@@ -259,6 +263,7 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     blocks.num_layers, blocks.num_heads, blocks.embed_dim = 2, 2, 32
   config.evaluation.num_reconstructions = 32
   config.evaluation.num_prompts = 4
+  config.evaluation.num_captions = 32
   config.evaluation.num_tokens, config.evaluation.num_context_targets = 1024, 32
   config.evaluation.sheet_prompts, config.evaluation.images_per_prompt = 2, 2
   config.sampling.batch_size = 8
