@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 import dalle_jax
 from dalle_jax import sharding, trees
 from dalle_jax.config import Config
-from dalle_jax.data import text_tokenizer
+from dalle_jax.data import clip_tokenizer, text_tokenizer
 from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
@@ -251,9 +251,11 @@ def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), fla
   info = check(path, needs, flag)
   config, tokenizer = read_config(path), None
   if _has_tokenizer(info):
+    file, kind = path / 'tokenizer.model', config.tokenizer.kind
+    if kind == 'clip':
+      clip_tokenizer.check_packages()
+    of_captions = CAPTION_TOKENIZERS.get(kind)
     try:
-      file, kind = path / 'tokenizer.model', config.tokenizer.kind
-      of_captions = CAPTION_TOKENIZERS.get(kind)
       tokenizer = of_captions.load(file) if of_captions else text_tokenizer.load(kind, file)
     except ValueError as error:
       raise ValueError(f'The model directory {path} is damaged: {error}') from None

@@ -138,6 +138,12 @@ class ClipTokenizer:
       raise ValueError(f'Cannot load the tokenizer {path}: {error}') from error
 
 
+def check_packages() -> None:
+  """Looks whether the packages that encoding needs are installed; a ValueError says which one is not."""
+  for name in ('regex', 'ftfy'):
+    _package(name)
+
+
 def _from_lines(text: str) -> list[str]:
   """Merges below a heading, of which only the first are CLIP's."""
   heading, *lines = text.split('\n')

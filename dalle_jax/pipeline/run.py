@@ -70,6 +70,8 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
     return sequence.run(config, workdir, stop_after)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check(config, mesh)
+  if config.tokenizer.kind == 'clip':
+    raise ValueError("config.tokenizer.kind is 'clip', which tools/import_openai_clip.py gives; train with 'captions'.")
   pretrained.check(config)
   space = Workspace(workdir, config)
   dvae = pretrained.load_dvae(config, space, mesh)
