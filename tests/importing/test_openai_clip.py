@@ -76,7 +76,7 @@ def _write(path, weights):
 def inputs():
   rng = np.random.default_rng(1)
   images = rng.integers(0, 256, (3, PATCH * GRID, PATCH * GRID, 3), np.uint8)
-  prompts = ['a red dog', 'Dogs &amp; cats, many more than fit', 'x']
+  prompts = ['a red dog', 'Dogs &amp; cats, many more than fit', '!? x']
   return images, np.stack([TOKENIZER.encode_padded(prompt, LENGTH, truncate=True) for prompt in prompts])
 
 
