@@ -27,6 +27,8 @@ _DTYPES = {
   'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4'), 'ShortStorage': np.dtype('<i2'),
   'CharStorage': np.dtype('i1'), 'ByteStorage': np.dtype('u1'), 'BoolStorage': np.dtype('?'),
 }  # fmt: skip
+# How TorchScript says of what type a list is.
+_LISTS = ('build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag')
 # What damaged or hostile files make the readers raise.
 _ERRORS = (
   pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError,
@@ -139,6 +141,8 @@ class _Unpickler(pickle.Unpickler):
       return lambda tensor, *_: tensor
     if module == 'torch' and name in _DTYPES:
       return _DTYPES[name]
+    if module == 'torch.jit._pickle' and name in _LISTS:
+      return lambda value, *_: value
     if (module, name) in (('torch', 'device'), ('torch', 'Size')):
       return lambda *args: args
     if any(module == package or module.startswith(package + '.') for package in self._module_packages):

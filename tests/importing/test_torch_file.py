@@ -55,6 +55,8 @@ def toy(monkeypatch):
   storages = {name: type(name, (), {}) for name in ('FloatStorage', 'LongStorage')}
   module('torch', device=type('device', (), {'__reduce__': lambda self: (type(self), ())}), **storages)
   module('torch._utils', _rebuild_tensor_v2=lambda *_: None, _rebuild_parameter=lambda *_: None)
+  module('torch.jit')
+  module('torch.jit._pickle', build_intlist=lambda *_: None)
   module('__torch__')
   module('__torch__.toy_model.___torch_mangle_1', Part=type('Part', (), {}))
   return module('toy_model', Layer=type('Layer', (), {}))
@@ -145,7 +147,8 @@ def _script_part(**attributes):
 def test_archives_of_torchscript_give_their_tensors(toy, tmp_path):
   path = tmp_path / 'file.pt'
   activation = _script_part(training=False)
-  block = _script_part(training=False, w=Tensor(A), act=activation, sizes=[3], name='block')
+  block = _script_part(training=False, w=Tensor(A), act=activation, name='block')
+  block.sizes = Call(sys.modules['torch.jit._pickle'].build_intlist, [3])
   path.write_bytes(archive(_script_part(training=True, scale=Tensor(B), block=block, act=activation, no=None)))
   found = torch_file.read(path, ('__torch__',))
   assert set(found) == {'scale', 'block.w'}
