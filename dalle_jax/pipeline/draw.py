@@ -76,6 +76,8 @@ def draw(
     ValueError: the model, a prompt, the picture or a setting cannot be used.
   """
   drawing_parts(path)
+  if reranker:
+    bundle.check(Path(reranker), needs=('reranker',), flag='--reranker')
   if preview_every < 0:
     raise ValueError(f'--preview_every is {preview_every}; it must be 0 (no previews) or more rows of tokens.')
   directory = _make_directory(out)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.crops import fit
+from dalle_jax.data.tokenizer import shortened
 from dalle_jax.models.stream import PAD
 from dalle_jax.pipeline import ranking
 from dalle_jax.pipeline.settings import DrawSettings
@@ -55,7 +56,7 @@ class Model:
   def __init__(self, loaded: bundle.Bundle, mesh: Mesh):
     self.config, self.tokenizer, self.info = loaded.config, loaded.tokenizer, loaded.info
     self.mesh, self._loaded = mesh, loaded
-    self._part = next((part for part in ('prior', 'model') if part in loaded.params), None)
+    self.part = next((part for part in ('prior', 'model') if part in loaded.params), None)
 
   @property
   def reads_captions(self) -> bool:
@@ -96,7 +97,7 @@ class Model:
     settings: DrawSettings,
     *,
     known: Known | None = None,
-    index: Sequence[int] | None = None,
+    index: Sequence[int] | np.ndarray | None = None,
     reranker: ranking.Scorer | None = None,
     progress: ProgressOf | None = None,
     preview: Callable[[Preview], None] | None = None,
@@ -108,7 +109,7 @@ class Model:
       prompts: what to draw; '' for a model that has read no captions, and with `known` for no caption.
       settings: how.
       known: codes [1, h, w] of all images that are known, as `complete` and `vary` make them.
-      index: numbers of the images under the seed, of each prompt; None: 0, 1, ...
+      index: numbers of the images under the seed, [N] for all prompts alike or [P, N]; None: 0, 1, ...
       reranker: scores images for `rank='reranker'`.
       progress: called with (tokens drawn, of how many).
       preview: called with the images so far, whose numbers count those of the first prompt, then the second's, ...
@@ -119,27 +120,45 @@ class Model:
     """
     settings = self.effective(settings, known)
     text = self._encode(prompts, settings.truncate, known is not None)
-    rank = ranking.check(settings, self.config, self._part, reranker)
-    numbers = np.arange(settings.num_drawn) if index is None else np.asarray(index)
-    num_rows = len(text) * len(numbers)
-    sampler = self._sampler(settings, num_rows)
-    rows = text.repeat(len(numbers), axis=0)
+    rank = ranking.check(settings, self.config, self.part, reranker)
+    index = np.arange(settings.num_drawn) if index is None else np.asarray(index)
+    numbers = np.broadcast_to(index, (len(text), index.shape[-1]))
+    rows = text.repeat(numbers.shape[1], axis=0)
+    sampler = self._sampler(settings, len(rows))
     drawn = sampler.draw(
-      self.params, rows, settings.seed, progress, index=np.tile(numbers, len(text)),
-      unconditional=self._unconditional(settings, rows), known=_repeated(known, num_rows), preview=preview,
+      self.params, rows, settings.seed, progress, index=numbers.reshape(-1),
+      unconditional=self._unconditional(settings, rows), known=_repeated(known, len(rows)), preview=preview,
       preview_every=preview_every,
     )  # fmt: skip
-    codes, images, nats = (x.reshape(len(text), len(numbers), *x.shape[1:]) for x in drawn)
-    scores = None
-    if rank == 'reranker':
-      scores = reranker.scores(prompts, images)
-    elif rank == 'likelihood':
-      scores = -nats.sum(axis=(2, 3))
-    elif rank == 'caption_likelihood':
-      scores = ranking.caption_likelihood(self._loaded, text, codes, self.mesh, sampler.batch_size)
-    kept = ranking.best(scores, len(text), len(numbers), settings.num_images)
+    codes, images, nats = (x.reshape(*numbers.shape, *x.shape[1:]) for x in drawn)
     sampling = dataclasses.replace(sampler.settings, batch_size=sampler.batch_size)
-    return Drawing(images, codes, nats, scores, kept, settings, sampling)
+    whole = Drawing(images, codes, nats, None, ranking.best(None, *numbers.shape, numbers.shape[1]), settings, sampling)
+    if not rank:
+      return whole
+    scores = self.scores(rank, prompts, whole, reranker)
+    return whole._replace(scores=scores, kept=ranking.best(scores, *numbers.shape, settings.num_images))
+
+  def scores(
+    self, rank: str, prompts: Sequence[str], drawn: Drawing, reranker: ranking.Scorer | None = None
+  ) -> np.ndarray:
+    """Scores of all candidates, float32 [P, N]; more is better.
+
+    Args:
+      rank: of `settings.RANKS`.
+      prompts: that they were drawn for.
+      drawn: the candidates.
+      reranker: for the rank of that name.
+
+    Raises:
+      ValueError: the model, or the reranker, is not there for it.
+    """
+    ranking.check(dataclasses.replace(drawn.settings, rank=rank), self.config, self.part, reranker)
+    if rank == 'reranker':
+      return reranker.scores(prompts, drawn.images)
+    if rank == 'likelihood':
+      return -drawn.nats.sum(axis=(2, 3))
+    text = self._encode(prompts, drawn.settings.truncate, True)
+    return ranking.caption_likelihood(self._loaded, text, drawn.codes, self.mesh, drawn.sampling.batch_size)
 
   def effective(self, settings: DrawSettings, known: Known | None) -> DrawSettings:
     """The settings with the candidates that a completion needs where something that stays follows what is drawn."""
@@ -249,11 +268,11 @@ class Model:
     return jax.jit(run, out_shardings=sharding.replicated(self.mesh))
 
   def _sampler(self, settings: DrawSettings, number: int) -> Sampler:
-    if self._part is None:
+    if self.part is None:
       raise ValueError('The model directory holds the dVAE only, which encodes and decodes; drawing needs a prior.')
     own = self.config.sampling
     sampling = settings.sampling(own, number)
-    if sampling.guidance_scale != 1 and self._part == 'prior' and not self.config.prior.caption_drop:
+    if sampling.guidance_scale != 1 and self.part == 'prior' and not self.config.prior.caption_drop:
       if not settings.negative_prompt:
         logging.warning(
           'guidance_scale is %g, but the model was trained without dropped captions (config.prior.caption_drop is 0), '
@@ -274,19 +293,23 @@ class Model:
     if optional and list(prompts) == ['']:
       return np.full((1, length - 1), PAD, np.int32)
     text = encode_prompts(self.tokenizer, prompts, length, truncate)
-    for prompt in prompts:
-      self._warn_of_prompt(prompt)
+    self._warn_of_prompts(prompts)
     return text
 
-  def _warn_of_prompt(self, prompt: str) -> None:
-    """Says what is cut off a prompt, and what of it the tokenizer never saw."""
-    length, ids = self.config.tokenizer.text_length - 1, self.tokenizer.encode(prompt)
-    if len(ids) > length:
-      kept = self.tokenizer.decode(ids[:length])
-      logging.warning('A prompt of %d tokens is cut to %d and reads %r now.', len(ids), length, kept)
-    unseen = self.tokenizer.unseen(prompt)
+  def _warn_of_prompts(self, prompts: Sequence[str]) -> None:
+    """Says what is cut off prompts, and what of them the tokenizer never saw."""
+    length, unseen = self.config.tokenizer.text_length - 1, {}
+    for prompt in prompts:
+      ids = self.tokenizer.encode(prompt)
+      if len(ids) > length:
+        kept = self.tokenizer.decode(ids[:length])
+        logging.warning('A prompt of %d tokens is cut to %d and reads %r now.', len(ids), length, shortened(kept))
+      unseen |= {character: prompt for character in self.tokenizer.unseen(prompt) if character not in unseen}
     if unseen:
-      logging.warning('The captions that the tokenizer learnt from have no %s, as in %r.', unseen, prompt[:80])
+      logging.warning(
+        'The captions that the model has read have no %s, as in %r; expect nothing of them.',
+        ' '.join(map(repr, unseen)), shortened(next(iter(unseen.values()))),
+      )  # fmt: skip
 
   def _unconditional(self, settings: DrawSettings, rows: np.ndarray) -> np.ndarray | None:
     """What guidance compares with, for each row; None for no caption."""

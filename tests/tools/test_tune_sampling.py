@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_models import PICTURES, caption_tokenizer, save_random
+
+from dalle_jax.config import Config
+from dalle_jax.pipeline import tuning
+from dalle_jax.pipeline.settings import DrawSettings
+
+DATA = {'source': 'captioned_shapes', 'num_train': 8, 'num_validation': 40, 'num_held_out': 40}
+CONFIG = Config.from_dict(
+  {
+    **PICTURES,
+    'data': {'image_size': 32, **DATA},
+    'dvae': {**PICTURES['dvae'], 'num_groups': 4},
+    'tokenizer': {'vocab_size': 300, 'text_length': 64},
+    'prior': {**PICTURES['prior'], 'caption_drop': 0.1},
+  }
+)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  path = save_random(tmp_path_factory.mktemp('run') / 'model', CONFIG, caption_tokenizer())
+  return (path, *tuning.prepare(path, '', 2))
+
+
+def test_every_combination_has_its_accuracies(prepared):
+  _, model, prompts = prepared
+  assert [len(part.texts) for part in prompts] == [4, 4]
+  rows = tuning.grid(model, prompts, {'guidance_scale': [1.0, 2.0], 'temperature': [1.0]}, 0, 8)
+  assert [row['guidance_scale'] for row in rows] == [1.0, 2.0]
+  assert rows[0]['validation/one_object'] == rows[0]['held_out/two_objects_stderr'] == 0  # the model draws noise
+  lines = tuning.table(rows).splitlines()
+  assert lines[0].split()[:3] == ['guidance_scale', 'temperature', 'validation/one_object'] and len(lines) == 3
+
+
+def test_choosing_follows_the_scores(prepared, monkeypatch):
+  _, model, prompts = prepared
+  seen = {}
+
+  def judge(texts, images):
+    seen['right'] = np.random.default_rng(1).random(len(images)) < 0.4
+    return seen['right']
+
+  class Clairvoyant:
+    info = {}  # noqa: RUF012
+
+    def scores(self, prompts, images):
+      return seen['right'].reshape(images.shape[:2]).astype(float)
+
+  monkeypatch.setattr(tuning.judge, 'judge', judge)
+  ranks = tuning.possible_ranks(model, Clairvoyant())
+  assert ranks == ['reranker', 'likelihood', 'caption_likelihood']
+  found = tuning.choosing(model, prompts, 4, ranks, DrawSettings(num_images=1, batch_size=16), Clairvoyant())
+  assert found['counts'] == [1, 2, 4] and set(found['figures']) == {*ranks, 'any'}
+  figures = found['figures']
+  assert figures['reranker'] == figures['any'] != figures['likelihood']
+  assert 'caption_likelihood' in tuning.choosing_table(found)
+  drawn = []
+  tuning.drawing(found, lambda series, *words, **more: drawn.append(series))
+  assert len(drawn[0]) == 8 and all(len(x) == 3 for x, _ in drawn[0].values())
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['candidates', '--temperature=1,2'], '--temperature takes one number'),
+    (['grid', '--temperature=hot'], 'must be numbers'),
+    (['grid', '--model=nowhere'], 'no model directory at'),
+    (['candidates', '--most=0'], '--most is 0'),
+  ],
+)
+def test_mistakes_are_one_line(prepared, tmp_path, arguments, message):
+  tool = Path(tuning.__file__).parents[2] / 'tools' / 'tune_sampling.py'
+  action, *rest = arguments
+  command = [sys.executable, str(tool), action, f'--model={prepared[0]}', f'--out={tmp_path / "a.json"}', *rest]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+  assert not (tmp_path / 'a.json').exists()
+
+
+def test_the_grid_is_written_by_the_tool(prepared, tmp_path):
+  tool, out = Path(tuning.__file__).parents[2] / 'tools' / 'tune_sampling.py', tmp_path / 'grid.json'
+  command = [sys.executable, str(tool), 'grid', f'--model={prepared[0]}', '--num_prompts=1', f'--out={out}']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert len(json.loads(out.read_text())['rows']) == 1
