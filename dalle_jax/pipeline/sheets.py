@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ class ReconstructionHook:
     self._config, self._dataset, self._mesh, self._directory = config, dataset, mesh, directory
 
   def __call__(self, state: TrainState, step: int) -> None:
-    split = 'validation' if 'validation' in self._dataset.splits else 'train'
+    split = examples.held_out_split(self._dataset)
     images = examples.first_images(self._config, self._dataset, split, NUM_RECONSTRUCTIONS)
     params = vector_quantizer.merged(all_params(state, ema=True))
     _, pictures = reconstruction.reconstruct(make_dvae(self._config.dvae), params, images, self._mesh, len(images))
@@ -56,8 +57,8 @@ class SampleHook:
 
   def __call__(self, state: TrainState, step: int) -> None:
     params = all_params(state, ema=True)
-    images = draw_sheet(self._config, self._tokenizer, self._sampler, params, self._prompts)
-    _save(lay_out(self._prompts, images), self._directory, step)
+    drawn = draw_sheet(self._config, self._tokenizer, self._sampler, params, self._prompts)
+    _save(lay_out(self._prompts, drawn.images), self._directory, step)
 
 
 def make_sampler(config: Config, tokenizer: Tokenizer | None, mesh: Mesh, settings: SamplingConfig) -> Sampler:
@@ -68,10 +69,18 @@ def make_sampler(config: Config, tokenizer: Tokenizer | None, mesh: Mesh, settin
   return Sampler(make_prior(config, vocab_size), dvae, mesh, settings)
 
 
+class Drawn(NamedTuple):
+  """N images for each of P prompts."""
+
+  text: np.ndarray  # int32 [P, text_length - 1]; [P, 0] without prompts
+  codes: np.ndarray  # int32 [P, N, h, w]
+  images: np.ndarray  # uint8 [P, N, H, W, 3]
+
+
 def draw_sheet(
   config: Config, tokenizer: Tokenizer | None, sampler: Sampler, params: dict, prompts: list[str]
-) -> np.ndarray:
-  """Images uint8 [P, N, H, W, 3] with N = config.evaluation.images_per_prompt for each of P prompts.
+) -> Drawn:
+  """Draws N = config.evaluation.images_per_prompt images for each of P prompts.
 
   Without a tokenizer, and so without prompts, P is config.evaluation.sheet_prompts.
   """
@@ -79,8 +88,8 @@ def draw_sheet(
   text = np.zeros((config.evaluation.sheet_prompts, 0), np.int32)
   if tokenizer:
     text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
-  images = sampler(params, text.repeat(count, axis=0), seed=config.seed)
-  return images.reshape(len(text), count, *images.shape[1:])
+  codes, images = sampler.draw(params, text.repeat(count, axis=0), seed=config.seed)
+  return Drawn(text, *(found.reshape(len(text), count, *found.shape[1:]) for found in (codes, images)))
 
 
 def lay_out(prompts: list[str], images: np.ndarray, right: np.ndarray | None = None) -> Image.Image:
