@@ -143,7 +143,11 @@ def _drawn_readings(
   """Of the first image of each of the first prompts, or, without prompts, of the first images."""
   places = [(p, i) for i in range(nats.shape[1]) for p in range(len(nats))][:count]
   text, images = group.drawn.text, group.drawn.images
-  return [_reading(model, tokenizer, 'drawn', images[p, i], text[p], nats[p, i]) for p, i in places]
+  names = [f'{group.title}, {f"prompt {p + 1}" if tokenizer else f"image {i + 1}"}' for p, i in places]
+  return [
+    _reading(model, tokenizer, name, images[p, i], text[p], nats[p, i])
+    for name, (p, i) in zip(names, places, strict=True)
+  ]
 
 
 def _reading(

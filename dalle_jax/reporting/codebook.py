@@ -14,17 +14,17 @@ MOST_POINTS = 200  # of the curve, at even distances on its logarithmic axis
 
 
 def rank_frequency(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Ranks from 1 and shares of the tokens, of the codes that are used, the most used first.
+  """How often codes occur, the most used first.
 
   Args:
     counts: how often each code occurs, [K].
 
   Returns:
-    Ranks [M] and shares [M]: of all used codes, or, where they are many, of some at even distances of log rank.
+    Ranks [M] from 1 and counts [M]: of all used codes, or, where they are many, of some at even distances of log rank.
   """
   used = np.sort(counts[counts > 0])[::-1]
   ranks = np.unique(np.geomspace(1, len(used), MOST_POINTS).round().astype(int)) if len(used) else np.empty(0, int)
-  return ranks, used[ranks - 1] / max(counts.sum(), 1)
+  return ranks, used[ranks - 1]
 
 
 def use(counts: np.ndarray, perplexity: float, codes: Sequence[int] = (), decoded: np.ndarray | None = None) -> str:
@@ -42,7 +42,7 @@ def use(counts: np.ndarray, perplexity: float, codes: Sequence[int] = (), decode
     f'perplexity is {format_number(perplexity)}: as if that many were used equally often.'
   )
   svg = curve_svg(
-    {'share': rank_frequency(counts)}, TITLE, 'share of tokens', log=True, x_label='rank, the most used code first',
+    {'tokens': rank_frequency(counts)}, TITLE, 'tokens', log=True, x_label='rank, the most used code first',
     log_x=True,
   )  # fmt: skip
   parts = [paragraph(facts), f'<div class="grid curves">{drawing(TITLE, svg)}</div>']

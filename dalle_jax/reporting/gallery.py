@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_jax.reporting.html import config_details, format_number, inline_picture, paragraph, section, write_page
+from dalle_jax.reporting.html import config_details, inline_picture, paragraph, section, write_page
 
 MOST_PIXELS = 4_000_000  # of all pictures of a block: beyond it they are made smaller, so that a browser likes the page
 MOST_REJECTED = 2_000  # pictures of a page of candidates
@@ -17,7 +17,7 @@ THUMBNAIL = 64  # pixels: the shorter side of a rejected candidate, about; a sma
 ENLARGED = 128  # pixels: up to this side a picture is shown larger than it is, and its pixels as squares
 
 
-def reconstructions(originals: np.ndarray, reconstructed: np.ndarray, psnr: np.ndarray, count: int = 16) -> str:
+def reconstructions(originals: np.ndarray, reconstructed: np.ndarray, psnr: np.ndarray, count: int = 18) -> str:
   """Originals, each beside its reconstruction, from the worst to the best, at even distances of rank.
 
   Args:
@@ -147,6 +147,14 @@ def best_first(scores: np.ndarray) -> np.ndarray:
   return np.argsort(-np.asarray(scores, np.float64), kind='stable')
 
 
+def score_text(score: float) -> str:
+  """A score as it stands below a picture: with three decimals, or one, or none where it is large."""
+  if not math.isfinite(score):
+    return '–'
+  decimals = 3 if abs(score) < 10 else 1 if abs(score) < 1000 else 0
+  return f'{score:,.{decimals}f}'.replace('-', '−')
+
+
 def picture(image: np.ndarray, alt: str, style: str = '') -> str:
   """An <img> of pixels uint8 [H, W, 3]; small ones are enlarged as squares."""
   small = 'pixelated' if max(image.shape[:2]) <= ENLARGED else ''
@@ -180,7 +188,7 @@ def _scored(
 ) -> str:
   """A picture and its score; `number` is its place among the prompt's."""
   frame, mark = ('', '') if right is None else ('right', '✓ ') if right[number] else ('wrong', '✗ ')
-  words = f'{before}{mark}{format_number(float(score))} {unit}'.strip()
+  words = f'{before}{mark}{score_text(float(score))} {unit}'.strip()
   shown = picture(image, f'image {number + 1}', frame)
   return f'<figure class="tile">{shown}<figcaption>{html.escape(words)}</figcaption></figure>'
 

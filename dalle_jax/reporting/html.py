@@ -120,9 +120,10 @@ summary { cursor: pointer; margin-bottom: 1rem; }
 .large .tile { width: 9rem; }
 .small .tile { width: 4rem; }
 .small .tile figcaption { font-size: .74rem; }
-.wide .tile { width: 13rem; }
+.wide .tile { width: 11.5rem; }
 .tile .right { border: 3px solid var(--right); }
 .tile .wrong { border: 3px solid var(--wrong); }
+.readings { margin-top: 1rem; }
 .reading { width: 22rem; max-width: 100%; }
 .reading .maps { display: flex; gap: .4rem; }
 .reading .maps img { width: calc((100% - .8rem) / 3); }

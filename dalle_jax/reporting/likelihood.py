@@ -22,16 +22,20 @@ class Reading(NamedTuple):
 def maps(readings: Sequence[Reading]) -> str:
   """Each image beside the nats of its tokens, as colours and as light on it; its caption's tokens in the same way.
 
-  One scale of colours holds for all maps, and one of orange for all captions: from 0 to the largest finite value.
+  One scale of colours holds for all maps, and one of orange for all captions: from 0 to the largest finite value. Maps
+  show square roots, so that small values are seen beside large ones.
   """
   most = _largest([nats for reading in readings for nats in np.ravel(reading.nats)])
   most_text = _largest([nats for reading in readings for _, nats in reading.caption])
   bar = inline_picture(heat.scale_bar(), 'colours from least to most', 'scale')
   text = (
-    'What each token cost the model, -ln p given all tokens before it, at temperature 1: the picture, the nats of its '
+    'What each token cost the model, −ln p given all tokens before it, at temperature 1: the picture, the nats of its '
     'tokens, and the same as light on the picture, bright where the model was surprised. Tokens come row by row.'
   )
-  parts = [paragraph(text), f'<p class="note">Image tokens: 0 {bar} {most:.2f} nats</p>']
+  parts = [
+    paragraph(text),
+    f'<p class="note">Image tokens: 0 {bar} {most:.2f} nats, and {most / 4:.2f} in the middle</p>',
+  ]
   if any(reading.caption for reading in readings):
     note = f'Tokens of captions: the deeper the orange, the dearer; the deepest is {most_text:.2f} nats.'
     parts.append(paragraph(note, 'note'))
@@ -41,11 +45,11 @@ def maps(readings: Sequence[Reading]) -> str:
 
 def _card(reading: Reading, most: float, most_text: float) -> str:
   nats = np.asarray(reading.nats, np.float64)
-  clipped = np.minimum(nats, most)
+  roots, brightest = np.sqrt(np.clip(nats, 0, most)), np.sqrt(most)
   shown = [
     picture(reading.image, reading.title),
-    inline_picture(heat.heat(clipped, most), 'nats of its tokens', 'map'),
-    inline_picture(heat.lit(reading.image, clipped, most), 'the same as light on it', 'lit'),
+    inline_picture(heat.heat(roots, brightest), 'nats of its tokens', 'map'),
+    inline_picture(heat.lit(reading.image, roots, brightest), 'the same as light on it', 'lit'),
   ]
   total = f'image {_number(nats.sum())} nats, {_number(nats.mean())} a token, most {_number(nats.max())}'
   if reading.caption:
