@@ -124,8 +124,10 @@ def blocks(
 
 def _samples(group: Group, scores: np.ndarray) -> str:
   order = 'Right ones first, then by' if group.right is not None else 'By'
-  note = f'{group.note} {order} likelihood: below each image the logarithm of its probability, at temperature 1.'
-  return gallery.samples(group.prompts, group.drawn.images, scores, 'nats', note, group.right)
+  note = (
+    f'{group.note} {order} likelihood: below each image the logarithm of its probability at temperature 1, in nats.'
+  )
+  return gallery.samples(group.prompts, group.drawn.images, scores, note, group.right)
 
 
 def _held_out_readings(

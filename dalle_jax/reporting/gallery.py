@@ -43,12 +43,7 @@ def reconstructions(originals: np.ndarray, reconstructed: np.ndarray, psnr: np.n
 
 
 def samples(
-  prompts: Sequence[str],
-  images: np.ndarray,
-  scores: np.ndarray,
-  unit: str,
-  note: str,
-  right: np.ndarray | None = None,
+  prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, note: str, right: np.ndarray | None = None
 ) -> str:
   """The images of each prompt, the best first, each with its score.
 
@@ -56,7 +51,6 @@ def samples(
     prompts: P texts; '' for images drawn without one.
     images: uint8 [P, N, H, W, 3].
     scores: [P, N], the higher the better; what is not a number comes last.
-    unit: stands behind each score.
     note: how they were drawn, and what the scores are.
     right: bool [P, N], whether a judge found all that the prompt names: right ones come first and are framed green, the
       others red.
@@ -77,11 +71,11 @@ def samples(
   for p, prompt in enumerate(prompts):
     verdicts = None if right is None else right[p]
     order = best_first(scores[p]) if verdicts is None else _right_first(scores[p], verdicts)
-    blocks.append(_prompt(prompt, [_scored(images[p, i], i, scores[p, i], unit, verdicts) for i in order]))
+    blocks.append(_prompt(prompt, [_scored(images[p, i], i, scores[p, i], verdicts) for i in order]))
   return ''.join(blocks)
 
 
-def candidates(prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, kept: np.ndarray, unit: str = '') -> str:
+def candidates(prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> str:
   """For each prompt the candidates that were kept, large, and the others, small and folded away, best first.
 
   Args:
@@ -89,7 +83,6 @@ def candidates(prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, k
     images: uint8 [P, N, H, W, 3].
     scores: [P, N], the higher the better.
     kept: int [P, K], of each prompt the numbers of the kept images, the best first.
-    unit: stands behind each score.
 
   Raises:
     ValueError: the numbers of prompts, images and scores do not fit, or `kept` names an image that is not there, or one
@@ -106,9 +99,9 @@ def candidates(prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, k
   large = _fitted(np.take_along_axis(images, kept[..., None, None, None], axis=1))
   blocks = []
   for p, prompt in enumerate(prompts):
-    tiles = [_scored(large[p, k], i, scores[p, i], unit, None, f'{k + 1}. ') for k, i in enumerate(kept[p])]
+    tiles = [_scored(large[p, k], i, scores[p, i], None, f'{k + 1}. ') for k, i in enumerate(kept[p])]
     left = rejected[p][best_first(scores[p, rejected[p]])]
-    blocks.append(_prompt(prompt, tiles, 'large', _rejected(images[p], scores[p], left, unit, len(prompts))))
+    blocks.append(_prompt(prompt, tiles, 'large', _rejected(images[p], scores[p], left, len(prompts))))
   return ''.join(blocks)
 
 
@@ -120,7 +113,6 @@ def write_candidates_page(
   kept: np.ndarray,
   *,
   score_name: str,
-  unit: str = '',
   settings: Mapping[str, Any] | None = None,
   notes: Sequence[str] = (),
 ) -> None:
@@ -128,17 +120,16 @@ def write_candidates_page(
 
   Args:
     path: the file; missing directories are made.
-    prompts, images, scores, kept, unit: as for `candidates`, which says what is raised.
-    score_name: what the scores are, such as 'cosine similarity of prompt and image'.
+    prompts, images, scores, kept: as for `candidates`, which says what is raised.
+    score_name: what the scores are, such as 'log-likelihood in nats'.
     settings: with which they were drawn, shown folded.
     notes: further paragraphs under the heading.
   """
-  block = candidates(prompts, images, scores, kept, unit)
   count = np.shape(images)[1]
   words = (
     f'{np.shape(kept)[1]} of {count} candidates were kept for each prompt, by {score_name}: the higher the better.'
   )
-  parts = [*section('Candidates', [block]), *section('Settings', config_details(settings or {}))]
+  parts = [candidates(prompts, images, scores, kept), *section('Settings', config_details(settings or {}))]
   write_page(Path(path), title='Candidates', notes=[words, *notes], parts=parts)
 
 
@@ -183,23 +174,21 @@ def _tiles(tiles: Sequence[str], style: str = '') -> str:
   return f'<div class="{f"row tiles {style}".strip()}">{"".join(tiles)}</div>'
 
 
-def _scored(
-  image: np.ndarray, number: int, score: float, unit: str, right: np.ndarray | None = None, before: str = ''
-) -> str:
+def _scored(image: np.ndarray, number: int, score: float, right: np.ndarray | None = None, before: str = '') -> str:
   """A picture and its score; `number` is its place among the prompt's."""
   frame, mark = ('', '') if right is None else ('right', '✓ ') if right[number] else ('wrong', '✗ ')
-  words = f'{before}{mark}{score_text(float(score))} {unit}'.strip()
+  words = f'{before}{mark}{score_text(float(score))}'
   shown = picture(image, f'image {number + 1}', frame)
   return f'<figure class="tile">{shown}<figcaption>{html.escape(words)}</figcaption></figure>'
 
 
-def _rejected(images: np.ndarray, scores: np.ndarray, order: np.ndarray, unit: str, num_prompts: int) -> str:
+def _rejected(images: np.ndarray, scores: np.ndarray, order: np.ndarray, num_prompts: int) -> str:
   """The rejected candidates of one prompt, folded; where the page would have too many, the best of them."""
   if not len(order):
     return ''
   shown = order[: max(1, MOST_REJECTED // num_prompts)]
   small = _shrunk(images[shown], min(images.shape[1:3]) // THUMBNAIL)
-  tiles = [_scored(image, i, scores[i], unit) for image, i in zip(small, shown, strict=True)]
+  tiles = [_scored(image, i, scores[i]) for image, i in zip(small, shown, strict=True)]
   words = f'{len(order)} not kept' + (f', the best {len(shown)} of them' if len(shown) < len(order) else '')
   return f'<details><summary>{words}</summary>{_tiles(tiles, "small")}</details>'
 

@@ -30,16 +30,16 @@ def test_reconstructions_stand_beside_originals_from_the_worst_to_the_best():
 
 def test_samples_are_in_the_order_of_their_scores():
   images, scores = _images(2, 3), np.array([[0.1, 0.3, 0.2], [np.nan, -1.5, -1.0]])
-  page = Page(gallery.samples([NASTY, 'b'], images, scores, 'nats', NASTY))
+  page = Page(gallery.samples([NASTY, 'b'], images, scores, NASTY))
   assert page.text('h3') == [NASTY, 'b'] and page.text('p') == [NASTY]
   assert _shown(page, images) == [1, 2, 0, 5, 4, 3]
-  assert page.text('figcaption') == ['0.300 nats', '0.200 nats', '0.100 nats', '−1.000 nats', '−1.500 nats', '– nats']
+  assert page.text('figcaption') == ['0.300', '0.200', '0.100', '−1.000', '−1.500', '–']
   assert [image.attrs['alt'] for image in page.of('img')][:3] == ['image 2', 'image 3', 'image 1']
 
 
 def test_right_samples_come_first_and_are_marked_by_more_than_colour():
   images, scores = _images(1, 4), np.array([[4.0, 3.0, 2.0, 1.0]])
-  page = Page(gallery.samples([''], images, scores, '', 'note', np.array([[False, True, False, True]])))
+  page = Page(gallery.samples([''], images, scores, 'note', np.array([[False, True, False, True]])))
   assert _shown(page, images) == [1, 3, 0, 2] and not page.of('h3')
   assert page.text('figcaption') == ['✓ 3.000', '✓ 1.000', '✗ 4.000', '✗ 2.000']
   assert [image.styles[-1] for image in page.of('img')] == ['right', 'right', 'wrong', 'wrong']
@@ -57,13 +57,13 @@ def test_kept_candidates_are_large_and_the_others_folded_away(tmp_path):
   images, scores = _images(2, 5), np.array([[1.0, 5, 3, 4, 2], [5, 4, 3, 2, 1.0]])
   path = tmp_path / 'deep' / 'candidates.html'
   gallery.write_candidates_page(
-    path, ['a', NASTY], images, scores, np.array([[1, 3], [2, 0]]), score_name='likeness', unit='x',
+    path, ['a', NASTY], images, scores, np.array([[1, 3], [2, 0]]), score_name='likeness',
     settings={'seed': 3, 'model': NASTY}, notes=[NASTY],
   )  # fmt: skip
   page = Page(path.read_text(encoding='utf-8'))
   # The kept ones in the order given, the others by score.
   assert _shown(page, images) == [1, 3, 2, 4, 0, 7, 5, 6, 8, 9]
-  assert page.text('figcaption')[:5] == ['1. 5.000 x', '2. 4.000 x', '3.000 x', '2.000 x', '1.000 x']
+  assert page.text('figcaption')[:5] == ['1. 5.000', '2. 4.000', '3.000', '2.000', '1.000']
   assert page.text('summary')[:2] == ['3 not kept'] * 2 and len(page.of('div', 'large')) == 2
   assert page.text('p')[0] == '2 of 5 candidates were kept for each prompt, by likeness: the higher the better.'
   assert page.text('h3') == ['a', NASTY] and NASTY in page.text('p') and NASTY in page.text('td')
@@ -108,4 +108,4 @@ def test_what_does_not_fit_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     gallery.candidates(**{**values, **changes})
   with pytest.raises(ValueError, match=r'right has shape \(1,\); it must be \(2, 3\)'):
-    gallery.samples(['a', 'b'], _images(2, 3), np.zeros((2, 3)), '', '', np.array([True]))
+    gallery.samples(['a', 'b'], _images(2, 3), np.zeros((2, 3)), '', np.array([True]))
