@@ -117,7 +117,7 @@ summary { cursor: pointer; margin-bottom: 1rem; }
 .tile .pair img { width: 50%; }
 .tile figcaption { margin: .15rem 0 0; font-size: .82rem; line-height: 1.3; text-align: center;
   font-variant-numeric: tabular-nums; }
-.large .tile { width: 8.5rem; }
+.large .tile { width: 8.3rem; }
 .prompt details { margin-top: .5rem; }
 .small .tile { width: 4rem; }
 .small .tile figcaption { font-size: .74rem; }
