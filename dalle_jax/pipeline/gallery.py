@@ -102,7 +102,7 @@ def blocks(
     model: of streams.
     params: its parameters, on the mesh.
     tokenizer: of captions, where the model has read some.
-    groups: what was drawn.
+    groups: what was drawn, if anything.
     held_out: pictures to read.
     mesh: of the devices.
   """

@@ -93,6 +93,8 @@ def test_images_alone_have_no_captions():
   page = Page(blocks['Likelihood of tokens'])
   assert page.text('h4')[2:] == [f'Samples, image {i}' for i in (1, 2, 3, 4)] and not page.of('span')
   assert not Page(blocks['Samples']).of('h3')
+  ((title, block),) = gallery.blocks(model, params[part], None, [], held_out, MESH)
+  assert title == 'Likelihood of tokens' and Page(block).text('h4') == ['picture 1', 'picture 2']
 
 
 def test_the_most_used_codes_are_shown_as_what_grids_of_them_decode_to(params):
