@@ -191,7 +191,7 @@ def _notes(config: Config) -> list[str]:
     kinds = {'image': "a dVAE's codes", 'text_image': "captions and a dVAE's codes"}
     notes.append(f'A model of kind {config.model.kind} of {kinds[config.model.tokens]}.')
   notes.append(f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.')
-  if config.data.source == 'captioned_shapes':
+  if config.data.source == 'captioned_shapes' and config.reads_captions:
     notes.append(
       'Prompt accuracy: one image is drawn for each prompt, and it counts if the judge, which sees nothing but the '
       'image, reads back every attribute that the prompt names.'
