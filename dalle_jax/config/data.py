@@ -5,7 +5,7 @@ import dataclasses
 from dalle_jax.config.checks import require, require_choice, require_fraction, require_positive
 
 SOURCES = ('captioned_shapes', 'folder', 'tfds', 'text')
-TOKENIZERS = ('captions', 'bytes', 'pieces')
+TOKENIZERS = ('captions', 'clip', 'bytes', 'pieces')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ class DataConfig:
 class TokenizerConfig:
   """The captions' byte-pair encoding (section 2.2: lower-cased, 16,384 pieces), or a tokenizer of text without loss."""
 
-  kind: str = 'captions'  # of pictures; of text 'bytes', or 'pieces': a byte-pair encoding that loses nothing
+  # 'captions' of pictures, 'clip' for the imported CLIP alone; of text 'bytes', or 'pieces': byte pairs, nothing lost.
+  kind: str = 'captions'
   vocab_size: int = 16_384  # at least 270, as 256 pieces stand for bytes; at most; a small corpus gives fewer pieces
   text_length: int = 256  # text slots of the prior, the start-of-text slot among them
   bpe_dropout: float = 0.1  # share of merges left out while the prior trains, new for each epoch (section 2.2)

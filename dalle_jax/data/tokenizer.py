@@ -108,14 +108,22 @@ class Tokenizer(PieceModel):
     return pad(ids, length)
 
 
-def merge(symbols: list[str], ranks: Mapping[str, int], dropout: float, rng: np.random.Generator) -> list[str]:
-  """Byte-pair merges: again and again the neighbours whose union has the lowest rank, the leftmost of equals.
+def merge(
+  symbols: list[str],
+  ranks: Mapping[str, int],
+  dropout: float = 0.0,
+  rng: np.random.Generator | None = None,
+  between: str = '',
+) -> list[str]:
+  """Byte-pair merges: again and again the neighbours of the lowest rank, the leftmost of equals.
 
   Args:
     symbols: characters.
-    ranks: the place of every piece in the order of merging.
+    ranks: the place in the order of merging of every pair, written as one text: its union, so that it does not matter
+      where a piece is cut, or two parts with `between` between them.
     dropout: chance that a pair, when its turn comes, is left out; it has another turn if a neighbour changes.
-    rng: source of the choices.
+    rng: source of the choices; not needed without dropout.
+    between: what stands between the two parts of a pair in `ranks`.
 
   Returns:
     The pieces left at the end; joined, they give the joined symbols.
@@ -128,9 +136,8 @@ def merge(symbols: list[str], ranks: Mapping[str, int], dropout: float, rng: np.
   agenda: list[tuple[int, int, int, str]] = []
 
   def propose(left: int, right: int) -> None:
-    if left >= 0 and right >= 0 and symbols[left] + symbols[right] in ranks:
-      union = symbols[left] + symbols[right]
-      heapq.heappush(agenda, (ranks[union], left, right, union))
+    if left >= 0 and right >= 0 and (rank := ranks.get(symbols[left] + between + symbols[right])) is not None:
+      heapq.heappush(agenda, (rank, left, right, symbols[left] + symbols[right]))
 
   for left in range(len(symbols) - 1):
     propose(left, left + 1)

@@ -6,13 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from dalle_jax import trees
 from dalle_jax.config import Config
 from dalle_jax.factory import make_dvae
-from dalle_jax.importing import torch_file
+from dalle_jax.importing import torch_file, weights
 
 MODULE_PACKAGES = ('dall_e', 'torch.nn.modules')
 _IN_BLOCK = re.compile(r'blocks\.group_(\d+)\.block_(\d+)\.(id_path|res_path\.(conv_\d))\.([wb])')
@@ -42,18 +40,8 @@ def load(encoder: Path, decoder: Path) -> tuple[Config, dict[str, Any]]:
     'bias': code['bias'],
   }
   expected = nn.unbox(jax.eval_shape(lambda: make_dvae(config.dvae).init(jax.random.key(0), _image())['params']))
-  differences = trees.differences(params, expected, most=10**6)
-  if differences:
-    lines = differences.replace('; ', '\n  ')
-    raise ValueError(f'{encoder} and {decoder} do not hold an encoder and a decoder that fit each other:\n  {lines}')
-  broken = [
-    jax.tree_util.keystr(place)
-    for place, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if not np.all(np.isfinite(leaf))
-  ]
-  if broken:
-    raise ValueError(f'{encoder} and {decoder} hold values that are infinite or not numbers, in {", ".join(broken)}.')
-  return config, jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params)
+  problem = f'{encoder} and {decoder} do not hold an encoder and a decoder that fit each other'
+  return config, weights.checked(params, expected, problem)
 
 
 def _image() -> jax.Array:

@@ -5,7 +5,8 @@ reader here looks every name up in a closed table. Names of tensors' parts and o
 Classes of modules (below the packages that the caller names) become inert records, which keep their attributes and do
 nothing. Every other name is refused, before anything is called.
 
-Both formats of torch are read: the archive of version 1.6 and later, and the stream of pickles before it.
+Both formats of torch are read: the archive of version 1.6 and later, and the stream of pickles before it; and the
+archives of TorchScript, whose classes are below the package `__torch__` and whose programs are not looked at.
 """
 
 import collections
@@ -26,6 +27,8 @@ _DTYPES = {
   'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4'), 'ShortStorage': np.dtype('<i2'),
   'CharStorage': np.dtype('i1'), 'ByteStorage': np.dtype('u1'), 'BoolStorage': np.dtype('?'),
 }  # fmt: skip
+# How TorchScript says of what type a list is.
+_LISTS = ('build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag')
 # What damaged or hostile files make the readers raise.
 _ERRORS = (
   pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError,
@@ -77,7 +80,8 @@ def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndar
 
   Args:
     path: the file.
-    module_packages: packages whose classes are taken as modules, such as 'torch.nn.modules'.
+    module_packages: packages whose classes are taken as modules, such as 'torch.nn.modules' and, of TorchScript,
+      '__torch__'. A module that is in several places gives its tensors in the first alone.
 
   Raises:
     ValueError: the file cannot be read, is no such file, or names something that is not admitted. Nothing was executed.
@@ -137,6 +141,8 @@ class _Unpickler(pickle.Unpickler):
       return lambda tensor, *_: tensor
     if module == 'torch' and name in _DTYPES:
       return _DTYPES[name]
+    if module == 'torch.jit._pickle' and name in _LISTS:
+      return lambda value, *_: value
     if (module, name) in (('torch', 'device'), ('torch', 'Size')):
       return lambda *args: args
     if any(module == package or module.startswith(package + '.') for package in self._module_packages):
@@ -195,12 +201,27 @@ def _read_stream(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
   return loaded
 
 
-def _named_tensors(loaded: Any, prefix: str = '') -> list[tuple[str, _Tensor]]:
+def _named_tensors(loaded: Any) -> list[tuple[str, _Tensor]]:
   """The tensors of a module or a state dict, by name."""
   if isinstance(loaded, Record):
-    own, inner = (loaded.attributes.get(name) or {} for name in ('_parameters', '_modules'))
-    found = [(prefix + name, tensor) for name, tensor in own.items() if isinstance(tensor, _Tensor)]
-    return found + [pair for name, part in inner.items() for pair in _named_tensors(part, f'{prefix}{name}.')]
+    return _module_tensors(loaded, '', set())
   if isinstance(loaded, dict) and loaded and all(isinstance(tensor, _Tensor) for tensor in loaded.values()):
     return list(loaded.items())
   raise ValueError(f'neither a module nor a dict of tensors, but a {type(loaded).__name__}')
+
+
+def _module_tensors(module: Record, prefix: str, seen: set[int]) -> list[tuple[str, _Tensor]]:
+  """Those of a module and of its parts, each part once: nested over and over, a small file could name very many."""
+  if id(module) in seen:
+    return []
+  seen.add(id(module))
+  attributes = module.attributes
+  if '_modules' in attributes:
+    attributes = {**(attributes.get('_parameters') or {}), **(attributes['_modules'] or {})}
+  found = []
+  for name, value in attributes.items():  # of TorchScript: parameters, buffers and parts side by side
+    if isinstance(value, _Tensor):
+      found.append((prefix + name, value))
+    elif isinstance(value, Record):
+      found += _module_tensors(value, f'{prefix}{name}.', seen)
+  return found

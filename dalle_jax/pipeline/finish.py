@@ -9,20 +9,27 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import prompt_accuracy, reconstruction
 from dalle_jax.factory import make_dvae
-from dalle_jax.pipeline import examples, gallery, image_tokens
+from dalle_jax.pipeline import examples, gallery, image_tokens, retrieval
 from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, Drawn, draw_sheet, lay_out, make_sampler
 from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.reporting import gallery as gallery_page
 from dalle_jax.reporting import html, sheets
 from dalle_jax.sampling.generate import Sampler, encode_prompts
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.metrics import FILE_NAME as METRICS
 from dalle_jax.training.metrics import read_metrics
 from dalle_jax.training.progress import Progress
+
+CONTRAST_NOTE = (
+  "Contrast: how often a caption's own picture scores above one that differs in a single thing that the caption names; "
+  "'all': above every such picture. The chance of one alone is 0.5."
+)
 
 
 class Picture(NamedTuple):
@@ -53,6 +60,8 @@ def measure(
     params: by part, as the bundle holds them.
     mesh: of the devices.
   """
+  if config.task == 'reranker':
+    return _retrieval(config, dataset, tokenizer, params, mesh)
   split = examples.held_out_split(dataset)
   originals = examples.first_images(config, dataset, split, config.evaluation.num_reconstructions)
   dvae = make_dvae(config.dvae)
@@ -74,6 +83,21 @@ def measure(
     model, part = gallery.stream_model(config, tokenizer)
     blocks[1:1] = gallery.blocks(model, params[part], tokenizer, groups, held_out, mesh)
   return Results(scores, pictures, blocks, curves)
+
+
+def _retrieval(config: Config, dataset: Dataset, tokenizer: Tokenizer, params: dict[str, Any], mesh: Mesh) -> Results:
+  """What the reranker finds, and how well it tells pictures apart."""
+  scores, found = retrieval.measure(config, dataset, Bundle(config, tokenizer, params, {}), mesh)
+  pictures, blocks = [], []
+  for split, (prompts, images, cosines) in found.items():
+    right = _judge_sheet(prompts, images) if config.data.source == 'captioned_shapes' else None
+    number = int(scores[f'retrieval/{split}/num_captions'])
+    words = (
+      f'The best of {number} pictures of the {split} split for some of its captions: below each the cosine of the two.'
+    )
+    pictures.append(Picture(f'found_{split}.png', lay_out(prompts, images, right)))
+    blocks.append((f'Found: {split}', gallery_page.samples(prompts, images, cosines, words, right)))
+  return Results(scores, pictures, blocks, [])
 
 
 def _held_out(
@@ -176,7 +200,7 @@ def write(config: Config, space: Workspace, results: Results) -> dict[str, float
 def _last_losses(workdir: Path) -> dict[str, float]:
   """Held-out figures of each stage's last evaluation, as STAGE/NAME."""
   scores = {}
-  for stage in ('dvae', 'prior', 'joint', 'sequence'):
+  for stage in ('dvae', 'prior', 'joint', 'sequence', 'reranker'):
     file = workdir / stage / METRICS
     for line in read_metrics(file) if file.exists() else []:
       scores |= {
@@ -190,6 +214,12 @@ def _notes(config: Config) -> list[str]:
   if config.task == 'sequence':
     kinds = {'image': "a dVAE's codes", 'text_image': "captions and a dVAE's codes"}
     notes.append(f'A model of kind {config.model.kind} of {kinds[config.model.tokens]}.')
+  if config.task == 'reranker':
+    return [
+      'A reranker. Retrieval: how often the right one of num_captions captions is the best for a picture, or among the '
+      'best 5, and the reverse. Captions that say the same in other words count as wrong.',
+      *([CONTRAST_NOTE] if config.data.source == 'captioned_shapes' else []),
+    ]
   notes.append(f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.')
   if config.data.source == 'captioned_shapes' and config.reads_captions:
     notes.append(

@@ -55,6 +55,10 @@ def toy(monkeypatch):
   storages = {name: type(name, (), {}) for name in ('FloatStorage', 'LongStorage')}
   module('torch', device=type('device', (), {'__reduce__': lambda self: (type(self), ())}), **storages)
   module('torch._utils', _rebuild_tensor_v2=lambda *_: None, _rebuild_parameter=lambda *_: None)
+  module('torch.jit')
+  module('torch.jit._pickle', build_intlist=lambda *_: None)
+  module('__torch__')
+  module('__torch__.toy_model.___torch_mangle_1', Part=type('Part', (), {}))
   return module('toy_model', Layer=type('Layer', (), {}))
 
 
@@ -131,6 +135,36 @@ def test_views_share_a_storage(toy, tmp_path):
   found = torch_file.read(path)
   np.testing.assert_array_equal(found['t'], A.T)
   np.testing.assert_array_equal(found['row'], A[1])
+
+
+def _script_part(**attributes):
+  """An object of a class of TorchScript, which keeps tensors and parts side by side."""
+  part = sys.modules['__torch__.toy_model.___torch_mangle_1'].Part()
+  part.__dict__.update(attributes)
+  return part
+
+
+def test_archives_of_torchscript_give_their_tensors(toy, tmp_path):
+  path = tmp_path / 'file.pt'
+  activation = _script_part(training=False)
+  block = _script_part(training=False, w=Tensor(A), act=activation, name='block')
+  block.sizes = Call(sys.modules['torch.jit._pickle'].build_intlist, [3])
+  path.write_bytes(archive(_script_part(training=True, scale=Tensor(B), block=block, act=activation, no=None)))
+  found = torch_file.read(path, ('__torch__',))
+  assert set(found) == {'scale', 'block.w'}
+  np.testing.assert_array_equal(found['block.w'], A)
+  with pytest.raises(ValueError, match=r'it names __torch__\.toy_model\.___torch_mangle_1\.Part'):
+    torch_file.read(path)
+
+
+def test_parts_within_parts_over_and_over_are_read_once(toy, tmp_path):
+  path = tmp_path / 'file.pt'
+  part = _script_part(w=Tensor(A))
+  for _ in range(60):  # 2^60 names
+    part = _script_part(left=part, right=part)
+  part.left.right.itself = part
+  path.write_bytes(archive(part))
+  assert set(torch_file.read(path, ('__torch__',))) == {'left.' * 60 + 'w'}
 
 
 @pytest.mark.parametrize(
