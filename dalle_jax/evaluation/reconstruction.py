@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax import sharding
+from dalle_jax.evaluation.batches import in_batches
 from dalle_jax.models import bottleneck
 from dalle_jax.models.dvae import Dvae
 
@@ -29,18 +29,7 @@ def reconstruct(
   Returns:
     The codes int32 [N, h, w] and the reconstructions uint8 [N, H, W, 3].
   """
-  divisor = sharding.batch_divisor(mesh)
-  batch_size = -(-batch_size // divisor) * divisor
-  run = jax.jit(functools.partial(_round_trip, dvae), out_shardings=sharding.replicated(mesh))
-  codes, pictures = [], []
-  for begin in range(0, len(images), batch_size):
-    part = images[begin : begin + batch_size]
-    filled = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)))
-    with sharding.use_mesh(mesh):
-      batch_codes, batch_pictures = jax.device_get(run(params, sharding.from_whole(filled, mesh)))
-    codes.append(batch_codes[: len(part)])
-    pictures.append(batch_pictures[: len(part)])
-  return np.concatenate(codes), np.concatenate(pictures)
+  return in_batches(functools.partial(_round_trip, dvae), params, images, mesh, batch_size)
 
 
 def _round_trip(dvae: Dvae, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
