@@ -6,7 +6,7 @@
     params/           the parameters by part, {'dvae': ..., 'prior': ...} for instance, written by Orbax
 
 The parts are 'dvae' and 'prior'; 'dvae' and 'model', a sequence model over the dVAE's codes in place of the prior;
-'model' alone, a model of text; or the dVAE alone. A bundle has a tokenizer where there is text.
+'model' alone, a model of text; 'reranker' alone; or the dVAE alone. A bundle has a tokenizer where there is text.
 
 A bundle is written beside its place and renamed into it, so that a half-written one is never taken for a whole one.
 """
@@ -29,14 +29,25 @@ from dalle_jax.config import Config
 from dalle_jax.data import text_tokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.factory import make_dvae, make_prior, make_sequence_model
+from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model
+from dalle_jax.models import reranker
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.ngram import Ngram
 from dalle_jax.models.prior import Prior
+from dalle_jax.models.reranker import Reranker
 from dalle_jax.models.sequence import SequenceModel
 from dalle_jax.models.stream import StreamModel
 
 FORMAT_VERSION = 1
+# By what a bundle is for: what it holds, and what is needed where another is given.
+KINDS = {
+  'pictures': ('a model of pictures', 'one that draws pictures'),
+  'model': ('a model of text', 'a model of text (config.task=sequence)'),
+  'reranker': (
+    'a reranker',
+    'a reranker: python -m dalle_jax.train --config=configs/reranker.py --workdir=... trains one',
+  ),
+}
 _FILES = ('bundle.json', 'config.json', 'params')
 
 
@@ -62,6 +73,11 @@ class Bundle:
   def model(self) -> SequenceModel:
     assert 'model' in self.params, 'load(..., needs=("model",)) refuses a bundle without one'
     return make_sequence_model(self.config, self.tokenizer.vocab_size if self.tokenizer else 0)
+
+  @property
+  def reranker(self) -> Reranker:
+    assert 'reranker' in self.params, 'load(..., needs=("reranker",)) refuses a bundle without one'
+    return make_reranker(self.config, self.tokenizer.vocab_size)
 
 
 def fingerprint(params: Any) -> str:
@@ -186,18 +202,19 @@ def _check_parts(path: Path, info: dict[str, Any], needs: tuple[str, ...], flag:
   parts = info.get('parts', ['dvae', 'prior'])
   if _has_tokenizer(info) and not (path / 'tokenizer.model').exists():
     raise ValueError(f'{path} is not a whole model directory: it lacks tokenizer.model. Copy it again, or train again.')
-  of_text, needs_text = parts == ['model'], needs == ('model',)
-  if needs and of_text != needs_text:
-    raise ValueError(
-      f'{path} ({flag}) holds {"a model of text" if of_text else "no model of text"}, and this needs '
-      f'{"a model of text (config.task=sequence)" if needs_text else "one that draws pictures"}.'
-    )
+  kind, needed = _kind(parts), _kind(list(needs))
+  if needs and kind != needed:
+    raise ValueError(f'{path} ({flag}) holds {KINDS[kind][0]}, and this needs {KINDS[needed][1]}.')
   if not set(needs) <= set(parts):
     raise ValueError(
       f'{path} ({flag}) holds the {" and ".join(parts)} only, and this needs the {" and ".join(needs)}. Train a prior '
       f'on it: python -m dalle_jax.train --config=... --config.dvae.pretrained={path} --workdir=..., with the keys of '
       f'config.dvae in {path / "config.json"}.'
     )
+
+
+def _kind(parts: list[str]) -> str:
+  return parts[0] if parts in (['model'], ['reranker']) else 'pictures'
 
 
 def _has_tokenizer(info: dict[str, Any]) -> bool:
@@ -279,6 +296,8 @@ def init_params(config: Config, text_vocab_size: int | None, ngrams: list[int] |
     model = {'model': flat.empty(ngrams or []) if isinstance(flat, Ngram) else flat.init(key)}
   if config.models_text:
     return model
+  if config.task == 'reranker':
+    return {'reranker': reranker.init(make_reranker(config, text_vocab_size), key)}
   image = jax.numpy.zeros((1, config.data.image_size, config.data.image_size, 3), jax.numpy.uint8)
   dvae = make_dvae(config.dvae).init(key, image)['params']
   if config.task == 'sequence' or text_vocab_size is None:

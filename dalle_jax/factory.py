@@ -10,6 +10,7 @@ from dalle_jax.models.neural_ngram import NeuralNgram
 from dalle_jax.models.ngram import Ngram
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.recurrent import Recurrent
+from dalle_jax.models.reranker import ImageEncoder, Reranker, TextEncoder
 from dalle_jax.models.sequence import SequenceModel
 from dalle_jax.models.stream import StreamModel
 from dalle_jax.models.transformer import BlockShape, Transformer
@@ -104,3 +105,31 @@ def _flat_model(model: SequenceConfig, vocab_size: int, length: int) -> Sequence
   shape, embedding_init_scale = _block_shape(model)
   stack = Transformer(shape, (Pattern('full', length, 0),), remat=model.remat)
   return TransformerLanguageModel(vocab_size, stack, embedding_init_scale)
+
+
+def make_reranker(config: Config, text_vocab_size: int) -> Reranker:
+  """The contrastive model of config.reranker; the tokenizer says how many text ids there are."""
+  own = config.reranker
+
+  def shape(num_layers: int, width: int, num_heads: int) -> BlockShape:
+    return BlockShape(
+      num_layers, width, num_heads, mlp=own.activation, init_scale=INIT_SCALES['unit'][0], dtype=jnp.dtype(own.dtype)
+    )
+
+  image = ImageEncoder(
+    image_size=config.data.image_size,
+    patch_size=own.patch_size,
+    stem=own.stem,
+    shape=shape(own.image_num_layers, own.image_width, own.image_num_heads),
+    out_dim=own.embed_dim,
+    mean=own.pixel_mean,
+    std=own.pixel_std,
+  )
+  text = TextEncoder(
+    vocab_size=text_vocab_size,
+    length=config.tokenizer.text_length,
+    shape=shape(own.text_num_layers, own.text_width, own.text_num_heads),
+    out_dim=own.embed_dim,
+    end_of_text='largest_id' if config.tokenizer.kind == 'clip' else 'first_pad',
+  )
+  return Reranker(image, text)

@@ -140,13 +140,15 @@ def check(config: Config, mesh: Mesh) -> None:
   for group in config.training_groups:
     check_batch(getattr(config, group), mesh, group)
   tensor = mesh.shape['tensor']
-  group = 'model' if config.task == 'sequence' else 'prior'
-  num_heads = getattr(config, group).num_heads
-  if num_heads % tensor:
-    raise ValueError(
-      f'config.{group}.num_heads {num_heads} is not divisible by the tensor axis {tensor} of the mesh; '
-      f'change config.{group}.num_heads or config.mesh.tensor.'
-    )
+  keys = {'sequence': ('model.num_heads',), 'reranker': ('reranker.image_num_heads', 'reranker.text_num_heads')}
+  for key in keys.get(config.task, ('prior.num_heads',)):
+    group, name = key.split('.')
+    num_heads = getattr(getattr(config, group), name)
+    if num_heads % tensor:
+      raise ValueError(
+        f'config.{key} {num_heads} is not divisible by the tensor axis {tensor} of the mesh; '
+        f'change config.{key} or config.mesh.tensor.'
+      )
 
 
 def check_batch(training: TrainingConfig, mesh: Mesh, group: str) -> None:

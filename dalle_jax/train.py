@@ -13,7 +13,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory for checkpoints, metr
 _STOP_AFTER = flags.DEFINE_enum(
   'stop_after',
   'report',
-  ['data', 'tokenizer', 'dvae', 'prior', 'sequence', 'report'],
+  ['data', 'tokenizer', 'dvae', 'prior', 'sequence', 'reranker', 'report'],
   'Last stage to run; joint training counts as both. A task without it runs to its end.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(

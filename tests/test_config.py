@@ -164,6 +164,19 @@ BAD_VALUES = {
   'model.norm': 'batchnorm',
   'model.mlp': 'relu',
   'model.dtype': 'int8',
+  'reranker.embed_dim': 0,
+  'reranker.patch_size': 0,
+  'reranker.stem': 'pool',
+  'reranker.image_num_layers': 0,
+  'reranker.image_width': 0,
+  'reranker.image_num_heads': 0,
+  'reranker.text_num_layers': 0,
+  'reranker.text_width': -1,
+  'reranker.text_num_heads': 3,
+  'reranker.activation': 'relu',
+  'reranker.dtype': 'int8',
+  'reranker.pixel_mean': (0.5,),
+  'reranker.pixel_std': (0.5, 0.5, 0.0),
   'mesh.data': 0,
   'mesh.fsdp': -2,
   'mesh.tensor': 0,
@@ -172,6 +185,7 @@ BAD_VALUES = {
   'sampling.batch_size': 0,
   'evaluation.num_reconstructions': 0,
   'evaluation.num_prompts': 0,
+  'evaluation.num_captions': 0,
   'evaluation.sheet_prompts': 0,
   'evaluation.images_per_prompt': 0,
   'evaluation.batch_size': -4,
@@ -180,7 +194,7 @@ BAD_VALUES = {
   'evaluation.num_text_samples': 0,
 } | {
   f'{stage}_training.{key}': value
-  for stage in ('dvae', 'prior', 'joint', 'sequence')
+  for stage in ('dvae', 'prior', 'joint', 'sequence', 'reranker')
   for key, value in {
     'num_steps': 0,
     'batch_size': 0,
@@ -246,6 +260,14 @@ def test_every_number_and_choice_is_checked():
     (
       {'data': {'image_size': 64}, 'dvae': {'patch_size': 3, 'num_groups': 2}},
       ['config.data.image_size 64', '6', 'image_size=66'],
+    ),
+    (
+      {'task': 'reranker', 'data': {'image_size': 34}},
+      ['config.data.image_size 34', 'config.reranker.patch_size 4'],
+    ),
+    (
+      {'task': 'reranker', 'reranker': {'stem': 'conv', 'patch_size': 6}, 'data': {'image_size': 36}},
+      ['config.reranker.patch_size is 6', 'config.reranker.stem=conv', '2, 4, 8 or 16'],
     ),
     (_with('dvae_training', {'batch_size': 10, 'accumulation_steps': 4}), ['config.dvae_training.batch_size 10', '4']),
     (_with('prior_training', {'schedule': 'steps'}), ['config.prior_training.schedule', 'halving_steps']),

@@ -7,7 +7,7 @@ unknown keys and validate themselves; every message names the key to change. Not
 
 from dalle_jax.config.data import DataConfig, TokenizerConfig
 from dalle_jax.config.experiment import Config, apply_variant, base_config, choose, difference, shrink
-from dalle_jax.config.models import BlocksConfig, DvaeConfig, PriorConfig, SequenceConfig
+from dalle_jax.config.models import BlocksConfig, DvaeConfig, PriorConfig, RerankerConfig, SequenceConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
 
@@ -20,6 +20,7 @@ __all__ = [
   'LoggingConfig',
   'MeshConfig',
   'PriorConfig',
+  'RerankerConfig',
   'SamplingConfig',
   'SequenceConfig',
   'TokenizerConfig',

@@ -10,11 +10,11 @@ import ml_collections
 
 from dalle_jax.config.checks import require
 from dalle_jax.config.data import DataConfig, TokenizerConfig
-from dalle_jax.config.models import DvaeConfig, PriorConfig, SequenceConfig
+from dalle_jax.config.models import DvaeConfig, PriorConfig, RerankerConfig, SequenceConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
 
-TASKS = ('all', 'dvae', 'joint', 'sequence')
+TASKS = ('all', 'dvae', 'joint', 'sequence', 'reranker')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Config:
 
   seed: int = 0
   # 'all': the dVAE, then the prior; 'dvae' alone; 'joint': both at once (section 2, footnote 3); 'sequence': a model of
-  # text, or of a trained dVAE's codes (config.model.tokens).
+  # text, or of a trained dVAE's codes (config.model.tokens); 'reranker': a model that scores pictures by captions.
   task: str = 'all'
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
@@ -34,6 +34,8 @@ class Config:
   joint_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   model: SequenceConfig = dataclasses.field(default_factory=SequenceConfig)
   sequence_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+  reranker: RerankerConfig = dataclasses.field(default_factory=RerankerConfig)
+  reranker_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
   sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -42,7 +44,7 @@ class Config:
   @property
   def training_groups(self) -> tuple[str, ...]:
     """The groups of the stages that the task trains."""
-    if self.task in ('joint', 'sequence'):
+    if self.task in ('joint', 'sequence', 'reranker'):
       return (f'{self.task}_training',)
     dvae = () if self.dvae.pretrained else ('dvae_training',)
     return dvae if self.task == 'dvae' else (*dvae, 'prior_training')
@@ -91,6 +93,24 @@ class Config:
     )
     self._check_text()
     self._check_image_tokens()
+    if self.task == 'reranker':
+      self._check_reranker()
+    else:
+      self._check_grid()
+
+  def _check_reranker(self) -> None:
+    size, patch = self.data.image_size, self.reranker.patch_size
+    require(
+      not self.dvae.pretrained,
+      f'config.dvae.pretrained is {self.dvae.pretrained!r}, which config.task=reranker does not use; empty it.',
+    )
+    require(
+      size % patch == 0,
+      f'config.data.image_size {size} is not divisible by config.reranker.patch_size {patch}; change one of the two.',
+    )
+
+  def _check_grid(self) -> None:
+    """What the dVAE's grid of codes must fit."""
     size, factor = self.data.image_size, self.dvae.downsampling
     require(
       size % factor == 0,
@@ -98,7 +118,6 @@ class Config:
       f'(config.dvae.patch_size * 2 ** (config.dvae.num_groups - 1)); change one of the two, for instance image_size='
       f'{max(factor, round(size / factor) * factor)}.',
     )
-
     require(
       not self.prior.uses_conv or self.prior.conv_kernel_size <= self.grid_size,
       f'config.prior.conv_kernel_size {self.prior.conv_kernel_size} does not fit the grid of {self.grid_size} x '
@@ -174,7 +193,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     return cls(**kwargs)
   except ValueError as error:
     # The stages share a dataclass: say which one is meant.
-    raise ValueError(str(error).replace('config.{dvae,prior,joint,sequence}_training', path)) from None
+    raise ValueError(str(error).replace('config.{dvae,prior,joint,sequence,reranker}_training', path)) from None
 
 
 def _cast(value: Any, kind: Any, path: str) -> Any:
@@ -243,10 +262,14 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     blocks.num_layers, blocks.num_heads, blocks.embed_dim = 2, 2, 32
   config.evaluation.num_reconstructions = 32
   config.evaluation.num_prompts = 4
+  config.evaluation.num_captions = 32
   config.evaluation.num_tokens, config.evaluation.num_context_targets = 1024, 32
   config.evaluation.sheet_prompts, config.evaluation.images_per_prompt = 2, 2
   config.sampling.batch_size = 8
-  for training in (config.dvae_training, config.prior_training, config.joint_training, config.sequence_training):
+  config.reranker.image_num_layers, config.reranker.text_num_layers = 1, 1
+  config.reranker.image_width, config.reranker.text_width = 32, 32
+  for stage in ('dvae', 'prior', 'joint', 'sequence', 'reranker'):
+    training = config[f'{stage}_training']
     training.num_steps, training.batch_size, training.warmup_steps = 12, 8, 4
     training.ema_every = min(training.ema_every, 2)
     training.log_every, training.eval_every, training.eval_batches = 4, 8, 2

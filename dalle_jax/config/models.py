@@ -22,12 +22,14 @@ BLOCK_CHOICES = {
   'remat': ('none', 'dots', 'full'),
   'position': ('learned', 'rotary'),
   'norm': ('layernorm', 'rmsnorm'),
-  'mlp': ('quick_gelu', 'swiglu'),
+  'mlp': ('quick_gelu', 'gelu', 'swiglu'),
 }
 TOKENS = ('text', 'image', 'text_image')
 SEQUENCE_KINDS = ('transformer', 'lstm', 'rnn', 'neural_ngram', 'ngram')
 SMOOTHINGS = ('kneser_ney', 'backoff', 'add_k', 'maximum_likelihood')
 MAX_ORDER = 8
+STEMS = ('patch', 'conv')
+ACTIVATIONS = ('gelu', 'quick_gelu')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class BlocksConfig:
   # What later work found better; models.transformer and models.layers name the sources.
   position: str = 'learned'  # 'learned' embeddings of positions, rows and columns, or 'rotary' in two dimensions
   norm: str = 'layernorm'  # or 'rmsnorm'
-  mlp: str = 'quick_gelu'  # or 'swiglu'
+  mlp: str = 'quick_gelu'  # or 'gelu', 'swiglu'
   qk_norm: bool = False  # normalise queries and keys
   sandwich_norm: bool = False  # normalise the end of each branch too
 
@@ -234,3 +236,48 @@ class SequenceConfig(BlocksConfig):
       f'config.model.order is {self.order}; it must lie in {least} to {MAX_ORDER}.',
     )
     require(0 <= self.discount < 1, f'config.model.discount is {self.discount}; it must lie in [0, 1).')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RerankerConfig:
+  """The contrastive model of images and captions (`config.task='reranker'`), of CLIP's architecture.
+
+  Pictures have config.data.image_size, and texts config.tokenizer.text_length slots.
+  """
+
+  embed_dim: int = 128  # of the space that images and texts share
+  patch_size: int = 4  # pixels along the side of what a token of an image stands for
+  stem: str = 'patch'  # how patches become tokens: 'patch', one linear map as in CLIP, or 'conv', some convolutions
+  image_num_layers: int = 4
+  image_width: int = 128
+  image_num_heads: int = 4
+  text_num_layers: int = 2
+  text_width: int = 128
+  text_num_heads: int = 4
+  activation: str = 'gelu'  # or 'quick_gelu', as in the published CLIP
+  dtype: str = 'float32'  # of activations and matrix products; parameters are float32
+  pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], by channel: taken off,
+  pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)  # and what the rest is divided by
+
+  def __post_init__(self) -> None:
+    require_choice('reranker', self, 'stem', STEMS)
+    require_choice('reranker', self, 'activation', ACTIVATIONS)
+    require_choice('reranker', self, 'dtype', DTYPES)
+    sizes = [f'{part}_{name}' for part in ('image', 'text') for name in ('num_layers', 'width', 'num_heads')]
+    require_positive('reranker', self, 'embed_dim', 'patch_size', *sizes)
+    for part in ('image', 'text'):
+      width, heads = getattr(self, f'{part}_width'), getattr(self, f'{part}_num_heads')
+      require(
+        width % heads == 0,
+        f'config.reranker.{part}_width {width} is not divisible by config.reranker.{part}_num_heads {heads}.',
+      )
+    require(
+      self.stem == 'patch' or self.patch_size in (2, 4, 8, 16),
+      f'config.reranker.patch_size is {self.patch_size}; with config.reranker.stem=conv it must be 2, 4, 8 or 16.',
+    )
+    for name in ('pixel_mean', 'pixel_std'):
+      values = getattr(self, name)
+      require(
+        len(values) == 3 and (name == 'pixel_mean' or min(values) > 0),
+        f'config.reranker.{name} is {values}; it must be 3 numbers{" above 0" if name == "pixel_std" else ""}.',
+      )

@@ -48,6 +48,7 @@ class EvaluationConfig:
 
   num_reconstructions: int = 256  # held-out pictures for PSNR and codebook figures
   num_prompts: int = 128  # captions of each split and number of objects whose images are judged (captioned_shapes)
+  num_captions: int = 500  # of each split, with a picture each, among which a reranker has to find the right ones
   sheet_prompts: int = 8  # captions on a sample sheet
   images_per_prompt: int = 8  # images of each caption on the sheet
   batch_size: int = 64

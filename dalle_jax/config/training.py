@@ -43,7 +43,7 @@ class TrainingConfig:
   keep_checkpoints: int = 2  # newest kept; the best by held-out loss is kept besides
 
   def __post_init__(self) -> None:
-    group = '{dvae,prior,joint,sequence}_training'
+    group = '{dvae,prior,joint,sequence,reranker}_training'
     require_choice(group, self, 'schedule', SCHEDULES)
     require_choice(group, self, 'optimizer', OPTIMIZERS)
     require_positive(

@@ -1,4 +1,4 @@
-"""Square pictures of one size: the paper's random crops (Listings 1 and 2), plain ones, and resizing by area."""
+"""Square pictures of one size: the paper's random crops (Listings 1 and 2), plain ones, CLIP's; resizing by area."""
 
 import numpy as np
 from PIL import Image
@@ -110,3 +110,21 @@ def _area_sums(x: np.ndarray, count: int) -> np.ndarray:
   whole = np.add.reduceat(x, first[:-1], axis=0, dtype=np.int64)
   edges = x[np.minimum(first, len(x) - 1)] * part[:, None, None]  # nothing of the last: its part is 0
   return count * whole - edges[:-1] + edges[1:]
+
+
+def fit_bicubic(image: np.ndarray, size: int) -> np.ndarray:
+  """The middle square of a picture whose shorter side is made `size`, as CLIP's own preparation does it.
+
+  Pillow's bicubic filter, which spreads over as many pixels as become one. A square of this size is not resampled.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size: height and width of the result in pixels.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  height, width = (size * length // min(image.shape[:2]) for length in image.shape[:2])
+  if (height, width) != image.shape[:2]:
+    image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+  return _part(image, size, round((height - size) / 2), round((width - size) / 2))

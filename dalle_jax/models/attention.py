@@ -82,6 +82,18 @@ class Pattern(Layout):
     return seen
 
 
+@dataclasses.dataclass(frozen=True)
+class Unmasked(Layout):
+  """Every slot sees every slot, as in encoders; for whole sequences only. The slots count as text."""
+
+  text_length: int
+  grid_size: int = 0
+
+  def mask(self) -> np.ndarray:
+    """Bool [length, length], all true."""
+    return np.ones((self.length, self.length), bool)
+
+
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | np.ndarray) -> jax.Array:
   """Softmax attention with float32 scores.
 

@@ -1,5 +1,6 @@
 """What transformer blocks are made of: normalisation, linear maps, the MLPs, and rotary positions."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 NORMS = ('layernorm', 'rmsnorm')
-MLPS = ('quick_gelu', 'swiglu')
+MLPS = ('quick_gelu', 'gelu', 'swiglu')
 EPSILON = 1e-5  # of both norms
 ROTARY_BASE = 10_000.0
 
@@ -63,11 +64,15 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
+ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(jax.nn.gelu, approximate=False)}
+
+
 class Mlp(nn.Module):
   """The MLP of a block, [B, T, D] to [B, T, D].
 
-  'quick_gelu' is the paper's: one hidden layer. 'swiglu' multiplies two, one of them through x * sigmoid(x) (Shazeer
-  2020); its hidden layers are two thirds as wide, in whole eighths, so that it has as many parameters.
+  'quick_gelu' is the paper's: one hidden layer. 'gelu' is the same with x * Phi(x) (Hendrycks and Gimpel 2016).
+  'swiglu' multiplies two, one of them through x * sigmoid(x) (Shazeer 2020); its hidden layers are two thirds as wide,
+  in whole eighths, so that it has as many parameters.
   """
 
   kind: str
@@ -79,15 +84,16 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     d = x.shape[-1]
-    size = self.hidden_size if self.kind == 'quick_gelu' else -(-2 * self.hidden_size // 24) * 8
+    size = -(-2 * self.hidden_size // 24) * 8 if self.kind == 'swiglu' else self.hidden_size
 
     def hidden(name: str) -> jax.Array:
       y = Projection((d,), (size,), ('embed', 'mlp'), self.init_scale * d**-0.5, self.dtype, name=name)(x)
       return nn.with_logical_constraint(y, ('batch', 'length', 'mlp'))
 
-    inner = (
-      quick_gelu(hidden('mlp_in')) if self.kind == 'quick_gelu' else jax.nn.silu(hidden('mlp_gate')) * hidden('mlp_in')
-    )
+    if self.kind == 'swiglu':
+      inner = jax.nn.silu(hidden('mlp_gate')) * hidden('mlp_in')
+    else:
+      inner = ACTIVATIONS[self.kind](hidden('mlp_in'))
     scale = self.init_scale * self.out_scale * size**-0.5
     return Projection((size,), (d,), ('mlp', 'embed'), scale, self.dtype, name='mlp_out')(inner)
 

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.models import attention
-from dalle_jax.models.attention import Pattern
+from dalle_jax.models.attention import Pattern, Unmasked
 
 BLOCK = 32  # queries that share a window of keys, as in the paper's kernels
 SHORT = 256  # slots up to which the dense computation is faster, whatever the pattern
 PART = 2048  # image slots, about, whose scores exist at one time
 
 
-def attend(pattern: Pattern, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attend(pattern: Pattern | Unmasked, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """Attention by the pattern, in whichever way is faster; arguments and result as for `attend_in_blocks`."""
   length = query.shape[1]
   image_length = length - pattern.text_length

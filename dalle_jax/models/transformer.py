@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.models import attention, attention_cache, sparse_attention
-from dalle_jax.models.attention import Pattern
+from dalle_jax.models.attention import Pattern, Unmasked
 from dalle_jax.models.layers import Mlp, Norm, Projection, rotate
 
 Cache = list[attention_cache.Cache]  # one per layer
@@ -54,7 +54,7 @@ class Block(nn.Module):
   """One layer: x + attention(norm(x)), then x + mlp(norm(x)); the residual stream stays float32."""
 
   shape: BlockShape
-  pattern: Pattern
+  pattern: Pattern | Unmasked
 
   def setup(self) -> None:
     s = self.shape
@@ -132,7 +132,7 @@ class _Period(nn.Module):
   """The blocks of one period, as the body of the scan."""
 
   shape: BlockShape
-  patterns: tuple[Pattern, ...]
+  patterns: tuple[Pattern | Unmasked, ...]
   remat: str
 
   @nn.compact
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
   """
 
   shape: BlockShape
-  patterns: tuple[Pattern, ...]
+  patterns: tuple[Pattern | Unmasked, ...]
   last_pattern: Pattern | None = None
   remat: str = 'none'
 
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
     return (self.shape.num_layers - (self.last_pattern is not None)) // len(self.patterns)
 
   @property
-  def layer_patterns(self) -> list[Pattern]:
+  def layer_patterns(self) -> list[Pattern | Unmasked]:
     """The pattern of every layer."""
     count, period = self.shape.num_layers, len(self.patterns)
     found = [self.patterns[i % period] for i in range(count)]

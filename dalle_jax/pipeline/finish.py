@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import prompt_accuracy, reconstruction
 from dalle_jax.factory import make_dvae
-from dalle_jax.pipeline import examples, image_tokens
+from dalle_jax.pipeline import examples, image_tokens, retrieval
 from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, draw_sheet, lay_out, make_sampler
 from dalle_jax.pipeline.workspace import Workspace
 from dalle_jax.reporting import html, sheets
@@ -25,6 +26,10 @@ from dalle_jax.training.metrics import read_metrics
 from dalle_jax.training.progress import Progress
 
 Curves = list[tuple[str, str]]  # title and SVG
+CONTRAST_NOTE = (
+  "Contrast: how often a caption's own picture scores above one that differs in a single thing that the caption names; "
+  "'all': above every such picture. The chance of one alone is 0.5."
+)
 
 
 class Picture(NamedTuple):
@@ -48,6 +53,8 @@ def measure(
     params: by part, as the bundle holds them.
     mesh: of the devices.
   """
+  if config.task == 'reranker':
+    return *_retrieval(config, dataset, tokenizer, params, mesh), []
   scores, pictures = _reconstructions(config, dataset, params, mesh)
   drawn: Curves = []
   if config.task == 'sequence':
@@ -59,6 +66,20 @@ def measure(
     figures, sampled = draw(config, dataset, tokenizer, sampler, params)
     scores, pictures = scores | figures, pictures + sampled
   return scores, pictures, drawn
+
+
+def _retrieval(
+  config: Config, dataset: Dataset, tokenizer: Tokenizer, params: dict[str, Any], mesh: Mesh
+) -> tuple[dict[str, float], list[Picture]]:
+  """What the reranker finds, and how well it tells pictures apart."""
+  scores, found = retrieval.measure(config, dataset, Bundle(config, tokenizer, params, {}), mesh)
+  pictures = []
+  for split, (prompts, images) in found.items():
+    right = _judge_sheet(prompts, images) if config.data.source == 'captioned_shapes' else None
+    number = int(scores[f'retrieval/{split}/num_captions'])
+    words = f'The best of {number} pictures of the {split} split for some of its captions, the best first.'
+    pictures.append(Picture(f'found_{split}.png', f'Found: {split}', words, lay_out(prompts, images, right)))
+  return scores, pictures
 
 
 def _samples(
@@ -162,7 +183,7 @@ def write(
 def _last_losses(workdir: Path) -> dict[str, float]:
   """Held-out figures of each stage's last evaluation, as STAGE/NAME."""
   scores = {}
-  for stage in ('dvae', 'prior', 'joint', 'sequence'):
+  for stage in ('dvae', 'prior', 'joint', 'sequence', 'reranker'):
     file = workdir / stage / METRICS
     for line in read_metrics(file) if file.exists() else []:
       scores |= {
@@ -176,6 +197,12 @@ def _notes(config: Config) -> list[str]:
   if config.task == 'sequence':
     kinds = {'image': "a dVAE's codes", 'text_image': "captions and a dVAE's codes"}
     notes.append(f'A model of kind {config.model.kind} of {kinds[config.model.tokens]}.')
+  if config.task == 'reranker':
+    return [
+      'A reranker. Retrieval: how often the right one of num_captions captions is the best for a picture, or among the '
+      'best 5, and the reverse. Captions that say the same in other words count as wrong.',
+      *([CONTRAST_NOTE] if config.data.source == 'captioned_shapes' else []),
+    ]
   notes.append(f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.')
   if config.data.source == 'captioned_shapes':
     notes.append(

@@ -1,6 +1,7 @@
 """The main job: data, tokenizer, dVAE and prior (or both at once), model directory, scores and report.
 
-With `config.task='sequence'` a model of image tokens takes the prior's place; of text, see `pipeline.sequence`.
+With `config.task='sequence'` a model of image tokens takes the prior's place; of text, see `pipeline.sequence`. With
+'reranker' a model that scores pictures by captions takes the place of both.
 
 Every stage continues where an earlier start of the same command left it.
 """
@@ -31,6 +32,7 @@ from dalle_jax.training.tasks import Task
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.joint import JointTask
 from dalle_jax.training.tasks.prior import PriorTask
+from dalle_jax.training.tasks.reranker import RerankerTask
 
 EXIT_DIVERGED = 1  # the last good checkpoint is kept
 
@@ -106,6 +108,10 @@ def _train_models(
   Args:
     dvae: a trained dVAE's parameters, or None.
   """
+  if config.task == 'reranker':
+    with space.timed('reranker'):
+      task = RerankerTask(config, tokenizer.vocab_size)
+      return _train(config, space, dataset, mesh, task, config.reranker_training, None, tokenizer)
   if config.task == 'joint':
     with space.timed('joint'):
       return _train_joint(config, space, dataset, tokenizer, mesh, dvae)
@@ -239,7 +245,7 @@ def _train(
   mesh: Mesh,
   task: Task,
   training: TrainingConfig,
-  draw: Callable[[TrainState, int], None],
+  draw: Callable[[TrainState, int], None] | None,
   tokenizer: Tokenizer | None = None,
   initial: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -253,7 +259,7 @@ def _train(
     workdir=space.path / task.name,
     batches=stream,
     eval_batches=evaluation,
-    hooks=[Hook(training.sheet_every, draw)],
+    hooks=[Hook(training.sheet_every, draw)] if draw else [],
     logging=config.logging,
     initial=initial,
   )

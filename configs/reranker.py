@@ -1,0 +1,28 @@
+"""A reranker of captioned shapes: which of several pictures fits a caption best.
+
+    python -m dalle_jax.train --config=configs/reranker.py --workdir=runs/reranker
+
+`--config=configs/reranker.py:tiny` runs every stage for a few steps only, to see that it works.
+"""
+
+from dalle_jax.configs import quickstart
+
+from dalle_jax.config import apply_variant, base_config
+
+
+def get_config(variant: str = ''):
+  config = base_config()
+  config.task = 'reranker'
+  quickstart.pictures(config)
+  config.tokenizer.bpe_dropout = 0.0
+
+  training = config.reranker_training
+  training.num_steps = 1_500
+  training.batch_size = 64
+  training.optimizer = 'muon'
+  training.learning_rate = 2e-3
+  training.eval_every = 300
+  training.eval_batches = 8
+  training.checkpoint_every = 500
+  config.evaluation.num_prompts = 200
+  return apply_variant(config, variant)

@@ -1,0 +1,55 @@
+"""The contrastive loss of images and captions, for a model that ranks drawn images (CLIP, Radford et al. 2021)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from dalle_jax.config import Config
+from dalle_jax.factory import make_reranker
+from dalle_jax.models import reranker
+from dalle_jax.models.reranker import Reranker
+
+
+@dataclasses.dataclass(frozen=True)
+class RerankerTask:
+  """Trains the collection 'reranker'; batches hold 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1].
+
+  The other pictures and captions of a batch are the negatives, over all devices; in parts of a batch
+  (`accumulation_steps`) only those of the part.
+  """
+
+  config: Config
+  text_vocab_size: int
+  name: str = 'reranker'
+  trainable: tuple[str, ...] = ('reranker',)
+  updated: tuple[str, ...] = ()
+
+  @property
+  def model(self) -> Reranker:
+    return make_reranker(self.config, self.text_vocab_size)
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    return {'reranker': reranker.init(self.model, key)}
+
+  def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
+    """The loss, and how often the best text of an image, or image of a text, is a right one, within the batch."""
+    images, texts, scale = self.model.apply({'params': params['reranker']}, batch['image'], batch['text'])
+    scores, positives = reranker.logits(images, texts, scale), reranker.same_text(batch['text'])
+    image_loss, text_loss = reranker.contrastive_losses(scores, positives)
+    image_accuracy, text_accuracy = reranker.accuracies(scores, positives)
+    return {
+      'loss': (image_loss + text_loss) / 2,
+      'image_to_text_accuracy': image_accuracy,
+      'text_to_image_accuracy': text_accuracy,
+      'logit_scale': scale,
+    }
+
+  def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
+    """The mean of the two losses, in nats; the metrics are the others of `evaluate`."""
+    metrics = self.evaluate(params, batch, key, step)
+    return metrics.pop('loss'), metrics
+
+  def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(value) for name, value in means.items()}
