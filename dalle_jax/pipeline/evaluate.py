@@ -22,6 +22,7 @@ from dalle_jax.pipeline import features, metrics
 from dalle_jax.pipeline.evaluation_settings import Settings
 from dalle_jax.pipeline.measured import Measured
 from dalle_jax.pipeline.outputs import check_out
+from dalle_jax.pipeline.ranker import load as load_ranker
 from dalle_jax.pipeline.workspace import is_not_finite, say
 from dalle_jax.reporting import curves
 from dalle_jax.reporting.sheets import write_whole
@@ -46,9 +47,9 @@ def evaluate(settings: Settings, mesh: Mesh | None = None) -> dict[str, Any]:
   out = Path(settings.out) if settings.out else model_path.parent / f'evaluation_{settings.split}.json'
   check_out(out)
   if settings.reranker:
-    features.check_reranker(settings.reranker)
+    bundle.check(Path(settings.reranker), needs=('reranker',), flag='--reranker')
   mesh = mesh or sharding.make_mesh(MeshConfig())
-  ranker = features.load_ranker(settings, mesh)
+  ranker = load_ranker(settings.reranker, mesh) if settings.reranker else None
   extractor = features.load_extractor(settings, mesh, ranker)
   data, data_dir = _data_config(settings, config.data, model_path)
   dataset = registry.prepare(data, data_dir)

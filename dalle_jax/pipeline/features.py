@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax import bundle
 from dalle_jax.evaluation.inception import InceptionFeatures
 from dalle_jax.importing import inception as weights
 from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.pipeline.ranker import Ranker
 from dalle_jax.pipeline.workspace import say
 from dalle_jax.reporting.sheets import write_whole
 
@@ -55,36 +55,14 @@ class Extractor:
     return found
 
 
-def check_reranker(path: str) -> None:
-  """Looks at a reranker's directory before any work.
-
-  Raises:
-    ValueError: it is none.
-  """
-  parts = bundle.check(Path(path), needs=(), flag='--reranker').get('parts')
-  if parts != ['reranker']:
-    raise ValueError(
-      f'--reranker {path} holds {" and ".join(parts or ["no parts"])}, not a reranker; train one with '
-      'python -m dalle_jax.train --config=configs/reranker.py --workdir=runs/reranker, and give runs/reranker/model.'
-    )
-
-
-def load_ranker(settings: Settings, mesh: Mesh) -> Any:
-  """The `Ranker` of --reranker, or None where none is given."""
-  if not settings.reranker:
-    return None
-  from dalle_jax.pipeline import ranker
-
-  return ranker.load(settings.reranker, mesh)
-
-
-def load_extractor(settings: Settings, mesh: Mesh, ranker: Any) -> Extractor | None:
+def load_extractor(settings: Settings, mesh: Mesh, ranker: Ranker | None) -> Extractor | None:
   """What --features names, or None.
 
   Raises:
     ValueError: the weights cannot be read.
   """
   if settings.features == 'reranker':
+    assert ranker is not None
     return Extractor('reranker', ranker.info.get('params', ''), ranker.image_features)
   if settings.features == 'inception':
     read = weights.load(Path(settings.inception))
@@ -135,7 +113,7 @@ def _digest(features: np.ndarray) -> str:
 def _read(path: Path, facts: dict[str, Any]) -> tuple[np.ndarray | None, str]:
   """The features, or None and why not."""
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
       features, kept, digest = file['features'], json.loads(str(file['facts'])), str(file['digest'])
     changed = [name for name in {**kept, **facts} if kept.get(name) != facts.get(name)]
   except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:

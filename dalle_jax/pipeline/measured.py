@@ -17,6 +17,7 @@ from dalle_jax.evaluation import blur, reconstruction
 from dalle_jax.pipeline import examples
 from dalle_jax.pipeline.evaluation_settings import Settings
 from dalle_jax.pipeline.features import Cache, Extractor
+from dalle_jax.pipeline.ranker import Ranker
 from dalle_jax.pipeline.settings import sampling_settings
 from dalle_jax.pipeline.sheets import make_sampler
 from dalle_jax.sampling.generate import encode_prompts
@@ -45,14 +46,14 @@ class Measured:
     count: pictures.
     mesh: of the devices.
     extractor: of features, or None.
-    ranker: of `pipeline.ranker`, or None.
+    ranker: or None.
     cache: of features.
     grouped: whether several images of one prompt are needed.
   """
 
   def __init__(
     self, settings: Settings, loaded: Bundle, dataset: Dataset, count: int, mesh: Mesh,
-    extractor: Extractor | None, ranker: Any, cache: Cache, grouped: bool,
+    extractor: Extractor | None, ranker: Ranker | None, cache: Cache, grouped: bool,
   ):  # fmt: skip
     self.settings, self.loaded, self.config = settings, loaded, loaded.config
     self.count, self.mesh, self.extractor, self.ranker = count, mesh, extractor, ranker

@@ -197,9 +197,7 @@ def _reranker(settings: Settings, config: Config, parts: Sequence[str]) -> str:
 
 def _shapes(settings: Settings, config: Config, parts: Sequence[str]) -> str:
   source = settings.source or config.data.source
-  return (
-    '' if source == 'captioned_shapes' else f'data that can be judged, captioned_shapes; these are of kind {source}'
-  )
+  return '' if source == 'captioned_shapes' else f'captioned_shapes, which can be judged; these data are {source}'
 
 
 @dataclasses.dataclass(frozen=True)
