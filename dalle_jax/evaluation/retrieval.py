@@ -14,6 +14,7 @@ def scores(similarity: np.ndarray, split: str) -> dict[str, float]:
   """
   figures = {}
   for name, rows in (('image_to_text', similarity), ('text_to_image', similarity.T)):
-    better = np.sum(rows > np.diag(rows)[:, None], axis=1)  # than the right one
+    # Others at least as good as the right one: a tie is no find.
+    better = np.sum(rows >= np.diag(rows)[:, None], axis=1) - 1
     figures |= {f'retrieval/{split}/{name}_top_{k}': float(np.mean(better < k)) for k in TOP}
   return figures | {f'retrieval/{split}/num_captions': float(len(similarity))}

@@ -64,8 +64,8 @@ class ImageEncoder(nn.Module):
 
   def features(self, image: jax.Array) -> jax.Array:
     """Images uint8 [B, H, W, 3] to the normalised output in the slot of the class embedding, float32 [B, F]."""
-    x = (image.astype(jnp.float32) / 255 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-    x = x.astype(self.shape.dtype)
+    mean, std = (jnp.asarray(values)[None, None, None] for values in (self.mean, self.std))
+    x = ((image.astype(jnp.float32) / 255 - mean) / std).astype(self.shape.dtype)
     for conv in self.convs:
       x = nn.gelu(conv(fold(x, 2)), approximate=False)
     side = self.patch_kernel.shape[0]
