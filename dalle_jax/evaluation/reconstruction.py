@@ -1,14 +1,13 @@
 """What the dVAE keeps of pictures: reconstructions through argmax codes, PSNR, SSIM, and how the codebook is used."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax import sharding
+from dalle_jax.evaluation.batches import in_batches
 from dalle_jax.models import bottleneck
 from dalle_jax.models.dvae import Dvae
 
@@ -30,31 +29,12 @@ def reconstruct(
   Returns:
     The codes int32 [N, h, w] and the reconstructions uint8 [N, H, W, 3].
   """
-  codes, pictures = _in_batches(functools.partial(_round_trip, dvae), params, images, mesh, batch_size)
-  return codes, pictures
+  return in_batches(functools.partial(_round_trip, dvae), params, images, mesh, batch_size)
 
 
 def decode(dvae: Dvae, params: Any, codes: np.ndarray, mesh: Mesh, batch_size: int) -> np.ndarray:
   """Images uint8 [N, H, W, 3] of codes int32 [N, h, w]; the other arguments as for `reconstruct`."""
-  (pictures,) = _in_batches(lambda p, z: (_decode(dvae, p, z),), params, codes, mesh, batch_size)
-  return pictures
-
-
-def _in_batches(
-  run: Callable[..., tuple[jax.Array, ...]], params: Any, rows: np.ndarray, mesh: Mesh, batch_size: int
-) -> list[np.ndarray]:
-  """`run(params, rows)` over the rows in batches of one shape."""
-  divisor = sharding.batch_divisor(mesh)
-  batch_size = -(-batch_size // divisor) * divisor
-  run = jax.jit(run, out_shardings=sharding.replicated(mesh))
-  parts = []
-  for begin in range(0, len(rows), batch_size):
-    part = rows[begin : begin + batch_size]
-    filled = np.pad(part, ((0, batch_size - len(part)), *[(0, 0)] * (rows.ndim - 1)))
-    with sharding.use_mesh(mesh):
-      found = jax.device_get(run(params, sharding.from_whole(filled, mesh)))
-    parts.append([values[: len(part)] for values in found])
-  return [np.concatenate(values) for values in zip(*parts, strict=True)]
+  return in_batches(functools.partial(_decode, dvae), params, codes, mesh, batch_size)
 
 
 def _round_trip(dvae: Dvae, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,8 @@ from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
 from dalle_jax.pipeline import image_tokens, run, write
 from dalle_jax.pipeline.draw import draw, takes_prompts
-from dalle_jax.pipeline.evaluate import Settings, evaluate
+from dalle_jax.pipeline.evaluate import evaluate
+from dalle_jax.pipeline.evaluation_settings import Settings
 from dalle_jax.sharding import make_mesh
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
