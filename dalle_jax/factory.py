@@ -1,5 +1,7 @@
 """From configuration groups to models: the one place that knows which keys make which module."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from dalle_jax.config import BlocksConfig, Config, DvaeConfig, SequenceConfig
@@ -75,6 +77,18 @@ def _block_shape(config: BlocksConfig) -> tuple[BlockShape, float]:
     dtype=jnp.dtype(config.dtype),
   )
   return shape, embedding_init_scale
+
+
+def make_stream_model(config: Config, text_vocab_size: int) -> tuple[Any, str]:
+  """What draws images, the prior or a sequence model in its place, and the part of the parameters that it has.
+
+  Args:
+    config: of the experiment.
+    text_vocab_size: ids of the tokenizer; not read by a model of image tokens alone.
+  """
+  if config.task == 'sequence':
+    return make_sequence_model(config, text_vocab_size), 'model'
+  return make_prior(config, text_vocab_size), 'prior'
 
 
 def make_sequence_model(config: Config, text_vocab_size: int) -> SequenceModel:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dalle_jax.data.shapes import captions as language
+from dalle_jax.evaluation import figures
+from dalle_jax.evaluation.figures import Figure
 
 KINDS = {1: 'one_object', 2: 'two_objects'}
 
@@ -29,21 +31,24 @@ def num_objects(caption: str) -> int:
   return len(language.parse(caption).objects)
 
 
-def scores(captions: Sequence[str], right: np.ndarray, split: str) -> dict[str, float]:
-  """Flat figures: accuracy over all captions of a split and by number of objects, with counts and standard errors.
+def shares(captions: Sequence[str], right: np.ndarray) -> dict[str, Figure]:
+  """Accuracy over all captions, under '', and by number of objects, under the names in KINDS that occur.
 
   Args:
     captions: the prompts.
     right: bool [N], the judge's verdict on the image of each.
-    split: names the figures.
   """
   counts = np.array([num_objects(caption) for caption in captions])
-  groups = {'': np.ones(len(captions), bool)} | {f'/{name}': counts == count for count, name in KINDS.items()}
+  groups = {'': np.ones(len(captions), bool)} | {name: counts == count for count, name in KINDS.items()}
+  return {name: figures.share(right[members]) for name, members in groups.items() if members.any()}
+
+
+def scores(captions: Sequence[str], right: np.ndarray, split: str) -> dict[str, float]:
+  """`shares` as flat scores of a split, with counts and standard errors."""
   result = {}
-  for suffix, members in groups.items():
-    if members.any():
-      share = float(np.mean(right[members]))
-      result[f'prompt_accuracy/{split}{suffix}'] = share
-      result[f'prompt_accuracy_stderr/{split}{suffix}'] = float(np.sqrt(share * (1 - share) / members.sum()))
-      result[f'prompt_count/{split}{suffix}'] = float(members.sum())
+  for name, figure in shares(captions, right).items():
+    place = f'{split}/{name}'.rstrip('/')
+    result[f'prompt_accuracy/{place}'] = figure.value
+    result[f'prompt_accuracy_stderr/{place}'] = figure.stderr
+    result[f'prompt_count/{place}'] = float(figure.count)
   return result

@@ -1,13 +1,14 @@
 """What the dVAE keeps of pictures: reconstructions through argmax codes, PSNR, SSIM, and how the codebook is used."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax import sharding
+from dalle_jax.evaluation.batches import in_batches
 from dalle_jax.models import bottleneck
 from dalle_jax.models.dvae import Dvae
 
@@ -29,24 +30,37 @@ def reconstruct(
   Returns:
     The codes int32 [N, h, w] and the reconstructions uint8 [N, H, W, 3].
   """
-  divisor = sharding.batch_divisor(mesh)
-  batch_size = -(-batch_size // divisor) * divisor
-  run = jax.jit(functools.partial(_round_trip, dvae), out_shardings=sharding.replicated(mesh))
-  codes, pictures = [], []
-  for begin in range(0, len(images), batch_size):
-    part = images[begin : begin + batch_size]
-    filled = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)))
-    with sharding.use_mesh(mesh):
-      batch_codes, batch_pictures = jax.device_get(run(params, sharding.from_whole(filled, mesh)))
-    codes.append(batch_codes[: len(part)])
-    pictures.append(batch_pictures[: len(part)])
-  return np.concatenate(codes), np.concatenate(pictures)
+  return in_batches(_bound(_round_trip, dvae), params, images, mesh, batch_size)
+
+
+def encode(dvae: Dvae, params: Any, images: np.ndarray, mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Codes int32 [N, h, w] of images uint8 [N, H, W, 3]; the other arguments as for `reconstruct`."""
+  return in_batches(_bound(_encode, dvae), params, images, mesh, batch_size)
+
+
+def decode(dvae: Dvae, params: Any, codes: np.ndarray, mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Images uint8 [N, H, W, 3] of codes int32 [N, h, w]; the other arguments as for `reconstruct`."""
+  return in_batches(_bound(_decode, dvae), params, codes, mesh, batch_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _bound(run: Callable, dvae: Dvae) -> Callable:
+  """One function for one dVAE, whose compiled program is found again."""
+  return functools.partial(run, dvae)
+
+
+def _encode(dvae: Dvae, params: Any, images: jax.Array) -> jax.Array:
+  return dvae.apply({'params': params}, images, method='encode')
 
 
 def _round_trip(dvae: Dvae, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-  codes = dvae.apply({'params': params}, images, method='encode')
+  codes = _encode(dvae, params, images)
+  return codes, _decode(dvae, params, codes)
+
+
+def _decode(dvae: Dvae, params: Any, codes: jax.Array) -> jax.Array:
   pictures = dvae.apply({'params': params}, codes, method='decode')
-  return codes, jax.numpy.round(pictures).astype(jax.numpy.uint8)
+  return jax.numpy.round(pictures).astype(jax.numpy.uint8)
 
 
 def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -91,13 +105,20 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
 
 def scores(originals: np.ndarray, reconstructions: np.ndarray, codes: np.ndarray, vocab_size: int) -> dict[str, float]:
   """Flat figures: mean PSNR in dB; SSIM of pictures that hold its window; codebook figures over all the codes given."""
-  histogram = np.bincount(codes.reshape(-1), minlength=vocab_size) / codes.size
   similarity = {}
   if min(originals.shape[1:3]) >= SSIM_WINDOW:
     similarity = {'reconstruction/ssim': float(ssim(originals, reconstructions).mean())}
   return {
     'reconstruction/psnr': float(psnr(originals, reconstructions).mean()),
     **similarity,
+    **codebook_scores(codes, vocab_size),
+  }
+
+
+def codebook_scores(codes: np.ndarray, vocab_size: int) -> dict[str, float]:
+  """Flat figures of codes [...] out of `vocab_size`: perplexity of their distribution, share of codes used, number."""
+  histogram = np.bincount(codes.reshape(-1), minlength=vocab_size) / codes.size
+  return {
     'codebook/perplexity': float(bottleneck.perplexity(jax.numpy.asarray(histogram, jax.numpy.float32))),
     'codebook/use': float(np.mean(histogram > 0)),
     'codebook/num_tokens': float(codes.size),

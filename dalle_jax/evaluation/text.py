@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax import sharding
+from dalle_jax.evaluation.batches import Progress, in_batches
 from dalle_jax.models.sequence import SequenceModel, token_nll
-
-Progress = Callable[[int, int], None]
 
 
 def nats(
@@ -29,26 +27,14 @@ def nats(
     batch_size: rows at a time, rounded up to what the devices divide.
     progress: called with (rows done, N) after each batch.
   """
-  return _in_batches(functools.partial(_nats, model), params, rows, mesh, batch_size, progress)
+  found = in_batches(_bound(model), params, rows.astype(np.int32), mesh, batch_size, progress)
+  return found.astype(np.float64)
 
 
-def _in_batches(
-  run: Callable[..., jax.Array], params: Any, rows: np.ndarray, mesh: Mesh, batch_size: int, progress: Progress | None
-) -> np.ndarray:
-  """`run(params, rows)` over the rows in batches of one shape, float64."""
-  divisor = sharding.batch_divisor(mesh)
-  size = -(-min(batch_size, len(rows)) // divisor) * divisor
-  run = jax.jit(run, out_shardings=sharding.replicated(mesh))
-  parts = []
-  for begin in range(0, len(rows), size):
-    part = rows[begin : begin + size].astype(np.int32)
-    filled = np.pad(part, ((0, size - len(part)), (0, 0)))
-    with sharding.use_mesh(mesh):
-      found = jax.device_get(run(params, sharding.from_whole(filled, mesh)))
-    parts.append(np.asarray(found, np.float64)[: len(part)])
-    if progress:
-      progress(min(begin + size, len(rows)), len(rows))
-  return np.concatenate(parts)
+@functools.lru_cache(maxsize=8)
+def _bound(model: SequenceModel) -> Callable[[Any, jax.Array], jax.Array]:
+  """One function for one model, whose compiled program is found again."""
+  return functools.partial(_nats, model)
 
 
 def _nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Array:
@@ -120,9 +106,9 @@ def by_context(
   targets = np.unique(np.linspace(longest, len(tokens) - 1, num_targets).astype(int))
   bits = []
   for i, length in enumerate(lengths):
-    rows = np.stack([tokens[target - length : target + 1] for target in targets])
-    found = _in_batches(functools.partial(_last_nats, model), params, rows, mesh, batch_size, None)
-    bits.append(found.mean() / math.log(2))
+    rows = np.stack([tokens[target - length : target + 1] for target in targets]).astype(np.int32)
+    found = in_batches(functools.partial(_last_nats, model), params, rows, mesh, batch_size)
+    bits.append(found.astype(np.float64).mean() / math.log(2))
     if progress:
       progress(i + 1, len(lengths))
   return np.asarray(bits)

@@ -16,6 +16,7 @@ from dalle_jax.config import BlocksConfig, Config, MeshConfig, SequenceConfig
 from dalle_jax.data import crops
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention
+from dalle_jax.pipeline import examples
 from dalle_jax.pipeline.draw import drawing_parts
 from dalle_jax.pipeline.given import read_picture
 from dalle_jax.pipeline.outputs import check_out
@@ -254,8 +255,7 @@ def _picture_article(
   keys.append(('start of image', [length]))
   shown = range(1, 1 + len(words))
   mean, chosen = views[0].weights, grid // 2 * grid + grid // 2
-  count = int((text != PAD).sum())
-  caption = [(loaded.tokenizer.decode([text[i]]) or '\u2423', i) for i in range(count)] + [('(end)', count)]
+  caption = [(piece, i) for i, piece in enumerate(examples.caption_pieces(loaded.tokenizer, text))]
   title = 'The picture' if picture is not None else f'Image {number}'
   return page.Picture(
     title=title, image=image, original=picture, frames=_frames(loaded, codes), grid_size=grid, text_length=length,

@@ -1,124 +1,144 @@
-"""Measuring a trained model: data and model in, a table and a JSON file out."""
+"""Measuring a trained model: data and model in, a table, a JSON file and drawings out."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
+import numpy as np
+import scipy
 from jax.sharding import Mesh
 
 import dalle_jax
 from dalle_jax import bundle, sharding
-from dalle_jax.bundle import Bundle
 from dalle_jax.config import DataConfig, MeshConfig
 from dalle_jax.data import registry
-from dalle_jax.data.pipeline import Source
-from dalle_jax.evaluation import elbo
-from dalle_jax.pipeline import examples
+from dalle_jax.evaluation.figures import Figure
+from dalle_jax.pipeline import features, metrics
+from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.pipeline.measured import Measured
 from dalle_jax.pipeline.outputs import check_out
-from dalle_jax.training.progress import Progress
+from dalle_jax.pipeline.ranker import load as load_ranker
+from dalle_jax.pipeline.workspace import is_not_finite, say
+from dalle_jax.reporting import curves
+from dalle_jax.reporting.sheets import write_whole
+
+SCHEMA = 2  # of the JSON file; docs/evaluation.md says what is in it
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """What is asked for; the fields are the flags of `python -m dalle_jax.evaluate`.
-
-  Raises:
-    ValueError: a value that cannot be.
-  """
-
-  model: str
-  metrics: tuple[str, ...] = ('elbo',)
-  split: str = 'validation'
-  num_images: int = 1024
-  batch_size: int = 32
-  seed: int = 0
-  source: str | None = None
-  data: str | None = None
-  data_dir: str | None = None
-  out: str | None = None
-
-  def __post_init__(self) -> None:
-    unknown = [name for name in self.metrics if name not in METRICS]
-    if unknown or not self.metrics:
-      given = ','.join(self.metrics)
-      raise ValueError(f'--metrics is {given!r}; it must list one or more of {", ".join(METRICS)}.')
-    if self.num_images < 0:
-      raise ValueError(f'--num_images is {self.num_images}; it must be 0 (all) or more.')
-    if self.batch_size < 1:
-      raise ValueError(f'--batch_size is {self.batch_size}; it must be at least 1.')
-    if not 0 <= self.seed < 2**31:
-      raise ValueError(f'--seed is {self.seed}; it must lie in [0, 2^31).')
-
-
-def evaluate(settings: Settings) -> dict[str, Any]:
+def evaluate(settings: Settings, mesh: Mesh | None = None) -> dict[str, Any]:
   """Measures, prints a table, writes a JSON file, and returns what it holds.
 
+  Args:
+    settings: what to measure.
+    mesh: of the devices; None: all there are.
+
   Raises:
-    ValueError: the model, the data or a setting cannot be used.
+    ValueError: the model, the data or a setting cannot be used. Found before any work, but for what the data hold.
   """
   model_path = Path(settings.model).absolute()
-  bundle.check(model_path, needs=('dvae',))
+  info = bundle.check(model_path, needs=('dvae',))
+  config = bundle.read_config(model_path)
+  chosen = metrics.choose(settings, config, info['parts'])
   out = Path(settings.out) if settings.out else model_path.parent / f'evaluation_{settings.split}.json'
   check_out(out)
-  mesh = sharding.make_mesh(MeshConfig())
-  data_config, data_dir = _data_config(settings, model_path)
-  dataset = registry.prepare(data_config, data_dir)
-  source = dataset.open(settings.split)
+  if settings.reranker:
+    bundle.check(Path(settings.reranker), needs=('reranker',), flag='--reranker')
+  mesh = mesh or sharding.make_mesh(MeshConfig())
+  ranker = load_ranker(settings.reranker, mesh) if settings.reranker else None
+  extractor = features.load_extractor(settings, mesh, ranker)
+  data, data_dir = _data_config(settings, config.data, model_path)
+  dataset = registry.prepare(data, data_dir)
+  count = settings.count(len(dataset.open(settings.split)))
+  metrics.check_count(chosen, count)
   loaded = bundle.load(model_path, mesh, needs=('dvae',))
-  count = min(settings.num_images or len(source), len(source))
-  figures: dict[str, float] = {}
-  for name in settings.metrics:
-    figures |= METRICS[name](settings, loaded, source, count, mesh)
-  facts = {
-    'model': loaded.info.get('params', ''), 'data': dataset.fingerprint, 'split': settings.split, 'num_images': count,
-    'seed': settings.seed, 'dalle_jax_version': dalle_jax.__version__, 'jax_version': jax.__version__,
-  }  # fmt: skip
-  result = {**facts, 'figures': figures}
+  cache = features.Cache(Path(settings.cache or model_path.parent / 'features').absolute())
+  measured = Measured(settings, loaded, dataset, count, mesh, extractor, ranker, cache, grouped='diversity' in chosen)
+  found, seconds = _measure(chosen, measured)
+  result = {
+    'schema': SCHEMA,
+    'model': info.get('params', ''),
+    'data': dataset.fingerprint,
+    'reranker': ranker.info.get('params', '') if ranker else None,
+    'features': {'name': extractor.name, 'fingerprint': extractor.fingerprint} if extractor else None,
+    'split': settings.split,
+    'num_images': count,
+    'seed': settings.seed,
+    'metrics': chosen,
+    'figures': {name: _ready(figure) for name, figure in found.items()},
+    'sampling': dataclasses.asdict(settings.sampling(config.sampling, count)),
+    'settings': json.loads(json.dumps(dataclasses.asdict(settings))),
+    'versions': _versions(),
+    'devices': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
+    'seconds': seconds,
+  }
   if jax.process_index() == 0:
-    out.write_text(json.dumps(result, indent=2) + '\n')
-    print_table(figures, settings.split, count)
-    print(out, flush=True)
+    _write(out, result, found, settings)
   return result
 
 
-def _data_config(settings: Settings, model_path: Path) -> tuple[DataConfig, Path]:
+def _data_config(settings: Settings, own: DataConfig, model_path: Path) -> tuple[DataConfig, Path]:
   """The model's own data, or those that the flags name, and where generated ones are kept."""
-  own = bundle.read_config(model_path).data
   changes = {'source': settings.source, 'path': settings.data}
   config = dataclasses.replace(own, **{name: value for name, value in changes.items() if value is not None})
   return config, Path(settings.data_dir or own.data_dir or model_path.parent / 'data').absolute()
 
 
-def measure_elbo(settings: Settings, loaded: Bundle, source: Source, count: int, mesh: Mesh) -> dict[str, float]:
-  """Figures of `evaluation.elbo`, as 'elbo/...'."""
-  config = loaded.config
-  with Progress('elbo', count, 'image', enabled=jax.process_index() == 0) as progress:
-    found = elbo.measure(
-      loaded.dvae,
-      loaded.prior if 'prior' in loaded.params else None,
-      config.dvae.min_log_scale,
-      loaded.params,
-      examples.batches(config, loaded.tokenizer, source, count, settings.batch_size, mesh),
-      mesh,
-      settings.seed,
-      progress.update,
-    )
-  num_dims = 3 * config.data.image_size**2
-  figures = elbo.summarize(found, num_dims, config.image_length, config.dvae.kl_weight)
-  return {f'elbo/{name}': value for name, value in figures.items()}
+def _measure(chosen: list[str], measured: Measured) -> tuple[dict[str, Figure], dict[str, float]]:
+  """The figures, and the seconds each metric took, with what it was the first to need."""
+  found: dict[str, Figure] = {}
+  seconds = {}
+  for name in chosen:
+    start = time.monotonic()
+    found |= metrics.METRICS[name].measure(measured)
+    seconds[name] = round(time.monotonic() - start, 2)
+  return found, seconds
 
 
-METRICS: dict[str, Callable[[Settings, Bundle, Source, int, Mesh], dict[str, float]]] = {'elbo': measure_elbo}
+def _ready(figure: Figure) -> dict[str, Any]:
+  """A figure for JSON, which has no word for what is not finite."""
+  values = {name: value.item() if isinstance(value, np.generic) else value for name, value in figure._asdict().items()}
+  return {name: None if is_not_finite(value) else value for name, value in values.items()}
 
 
-def print_table(figures: dict[str, float], split: str, count: int) -> None:
-  """One line for each figure, with its standard error where it has one."""
-  width = max(len(name) for name in figures)
-  print(f'{count} pictures of the split {split}; mean and standard error over pictures')
-  for name, value in figures.items():
-    if not name.endswith('_stderr'):
-      error = figures.get(f'{name}_stderr')
-      print(f'{name:<{width}}  {value:12.5g}' + (f'  +- {error:.2g}' if error is not None else ''))
+def _versions() -> dict[str, str]:
+  versions = {'dalle_jax': dalle_jax.__version__, 'jax': jax.__version__, 'jaxlib': jaxlib.__version__}
+  return versions | {'numpy': np.__version__, 'scipy': scipy.__version__}
+
+
+def _write(out: Path, result: dict[str, Any], found: Mapping[str, Figure], settings: Settings) -> None:
+  write_whole(out, (json.dumps(result, indent=2) + '\n').encode())
+  written = [out]
+  for name, svg in _drawings(found).items():
+    path = out.with_name(f'{out.stem}_{name}.svg')
+    write_whole(path, svg.encode())
+    written.append(path)
+  print_table(found, settings.split)
+  for path in written:
+    say(str(path))
+
+
+def _drawings(found: Mapping[str, Figure]) -> dict[str, str]:
+  """SVGs by name: the sweep of radii (figure 9a), where it was measured at several."""
+  points = {name: figure.value for name, figure in found.items() if name.startswith('blurred_fid/')}
+  if len(points) < 2:
+    return {}
+  kind = next(iter(points)).split('/')[1]
+  radii = np.array([float(name.rsplit('/', 1)[1]) for name in points])
+  order = np.argsort(radii)
+  series = {kind: (radii[order], np.array(list(points.values()))[order])}
+  title = f'Fréchet distance ({kind}) of blurred pictures'
+  return {'blurred_fid': curves.curve_svg(series, title, 'distance', x_label='radius of the blur in pixels')}
+
+
+def print_table(found: Mapping[str, Figure], split: str) -> None:
+  """One line for each figure: name, value, standard error, and over how many it is."""
+  width = max(len(name) for name in found)
+  print(f'{"split " + split:<{width}}  {"value":>12}     {"stderr":<9} {"count":>9}')
+  for name, (value, stderr, count) in found.items():
+    error = '' if stderr is None else f'+- {stderr:.2g}'
+    print(f'{name:<{width}}  {value:12.5g}  {error:<12} {count:>9,}')

@@ -9,7 +9,7 @@ from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.data.pipeline import Preprocess, Source
 from dalle_jax.data.registry import Dataset
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.tokenizer import PAD, Tokenizer
 
 MOST_CAPTIONS = 5_000  # read for sheets and scores; reading a caption may mean reading its picture
 
@@ -49,11 +49,21 @@ def batches(
     yield min(size, count - begin), batch
 
 
+def caption_pieces(tokenizer: Tokenizer, text: np.ndarray) -> list[str]:
+  """What the token ids [T] of a caption stand for, each by itself, and '(end)' for the pad that ends it."""
+  return [*(tokenizer.decode([i]) or '\u2423' for i in text if i != PAD), '(end)']
+
+
 def captions(dataset: Dataset, split: str) -> list[str]:
   """The captions of the first MOST_CAPTIONS records of a split that have one."""
   source = dataset.open(split)
   found = (source[i]['caption'] for i in range(min(len(source), MOST_CAPTIONS)))
   return [caption for caption in found if caption.strip()]
+
+
+def held_out_split(dataset: Dataset) -> str:
+  """The split that models are measured on: 'validation', or, where nothing is held out, 'train'."""
+  return 'validation' if 'validation' in dataset.splits else 'train'
 
 
 def spread(items: Iterable[str], count: int) -> list[str]:

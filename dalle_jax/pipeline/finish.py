@@ -14,10 +14,11 @@ from dalle_jax.config import Config
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import prompt_accuracy, reconstruction
-from dalle_jax.factory import make_dvae
-from dalle_jax.pipeline import examples, image_tokens, retrieval
-from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, draw_sheet, lay_out, make_sampler
+from dalle_jax.factory import make_dvae, make_stream_model
+from dalle_jax.pipeline import examples, gallery, image_tokens, retrieval
+from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, Drawn, draw_sheet, lay_out, make_sampler
 from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.reporting import gallery as gallery_page
 from dalle_jax.reporting import html, sheets
 from dalle_jax.sampling.generate import Sampler, encode_prompts
 from dalle_jax.training.keys import stream_seed
@@ -25,7 +26,6 @@ from dalle_jax.training.metrics import FILE_NAME as METRICS
 from dalle_jax.training.metrics import read_metrics
 from dalle_jax.training.progress import Progress
 
-Curves = list[tuple[str, str]]  # title and SVG
 CONTRAST_NOTE = (
   "Contrast: how often a caption's own picture scores above one that differs in a single thing that the caption names; "
   "'all': above every such picture. The chance of one alone is 0.5."
@@ -36,15 +36,22 @@ class Picture(NamedTuple):
   """A sheet and the file it goes into, under the work directory."""
 
   name: str
-  title: str
-  caption: str
   image: Image.Image
+
+
+class Results(NamedTuple):
+  """What is found of trained models."""
+
+  scores: dict[str, float]
+  pictures: list[Picture]
+  blocks: list[gallery.Block]
+  curves: list[tuple[str, str]]  # title and SVG
 
 
 def measure(
   config: Config, dataset: Dataset, tokenizer: Tokenizer | None, params: dict[str, Any], mesh: Mesh
-) -> tuple[dict[str, float], list[Picture], Curves]:
-  """Scores, sheets and curves of the trained models.
+) -> Results:
+  """Scores, sheets, what the page shows of pictures and tokens, and curves of the trained models.
 
   Args:
     config: of the experiment.
@@ -54,73 +61,85 @@ def measure(
     mesh: of the devices.
   """
   if config.task == 'reranker':
-    return *_retrieval(config, dataset, tokenizer, params, mesh), []
-  scores, pictures = _reconstructions(config, dataset, params, mesh)
-  drawn: Curves = []
+    return _retrieval(config, dataset, tokenizer, params, mesh)
+  split = examples.held_out_split(dataset)
+  originals = examples.first_images(config, dataset, split, config.evaluation.num_reconstructions)
+  dvae = make_dvae(config.dvae)
+  codes, decoded = reconstruction.reconstruct(dvae, params['dvae'], originals, mesh, config.evaluation.batch_size)
+  scores = reconstruction.scores(originals, decoded, codes, config.dvae.image_vocab_size)
+  sheet = sheets.reconstruction_sheet(originals[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
+  pictures = [Picture('reconstructions.png', sheet)]
+  blocks = [gallery.reconstructions(originals, decoded), gallery.codebook(dvae, params['dvae'], codes, mesh)]
+  curves = []
   if config.task == 'sequence':
-    figures, drawn = image_tokens.measure(config, dataset, tokenizer, params, mesh)
+    figures, curves = image_tokens.measure(config, dataset, tokenizer, params, mesh)
     scores |= figures
   if config.task != 'dvae':
     sampler = make_sampler(config, tokenizer, mesh, config.sampling)
     draw = _captioned_samples if tokenizer else _samples
-    figures, sampled = draw(config, dataset, tokenizer, sampler, params)
+    figures, sampled, groups = draw(config, dataset, tokenizer, sampler, params)
     scores, pictures = scores | figures, pictures + sampled
-  return scores, pictures, drawn
+    held_out = _held_out(config, dataset, tokenizer, split, codes, originals, mesh)
+    model, part = make_stream_model(config, tokenizer.vocab_size if tokenizer else 0)
+    blocks[1:1] = gallery.blocks(model, params[part], tokenizer, groups, held_out, mesh)
+  return Results(scores, pictures, blocks, curves)
 
 
-def _retrieval(
-  config: Config, dataset: Dataset, tokenizer: Tokenizer, params: dict[str, Any], mesh: Mesh
-) -> tuple[dict[str, float], list[Picture]]:
+def _retrieval(config: Config, dataset: Dataset, tokenizer: Tokenizer, params: dict[str, Any], mesh: Mesh) -> Results:
   """What the reranker finds, and how well it tells pictures apart."""
   scores, found = retrieval.measure(config, dataset, Bundle(config, tokenizer, params, {}), mesh)
-  pictures = []
-  for split, (prompts, images) in found.items():
+  pictures, blocks = [], []
+  for split, (prompts, images, cosines) in found.items():
     right = _judge_sheet(prompts, images) if config.data.source == 'captioned_shapes' else None
     number = int(scores[f'retrieval/{split}/num_captions'])
-    words = f'The best of {number} pictures of the {split} split for some of its captions, the best first.'
-    pictures.append(Picture(f'found_{split}.png', f'Found: {split}', words, lay_out(prompts, images, right)))
-  return scores, pictures
+    words = (
+      f'The best of {number} pictures of the {split} split for some of its captions: below each the cosine of the two.'
+    )
+    pictures.append(Picture(f'found_{split}.png', lay_out(prompts, images, right)))
+    blocks.append((f'Found: {split}', gallery_page.samples(prompts, images, cosines, words, right)))
+  return Results(scores, pictures, blocks, [])
+
+
+def _held_out(
+  config: Config, dataset: Dataset, tokenizer: Tokenizer | None, split: str, codes: np.ndarray, images: np.ndarray,
+  mesh: Mesh,
+) -> gallery.HeldOut:  # fmt: skip
+  """The first pictures of a split with their captions."""
+  count = min(gallery.NUM_READINGS, len(images))
+  text = np.zeros((count, 0), np.int32)
+  if tokenizer:
+    ((_, batch),) = examples.batches(config, tokenizer, dataset.open(split), count, count, mesh)
+    text = batch['text'][:count]
+  return gallery.HeldOut(f'{split} picture', text, codes[:count], images[:count])
 
 
 def _samples(
   config: Config, dataset: Dataset, tokenizer: None, sampler: Sampler, params: dict[str, Any]
-) -> tuple[dict[str, float], list[Picture]]:
+) -> tuple[dict[str, float], list[Picture], list[gallery.Group]]:
   """Images drawn without a caption."""
   del dataset
-  sheet = lay_out([], draw_sheet(config, tokenizer, sampler, params, []))
-  return {}, [Picture('samples.png', 'Samples', _sampling_words(config), sheet)]
+  drawn = draw_sheet(config, tokenizer, sampler, params, [])
+  codes, images = (found.reshape(1, -1, *found.shape[2:]) for found in (drawn.codes, drawn.images))
+  group = gallery.Group('Samples', _sampling_words(config), [''], Drawn(drawn.text[:1], codes, images), None)
+  return {}, [Picture('samples.png', lay_out([], drawn.images))], [group]
 
 
 def _captioned_samples(
   config: Config, dataset: Dataset, tokenizer: Tokenizer, sampler: Sampler, params: dict[str, Any]
-) -> tuple[dict[str, float], list[Picture]]:
+) -> tuple[dict[str, float], list[Picture], list[gallery.Group]]:
   """Images for captions of each split, and how many show what their prompts say where that can be judged."""
-  scores, pictures = {}, []
+  scores, pictures, groups = {}, [], []
   judged = config.data.source == 'captioned_shapes'
   for split, name in examples.sheet_splits(dataset).items():
     prompts = _sheet_prompts(config, examples.captions(dataset, split), judged)
-    images = draw_sheet(config, tokenizer, sampler, params, prompts)
-    right = _judge_sheet(prompts, images) if judged else None
-    sheet = lay_out(prompts, images, right)
-    pictures.append(Picture(f'samples_{split}.png', f'Samples: {name}', _sampling_words(config), sheet))
+    drawn = draw_sheet(config, tokenizer, sampler, params, prompts)
+    right = _judge_sheet(prompts, drawn.images) if judged else None
+    pictures.append(Picture(f'samples_{split}.png', lay_out(prompts, drawn.images, right)))
+    groups.append(gallery.Group(f'Samples: {name}', _sampling_words(config), prompts, drawn, right))
   if judged:
     for split in ('validation', 'held_out'):
       scores |= _prompt_accuracy(config, dataset, tokenizer, sampler, params, split)
-  return scores, pictures
-
-
-def _reconstructions(
-  config: Config, dataset: Dataset, params: dict[str, Any], mesh: Mesh
-) -> tuple[dict[str, float], list[Picture]]:
-  split = 'validation' if 'validation' in dataset.splits else 'train'
-  originals = examples.first_images(config, dataset, split, config.evaluation.num_reconstructions)
-  codes, pictures = reconstruction.reconstruct(
-    make_dvae(config.dvae), params['dvae'], originals, mesh, config.evaluation.batch_size
-  )
-  sheet = sheets.reconstruction_sheet(originals[:NUM_RECONSTRUCTIONS], pictures[:NUM_RECONSTRUCTIONS])
-  words = f'Pictures of the {split} split above what the dVAE makes of them through its {config.image_length} codes.'
-  scores = reconstruction.scores(originals, pictures, codes, config.dvae.image_vocab_size)
-  return scores, [Picture('reconstructions.png', 'Reconstructions', words, sheet)]
+  return scores, pictures, groups
 
 
 def _sheet_prompts(config: Config, captions: Sequence[str], judged: bool) -> list[str]:
@@ -156,27 +175,25 @@ def _prompt_accuracy(
   return prompt_accuracy.scores(prompts, judge.judge(prompts, images), split)
 
 
-def write(
-  config: Config, space: Workspace, scores: dict[str, float], pictures: list[Picture], curves: Curves
-) -> dict[str, float]:
+def write(config: Config, space: Workspace, results: Results) -> dict[str, float]:
   """Writes sheets, scores.json and report.html, prints where they are, and returns all scores."""
-  scores = scores | _last_losses(space.path) | space.seconds()
+  scores = results.scores | _last_losses(space.path) | space.seconds()
   if jax.process_index() != 0:
     return scores
-  for picture in pictures:
+  for picture in results.pictures:
     sheets.save_png(picture.image, space.path / picture.name, None)
   space.write('scores.json', scores)
-  report = space.path / 'report.html'
   html.write_report(
-    report,
+    space.path / 'report.html',
     title=f'dalle_jax: {space.path.name}',
     summary=scores,
     config=config.to_dict(),
-    curves=[*curves, *html.run_curves(space.path)],
-    pictures=[(p.title, p.caption, p.image) for p in pictures],
+    curves=[*results.curves, *html.run_curves(space.path)],
+    blocks=results.blocks,
     notes=_notes(config),
   )
-  html.print_scores(space.path, scores, [*(p.name for p in pictures), 'scores.json', 'report.html', 'model'])
+  written = [*(picture.name for picture in results.pictures), 'scores.json', 'report.html', 'model']
+  html.print_scores(space.path, scores, written)
   return scores
 
 
@@ -204,7 +221,7 @@ def _notes(config: Config) -> list[str]:
       *([CONTRAST_NOTE] if config.data.source == 'captioned_shapes' else []),
     ]
   notes.append(f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.')
-  if config.data.source == 'captioned_shapes':
+  if config.data.source == 'captioned_shapes' and config.reads_captions:
     notes.append(
       'Prompt accuracy: one image is drawn for each prompt, and it counts if the judge, which sees nothing but the '
       'image, reads back every attribute that the prompt names.'

@@ -64,7 +64,7 @@ def measure(
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
   """Scores on held-out images, and, of images alone, the curve (title, SVG) of bits by the length of context."""
   model = make_task(config, tokenizer).model
-  split = 'validation' if 'validation' in dataset.splits else 'train'
+  split = examples.held_out_split(dataset)
   most = max(config.evaluation.num_tokens // model.length, 1)
   rows = np.concatenate(list(streams(config, dataset, split, tokenizer, params, mesh, most)))
   with Progress('measuring', len(rows), 'image', enabled=jax.process_index() == 0) as progress:

@@ -6,13 +6,10 @@ images = model.generate(['a large red circle above a small blue square'], num_im
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -21,6 +18,7 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import shortened
+from dalle_jax.evaluation import reconstruction
 from dalle_jax.models.stream import PAD
 from dalle_jax.pipeline import ranking
 from dalle_jax.pipeline.settings import DrawSettings
@@ -229,7 +227,8 @@ class Model:
     """The dVAE's codes int32 [N, h, w] of pictures uint8 [N, H, W, 3] of any size; of each the middle square."""
     size, resampling = self.config.data.image_size, self.config.data.resampling
     fitted = np.stack([fit(image, size, resampling=resampling) for image in images])
-    return self._in_batches('encode', fitted)
+    batch_size = self.config.sampling.batch_size
+    return reconstruction.encode(self._loaded.dvae, self.params['dvae'], fitted, self.mesh, batch_size)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """Images uint8 [N, H, W, 3] of codes int [N, h, w].
@@ -244,28 +243,8 @@ class Model:
       )
     if codes.size and not (0 <= codes.min() and codes.max() < vocab):
       raise ValueError(f'Codes must lie in 0 to {vocab - 1}; given {codes.min()} to {codes.max()}.')
-    return self._in_batches('decode', codes.astype(np.int32))
-
-  def _in_batches(self, method: str, rows: np.ndarray) -> np.ndarray:
-    """Rows through a method of the dVAE, a batch of one shape at a time."""
-    divisor = sharding.batch_divisor(self.mesh)
-    size = -(-min(self.config.sampling.batch_size, len(rows)) // divisor) * divisor
-    done = []
-    for begin in range(0, len(rows), size):
-      take = np.minimum(np.arange(begin, begin + size), len(rows) - 1)
-      with sharding.use_mesh(self.mesh):
-        done.append(jax.device_get(self._dvae(method)(self.params['dvae'], sharding.from_whole(rows[take], self.mesh))))
-    return np.concatenate(done)[: len(rows)]
-
-  @functools.cache  # noqa: B019 - a model lives as long as the program
-  def _dvae(self, method: str) -> Callable:
-    dvae = self._loaded.dvae
-
-    def run(params: Any, rows: jax.Array) -> jax.Array:
-      out = dvae.apply({'params': params}, rows, method=method)
-      return out if method == 'encode' else jnp.round(out).astype(jnp.uint8)
-
-    return jax.jit(run, out_shardings=sharding.replicated(self.mesh))
+    batch_size = self.config.sampling.batch_size
+    return reconstruction.decode(self._loaded.dvae, self.params['dvae'], codes.astype(np.int32), self.mesh, batch_size)
 
   def _sampler(self, settings: DrawSettings, number: int) -> Sampler:
     if self.part is None:

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
 from dalle_jax.models.stream import PAD
+from dalle_jax.pipeline import gallery
 from dalle_jax.pipeline.settings import DrawSettings
-from dalle_jax.sampling.likelihood import image_nats
 
 
 class Scorer(Protocol):
@@ -65,12 +65,14 @@ def caption_likelihood(loaded: Bundle, text: np.ndarray, codes: np.ndarray, mesh
     mesh: of the devices.
     batch_size: images at a time.
   """
-  flat, rows = codes.reshape(-1, *codes.shape[2:]), text.repeat(codes.shape[1], axis=0)
+  prior, flat, rows = loaded.prior, codes.reshape(-1, *codes.shape[2:]), text.repeat(codes.shape[1], axis=0)
   given, alone = (
-    image_nats(loaded.prior, loaded.params['prior'], caption, flat, mesh, batch_size).sum(axis=(1, 2))
+    gallery.token_nats(prior, loaded.params['prior'], caption, flat, mesh, batch_size)[:, prior.text_length :].sum(
+      axis=1
+    )
     for caption in (rows, np.full_like(rows, PAD))
   )
-  return (alone - given).reshape(codes.shape[:2])
+  return (alone - given).reshape(codes.shape[:2]).astype(np.float32)
 
 
 def best(scores: np.ndarray | None, num_prompts: int, num_drawn: int, num_kept: int) -> np.ndarray:

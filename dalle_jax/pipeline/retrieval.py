@@ -13,7 +13,8 @@ from dalle_jax.pipeline.ranker import Ranker
 from dalle_jax.pipeline.workspace import say
 from dalle_jax.training.keys import stream_seed
 
-Found = dict[str, tuple[list[str], np.ndarray]]  # by split: prompts, and their best pictures uint8 [P, N, H, W, 3]
+# By split: prompts, their best pictures uint8 [P, N, H, W, 3], the best first, and the cosines [P, N].
+Found = dict[str, tuple[list[str], np.ndarray, np.ndarray]]
 
 
 def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tuple[dict[str, float], Found]:
@@ -34,7 +35,8 @@ def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tup
     figures |= retrieval.scores(similarity, split)
     prompts = examples.spread(captions, config.evaluation.sheet_prompts)
     rows = similarity.T[[captions.index(prompt) for prompt in prompts]]
-    found[split] = prompts, images[np.argsort(-rows, axis=1)[:, : config.evaluation.images_per_prompt]]
+    best = np.argsort(-rows, axis=1)[:, : config.evaluation.images_per_prompt]
+    found[split] = prompts, images[best], np.take_along_axis(rows, best, axis=1)
     if config.data.source == 'captioned_shapes':
       figures |= _contrasts(config, dataset, ranker, split)
     say(f'measured {split}: {len(captions)} captions')

@@ -92,8 +92,8 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   if stop_after != 'report':
     return {}
   with space.timed('report'):
-    scores, pictures, curves = finish.measure(config, dataset, tokenizer, params, mesh)
-  return finish.write(config, space, scores, pictures, curves)
+    results = finish.measure(config, dataset, tokenizer, params, mesh)
+  return finish.write(config, space, results)
 
 
 def _train_models(

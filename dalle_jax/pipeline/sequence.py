@@ -164,7 +164,6 @@ def _write(
     summary=scores,
     config=config.to_dict(),
     curves=[(curves.CONTEXT_TITLE, curves.context_svg({'held out': series})), *html.run_curves(space.path)],
-    pictures=[],
     texts=[(f'Sample {i}', sample) for i, sample in enumerate(samples)],
     notes=[f'A {config.model.kind} of text. Samples: temperature {config.sampling.temperature:g}, none picked.'],
   )

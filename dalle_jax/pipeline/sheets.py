@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from dalle_jax.config import Config, SamplingConfig
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.factory import make_dvae, make_prior, make_sequence_model
+from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.pipeline import examples
 from dalle_jax.reporting import sheets
 from dalle_jax.sampling.generate import Sampler, encode_prompts
@@ -29,7 +30,7 @@ class ReconstructionHook:
     self._config, self._dataset, self._mesh, self._directory = config, dataset, mesh, directory
 
   def __call__(self, state: TrainState, step: int) -> None:
-    split = 'validation' if 'validation' in self._dataset.splits else 'train'
+    split = examples.held_out_split(self._dataset)
     images = examples.first_images(self._config, self._dataset, split, NUM_RECONSTRUCTIONS)
     params = vector_quantizer.merged(all_params(state, ema=True))
     _, pictures = reconstruction.reconstruct(make_dvae(self._config.dvae), params, images, self._mesh, len(images))
@@ -56,22 +57,28 @@ class SampleHook:
 
   def __call__(self, state: TrainState, step: int) -> None:
     params = all_params(state, ema=True)
-    images = draw_sheet(self._config, self._tokenizer, self._sampler, params, self._prompts)
-    _save(lay_out(self._prompts, images), self._directory, step)
+    drawn = draw_sheet(self._config, self._tokenizer, self._sampler, params, self._prompts)
+    _save(lay_out(self._prompts, drawn.images), self._directory, step)
 
 
 def make_sampler(config: Config, tokenizer: Tokenizer | None, mesh: Mesh, settings: SamplingConfig) -> Sampler:
   """What draws with the models of a configuration: its prior, or the sequence model that stands in its place."""
-  vocab_size, dvae = tokenizer.vocab_size if tokenizer else 0, make_dvae(config.dvae)
-  if config.task == 'sequence':
-    return Sampler(make_sequence_model(config, vocab_size), dvae, mesh, settings, part='model')
-  return Sampler(make_prior(config, vocab_size), dvae, mesh, settings)
+  model, part = make_stream_model(config, tokenizer.vocab_size if tokenizer else 0)
+  return Sampler(model, make_dvae(config.dvae), mesh, settings, part)
+
+
+class Drawn(NamedTuple):
+  """N images for each of P prompts."""
+
+  text: np.ndarray  # int32 [P, text_length - 1]; [P, 0] without prompts
+  codes: np.ndarray  # int32 [P, N, h, w]
+  images: np.ndarray  # uint8 [P, N, H, W, 3]
 
 
 def draw_sheet(
   config: Config, tokenizer: Tokenizer | None, sampler: Sampler, params: dict, prompts: list[str]
-) -> np.ndarray:
-  """Images uint8 [P, N, H, W, 3] with N = config.evaluation.images_per_prompt for each of P prompts.
+) -> Drawn:
+  """Draws N = config.evaluation.images_per_prompt images for each of P prompts.
 
   Without a tokenizer, and so without prompts, P is config.evaluation.sheet_prompts.
   """
@@ -79,8 +86,9 @@ def draw_sheet(
   text = np.zeros((config.evaluation.sheet_prompts, 0), np.int32)
   if tokenizer:
     text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
-  images = sampler(params, text.repeat(count, axis=0), seed=config.seed)
-  return images.reshape(len(text), count, *images.shape[1:])
+  drawn = sampler.draw(params, text.repeat(count, axis=0), seed=config.seed)
+  shaped = (found.reshape(len(text), count, *found.shape[1:]) for found in (drawn.codes, drawn.images))
+  return Drawn(text, *shaped)
 
 
 def lay_out(prompts: list[str], images: np.ndarray, right: np.ndarray | None = None) -> Image.Image:

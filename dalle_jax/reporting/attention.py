@@ -13,7 +13,7 @@ from PIL import Image
 
 from dalle_jax.reporting import heat
 from dalle_jax.reporting.attention_script import SCRIPT, STYLE
-from dalle_jax.reporting.html import inline_picture, section, write_page
+from dalle_jax.reporting.html import inline_picture, paragraph, section, titled, token, write_page
 
 SLOTS = (
   'Slot t predicts token t. It holds the token before it, and attends to itself and to slots before it. So "token A '
@@ -117,21 +117,21 @@ def _picture(p: Picture) -> list[str]:
 
 def _growth(p: Picture) -> list[str]:
   final = inline_picture(Image.fromarray(p.image), 'the whole picture', 'now')
-  shown = [_titled('as decoded from its tokens', final)]
+  shown = [titled('as decoded from its tokens', final)]
   if p.original is not None:
-    shown.insert(0, _titled('as given', inline_picture(Image.fromarray(p.original), 'the given picture', 'final')))
-  frames = [f'<figure>{_image(frame, name, "frame")}{_note(name)}</figure>' for name, frame in p.frames]
+    shown.insert(0, titled('as given', inline_picture(Image.fromarray(p.original), 'the given picture', 'final')))
+  frames = [f'<figure>{_image(frame, name, "frame")}{paragraph(name, "note")}</figure>' for name, frame in p.frames]
   last = len(frames) - 1
   slider = (
     f'<p class="js-only growth"><input type="range" min="0" max="{last}" value="{last}" aria-label="tokens so far"> '
     f'<output>{html.escape(p.frames[-1][0])}</output></p>'
   )
   note = 'The picture as its tokens come, row by row; what is not there yet is grey.'
-  return ['<div class="row">', *shown, '</div>', slider, _paragraph(note), '<div class="row">', *frames, '</div>']
+  return ['<div class="row">', *shown, '</div>', slider, paragraph(note), '<div class="row">', *frames, '</div>']
 
 
 def _picture_certainty(p: Picture) -> list[str]:
-  spans = [_token(label, p.tokens, slot, f'<small>{_percent(p.tokens.probability[slot])}</small>', p.tokens.probability)
+  spans = [_token(label, p.tokens, slot, _percent(p.tokens.probability[slot]), p.tokens.probability)
            for label, slot in p.caption]  # fmt: skip
   image = [np.asarray(part)[p.text_length :].reshape(p.grid_size, -1) for part in p.tokens]
   probability, entropy, rank = image
@@ -140,7 +140,7 @@ def _picture_certainty(p: Picture) -> list[str]:
     'where a token was unlikely. The last entry ends the caption. Below, the same of the image tokens.'
   )  # fmt: skip
   return [
-    _paragraph(note),
+    paragraph(note),
     f'<p class="caption">{"".join(spans)}</p>',
     '<div class="row big">',
     _heat('Probability of the token', probability, 1.0, '0%', f'100%; mean {_percent(probability.mean())}'),
@@ -153,22 +153,21 @@ def _picture_certainty(p: Picture) -> list[str]:
 def _heat(title: str, values: np.ndarray, most: float | None, low: str, high: str) -> str:
   bar = inline_picture(heat.scale_bar(), 'colours from least to most', 'scale')
   shown = inline_picture(heat.heat(values, most), title, 'map')
-  return _titled(title, f'{shown}<p class="note">{low} {bar} {html.escape(high)}</p>')
+  return titled(title, f'{shown}<p class="note">{low} {bar} {html.escape(high)}</p>')
 
 
 def _words(p: Picture) -> list[str]:
   figures = []
   for key, values in zip(p.words, p.word_maps, strict=True):
     maps = inline_picture(heat.heat(values), 'map', 'map') + inline_picture(heat.lit(p.image, values), 'lit', 'lit')
-    note = f'mean {_percent(values.mean())}, most {_percent(values.max())}'
-    figures.append(
-      f'<figure class="word" data-key="{key}"><h4>{html.escape(p.keys[key][0])}</h4>{maps}{_note(note)}</figure>'
-    )
+    note = paragraph(f'mean {_percent(values.mean())}, most {_percent(values.max())}', 'note')
+    title = f'<h4>{html.escape(p.keys[key][0])}</h4>'
+    figures.append(f'<figure class="word" data-key="{key}">{title}{maps}{note}</figure>')
   text = (
     'At the place of each image token: how much the slot that predicts it took from the slots that hold the word. Left '
     'as a map, right as light on the picture; each scaled to its own largest share, which stands below it.'
   )
-  return [_select(p.views), _paragraph(text), '<div class="row">', *figures, '</div>']
+  return [_select(p.views), paragraph(text), '<div class="row">', *figures, '</div>']
 
 
 def _asked(p: Picture) -> list[str]:
@@ -198,10 +197,10 @@ def _asked(p: Picture) -> list[str]:
     '<div class="asked">',
     f'<p class="which">{which}</p>',
     '<div class="row big">',
-    _titled('the token asked', pick),
-    _titled('text it looked at', f'<table class="bars">{"".join(bars)}</table>'),
-    _titled('image tokens it looked at', shown),
-    _titled('the same as light', light),
+    titled('the token asked', pick),
+    titled('text it looked at', f'<table class="bars">{"".join(bars)}</table>'),
+    titled('image tokens it looked at', shown),
+    titled('the same as light', light),
     '</div></div>',
   ]
 
@@ -217,17 +216,17 @@ def _text(t: Text) -> list[str]:
     f'{t.tokens.entropy.mean():.2f} bits, likeliest token {_percent(np.mean(t.tokens.rank == 1))} of the time.'
   )
   parts = [
-    _paragraph(facts),
+    paragraph(facts),
     '<h3>Probability</h3>',
-    _paragraph('Orange where a token was unlikely given those before it.'),
+    paragraph('Orange where a token was unlikely given those before it.'),
     f'<p class="tokens">{"".join(certain)}</p>',
     '<h3>Entropy</h3>',
-    _paragraph(
+    paragraph(
       f'Orange where the model was unsure before the token came; the deepest is {t.tokens.entropy.max():.2f} bits.'
     ),
     f'<p class="tokens">{"".join(unsure)}</p>',
   ]
-  attention = _asked_text(t) if t.views else [_paragraph('This kind of model has no attention to show.')]
+  attention = _asked_text(t) if t.views else [paragraph('This kind of model has no attention to show.')]
   chosen = len(t.pieces) - 1
   data = [_data(t.views, t.tokens, chosen)] if t.views else []
   return [
@@ -259,12 +258,12 @@ def _layers(layers: Sequence[Layer], border: int) -> list[str]:
   blocks = []
   for layer in layers:
     pattern = heat.matrix(layer.mask.astype(np.float32), layer.mask, border)
-    figures = [_titled('what the pattern allows', inline_picture(pattern, layer.name, 'matrix'))]
+    figures = [titled('what the pattern allows', inline_picture(pattern, layer.name, 'matrix'))]
     for found in layer.matrices:
       shown = inline_picture(heat.matrix(found.weights, layer.mask, border), found.name, 'matrix')
       if found.offsets is not None:
         shown += inline_picture(heat.offsets(found.offsets), f'{found.name}, by distance', 'offsets')
-      figures.append(_titled(found.name, shown))
+      figures.append(titled(found.name, shown))
     blocks += [f'<h3>{html.escape(layer.name)}</h3>', '<div class="row">', *figures, '</div>']
   text = (
     'A row for each slot that looks, a column for each slot looked at; the lighter, the more. Grey is out of sight.'
@@ -275,7 +274,7 @@ def _layers(layers: Sequence[Layer], border: int) -> list[str]:
       'the middle of the lowest row, and what is above them on the grid is above. (Slots, not the tokens they hold, '
       'which are one place to the left.)'
     )
-  return section('Every layer and head', [_paragraph(text), *blocks]) if blocks else []
+  return section('Every layer and head', [paragraph(text), *blocks]) if blocks else []
 
 
 def _data(views: Sequence[View], tokens: Tokens, chosen: int, **more: Any) -> str:
@@ -309,9 +308,7 @@ def _select(views: Sequence[View]) -> str:
 
 def _token(piece: str, tokens: Tokens, slot: int, below: str, sureness: np.ndarray) -> str:
   """A token on orange, the deeper the less sure; what the model held of it when the pointer rests on it."""
-  depth = 0.75 * (1 - float(np.clip(sureness[slot], 0.0, 1.0)))
-  style = f'background:rgba(224, 112, 27, {depth:.2f})'
-  return f'<span class="token" style="{style}" title="{_certainty(tokens, slot)}">{html.escape(piece)}{below}</span>'
+  return token(piece, 1 - float(np.clip(sureness[slot], 0.0, 1.0)), _certainty(tokens, slot), below)
 
 
 def _certainty(tokens: Tokens, slot: int) -> str:
@@ -323,18 +320,6 @@ def _certainty(tokens: Tokens, slot: int) -> str:
 
 def _image(pixels: np.ndarray, alt: str, style: str) -> str:
   return inline_picture(Image.fromarray(pixels), alt, style)
-
-
-def _titled(title: str, content: str) -> str:
-  return f'<figure><h4>{html.escape(title)}</h4>{content}</figure>'
-
-
-def _note(text: str) -> str:
-  return f'<p class="note">{html.escape(text)}</p>'
-
-
-def _paragraph(text: str) -> str:
-  return f'<p>{html.escape(text)}</p>'
 
 
 def _percent(share: float) -> str:

@@ -11,17 +11,12 @@ STYLE = """
 .js .static-only { display: none; }
 select, input[type=range] { font: inherit; max-width: 100%; vertical-align: middle; }
 input[type=range] { width: 20rem; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; }
-.row figure { margin: 0; }
-.row h4, .word h4 { margin: 0 0 .2rem; font-size: .95rem; overflow-wrap: anywhere; }
 .map, .lit, .final, .frame, .now { image-rendering: pixelated; border-radius: 0; display: block; }
 .final, .now, .big .map, .big .lit { width: 16rem; height: 16rem; }
 .frame { width: 7rem; height: 7rem; }
 .word .map, .word .lit { width: 7rem; height: 7rem; display: inline-block; }
 .matrix { width: 10.5rem; height: 10.5rem; image-rendering: pixelated; border-radius: 0; }
 .offsets { width: 10.5rem; height: auto; image-rendering: pixelated; border-radius: 0; }
-.scale { width: 8rem; height: .7rem; border-radius: 0; vertical-align: middle; image-rendering: auto; }
-.note { color: var(--muted); font-size: .88rem; margin: .2rem 0 0; }
 .pick { position: relative; width: 16rem; height: 16rem; cursor: crosshair; }
 .pick .final { width: 100%; height: 100%; }
 .cursor { position: absolute; border: 2px solid #eb463c; outline: 1px solid #ffffff; pointer-events: none; }
@@ -31,10 +26,6 @@ input[type=range] { width: 20rem; }
 .bars td:nth-child(2) { width: 11rem; text-align: left; }
 .bar { display: block; height: .75rem; background: #2f81d6; }
 .tokens { line-height: 2.1; overflow-wrap: anywhere; white-space: pre-wrap; }
-.caption .token { display: inline-block; padding: .1rem .35rem; margin: 0 .15rem .3rem 0; line-height: 1.25;
-  border-radius: 3px; text-align: center; }
-.caption small { display: block; color: var(--muted); font-size: .72rem; }
-.token { border-radius: 2px; }
 .asked .token { cursor: pointer; }
 .token.chosen { outline: 2px solid #eb463c; }
 """

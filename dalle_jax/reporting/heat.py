@@ -36,10 +36,13 @@ def offsets(values: np.ndarray) -> Image.Image:
   return Image.fromarray(np.where(values[..., None] > 0, shown, np.uint8(BLIND)))
 
 
-def lit(picture: np.ndarray, values: np.ndarray) -> Image.Image:
-  """A picture uint8 [H, W, 3], lit by values [g, g]: as it is where they are largest, dark where they are 0."""
+def lit(picture: np.ndarray, values: np.ndarray, most: float | None = None) -> Image.Image:
+  """A picture uint8 [H, W, 3], lit by values [g, g] up to `most`: as it is where they reach it, dark where they are 0.
+
+  By default `most` is their maximum.
+  """
   rows, columns = (np.arange(size) * len(values) // size for size in picture.shape[:2])
-  light = values[rows][:, columns] / (np.max(values) or 1.0)
+  light = values[rows][:, columns] / ((np.max(values) if most is None else most) or 1.0)
   shown = picture * (DARK + (1 - DARK) * light[..., None])
   return Image.fromarray(np.round(shown).astype(np.uint8))
 

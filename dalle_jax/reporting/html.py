@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with scores, curves and pictures, which needs nothing but a browser."""
+"""The report of a run or an evaluation: one HTML file with scores, curves and pictures that needs only a browser."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from dalle_jax.reporting import curves as curves_lib
-from dalle_jax.reporting.sheets import encode_png, write_whole
+from dalle_jax.reporting.sheets import RIGHT, WRONG, encode_png, write_whole
 from dalle_jax.training.metrics import FILE_NAME
 
 
@@ -71,6 +71,7 @@ STAGES = {
   ),
 }
 
+_VERDICTS = f':root {{ --right: rgb{RIGHT}; --wrong: rgb{WRONG}; }}'  # as on sheets
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c1c1e; --muted: #6a6a72; --line: #dcdce0; }
 @media (prefers-color-scheme: dark) {
@@ -97,6 +98,37 @@ img { max-width: 100%; height: auto; border-radius: 4px; border: 1px solid var(-
 svg { width: 100%; height: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem; }
 summary { cursor: pointer; margin-bottom: 1rem; }
+.note { color: var(--muted); font-size: .88rem; margin: .2rem 0 0; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; }
+.row figure { margin: 0; }
+.row h4, .word h4 { margin: 0 0 .2rem; font-size: .95rem; overflow-wrap: anywhere; }
+.pixelated, .map, .lit { image-rendering: pixelated; }
+.map, .lit { border-radius: 0; }
+.scale { width: 8rem; height: .7rem; border-radius: 0; vertical-align: middle; image-rendering: auto; }
+.token { border-radius: 2px; }
+.caption .token { display: inline-block; padding: .1rem .35rem; margin: 0 .15rem .3rem 0; line-height: 1.25;
+  border-radius: 3px; text-align: center; }
+.caption small { display: block; color: var(--muted); font-size: .72rem; }
+.prompt { margin-bottom: 1.6rem; }
+.tiles { gap: .6rem .7rem; margin-top: .4rem; }
+.tile { width: 6rem; }
+.tile img { display: block; width: 100%; }
+.tile .pair { display: flex; gap: 2px; }
+.tile .pair img { width: 50%; }
+.tile figcaption { margin: .15rem 0 0; font-size: .82rem; line-height: 1.3; text-align: center;
+  font-variant-numeric: tabular-nums; }
+.large .tile { width: 8.3rem; }
+.prompt details { margin-top: .5rem; }
+.small .tile { width: 4rem; }
+.small .tile figcaption { font-size: .74rem; }
+.wide .tile { width: 11.5rem; }
+.tile .right { border: 3px solid var(--right); }
+.tile .wrong { border: 3px solid var(--wrong); }
+.readings { margin-top: 1rem; }
+.reading { width: 22rem; max-width: 100%; }
+.reading .maps { display: flex; gap: .4rem; }
+.reading .maps img { width: calc((100% - .8rem) / 3); }
+.reading .caption { margin: .4rem 0 0; }
 """
 
 
@@ -107,8 +139,8 @@ def write_report(
   summary: Mapping[str, float | None],
   config: Mapping[str, Any],
   curves: Sequence[tuple[str, str]],
-  pictures: Sequence[tuple[str, str, Image.Image]],
   notes: Sequence[str],
+  blocks: Sequence[tuple[str, str]] = (),
   texts: Sequence[tuple[str, str]] = (),
 ) -> None:
   """Writes one HTML file that holds everything it shows, as a whole or not at all. All text is escaped.
@@ -116,19 +148,20 @@ def write_report(
   Args:
     path: the file; missing directories are made.
     title: heading of the page.
-    summary: scores by name; those called PREFIX/NAME are shown in one table for each prefix.
-    config: nested configuration, shown folded.
+    summary: scores by name; those called PREFIX/NAME are shown in one table for each prefix, with their standard errors
+      where there is a NAME_stderr, or a GROUP_stderr/NAME to a GROUP/NAME.
+    config: nested configuration or settings, shown folded.
     curves: (title, SVG element) as `curves.curve_svg` makes them: the SVG goes in as it is.
-    pictures: (title, caption, picture).
     notes: paragraphs under the heading.
+    blocks: (title, HTML) of further sections, such as `gallery`, `likelihood` and `codebook` make: it goes in as it is.
     texts: (title, text), such as samples of a model of text.
   """
   parts = [
     *section('Scores', _score_tables(summary), 'grid'),
-    *section('Pictures', [_figure(*picture) for picture in pictures]),
+    *(line for name, block in blocks for line in section(html.escape(name), [block])),
     *section('Texts', [_quotation(*text) for text in texts]),
-    *section('Training curves', [_drawing(*curve) for curve in curves], 'grid curves'),
-    *section('Configuration', _config_details(config)),
+    *section('Curves', [drawing(*curve) for curve in curves], 'grid curves'),
+    *section('Configuration', config_details(config)),
   ]
   write_page(path, title=title, notes=notes, parts=parts)
 
@@ -150,7 +183,7 @@ def write_page(
     '<meta charset="utf-8">',
     '<meta name="viewport" content="width=device-width, initial-scale=1">',
     f'<title>{html.escape(title)}</title>',
-    f'<style>{STYLE}{style}</style>',
+    f'<style>{_VERDICTS}{STYLE}{style}</style>',
   ]
   body = [f'<h1>{html.escape(title)}</h1>', *(f'<p>{html.escape(note)}</p>' for note in notes), *parts]
   body += [f'<script>{script}</script>'] if script else []
@@ -201,15 +234,29 @@ def section(title: str, blocks: Sequence[str], style: str = '') -> list[str]:
 
 def _score_tables(summary: Mapping[str, float | None]) -> list[str]:
   groups: dict[str, list[tuple[str, str]]] = {}
+  errors = {name: error for name in summary for error in _error_names(name) if error in summary}
   for name, value in summary.items():
+    if name in errors.values():
+      continue
     prefix, _, rest = name.rpartition('/')
-    exact = '' if value is None else repr(float(value))
-    cell = f'<data value="{exact}" title="{exact}">{format_number(value)}</data>'
+    cell = _number(value) + (f' ± {_number(summary[errors[name]])}' if name in errors else '')
     groups.setdefault(prefix, []).append((rest, cell))
   return [_table(prefix, rows) for prefix, rows in groups.items()]
 
 
-def _config_details(config: Mapping[str, Any]) -> list[str]:
+def _error_names(name: str) -> tuple[str, str]:
+  """What the standard error of a score may be called."""
+  group, _, rest = name.partition('/')
+  return f'{name}_stderr', f'{group}_stderr/{rest}'
+
+
+def _number(value: float | None) -> str:
+  exact = '' if value is None else repr(float(value))
+  return f'<data value="{exact}" title="{exact}">{format_number(value)}</data>'
+
+
+def config_details(config: Mapping[str, Any]) -> list[str]:
+  """Tables of a nested mapping, one for each of its groups, folded away; nothing where it is empty."""
   groups: dict[str, list[tuple[str, str]]] = {}
   for prefix, name, value in _leaves(config):
     groups.setdefault(prefix, []).append((name, html.escape(str(value))))
@@ -235,7 +282,8 @@ def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
   return f'<div><table>{caption}\n{body}\n</table></div>'
 
 
-def _drawing(title: str, svg: str) -> str:
+def drawing(title: str, svg: str) -> str:
+  """A <figure> of an SVG element, which goes in as it is."""
   return f'<figure aria-label="{html.escape(title)}">{svg}</figure>'
 
 
@@ -243,11 +291,29 @@ def _quotation(title: str, text: str) -> str:
   return f'<figure><h3>{html.escape(title)}</h3><pre>{html.escape(text)}</pre></figure>'
 
 
-def _figure(title: str, caption: str, picture: Image.Image) -> str:
-  return (
-    f'<figure><h3>{html.escape(title)}</h3><figcaption>{html.escape(caption)}</figcaption>'
-    f'{inline_picture(picture, title)}</figure>'
-  )
+def paragraph(text: str, style: str = '') -> str:
+  """A <p> of text, with a class where `style` names one."""
+  return f'<p class="{style}">{html.escape(text)}</p>' if style else f'<p>{html.escape(text)}</p>'
+
+
+def titled(title: str, content: str, style: str = '') -> str:
+  """A <figure> of HTML under its title, with a class where `style` names one."""
+  named = f' class="{style}"' if style else ''
+  return f'<figure{named}><h4>{html.escape(title)}</h4>{content}</figure>'
+
+
+def token(text: str, depth: float, hint: str, below: str = '') -> str:
+  """A token on orange.
+
+  Args:
+    text: of the token.
+    depth: of the colour, from 0 to 1.
+    hint: text shown when the pointer rests on it.
+    below: a small line beneath.
+  """
+  style = f'background:rgba(224, 112, 27, {0.75 * depth:.2f})'
+  small = f'<small>{html.escape(below)}</small>' if below else ''
+  return f'<span class="token" style="{style}" title="{html.escape(hint)}">{html.escape(text)}{small}</span>'
 
 
 def inline_picture(picture: Image.Image, alt: str, style: str = '') -> str:

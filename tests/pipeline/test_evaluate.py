@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -6,14 +7,21 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.pipeline.draw import draw
-from dalle_jax.pipeline.evaluate import Settings, evaluate
+from dalle_jax.pipeline.evaluate import evaluate
+from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.pipeline.ranker import Ranker
 
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
+RERANKER = {
+  'embed_dim': 8, 'patch_size': 16, 'image_width': 8, 'image_num_layers': 1, 'image_num_heads': 2, 'text_width': 8,
+  'text_num_layers': 1, 'text_num_heads': 2,
+}  # fmt: skip
 CONFIG = Config.from_dict(runpy.run_path(str(QUICKSTART))['get_config']('tiny'))
 
 
@@ -35,17 +43,110 @@ def dvae_alone(tmp_path_factory):
   return _save(tmp_path_factory.mktemp('run') / 'model', None)
 
 
-def test_figures_are_printed_and_written_and_do_not_depend_on_the_batch(model, capsys):
+@pytest.fixture(scope='module')
+def reranker(tmp_path_factory):
+  config = Config.from_dict({**PICTURES, 'task': 'reranker', 'data': {'image_size': 32}, 'reranker': RERANKER})
+  return save_random(tmp_path_factory.mktemp('reranker') / 'model', config, caption_tokenizer())
+
+
+FLAGS = {'num_images': 12, 'images_per_prompt': 3, 'diversity_prompts': 4, 'blur_radii': (2.0, 0.0), 'batch_size': 8}
+
+
+@pytest.fixture(scope='module')
+def whole(model, reranker):
+  """Everything but the evidence lower bound and what needs Inception."""
+  names = ('reconstruction', 'codebook', 'likelihood', 'fid', 'kid', 'precision_recall', 'blurred_fid', 'clip_score',
+           'prompt_accuracy', 'diversity')  # fmt: skip
+  settings = Settings(model=str(model), metrics=names, features='reranker', reranker=reranker, **FLAGS)
+  return settings, evaluate(settings)
+
+
+def test_the_bound_is_printed_and_written_and_does_not_depend_on_the_batch(model, capsys):
   result = evaluate(Settings(model=str(model), num_images=10, batch_size=4))
   printed = capsys.readouterr().out
   assert 'elbo/sampled/gain/nats' in printed and '+-' in printed
   assert json.loads((model.parent / 'evaluation_validation.json').read_text()) == result
   assert (result['num_images'], result['split'], result['seed']) == (10, 'validation', 0)
   figures = result['figures']
-  assert figures['elbo/argmax/kl_uniform'] == pytest.approx(64 * np.log(256), rel=1e-5)
+  assert figures['elbo/argmax/kl_uniform']['value'] == pytest.approx(64 * np.log(256), rel=1e-5)
   again = evaluate(Settings(model=str(model), num_images=10, batch_size=7, out=str(model.parent / 'x' / 'y.json')))
-  assert again['figures'] == pytest.approx(figures, rel=1e-5)
+  for name, figure in figures.items():
+    assert again['figures'][name] == pytest.approx(figure, rel=1e-5, abs=1e-9)
   assert (model.parent / 'x' / 'y.json').exists()
+
+
+def test_every_metric_gives_its_figures(whole):
+  figures = whole[1]['figures']
+  counts = {name: figure['count'] for name, figure in figures.items()}
+  assert counts == {
+    'reconstruction/psnr': 12, 'reconstruction/ssim': 12, 'rfid/reranker': 12,
+    'codebook/perplexity': 12 * 64, 'codebook/use': 12 * 64,
+    **{f'likelihood/{name}': 12 for name in (
+      'bits_per_image_token', 'nats_per_image_token', 'nats_per_image', 'bits_per_image', 'bits_per_dim',
+      'bits_per_text_token', 'nats_per_text_token', 'nats_per_caption',
+    )},
+    'fid/reranker': 12, 'kid/reranker': 12, 'precision/reranker': 12, 'recall/reranker': 12,
+    'blurred_fid/reranker/2': 12, 'blurred_fid/reranker/0': 12,
+    **{f'clip_score/{of}/{name}': 12 for of in ('drawn', 'real') for name in ('cosine', 'score')},
+    'prompt_accuracy': 12, 'prompt_accuracy/one_object': counts['prompt_accuracy/one_object'],
+    'prompt_accuracy/two_objects': 12 - counts['prompt_accuracy/one_object'],
+    'diversity/pixels': 4, 'diversity/distinct_grids': 4, 'diversity/reranker': 4, 'diversity/reranker_vendi': 4,
+  }  # fmt: skip
+  values = {name: figure['value'] for name, figure in figures.items()}
+  assert values['blurred_fid/reranker/0'] == values['fid/reranker'] > 0
+  assert values['clip_score/real/score'] >= 100 * values['clip_score/real/cosine'] - 1e-6
+  assert 1 <= values['diversity/distinct_grids'] <= 3
+
+
+def test_units_of_the_likelihood_agree(whole):
+  values = {name: figure['value'] for name, figure in whole[1]['figures'].items()}
+  nats = values['likelihood/nats_per_image']
+  assert values['likelihood/nats_per_image_token'] == pytest.approx(nats / 64)
+  assert values['likelihood/bits_per_image'] == pytest.approx(nats / np.log(2))
+  assert values['likelihood/bits_per_dim'] == pytest.approx(nats / np.log(2) / (3 * 32 * 32))
+  assert values['likelihood/bits_per_image_token'] == pytest.approx(nats / np.log(2) / 64)
+
+
+def test_what_a_caption_costs_is_what_the_bound_says(whole, model):
+  bound = evaluate(Settings(model=str(model), num_images=12, out=str(model.parent / 'bound.json')))['figures']
+  figures = whole[1]['figures']
+  assert figures['likelihood/nats_per_caption']['value'] == pytest.approx(bound['elbo/text/nats']['value'], rel=1e-4)
+  image = bound['elbo/argmax/kl_prior']  # the entropy of a point mass is 0
+  assert figures['likelihood/nats_per_image']['value'] == pytest.approx(image['value'], rel=1e-4)
+  assert figures['likelihood/nats_per_image']['stderr'] == pytest.approx(image['stderr'], rel=1e-3)
+
+
+def test_a_second_start_reads_the_features_of_real_pictures_and_agrees(whole, model, monkeypatch):
+  settings, result = whole
+  kept = sorted(file.name for file in (model.parent / 'features').iterdir())
+  assert kept == ['reranker_validation_12.npz', 'reranker_validation_12_blur2.npz']
+  seen = []
+  run = Ranker.image_features
+  monkeypatch.setattr(Ranker, 'image_features', lambda self, images: seen.append(len(images)) or run(self, images))
+  again = evaluate(dataclasses.replace(settings, metrics=('fid', 'kid')))
+  assert seen == [12]  # the drawn ones
+  # Without the images for diversity the single ones are the same.
+  for name, figure in again['figures'].items():
+    assert figure == result['figures'][name]
+
+
+def test_a_result_tells_where_it_is_from(whole, model, reranker):
+  settings, result = whole
+  assert result['model'] == bundle.check(model)['params']
+  assert result['reranker'] == result['features']['fingerprint'] == bundle.check(Path(reranker), ())['params']
+  assert result['settings'] == json.loads(json.dumps(dataclasses.asdict(settings)))
+  assert set(result['versions']) == {'dalle_jax', 'jax', 'jaxlib', 'numpy', 'scipy'}
+  assert result['schema'] == 2 and result['metrics'] == list(settings.metrics)
+
+
+def test_the_sweep_is_drawn(whole, model):
+  drawing = (model.parent / 'evaluation_validation_blurred_fid.svg').read_text()
+  assert drawing.startswith('<svg') and 'radius of the blur in pixels' in drawing
+
+
+def test_few_pictures_for_many_features_are_warned_of(whole, caplog):
+  evaluate(dataclasses.replace(whole[0], metrics=('fid',), num_images=5))
+  assert 'Fréchet distance of 5 pictures with 8 features' in caplog.text
 
 
 def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_alone, tmp_path):
@@ -59,7 +160,17 @@ def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'metrics': ('fid',)}, "--metrics is 'fid'.*elbo"),
+    ({'metrics': ('nothing',)}, "--metrics is 'nothing'.*elbo"),
+    ({'metrics': ('fid',)}, 'fid needs features of pictures'),
+    ({'metrics': ('clip_score',), 'reranker': 'nowhere'}, r'no model directory at nowhere \(--reranker\)'),
+    ({'features': 'inception', 'inception': 'nowhere.pth'}, r'--inception nowhere\.pth cannot be read'),
+    ({'features': 'reranker'}, '--features=reranker needs --reranker=DIR'),
+    ({'features': 'inception'}, '--features=inception needs --inception=FILE'),
+    ({'features': 'clip'}, "--features is 'clip'; allowed are reranker, inception"),
+    ({'inception': 'x.pth'}, '--inception is only read with --features=inception'),
+    ({'blur_radii': (1.0, -1.0)}, '--blur_radii'),
+    ({'images_per_prompt': 1}, '--images_per_prompt is 1; it must be 2 or more'),
+    ({'num_images': 10**6}, "--num_images is 1000000, and the split 'validation' has [0-9]+ pictures; 0 takes all"),
     ({'metrics': ()}, '--metrics'),
     ({'num_images': -1}, '--num_images is -1'),
     ({'batch_size': 0}, '--batch_size is 0'),

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from PIL import Image
+from web_page import Page
 
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
 from dalle_jax.pipeline import image_tokens, run, write
 from dalle_jax.pipeline.draw import draw, takes_prompts
-from dalle_jax.pipeline.evaluate import Settings, evaluate
+from dalle_jax.pipeline.evaluate import evaluate
+from dalle_jax.pipeline.evaluation_settings import Settings
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 
@@ -81,6 +83,9 @@ def test_scores_samples_and_a_report_are_written(runs, tokens):
   assert scores['reconstruction/psnr'] > 0 and scores['model/num_values'] > 0
   report = (workdir / 'report.html').read_text()
   with_text = tokens == 'text_image'
+  page = Page(report)
+  assert ('Samples' in page.text('h2')) == (not with_text) == (not page.of('span', 'token'))
+  assert {'Reconstructions', 'Likelihood of tokens', 'Codebook'} <= set(page.text('h2'))
   assert ('validation/bits_per_text_token' in scores) == with_text == ('prompt_accuracy/validation' in scores)
   assert ('context/63' in scores) == (not with_text) == ('Bits per token by the number of tokens before it' in report)
   for name in ('samples_validation.png', 'samples_held_out.png') if with_text else ('samples.png',):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from web_page import Page
 
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
@@ -69,10 +70,18 @@ def test_pictures_and_the_report_are_written(finished):
       assert min(image.size) >= 32
   assert sorted(file.name for file in (workdir / 'dvae' / 'sheets').iterdir()) == ['00000008.png']
   assert sorted(file.name for file in (workdir / 'prior' / 'sheets').iterdir()) == ['00000005.png', '00000010.png']
-  report = (workdir / 'report.html').read_text()
-  assert 'prompt_accuracy/validation' in report
-  assert f'{scores["reconstruction/psnr"]:.4g}'[:4] in report
-  assert report.count('data:image/png;base64') >= 3
+  report = Page((workdir / 'report.html').read_text())
+  assert report.text('h2') == [
+    'Scores', 'Reconstructions', 'Samples: new captions', 'Samples: combinations that never occur in training',
+    'Likelihood of tokens', 'Codebook', 'Curves', 'Configuration',
+  ]  # fmt: skip
+  assert 'prompt_accuracy/validation' in report.text('caption')
+  exact = {float(data.attrs['value']) for data in report.of('data')}
+  assert {scores['reconstruction/psnr'], scores['prompt_accuracy/validation']} <= exact
+  size = CONFIG.evaluation
+  marked = report.of('img', 'right') + report.of('img', 'wrong')
+  assert len(marked) == 2 * size.sheet_prompts * size.images_per_prompt
+  assert len(report.of('figure', 'reading')) == 16 and report.of('span', 'token')
 
 
 def test_metrics_are_written_for_both_stages(finished):

@@ -10,6 +10,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from web_page import Page
 
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
@@ -56,7 +57,8 @@ def test_a_dvae_alone_is_trained_scored_and_kept(fsq):
   assert not [name for name in scores if name.startswith('prior')]
   model = _load(workdir, needs=('dvae',))
   assert set(model.params) == {'dvae'} and model.tokenizer is None
-  assert (workdir / 'report.html').exists()
+  headings = Page((workdir / 'report.html').read_text()).text('h2')
+  assert headings == ['Scores', 'Reconstructions', 'Codebook', 'Curves', 'Configuration']
 
 
 def test_a_prior_is_trained_on_a_dvae_from_before(fsq, root):

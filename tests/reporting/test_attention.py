@@ -1,11 +1,11 @@
 import base64
-import html.parser
 import json
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from web_page import NASTY, Page
 
 from dalle_jax.reporting import attention
 from dalle_jax.reporting.attention_script import SCRIPT
@@ -13,7 +13,6 @@ from dalle_jax.reporting.attention_script import SCRIPT
 TEXT, GRID = 4, 3
 LENGTH = TEXT + GRID**2
 MASK = np.tri(LENGTH, dtype=bool)
-NASTY = '</script><script>alert(1)</script>&"'
 
 
 def _weights(seed):
@@ -52,34 +51,6 @@ def _text(**changes):
   return attention.Text(**{**values, 'layers': _layers(None), **changes})
 
 
-class Page(html.parser.HTMLParser):
-  """Elements with their attributes and the text in them; checks that elements nest."""
-
-  VOID = ('meta', 'img', 'input')
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.found = [], []
-    self.feed(text)
-    assert self.open == []
-
-  def handle_starttag(self, tag, attrs):
-    element = [tag, dict(attrs), '']
-    self.found.append(element)
-    if tag not in self.VOID:
-      self.open.append(element)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop()[0] == tag
-
-  def handle_data(self, data):
-    for element in self.open:
-      element[2] += data
-
-  def of(self, tag, style=None):
-    return [e for e in self.found if e[0] == tag and (style is None or style in e[1].get('class', '').split())]
-
-
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
   path = tmp_path_factory.mktemp('page') / 'attention.html'
@@ -95,16 +66,16 @@ def _unpack(packed):
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes_all_text(page):
-  addresses = [value for _, attrs, _ in page.found for name, value in attrs.items() if name in ('src', 'href')]
+  addresses = page.addresses()
   assert addresses and all(address.startswith('data:image/png;base64,') for address in addresses)
-  scripts = [attrs for _, attrs, _ in page.of('script')]
+  scripts = [script.attrs for script in page.of('script')]
   assert len(scripts) == 4 and sum(attrs == {} for attrs in scripts) == 1  # the colours, two sets of data, the program
-  assert NASTY in page.of('h1')[0][2] and any(NASTY in text for _, _, text in page.of('span', 'token'))
+  assert NASTY in page.text('h1')[0] and any(NASTY in text for text in page.text('span', 'token'))
 
 
 def test_every_view_can_be_chosen_and_its_weights_are_on_the_page(page):
-  picture, text = (json.loads(content) for _, _, content in page.of('script', 'data'))
-  assert [option[2] for option in page.of('option')] == [view.name for view in VIEWS] * 3
+  picture, text = map(json.loads, page.text('script', 'data'))
+  assert page.text('option') == [view.name for view in VIEWS] * 3
   for data in (picture, text):
     for view, packed in zip(VIEWS, data['views'], strict=True):
       assert len(packed) == attention.packed_size(LENGTH)
@@ -114,26 +85,26 @@ def test_every_view_can_be_chosen_and_its_weights_are_on_the_page(page):
 
 
 def test_without_the_script_there_are_words_bars_maps_and_frames(page):
-  assert [text for _, _, text in page.of('figure', 'word')] == ['redishmean 100.0%, most 100.0%']
+  assert page.text('figure', 'word') == ['redishmean 100.0%, most 100.0%']
   row = VIEWS[0].weights[TEXT + 4]
   shares = [row[0], row[1] + row[2], row[3], row[4], 0.09]
-  bars = page.of('table', 'bars')[0][2]
+  bars = page.text('table', 'bars')[0]
   names = ('start of text', 'redish', 'padding', 'start of image', 'image tokens')
   assert bars == ''.join(f'{name}{100 * share:.1f}%' for name, share in zip(names, shares, strict=True))
   assert [len(page.of('img', style)) for style in ('frame', 'matrix', 'offsets')] == [2, 4, 1]
-  assert 'Layer 1 of 1: row' in [text for _, _, text in page.of('h3')]
+  assert 'Layer 1 of 1: row' in page.text('h3')
 
 
 def test_texts_without_attention_are_coloured_all_the_same(tmp_path):
   attention.write(tmp_path / 'a.html', 'Text', [], [_text(views=[], layers=[])])
   page = Page((tmp_path / 'a.html').read_text())
   assert len(page.of('span', 'token')) == 2 * LENGTH and not page.of('select') and not page.of('script', 'data')
-  assert any('no attention' in text for _, _, text in page.of('p'))
+  assert any('no attention' in text for text in page.text('p'))
 
 
 def test_the_given_picture_stands_beside_what_its_tokens_say(tmp_path):
   attention.write(tmp_path / 'a.html', 'Picture', [], [_picture(original=np.zeros((6, 6, 3), np.uint8))])
-  titles = [text for _, _, text in Page((tmp_path / 'a.html').read_text()).of('h4')]
+  titles = Page((tmp_path / 'a.html').read_text()).text('h4')
   assert titles[:2] == ['as given', 'as decoded from its tokens']
 
 

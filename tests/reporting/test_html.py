@@ -1,17 +1,14 @@
-import base64
-import io
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
+from web_page import NASTY, Page
 
 from dalle_jax.config import Config
 from dalle_jax.reporting import html
 from dalle_jax.reporting.curves import curve_svg
 
-VOID = {'meta', 'img', 'br', 'link', 'input'}
 SUMMARY = {
   'dvae/loss': -1.23456789,
   'dvae/psnr': 24.0,
@@ -21,34 +18,6 @@ SUMMARY = {
 }
 
 
-class Page(HTMLParser):
-  """Collects tags, attributes, text by tag, and checks that elements nest."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.tags, self.texts = [], [], []
-    self.feed(text)
-    assert self.open == []
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append((tag, dict(attrs)))
-    if tag not in VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attrs):
-    self.tags.append((tag, dict(attrs)))
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if self.open:
-      self.texts.append((self.open[-1], data))
-
-  def text(self, tag):
-    return [data for name, data in self.texts if name == tag]
-
-
 def write(path, **changes):
   steps = np.arange(3)
   values = {
@@ -56,7 +25,7 @@ def write(path, **changes):
     'summary': SUMMARY,
     'config': Config().to_dict(),
     'curves': [(title, curve_svg({'a': (steps, steps * 1.0)}, title, 'y')) for title in ('one', 'two')],
-    'pictures': [('Samples', 'two pictures', Image.new('RGB', (8, 6), (1, 2, 3)))],
+    'blocks': [('Samples', '<p>a <b>block</b></p>')],
     'notes': ['A note.'],
   }
   html.write_report(path, **(values | changes))
@@ -65,7 +34,7 @@ def write(path, **changes):
 
 def test_scores_are_the_numbers_given_grouped_by_prefix(tmp_path):
   page = write(tmp_path / 'report.html')
-  exact = [attrs['value'] for tag, attrs in page.tags if tag == 'data']
+  exact = [data.attrs['value'] for data in page.of('data')]
   assert exact == ['-1.23456789', '24.0', '0.8125', '123456.75', '']
   assert page.text('data') == ['-1.235', '24', '0.8125', '123,457', '–']
   captions = page.text('caption')
@@ -93,43 +62,67 @@ def test_numbers_are_shown_as_people_read_them(value, shown):
   assert html.format_number(value) == shown
 
 
+def test_standard_errors_stand_beside_their_scores(tmp_path):
+  summary = {
+    'a/x': 1.0,
+    'a/x_stderr': 0.25,
+    'b/y': 2.0,
+    'b_stderr/y': 0.5,
+    'b/y/z': 3.0,
+    'b_stderr/y/z': 0.125,
+    'c_stderr': 4.0,
+  }
+  page = write(tmp_path / 'report.html', summary=summary, config={})
+  assert page.text('td') == ['1 ± 0.25', '2 ± 0.5', '3 ± 0.125', '4']
+  assert page.text('th') == ['x', 'y', 'z', 'c_stderr'] and page.text('caption') == ['a', 'b', 'b/y']
+
+
 def test_everything_from_outside_is_escaped(tmp_path):
-  evil = '<script>alert("1")</script> & \'"'
   page = write(
     tmp_path / 'report.html',
-    title=evil,
-    summary={evil: 1.0, f'{evil}x/y': 2.0},
-    config={evil: evil, 'group': {'key': evil}},
-    curves=[(evil, '<svg></svg>')],
-    pictures=[(evil, evil, Image.new('RGB', (2, 2)))],
-    notes=[evil],
+    title=NASTY,
+    summary={NASTY: 1.0, f'{NASTY}x/y': 2.0},
+    config={NASTY: NASTY, 'group': {'key': NASTY}},
+    curves=[(NASTY, '<svg></svg>')],
+    blocks=[(NASTY, 'x')],
+    notes=[NASTY],
+    texts=[(NASTY, NASTY)],
   )
-  assert not [tag for tag, _ in page.tags if tag == 'script']
-  assert page.text('figcaption') == page.text('h1') == page.text('p') == page.text('h3') == [evil]
-  assert page.text('td').count(evil) == 2
+  assert not page.of('script')
+  assert page.text('h1') == page.text('p') == page.text('h3') == page.text('pre') == [NASTY]
+  assert page.text('td').count(NASTY) == 2 and NASTY in page.text('h2')
+  shown = html.titled(NASTY, html.paragraph(NASTY, 'note') + html.token(NASTY, 0.5, NASTY, NASTY), 'a')
+  page = Page(shown)
+  assert page.text('h4') == page.text('p', 'note') == page.text('small') == [NASTY]
+  (token,) = page.of('span', 'token')
+  assert token.attrs['title'] == NASTY and token.text == 2 * NASTY
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
-  page = write(tmp_path / 'report.html')
-  assert not {'script', 'link', 'iframe'} & {tag for tag, _ in page.tags}
-  links = [attrs[name] for _, attrs in page.tags for name in ('src', 'href', 'xlink:href') if name in attrs]
+  image = html.inline_picture(Image.new('RGB', (2, 2)), 'a')
+  page = write(tmp_path / 'report.html', blocks=[('A', image)])
+  assert not {'script', 'link', 'iframe'} & {element.tag for element in page.found}
+  links = page.addresses()
   assert links and all(link.startswith(('data:image/png;base64,', '#')) for link in links)
   style = ''.join(page.text('style'))
   assert 'prefers-color-scheme: dark' in style and 'url(' not in style and '@import' not in style
 
 
-def test_pictures_are_embedded_whole(tmp_path):
+def test_pictures_are_embedded_whole():
   array = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
-  page = write(tmp_path / 'report.html', pictures=[('A', 'b', Image.fromarray(array))])
-  (attrs,) = [attrs for tag, attrs in page.tags if tag == 'img']
-  assert (attrs['width'], attrs['height'], attrs['alt']) == ('5', '7', 'A')
-  image = Image.open(io.BytesIO(base64.b64decode(attrs['src'].split(',')[1])))
-  np.testing.assert_array_equal(np.asarray(image), array)
+  (image,) = Page(html.inline_picture(Image.fromarray(array), NASTY)).of('img')
+  assert (image.attrs['width'], image.attrs['height'], image.attrs['alt']) == ('5', '7', NASTY)
+  np.testing.assert_array_equal(image.pixels(), array)
+
+
+def test_blocks_are_sections_and_go_in_as_they_are(tmp_path):
+  page = write(tmp_path / 'report.html', blocks=[('A & B', '<p>a <b>block</b></p>'), ('C', '<p>another</p>')])
+  assert page.text('h2') == ['Scores', 'A & B', 'C', 'Curves', 'Configuration'] and page.text('b') == ['block']
 
 
 def test_configuration_is_folded_and_complete(tmp_path):
   page = write(tmp_path / 'report.html')
-  assert [attrs for tag, attrs in page.tags if tag == 'details'] == [{}]
+  assert [details.attrs for details in page.of('details')] == [{}]
   assert {'data', 'dvae', 'dvae_training', 'prior', 'mesh'} <= set(page.text('caption'))
   names = page.text('th')
   config = Config().to_dict()
@@ -144,7 +137,7 @@ def test_texts_are_shown_as_they_are(tmp_path):
 
 
 def test_empty_parts_have_no_heading(tmp_path):
-  page = write(tmp_path / 'report.html', summary={}, config={}, curves=[], pictures=[], notes=[])
+  page = write(tmp_path / 'report.html', summary={}, config={}, curves=[], blocks=[], notes=[])
   assert page.text('h2') == [] and page.text('h1') == ['A run']
   assert len(write(tmp_path / 'report.html').text('h2')) == 4
 

@@ -1,0 +1,178 @@
+"""What metrics measure and share: real pictures and captions, reconstructions, drawn images, and features of them.
+
+Each is made when a metric first asks for it, and once.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle_jax.bundle import Bundle
+from dalle_jax.config import SamplingConfig
+from dalle_jax.data.registry import Dataset
+from dalle_jax.evaluation import blur, reconstruction
+from dalle_jax.pipeline import examples
+from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.pipeline.features import Cache, Extractor
+from dalle_jax.pipeline.ranker import Ranker
+from dalle_jax.pipeline.sheets import make_sampler
+from dalle_jax.sampling.generate import Drawn, encode_prompts
+from dalle_jax.training.keys import stream_seed
+from dalle_jax.training.progress import Progress
+
+
+class Samples(NamedTuple):
+  """Drawn images: one for each caption, and several for some."""
+
+  prompts: list[str]  # N captions
+  codes: np.ndarray  # int32 [N, h, w]
+  images: np.ndarray  # uint8 [N, H, W, 3]
+  groups: np.ndarray  # int [P, K]: of the images of one prompt, their rows in the two below
+  all_codes: np.ndarray  # those above, and the further images of prompts in `groups`
+  all_images: np.ndarray
+
+
+class Measured:
+  """A model on the first `count` pictures of a split.
+
+  Args:
+    settings: of the command.
+    loaded: the model.
+    dataset: whose split.
+    count: pictures.
+    mesh: of the devices.
+    extractor: of features, or None.
+    ranker: or None.
+    cache: of features.
+    grouped: whether several images of one prompt are needed.
+  """
+
+  def __init__(
+    self, settings: Settings, loaded: Bundle, dataset: Dataset, count: int, mesh: Mesh,
+    extractor: Extractor | None, ranker: Ranker | None, cache: Cache, grouped: bool,
+  ):  # fmt: skip
+    self.settings, self.loaded, self.config = settings, loaded, loaded.config
+    self.count, self.mesh, self.extractor, self.ranker = count, mesh, extractor, ranker
+    self._dataset, self._cache, self._grouped = dataset, cache, grouped
+    self.source = dataset.open(settings.split)
+
+  def batches(self) -> Any:
+    """The records in batches of one shape, as `examples.batches` gives them."""
+    tokenizer = self.loaded.tokenizer
+    return examples.batches(self.config, tokenizer, self.source, self.count, self.settings.rows, self.mesh)
+
+  def progress(self, name: str, total: int, unit: str = 'image') -> Progress:
+    return Progress(name, total, unit, enabled=jax.process_index() == 0)
+
+  @functools.cached_property
+  def _read(self) -> dict[str, np.ndarray]:
+    with self.progress('reading', self.count) as progress:
+      parts, done = [], 0
+      for rows, batch in self.batches():
+        parts.append({name: values[:rows] for name, values in batch.items()})
+        done += rows
+        progress.update(done)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+  @property
+  def pictures(self) -> np.ndarray:
+    """Real pictures as the model sees them, uint8 [N, H, W, 3]."""
+    return self._read['image']
+
+  @property
+  def text(self) -> np.ndarray:
+    """Ids of their captions, int32 [N, text_length - 1]; [N, 0] for a model that reads none."""
+    return self._read.get('text', np.zeros((self.count, 0), np.int32))
+
+  @functools.cached_property
+  def captions(self) -> list[str]:
+    """Of all of them; '' where there is none."""
+    return [self.source[i]['caption'].strip() for i in range(self.count)]
+
+  @property
+  def captioned(self) -> list[int]:
+    """The numbers of the pictures that have a caption.
+
+    Raises:
+      ValueError: none has.
+    """
+    found = [i for i, caption in enumerate(self.captions) if caption]
+    if not found:
+      raise ValueError(f'None of the {self.count} pictures of the split {self.settings.split!r} has a caption to draw.')
+    return found
+
+  @functools.cached_property
+  def reconstructed(self) -> tuple[np.ndarray, np.ndarray]:
+    """The real pictures' codes int32 [N, h, w], and the pictures that the dVAE makes of them."""
+    dvae, params = self.loaded.dvae, self.loaded.params['dvae']
+    return reconstruction.reconstruct(dvae, params, self.pictures, self.mesh, self.settings.rows)
+
+  @functools.cached_property
+  def samples(self) -> Samples:
+    """One image for each caption, and the further ones of the first different captions where they are needed.
+
+    The noise of an image depends on its number, and those of single captions come first: they are the same whether or
+    not there are others.
+    """
+    prompts = [self.captions[i] for i in self.captioned] if self.config.reads_captions else [''] * self.count
+    groups = np.zeros((0, self.settings.images_per_prompt), int)
+    if self._grouped:
+      first = sorted({prompt: row for row, prompt in reversed(list(enumerate(prompts)))}.values())
+      first = first[: self.settings.diversity_prompts]
+      others = len(prompts) + np.arange(len(first) * (self.settings.images_per_prompt - 1)).reshape(len(first), -1)
+      groups = np.concatenate([np.array(first)[:, None], others], axis=1)
+    further = [prompts[group[0]] for group in groups for _ in group[1:]]
+    seed = stream_seed(self.settings.seed, 'samples')
+    everything = [*prompts, *further]
+    drawn = draw_samples(
+      self.loaded, self.mesh, everything, seed, self.settings.sampling(self.config.sampling, len(everything))
+    )
+    codes, images = drawn.codes, drawn.images
+    count = len(prompts)
+    return Samples(prompts, codes[:count], images[:count], groups, codes, images)
+
+  @functools.cached_property
+  def _drawn_features(self) -> np.ndarray:
+    return self.extractor(self.samples.images, 'drawn pictures')
+
+  def drawn_features(self, radius: float = 0) -> np.ndarray:
+    """Of the images of single captions, blurred by `radius`: float32 [N, F]."""
+    if not radius:
+      return self._drawn_features
+    return self.extractor(blur.gaussian(self.samples.images, radius), 'drawn pictures')
+
+  def real_features(self, radius: float = 0) -> np.ndarray:
+    """Of the real pictures: float32 [N, F]."""
+    facts = {
+      'extractor': self.extractor.name, 'parameters of the extractor': self.extractor.fingerprint,
+      'data set': self._dataset.fingerprint, 'split': self.settings.split, 'number of pictures': self.count,
+      'image size': self.config.data.image_size, 'crop': 'center', 'resampling': self.config.data.resampling,
+      'blur': float(radius),
+    }  # fmt: skip
+    name = f'{self.extractor.name}_{self.settings.split}_{self.count}' + (f'_blur{radius:g}' if radius else '')
+    return self._cache.get(
+      name, facts, lambda: self.extractor(blur.gaussian(self.pictures, radius), 'real pictures')
+    )  # fmt: skip
+
+
+def draw_samples(loaded: Bundle, mesh: Mesh, prompts: Sequence[str], seed: int, settings: SamplingConfig) -> Drawn:
+  """Images for N prompts.
+
+  Args:
+    loaded: the model.
+    mesh: of the devices.
+    prompts: captions, cut where they are too long; '' for a model that reads none.
+    seed: of the noise.
+    settings: of sampling.
+  """
+  config, tokenizer = loaded.config, loaded.tokenizer
+  sampler = make_sampler(config, tokenizer, mesh, settings)
+  text = np.zeros((len(prompts), 0), np.int32)
+  if tokenizer is not None:
+    text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
+  with Progress('drawing', len(prompts), 'token', enabled=jax.process_index() == 0) as progress:
+    return sampler.draw(loaded.params, text, seed, progress.update_of)

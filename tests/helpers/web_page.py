@@ -1,0 +1,71 @@
+"""An HTML page, read."""
+
+import base64
+import io
+from html.parser import HTMLParser
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+# What a text may hold that must not become a part of the page.
+NASTY = '</script><script>alert("1")</script> & \'"'
+
+
+class Element(NamedTuple):
+  tag: str
+  attrs: dict[str, str]
+  pieces: list[str]  # of the text in it and in what it holds
+
+  @property
+  def text(self):
+    return ''.join(self.pieces)
+
+  @property
+  def styles(self):
+    return self.attrs.get('class', '').split()
+
+  def pixels(self):
+    """The picture that an <img> holds."""
+    head, data = self.attrs['src'].split(',')
+    assert head == 'data:image/png;base64'
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB'))
+
+
+class Page(HTMLParser):
+  """The elements of a page, in their order; checks that they nest."""
+
+  VOID = ('meta', 'img', 'br', 'link', 'input')
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.found = [], []
+    self.feed(text)
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.found.append(Element(tag, dict(attrs), []))
+    if tag not in self.VOID:
+      self.open.append(self.found[-1])
+
+  def handle_startendtag(self, tag, attrs):
+    self.found.append(Element(tag, dict(attrs), []))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop().tag == tag
+
+  def handle_data(self, data):
+    for element in self.open:
+      element.pieces.append(data)
+
+  def of(self, tag, style=None):
+    """The elements of a tag, and of a class where one is given."""
+    return [element for element in self.found if element.tag == tag and (style is None or style in element.styles)]
+
+  def text(self, tag, style=None):
+    """Their texts."""
+    return [element.text for element in self.of(tag, style)]
+
+  def addresses(self):
+    """All that the page refers to."""
+    return [value for e in self.found for name, value in e.attrs.items() if name in ('src', 'href', 'xlink:href')]

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from dalle_jax.pipeline.features import Cache, Extractor
+
+FEATURES = np.arange(12, dtype=np.float32).reshape(4, 3)
+FACTS = {'data set': 'abc', 'number of pictures': 4}
+
+
+@pytest.fixture
+def cache(tmp_path):
+  return Cache(tmp_path / 'features')
+
+
+def _make(times):
+  def make():
+    times.append(1)
+    return FEATURES
+
+  return make
+
+
+def test_features_are_made_once(cache):
+  times = []
+  for _ in range(2):
+    np.testing.assert_array_equal(cache.get('real', FACTS, _make(times)), FEATURES)
+  assert len(times) == 1
+
+
+def test_features_of_something_else_are_made_anew_and_said(cache, capsys):
+  times = []
+  cache.get('real', FACTS, _make(times))
+  cache.get('real', {**FACTS, 'data set': 'def'}, _make(times))
+  assert len(times) == 2
+  assert 'real.npz is made anew: it belongs to another data set.' in capsys.readouterr().out
+
+
+def _flip(content, at):
+  return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+  'damage', [lambda c: b'', lambda c: c[: len(c) // 2], lambda c: b'text', lambda c: _flip(c, c.index(FEATURES.data))]
+)
+def test_damaged_files_are_made_anew_and_said(cache, tmp_path, capsys, damage):
+  times = []
+  cache.get('real', FACTS, _make(times))
+  file = tmp_path / 'features' / 'real.npz'
+  file.write_bytes(damage(file.read_bytes()))
+  np.testing.assert_array_equal(cache.get('real', FACTS, _make(times)), FEATURES)
+  assert len(times) == 2 and 'it is damaged' in capsys.readouterr().out
+  cache.get('real', FACTS, _make(times))
+  assert len(times) == 2
+
+
+def test_contents_that_were_exchanged_are_seen(cache, tmp_path, capsys):
+  times = []
+  cache.get('real', FACTS, _make(times))
+  file = tmp_path / 'features' / 'real.npz'
+  with np.load(file) as kept:
+    values = dict(kept)
+  np.savez(file, **(values | {'features': FEATURES + 1}))
+  cache.get('real', FACTS, _make(times))
+  assert len(times) == 2 and 'its contents have changed' in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_said_and_does_no_harm(tmp_path, capsys):
+  (tmp_path / 'file').write_text('')
+  found = Cache(tmp_path / 'file' / 'features').get('real', FACTS, lambda: FEATURES)
+  np.testing.assert_array_equal(found, FEATURES)
+  assert 'cannot be written' in capsys.readouterr().out
+
+
+def test_features_that_are_no_numbers_are_named():
+  broken = FEATURES.copy()
+  broken[[1, 3], [0, 2]] = np.nan, np.inf
+  extractor = Extractor('reranker', 'abc', lambda images: broken)
+  with pytest.raises(ValueError, match=r'reranker features of 2 of 4 drawn pictures .* \(pictures number 1, 3\)'):
+    extractor(np.zeros((4, 2, 2, 3), np.uint8), 'drawn pictures')

@@ -1,0 +1,117 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_models import PICTURES, caption_tokenizer, random_params
+from web_page import Page
+
+from dalle_jax.config import Config, MeshConfig
+from dalle_jax.evaluation import reconstruction
+from dalle_jax.factory import make_dvae
+from dalle_jax.models import prior as prior_model
+from dalle_jax.models.sequence import token_nll
+from dalle_jax.pipeline import gallery
+from dalle_jax.pipeline.sheets import Drawn
+from dalle_jax.sampling.generate import encode_prompts
+from dalle_jax.sharding import make_mesh
+
+TOKENIZER = caption_tokenizer()
+PROMPTS = ['a red circle', 'a blue square']
+CONFIG = Config.from_dict(PICTURES)
+IMAGES_ALONE = Config.from_dict(
+  {
+    **PICTURES,
+    'task': 'sequence',
+    'dvae': {**PICTURES['dvae'], 'pretrained': 'unused'},
+    'model': {'tokens': 'image', 'kind': 'lstm', 'num_layers': 1, 'embed_dim': 4, 'hidden_size': 4},
+  }
+)
+MESH = make_mesh(MeshConfig())
+
+
+@pytest.fixture(scope='module')
+def params():
+  return random_params(CONFIG, TOKENIZER.vocab_size)
+
+
+def _codes(*shape):
+  grid = CONFIG.grid_size
+  return np.random.default_rng(1).integers(0, CONFIG.dvae.image_vocab_size, (*shape, grid, grid)).astype(np.int32)
+
+
+def _pictures(codes):
+  """Pictures that show which codes they belong to."""
+  first = codes.reshape(*codes.shape[:-2], -1)[..., :1]
+  numbers = 31 * first + np.arange(np.prod(codes.shape[:-2], dtype=int)).reshape(first.shape)
+  return np.broadcast_to(numbers[..., None, None].astype(np.uint8), (*codes.shape[:-2], 8, 8, 3)).copy()
+
+
+def test_nats_of_tokens_are_those_that_training_minimises(params):
+  model, part = gallery.stream_model(CONFIG, TOKENIZER)
+  text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2)
+  nats = gallery.token_nats(model, params[part], text, codes, MESH)
+  flat = jnp.asarray(codes.reshape(2, -1))
+  text_logits, image_logits = model.split_logits(params['prior'], text, flat)
+  np.testing.assert_allclose(nats[:, 6:], token_nll(image_logits, flat), rtol=1e-5)
+  np.testing.assert_allclose(nats[:, :6].sum(axis=1), prior_model.text_nats(text_logits, text), rtol=1e-5)
+
+
+def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_what_they_cost(params):
+  model, part = gallery.stream_model(CONFIG, TOKENIZER)
+  text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2, 3)
+  drawn = Drawn(text, codes, _pictures(codes))
+  groups = [gallery.Group('Samples', 'As they came.', PROMPTS, drawn, None)]
+  held_out = gallery.HeldOut('picture', text, codes[:, 0], drawn.images[:, 0])
+  blocks = dict(gallery.blocks(model, params[part], TOKENIZER, groups, held_out, MESH))
+  assert list(blocks) == ['Samples', 'Likelihood of tokens']
+  all_text = text.repeat(3, axis=0)
+  nats = gallery.token_nats(model, params[part], all_text, codes.reshape(6, *codes.shape[2:]), MESH)
+  costs = nats[:, 6:].sum(axis=1).reshape(2, 3)
+  page = Page(blocks['Samples'])
+  order = [(p, i) for p in range(2) for i in np.argsort(costs[p])]
+  for image, (p, i) in zip(page.of('img'), order, strict=True):
+    np.testing.assert_array_equal(image.pixels(), drawn.images[p, i])
+  assert page.text('figcaption')[0].startswith(f'−{costs[order[0]]:.2f}'[:4])
+  page = Page(blocks['Likelihood of tokens'])
+  # Both held-out pictures, and as many of the six images as there is room for.
+  titles = page.text('h4')
+  assert titles[:4] == ['picture 1', 'picture 2', 'Samples, prompt 1', 'Samples, prompt 2'] and len(titles) == 8
+  for figure, row in zip(page.of('figure', 'reading')[:2], nats[::3], strict=True):
+    assert f'image {row[6:].sum():.2f} nats' in figure.text
+  pieces = [*(TOKENIZER.decode([i]) for i in TOKENIZER.encode(PROMPTS[0])), '(end)']
+  words = [f'{piece}{nats[0, i]:.2f}' for i, piece in enumerate(pieces)]
+  assert page.text('span', 'token')[: len(words)] == words
+
+
+def test_images_alone_have_no_captions():
+  params = random_params(IMAGES_ALONE, 0)
+  model, part = gallery.stream_model(IMAGES_ALONE, None)
+  codes = _codes(1, 4)
+  drawn = Drawn(np.zeros((1, 0), np.int32), codes, _pictures(codes))
+  held_out = gallery.HeldOut('picture', np.zeros((2, 0), np.int32), codes[0, :2], drawn.images[0, :2])
+  groups = [gallery.Group('Samples', '', [''], drawn, None)]
+  blocks = dict(gallery.blocks(model, params[part], None, groups, held_out, MESH))
+  page = Page(blocks['Likelihood of tokens'])
+  assert page.text('h4')[2:] == [f'Samples, image {i}' for i in (1, 2, 3, 4)] and not page.of('span')
+  assert not Page(blocks['Samples']).of('h3')
+  ((title, block),) = gallery.blocks(model, params[part], None, [], held_out, MESH)
+  assert title == 'Likelihood of tokens' and Page(block).text('h4') == ['picture 1', 'picture 2']
+
+
+def test_the_most_used_codes_are_shown_as_what_grids_of_them_decode_to(params):
+  dvae, codes = make_dvae(CONFIG.dvae), np.array([[[5]], [[2]], [[5]]]).repeat(4, axis=1)
+  title, block = gallery.codebook(dvae, params['dvae'], codes, MESH)
+  page = Page(block)
+  assert title == 'Codebook' and '2 of 8 codes are used (25.0%) in 12 tokens' in page.text('p')[0]
+  assert page.text('figcaption') == ['5: 66.7%', '2: 33.3%']
+  grid = np.full((1, 4, 1), 5)
+  expected = np.asarray(dvae.apply({'params': params['dvae']}, grid, method='decode')).round().astype(np.uint8)[0]
+  np.testing.assert_allclose(page.of('img')[0].pixels().astype(int), expected, atol=1)
+
+
+def test_reconstructions_are_ordered_by_what_they_lose():
+  originals = _pictures(_codes(3))
+  decoded = originals + np.array([0, 9, 3], np.uint8)[:, None, None, None]
+  title, block = gallery.reconstructions(originals, decoded)
+  psnr = reconstruction.psnr(originals, decoded)
+  assert title == 'Reconstructions'
+  assert Page(block).text('figcaption') == [f'{value:.1f} dB' for value in np.sort(psnr)]
