@@ -51,9 +51,8 @@ def test_a_reranker_is_trained_measured_and_kept(finished):
   for split in ('validation', 'held_out'):
     assert scores[f'retrieval/{split}/num_captions'] == 32
     assert scores[f'contrast/{split}/two_objects/num_captions'] == 4
-    assert (
-      0 <= scores[f'retrieval/{split}/text_to_image_top_1'] <= scores[f'retrieval/{split}/text_to_image_top_5'] <= 1
-    )
+    first, five = (scores[f'retrieval/{split}/text_to_image_top_{k}'] for k in (1, 5))
+    assert 0 <= first <= five <= 1
     assert (workdir / f'found_{split}.png').exists()
   assert scores['reranker/logit_scale'] == pytest.approx(1 / 0.07, rel=0.1)
   assert json.loads((workdir / 'scores.json').read_text()) == pytest.approx(scores)
@@ -62,7 +61,7 @@ def test_a_reranker_is_trained_measured_and_kept(finished):
 
 
 def test_a_finished_run_is_not_trained_again(finished, root):
-  workdir, scores = finished
+  workdir, _ = finished
   before = (workdir / 'reranker' / 'metrics.jsonl').read_bytes()
   again = run.run(_config(root), str(workdir), stop_after='reranker')
   assert again == {}
