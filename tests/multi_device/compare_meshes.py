@@ -102,6 +102,8 @@ def train(name: str, mesh: jax.sharding.Mesh) -> dict:
   task, config = STAGES[name]
   losses, start = [], initial(task)
   start.pop('codebook', None)  # a random one would not be the average of anything
+  if name == 'reranker':
+    start[name]['logit_scale'] += 2  # at a scale of 1 all scores are nearly the same
   with sharding.use_mesh(mesh):
     tx = make_optimizer(config)
     state = create_state(task, tx, mesh, seed=0, use_ema=True, initial=start)
