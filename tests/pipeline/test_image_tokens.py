@@ -13,10 +13,11 @@ from PIL import Image
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
-from dalle_jax.pipeline import image_tokens, run, write
+from dalle_jax.pipeline import features, image_tokens, run, write
 from dalle_jax.pipeline.draw import draw, takes_prompts
 from dalle_jax.pipeline.evaluate import evaluate
 from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.pipeline.features import Extractor
 from dalle_jax.sharding import make_mesh
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -148,10 +149,23 @@ def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
     write.write(image, [''], num_texts=1, seed=0)
 
 
-def test_the_bound_is_measured_with_the_uniform_prior(runs):
-  figures = evaluate(Settings(model=str(runs['text_image'][1] / 'model'), num_images=2))['figures']
+@pytest.mark.parametrize('tokens', KINDS)
+def test_evaluate_agrees_with_the_report_and_draws(runs, monkeypatch, tokens):
+  _, workdir, scores = runs[tokens]
+  colours = Extractor('inception', 'mean colours', lambda images: images.mean(axis=(1, 2)).astype(np.float32))
+  monkeypatch.setattr(features, 'load_extractor', lambda *_: colours)
+  settings = Settings(
+    model=str(workdir / 'model'), metrics=('elbo', 'likelihood', 'fid'), features='inception', inception='unused',
+    num_images=int(scores['validation/num_images']),
+  )  # fmt: skip
+  figures = evaluate(settings)['figures']
   assert 'elbo/sampled/uniform/bits_per_dim' in figures
   assert not [name for name in figures if '/prior/' in name]
+  assert figures['likelihood/bits_per_image_token']['value'] == pytest.approx(scores['validation/bits_per_image_token'])
+  if tokens == 'text_image':
+    text = figures['likelihood/bits_per_text_token']
+    assert text['value'] == pytest.approx(scores['validation/bits_per_text_token'])
+  assert figures['fid/inception']['count'] == settings.num_images
 
 
 def test_a_missing_dvae_is_named(make_config, root):
