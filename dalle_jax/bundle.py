@@ -169,8 +169,10 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
   if not path.is_dir():
     partial = path.with_name(path.name + '.partial')
     hint = f' {partial} is a half-written one: run the training command again.' if partial.is_dir() else ''
+    wanted = f'; this needs {KINDS["reranker"][1]}' if needs == ('reranker',) else ''
     raise ValueError(
-      f'There is no model directory at {path} ({flag}); training writes one to WORKDIR/model when it ends.{hint}'
+      f'There is no model directory at {path} ({flag}){wanted}; training writes one to WORKDIR/model when it ends.'
+      + hint
     )
   missing = [name for name in _FILES if not (path / name).exists()]
   if missing:

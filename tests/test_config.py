@@ -173,6 +173,7 @@ BAD_VALUES = {
   'reranker.text_num_layers': 0,
   'reranker.text_width': -1,
   'reranker.text_num_heads': 3,
+  'reranker.group_size': 0,
   'reranker.activation': 'relu',
   'reranker.dtype': 'int8',
   'reranker.pixel_mean': (0.5,),
@@ -260,6 +261,10 @@ def test_every_number_and_choice_is_checked():
     (
       {'data': {'image_size': 64}, 'dvae': {'patch_size': 3, 'num_groups': 2}},
       ['config.data.image_size 64', '6', 'image_size=66'],
+    ),
+    (
+      {'task': 'reranker', 'reranker_training': {'batch_size': 12}},
+      ['config.reranker_training.batch_size 12', 'config.reranker.group_size 8'],
     ),
     (
       {'task': 'reranker', 'data': {'image_size': 34}},

@@ -13,11 +13,13 @@ from dalle_jax.config import Config, MeshConfig, base_config
 from dalle_jax.config.models import DVAE_SHAPE
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.prior import PriorTask
+from dalle_jax.training.tasks.reranker import RerankerTask
 from dalle_jax.training.tasks.sequence import make_sequence_task
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('[!_]*.py'))
 SIZES = ('12b', '5b', '2b', '1b', '300m', 'small')
 SEQUENCES = ('language', 'image_tokens')
+ALONE = ('reranker',)  # with a test of its own below
 OWN = {
   'dvae': ('openai', 'small', 'openai,tiny', 'small,tiny'),
   'image_tokens': ('lstm', 'ngram,text', 'rnn,tiny', 'neural_ngram,text,tiny'),
@@ -36,7 +38,7 @@ def _load(file, variant):
   return values, Config.from_dict(values)
 
 
-@pytest.mark.parametrize(('file', 'variant'), [(f, v) for f, v in ALL if f.stem not in SEQUENCES], ids=_name)
+@pytest.mark.parametrize(('file', 'variant'), [(f, v) for f, v in ALL if f.stem not in (*SEQUENCES, *ALONE)], ids=_name)
 def test_both_stages_can_be_built(file, variant):
   values, config = _load(file, variant)
   assert values.is_locked
@@ -71,6 +73,21 @@ def test_sequence_models_can_be_built(file, variant):
   sharding.check(config, sharding.make_mesh(MeshConfig()))
 
 
+@pytest.mark.parametrize('variant', ['', 'tiny'])
+def test_a_reranker_can_be_built(variant):
+  values, config = _load(next(file for file in FILES if file.stem == 'reranker'), variant)
+  assert values.is_locked
+  task, size = RerankerTask(config, config.tokenizer.vocab_size), config.data.image_size
+  batch = {
+    'image': jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8),
+    'text': jax.ShapeDtypeStruct((2, config.tokenizer.text_length - 1), jnp.int32),
+  }
+  params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  loss, _ = jax.eval_shape(task.loss, params, batch, jax.random.key(0), jnp.asarray(0))
+  assert (loss.shape, loss.dtype) == ((), jnp.float32)
+  sharding.check(config, sharding.make_mesh(MeshConfig()))
+
+
 def test_the_quick_starts_dvae_fits_models_of_its_codes():
   trained, config = (_load(file, '')[1] for file in FILES if file.stem in ('quickstart', 'image_tokens'))
   assert trained.image_length == config.image_length
@@ -84,7 +101,8 @@ def test_tiny_variants_are_tiny(file, variant):
   if config.task == 'sequence':  # a minute's training, whose texts can be read
     assert config.sequence_training.num_steps * config.sequence_training.batch_size * config.sequence_length < 500_000
     return
-  assert max(config.dvae_training.num_steps, config.prior_training.num_steps) < 50
+  stages = (config.dvae_training, config.prior_training, config.reranker_training)
+  assert max(stage.num_steps for stage in stages) < 50
   assert config.data.num_train <= 500
 
 

@@ -181,3 +181,16 @@ def test_without_a_generator_every_crop_is_the_centre():
   image = random_image(20, 31)
   for crop in crops.CROPS:
     np.testing.assert_array_equal(crops.fit(image, 10, crop), crops.fit(image, 10))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(8, 8), (12, 8), (8, 17), (31, 40), (5, 6)])
+def test_clips_preparation_resizes_the_shorter_side_and_takes_the_middle(height, width):
+  image = random_image(height, width)
+  found = crops.fit_bicubic(image, 8)
+  assert found.shape == (8, 8, 3) and found.dtype == np.uint8
+  tall, wide = 8 * height // min(height, width), 8 * width // min(height, width)
+  whole = np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BICUBIC))
+  top, left = round((tall - 8) / 2), round((wide - 8) / 2)
+  np.testing.assert_array_equal(found, whole[top : top + 8, left : left + 8])
+  if (height, width) == (8, 8):
+    np.testing.assert_array_equal(found, image)

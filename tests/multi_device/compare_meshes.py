@@ -26,6 +26,7 @@ from dalle_jax.training.step import make_train_step
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.joint import JointTask
 from dalle_jax.training.tasks.prior import PriorTask
+from dalle_jax.training.tasks.reranker import RerankerTask
 from dalle_jax.training.tasks.sequence import SequenceTask
 
 NUM_STEPS, BATCH_SIZE, TEXT_VOCAB_SIZE = 3, 16, 24
@@ -37,6 +38,15 @@ CONFIG = Config.from_dict({
     'patch_size': 2, 'kl_warmup_steps': 2,
   },
   'prior': {'num_layers': 2, 'num_heads': 8, 'embed_dim': 32, 'attention_pattern': ('row', 'column')},
+})  # fmt: skip
+RERANKER = Config.from_dict({
+  'task': 'reranker',
+  'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
+  'tokenizer': {'text_length': 4},
+  'reranker': {
+    'embed_dim': 16, 'stem': 'conv', 'image_num_layers': 1, 'image_width': 32, 'image_num_heads': 8,
+    'text_num_layers': 1, 'text_width': 32, 'text_num_heads': 8,
+  },
 })  # fmt: skip
 TEXT = Config.from_dict(
   {
@@ -60,6 +70,7 @@ STAGES = {
   'prior': (PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING, accumulation_steps=2, optimizer='muon')),
   'vq': (DvaeTask(dataclasses.replace(CONFIG.dvae, bottleneck='vq'), 8), TrainingConfig(**TRAINING)),
   'joint': (JointTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING)),
+  'reranker': (RerankerTask(RERANKER, TEXT_VOCAB_SIZE), TrainingConfig(**TRAINING)),
   **{kind: (sequence_task(kind), TrainingConfig(**TRAINING)) for kind in SEQUENCE_KINDS if kind != 'ngram'},
 }
 ALWAYS = ('dvae', 'prior')

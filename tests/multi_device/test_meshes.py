@@ -68,7 +68,7 @@ def test_training_is_the_same_on_any_mesh(report, mesh, stage):
   _check_training(report[mesh][stage])
 
 
-@pytest.mark.parametrize('stage', ['vq', 'joint', 'transformer', 'lstm', 'rnn', 'neural_ngram'])
+@pytest.mark.parametrize('stage', ['vq', 'joint', 'reranker', 'transformer', 'lstm', 'rnn', 'neural_ngram'])
 def test_training_is_the_same_for_the_other_tasks(report, stage):
   _check_training(report['2x2x2'][stage])
 
