@@ -17,7 +17,7 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
 
   Returns:
     'bits_per_image_token', its '..._stderr', 'nats_per_image' and its '..._stderr', 'image_perplexity', 'num_images';
-    with text 'bits_per_text_token', its '..._stderr', and 'nats_per_caption', of a caption and the pad that ends it.
+    with text 'bits_per_text_token' and 'nats_per_caption', of a caption and the pad that ends it, with their '..._stderr'.
   """
   image = nats[:, text_length:]
   per_image, per_image_stderr = mean_and_stderr(image.sum(axis=1))
@@ -36,10 +36,12 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
   lengths = counted[:, :text_length].sum(axis=1)
   per_token = caption.sum() / lengths.sum()
   _, stderr = mean_and_stderr((caption - per_token * lengths) / lengths.mean())  # of a ratio of two means
+  per_caption, per_caption_stderr = mean_and_stderr(caption)
   return figures | {
     'bits_per_text_token': float(per_token / math.log(2)),
     'bits_per_text_token_stderr': stderr / math.log(2),
-    'nats_per_caption': float(caption.mean()),
+    'nats_per_caption': per_caption,
+    'nats_per_caption_stderr': per_caption_stderr,
   }
 
 

@@ -145,8 +145,18 @@ class Measured:
       return self._drawn_features
     return self.extractor(blur.gaussian(self.samples.images, radius), 'drawn pictures')
 
+  @property
+  def paired(self) -> bool:
+    """Whether image i was drawn for the caption of the i-th picture that has one."""
+    return self.config.reads_captions
+
+  def compared_features(self, radius: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Of real pictures, and of as many images drawn, for their captions where the model reads any: float32 [N, F]."""
+    real = self.real_features(radius)
+    return real[self.captioned] if self.paired else real, self.drawn_features(radius)
+
   def real_features(self, radius: float = 0) -> np.ndarray:
-    """Of the real pictures: float32 [N, F]."""
+    """Of all real pictures: float32 [N, F]."""
     facts = {
       'extractor': self.extractor.name, 'parameters of the extractor': self.extractor.fingerprint,
       'data set': self._dataset.fingerprint, 'split': self.settings.split, 'number of pictures': self.count,

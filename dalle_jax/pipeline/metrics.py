@@ -89,47 +89,44 @@ def measure_likelihood(measured: Measured) -> Figures:
 
 
 def measure_fid(measured: Measured) -> Figures:
-  real, drawn = measured.real_features(), measured.drawn_features()
-  if min(len(real), len(drawn)) <= real.shape[1]:
+  real, drawn = measured.compared_features()
+  if len(drawn) <= real.shape[1]:
     logging.warning(
       'The Fréchet distance of %d pictures with %d features: with no more pictures than features it is far too large, '
       'and comparable at the same number only. The metric kid has no such bias.',
-      min(len(real), len(drawn)), real.shape[1],
+      len(drawn), real.shape[1],
     )  # fmt: skip
-  return {f'fid/{measured.extractor.name}': _frechet(real, drawn)}
+  return {f'fid/{measured.extractor.name}': _frechet(real, drawn, measured.paired)}
 
 
 def measure_blurred_fid(measured: Measured) -> Figures:
   """Figure 9a: of pictures and samples that are both out of focus."""
   found = {}
   for radius in measured.settings.blur_radii:
-    pair = measured.real_features(radius), measured.drawn_features(radius)
-    found[f'blurred_fid/{measured.extractor.name}/{radius:g}'] = _frechet(*pair)
+    real, drawn = measured.compared_features(radius)
+    found[f'blurred_fid/{measured.extractor.name}/{radius:g}'] = _frechet(real, drawn, measured.paired)
   return found
 
 
-def _frechet(x: np.ndarray, y: np.ndarray, paired: bool = False) -> Figure:
+def _frechet(x: np.ndarray, y: np.ndarray, paired: bool) -> Figure:
   value = frechet.distance(frechet.fit(x), frechet.fit(y))
   return Figure(value, frechet.stderr(x, y, paired), min(len(x), len(y)))
 
 
 def measure_kid(measured: Measured) -> Figures:
-  found = kernel.distance(measured.real_features(), measured.drawn_features(), measured.settings.seed)
+  found = kernel.distance(*measured.compared_features(), measured.settings.seed, measured.paired)
   return {f'kid/{measured.extractor.name}': found}
 
 
 def measure_precision_recall(measured: Measured) -> Figures:
-  precision, recall = manifold.precision_recall(measured.real_features(), measured.drawn_features())
+  precision, recall = manifold.precision_recall(*measured.compared_features())
   name = measured.extractor.name
   return {f'precision/{name}': precision, f'recall/{name}': recall}
 
 
 def measure_inception_score(measured: Measured) -> Figures:
-  logits = measured.extractor.logits
-  return {
-    'inception_score/drawn': inception_score.score(logits(measured.drawn_features())),
-    'inception_score/real': inception_score.score(logits(measured.real_features())),
-  }
+  real, drawn = (inception_score.score(measured.extractor.logits(part)) for part in measured.compared_features())
+  return {'inception_score/drawn': drawn, 'inception_score/real': real}
 
 
 def measure_clip_score(measured: Measured) -> Figures:

@@ -21,7 +21,8 @@ def test_figures_are_of_images_and_of_captions_up_to_their_first_pad():
     'num_images': 2,
     'bits_per_text_token': 2.0,  # 6 bits for three tokens, and 2 for one
     'bits_per_text_token_stderr': 0.0,
-    'nats_per_caption': 4 * math.log(2),
+    'nats_per_caption': 4 * math.log(2),  # 6 and 2 bits
+    'nats_per_caption_stderr': 2 * math.log(2),
   }
   assert figures == pytest.approx(expected)
 

@@ -4,14 +4,15 @@ import pytest
 from dalle_jax.evaluation import kernel
 
 
-def _by_hand(x, y):
+def _by_hand(x, y, paired=False):
   def k(a, b):
     return (np.dot(a, b) / len(a) + 1) ** 3
 
   n, m = len(x), len(y)
   within_x = sum(k(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
   within_y = sum(k(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
-  return within_x + within_y - 2 * sum(k(a, b) for a in x for b in y) / (n * m)
+  across = [k(x[i], y[j]) for i in range(n) for j in range(m) if i != j or not paired]
+  return within_x + within_y - 2 * np.mean(across)
 
 
 @pytest.fixture
@@ -25,6 +26,20 @@ def test_by_brute_force(sets):
   found = kernel.distance(x, y)
   assert found.value == pytest.approx(_by_hand(x, y), rel=1e-10)
   assert found.count == 9
+
+
+def test_pairs_are_not_compared_with_each_other(sets):
+  x, y = sets
+  assert kernel.distance(x[:9], y, paired=True).value == pytest.approx(_by_hand(x[:9], y, paired=True), rel=1e-10)
+  rng = np.random.default_rng(0)
+  found = []
+  for _ in range(200):
+    shared = 2 * rng.normal(size=(20, 3))
+    x, y = (shared + rng.normal(size=(20, 3)) for _ in range(2))
+    found.append([kernel.distance(x, y, paired=paired).value for paired in (True, False)])
+  means, errors = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(200)
+  assert abs(means[0]) < 3 * errors[0]
+  assert means[1] < -10 * errors[1]
 
 
 def test_the_jackknife_by_brute_force(sets, monkeypatch):

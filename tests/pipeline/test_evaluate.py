@@ -11,7 +11,9 @@ from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
+from dalle_jax.data import registry
 from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.pipeline import examples
 from dalle_jax.pipeline.draw import draw
 from dalle_jax.pipeline.evaluate import evaluate
 from dalle_jax.pipeline.evaluation_settings import Settings
@@ -35,7 +37,9 @@ def _save(path, tokenizer):
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  return _save(tmp_path_factory.mktemp('run') / 'model', train_tokenizer(['a red circle', 'a blue square'], 300))
+  root = tmp_path_factory.mktemp('run')
+  captions = examples.captions(registry.prepare(CONFIG.data, root / 'data'), 'train')
+  return _save(root / 'model', train_tokenizer(captions, CONFIG.tokenizer.vocab_size))
 
 
 @pytest.fixture(scope='module')

@@ -14,10 +14,11 @@ from web_page import Page
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
-from dalle_jax.pipeline import image_tokens, run, write
+from dalle_jax.pipeline import features, image_tokens, run, write
 from dalle_jax.pipeline.draw import draw, takes_prompts
 from dalle_jax.pipeline.evaluate import evaluate
 from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.pipeline.features import Extractor
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 
@@ -149,14 +150,27 @@ def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
   assert files[0].name == '000_a_red_circle_000.png'
   with pytest.raises(ValueError, match='--prompt and --prompts_file are for models that have read captions'):
     draw(image, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'd'))
-  with pytest.raises(ValueError, match='holds no model of text'):
+  with pytest.raises(ValueError, match='this needs a model of text'):
     write.write(image, [''], DrawSettings(num_images=1))
 
 
-def test_the_bound_is_measured_with_the_uniform_prior(runs):
-  figures = evaluate(Settings(model=str(runs['text_image'][1] / 'model'), num_images=2))['figures']
+@pytest.mark.parametrize('tokens', KINDS)
+def test_evaluate_agrees_with_the_report_and_draws(runs, monkeypatch, tokens):
+  _, workdir, scores = runs[tokens]
+  colours = Extractor('inception', 'mean colours', lambda images: images.mean(axis=(1, 2)).astype(np.float32))
+  monkeypatch.setattr(features, 'load_extractor', lambda *_: colours)
+  settings = Settings(
+    model=str(workdir / 'model'), metrics=('elbo', 'likelihood', 'fid'), features='inception', inception='unused',
+    num_images=int(scores['validation/num_images']),
+  )  # fmt: skip
+  figures = evaluate(settings)['figures']
   assert 'elbo/sampled/uniform/bits_per_dim' in figures
   assert not [name for name in figures if '/prior/' in name]
+  assert figures['likelihood/bits_per_image_token']['value'] == pytest.approx(scores['validation/bits_per_image_token'])
+  if tokens == 'text_image':
+    text = figures['likelihood/bits_per_text_token']
+    assert text['value'] == pytest.approx(scores['validation/bits_per_text_token'])
+  assert figures['fid/inception']['count'] == settings.num_images
 
 
 def test_a_missing_dvae_is_named(make_config, root):
