@@ -30,7 +30,7 @@ from dalle_jax.data import clip_tokenizer, text_tokenizer
 from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model
+from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model, make_stream_model
 from dalle_jax.models import reranker
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.ngram import Ngram
@@ -80,6 +80,11 @@ class Bundle:
   def reranker(self) -> Reranker:
     assert 'reranker' in self.params, 'load(..., needs=("reranker",)) refuses a bundle without one'
     return make_reranker(self.config, self.tokenizer.vocab_size)
+
+  @property
+  def stream_model(self) -> tuple[Any, str]:
+    """What draws images, and the part of the parameters that it has."""
+    return make_stream_model(self.config, self.tokenizer.vocab_size if self.tokenizer else 0)
 
 
 def fingerprint(params: Any) -> str:

@@ -98,7 +98,11 @@ def _draw(settings: Any, given: Any) -> int:
     _MODEL.value, prompts, settings, out=_OUT.value, given=given, reranker=_RERANKER.value,
     preview_every=_PREVIEW_EVERY.value,
   )  # fmt: skip
-  print(f'{len(files) - 1} image(s) in {_OUT.value}; all on one sheet: {files[-1]}')
+  *pictures, sheet = files
+  pages = [file for file in pictures if file.suffix == '.html']
+  print(f'{len(pictures) - len(pages)} image(s) in {_OUT.value}; all on one sheet: {sheet}')
+  for page in pages:
+    print(f'all candidates, with their scores: {page}')
   return 0
 
 

@@ -17,11 +17,16 @@ from dalle_jax.pipeline.model import Drawing, Model, load
 from dalle_jax.pipeline.ranking import Scorer
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.pipeline.sheets import lay_out
-from dalle_jax.reporting import sheets
+from dalle_jax.reporting import gallery, sheets
 from dalle_jax.sampling.generate import Preview
 from dalle_jax.training.progress import Progress
 
 PREVIEWS = 'previews'
+SCORE_NAMES = {
+  'reranker': "the cosine of the reranker's embeddings of image and prompt",
+  'likelihood': 'the log-likelihood of the image given the prompt, in nats',
+  'caption_likelihood': 'the log-likelihood of the prompt given the image, in nats, but for a constant',
+}
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str) -> list[str]:
@@ -70,7 +75,7 @@ def draw(
     mesh_config: how to use the devices.
 
   Returns:
-    The files written, the contact sheet last.
+    The files written: pictures, the page of all candidates where some were left out, the contact sheet.
 
   Raises:
     ValueError: the model, a prompt, the picture or a setting cannot be used.
@@ -95,7 +100,10 @@ def draw(
       progress=progress.update_of, preview=previews, preview_every=max(preview_every, 1),
     )  # fmt: skip
   facts = _facts(model, drawn, ranker, given)
-  return _write(directory, prompts, drawn, facts, index)
+  *files, sheet = _write(directory, prompts, drawn, facts, index)
+  if drawn.scores is not None:
+    files.append(_write_candidates(directory / 'candidates.html', prompts, drawn, facts))
+  return [*files, sheet]
 
 
 def drawing_parts(model: str) -> tuple[str, str]:
@@ -175,6 +183,14 @@ def _facts(model: Model, drawn: Drawing, ranker: Scorer | None, given: Given | N
   if ranker:
     facts['reranker'] = ranker.info.get('params', '')
   return facts
+
+
+def _write_candidates(path: Path, prompts: Sequence[str], drawn: Drawing, facts: dict[str, Any]) -> Path:
+  gallery.write_candidates_page(
+    path, [prompt or 'without a prompt' for prompt in prompts], drawn.images, drawn.scores, drawn.kept,
+    score_name=SCORE_NAMES[facts['rank']], settings=facts,
+  )  # fmt: skip
+  return path
 
 
 def _write(

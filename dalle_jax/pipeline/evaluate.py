@@ -18,8 +18,9 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import DataConfig, MeshConfig
 from dalle_jax.data import registry
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.pipeline import features, metrics
+from dalle_jax.pipeline import evaluation_page, features, metrics
 from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.pipeline.gallery import Block
 from dalle_jax.pipeline.measured import Measured
 from dalle_jax.pipeline.outputs import check_out
 from dalle_jax.pipeline.ranker import load as load_ranker
@@ -76,8 +77,9 @@ def evaluate(settings: Settings, mesh: Mesh | None = None) -> dict[str, Any]:
     'devices': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
     'seconds': seconds,
   }
+  shown = evaluation_page.blocks(measured)
   if jax.process_index() == 0:
-    _write(out, result, found, settings)
+    _write(out, result, found, settings, shown)
   return result
 
 
@@ -110,13 +112,18 @@ def _versions() -> dict[str, str]:
   return versions | {'numpy': np.__version__, 'scipy': scipy.__version__}
 
 
-def _write(out: Path, result: dict[str, Any], found: Mapping[str, Figure], settings: Settings) -> None:
+def _write(
+  out: Path, result: dict[str, Any], found: Mapping[str, Figure], settings: Settings, shown: list[Block]
+) -> None:
   write_whole(out, (json.dumps(result, indent=2) + '\n').encode())
   written = [out]
-  for name, svg in _drawings(found).items():
+  drawings = _drawings(found)
+  for name, svg in drawings.items():
     path = out.with_name(f'{out.stem}_{name}.svg')
     write_whole(path, svg.encode())
     written.append(path)
+  evaluation_page.write(out.with_suffix('.html'), result, found, drawings, shown)
+  written.append(out.with_suffix('.html'))
   print_table(found, settings.split)
   for path in written:
     say(str(path))

@@ -60,6 +60,10 @@ class Measured:
     self._dataset, self._cache, self._grouped = dataset, cache, grouped
     self.source = dataset.open(settings.split)
 
+  def has(self, name: str) -> bool:
+    """Whether some metric has asked for what is made once, such as 'samples'."""
+    return name in vars(self)
+
   def batches(self) -> Any:
     """The records in batches of one shape, as `examples.batches` gives them."""
     tokenizer = self.loaded.tokenizer
@@ -169,6 +173,13 @@ class Measured:
     )  # fmt: skip
 
 
+def encoded(loaded: Bundle, prompts: Sequence[str]) -> np.ndarray:
+  """Ids int32 [N, text_length - 1] of captions, cut where they are too long; [N, 0] for a model that reads none."""
+  if loaded.tokenizer is None:
+    return np.zeros((len(prompts), 0), np.int32)
+  return encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate=True)
+
+
 def draw_samples(loaded: Bundle, mesh: Mesh, prompts: Sequence[str], seed: int, settings: SamplingConfig) -> Drawn:
   """Images for N prompts.
 
@@ -181,8 +192,6 @@ def draw_samples(loaded: Bundle, mesh: Mesh, prompts: Sequence[str], seed: int, 
   """
   config, tokenizer = loaded.config, loaded.tokenizer
   sampler = make_sampler(config, tokenizer, mesh, settings)
-  text = np.zeros((len(prompts), 0), np.int32)
-  if tokenizer is not None:
-    text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
+  text = encoded(loaded, prompts)
   with Progress('drawing', len(prompts), 'token', enabled=jax.process_index() == 0) as progress:
     return sampler.draw(loaded.params, text, seed, progress.update_of)

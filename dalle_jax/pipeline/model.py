@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.crops import fit
-from dalle_jax.data.tokenizer import shortened
+from dalle_jax.data.tokenizer import PAD, shortened
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.models.stream import PAD
 from dalle_jax.pipeline import ranking
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.pipeline.sheets import make_sampler

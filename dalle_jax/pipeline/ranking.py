@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
-from dalle_jax.models.stream import PAD
+from dalle_jax.data.tokenizer import PAD
 from dalle_jax.pipeline import gallery
 from dalle_jax.pipeline.settings import DrawSettings
 

@@ -18,6 +18,7 @@ from dalle_jax.pipeline.draw import draw
 from dalle_jax.pipeline.evaluate import evaluate
 from dalle_jax.pipeline.evaluation_settings import Settings
 from dalle_jax.pipeline.ranker import Ranker
+from dalle_jax.pipeline.settings import DrawSettings
 
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 RERANKER = {
@@ -158,7 +159,7 @@ def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_
   assert 'elbo/sampled/uniform/bits_per_dim' in figures
   assert not [name for name in figures if '/prior/' in name or 'text' in name]
   with pytest.raises(ValueError, match=r'holds the dvae only.*config\.dvae\.pretrained'):
-    draw(str(dvae_alone), ['a red circle'], out=str(tmp_path), num_images=1, seed=0)
+    draw(str(dvae_alone), ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path))
 
 
 @pytest.mark.parametrize(

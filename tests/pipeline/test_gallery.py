@@ -6,7 +6,7 @@ from web_page import Page
 
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.factory import make_dvae
+from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.sequence import token_nll
 from dalle_jax.pipeline import gallery
@@ -46,7 +46,7 @@ def _pictures(codes):
 
 
 def test_nats_of_tokens_are_those_that_training_minimises(params):
-  model, part = gallery.stream_model(CONFIG, TOKENIZER)
+  model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2)
   nats = gallery.token_nats(model, params[part], text, codes, MESH)
   flat = jnp.asarray(codes.reshape(2, -1))
@@ -56,7 +56,7 @@ def test_nats_of_tokens_are_those_that_training_minimises(params):
 
 
 def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_what_they_cost(params):
-  model, part = gallery.stream_model(CONFIG, TOKENIZER)
+  model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2, 3)
   drawn = Drawn(text, codes, _pictures(codes))
   groups = [gallery.Group('Samples', 'As they came.', PROMPTS, drawn, None)]
@@ -84,7 +84,7 @@ def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_what_they_c
 
 def test_images_alone_have_no_captions():
   params = random_params(IMAGES_ALONE, 0)
-  model, part = gallery.stream_model(IMAGES_ALONE, None)
+  model, part = make_stream_model(IMAGES_ALONE, 0)
   codes = _codes(1, 4)
   drawn = Drawn(np.zeros((1, 0), np.int32), codes, _pictures(codes))
   held_out = gallery.HeldOut('picture', np.zeros((2, 0), np.int32), codes[0, :2], drawn.images[0, :2])

@@ -148,7 +148,7 @@ def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(a)), np.asarray(Image.open(b)))
   files = draw(captioned, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'c'))
   assert files[0].name == '000_a_red_circle_000.png'
-  with pytest.raises(ValueError, match='--prompt and --prompts_file are for models that have read captions'):
+  with pytest.raises(ValueError, match=r'--prompt, --prompts_file\) are for models that have read captions'):
     draw(image, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'd'))
   with pytest.raises(ValueError, match='this needs a model of text'):
     write.write(image, [''], DrawSettings(num_images=1))
