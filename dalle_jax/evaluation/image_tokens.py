@@ -17,7 +17,7 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
 
   Returns:
     'bits_per_image_token', its '..._stderr', 'nats_per_image' and its '..._stderr', 'image_perplexity', 'num_images';
-    with text 'bits_per_text_token' and 'nats_per_caption', of a caption and the pad that ends it, with their '..._stderr'.
+    with text 'bits_per_text_token' and 'nats_per_caption', which has the pad that ends it, and their '..._stderr'.
   """
   image = nats[:, text_length:]
   per_image, per_image_stderr = mean_and_stderr(image.sum(axis=1))

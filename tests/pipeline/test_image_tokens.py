@@ -145,7 +145,7 @@ def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
   assert files[0].name == '000_a_red_circle_000.png'
   with pytest.raises(ValueError, match='--prompt and --prompts_file are for models that have read captions'):
     draw(image, ['a red circle'], out=str(tmp_path / 'd'), num_images=1, seed=1)
-  with pytest.raises(ValueError, match='holds no model of text'):
+  with pytest.raises(ValueError, match='this needs a model of text'):
     write.write(image, [''], num_texts=1, seed=0)
 
 
