@@ -160,7 +160,7 @@ class Reranker(nn.Module):
     return self.text(text)
 
   def __call__(self, images: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Embeddings of B images and C texts, [B, D] and [C, D], and what their cosines are multiplied with, at most 100."""
+    """Embeddings of B images and C texts, [B, D] and [C, D], and what cosines are multiplied with, at most 100."""
     scale = jnp.exp(jnp.minimum(self.logit_scale, math.log(MAX_LOGIT_SCALE)))
     return self.image(images), self.text(text), scale
 
