@@ -173,7 +173,6 @@ BAD_VALUES = {
   'reranker.text_num_layers': 0,
   'reranker.text_width': -1,
   'reranker.text_num_heads': 3,
-  'reranker.group_size': 0,
   'reranker.activation': 'relu',
   'reranker.dtype': 'int8',
   'reranker.pixel_mean': (0.5,),
@@ -248,7 +247,7 @@ def test_every_number_and_choice_is_checked():
     'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key',
     'data.group_separator', 'dvae.min_log_scale', 'dvae.straight_through', 'prior.qk_norm',
     'prior.sandwich_norm', 'prior.image_loss_weight', 'model.qk_norm', 'model.sandwich_norm',
-    'logging.tensorboard', 'logging.wandb_project',
+    'reranker.exchange_words', 'logging.tensorboard', 'logging.wandb_project',
   }  # fmt: skip
   keys = set()
   for name, value in Config().to_dict().items():
@@ -264,10 +263,6 @@ def test_every_number_and_choice_is_checked():
     (
       {'data': {'image_size': 64}, 'dvae': {'patch_size': 3, 'num_groups': 2}},
       ['config.data.image_size 64', '6', 'image_size=66'],
-    ),
-    (
-      {'task': 'reranker', 'reranker_training': {'batch_size': 12}},
-      ['config.reranker_training.batch_size 12', 'config.reranker.group_size 8'],
     ),
     (
       {'task': 'reranker', 'data': {'image_size': 34}},

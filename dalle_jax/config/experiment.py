@@ -100,11 +100,6 @@ class Config:
 
   def _check_reranker(self) -> None:
     size, patch = self.data.image_size, self.reranker.patch_size
-    group_size, batch_size = self.reranker.group_size, self.reranker_training.batch_size
-    require(
-      batch_size % group_size == 0,
-      f'config.reranker_training.batch_size {batch_size} is not divisible by config.reranker.group_size {group_size}.',
-    )
     require(
       not self.dvae.pretrained,
       f'config.dvae.pretrained is {self.dvae.pretrained!r}, which config.task=reranker does not use; empty it.',

@@ -259,14 +259,14 @@ class RerankerConfig:
   pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], by channel: taken off,
   pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)  # and what the rest is divided by
 
-  group_size: int = 8  # captions that share words and come together in a batch, hard to tell apart; 1: at random
+  exchange_words: bool = True  # each caption with two of its words exchanged is one more negative for the images
 
   def __post_init__(self) -> None:
     require_choice('reranker', self, 'stem', STEMS)
     require_choice('reranker', self, 'activation', ACTIVATIONS)
     require_choice('reranker', self, 'dtype', DTYPES)
     sizes = [f'{part}_{name}' for part in ('image', 'text') for name in ('num_layers', 'width', 'num_heads')]
-    require_positive('reranker', self, 'embed_dim', 'patch_size', 'group_size', *sizes)
+    require_positive('reranker', self, 'embed_dim', 'patch_size', *sizes)
     for part in ('image', 'text'):
       width, heads = getattr(self, f'{part}_width'), getattr(self, f'{part}_num_heads')
       require(

@@ -15,6 +15,7 @@ from absl import flags, logging
 
 from dalle_jax.data import image as image_lib
 from dalle_jax.data.crops import fit
+from dalle_jax.data.exchanges import Exchanges
 from dalle_jax.data.tokenizer import Tokenizer, pad
 
 Record = dict[str, Any]
@@ -41,19 +42,26 @@ class Preprocess:
     text_length: int = 256,
     bpe_dropout: float = 0.0,
     resampling: str = 'area',
+    exchanges: Exchanges | None = None,
   ):
-    """Args as config.data and config.tokenizer; without a tokenizer there is no 'text'."""
+    """Args as config.data and config.tokenizer; without a tokenizer there is no 'text'.
+
+    With `exchanges`, which needs a tokenizer, there is 'exchanged': a caption that is wrong.
+    """
     self._image_size = image_size
     self._crop = crop
     self._resampling = resampling
     self._flip = flip
     self._tokenizer = tokenizer
     self._bpe_dropout = bpe_dropout
+    self._exchanges = exchanges
     self._num_tokens = text_length - 1  # the first text slot is the start of text
     self.num_truncated = 0  # captions cut so far, in this process
 
   def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns 'image' uint8 [image_size, image_size, 3] and, with a tokenizer, 'text' int32 [text_length - 1].
+
+    With exchanges there is 'exchanged' too, the caption with two words exchanged, as 'text'.
 
     Raises:
       ValueError: the picture cannot be decoded; the message names the record.
@@ -67,7 +75,10 @@ class Preprocess:
       image = image[:, ::-1]
     if self._tokenizer is None:
       return {'image': image}
-    return {'image': image, 'text': self._tokens(record, rng)}
+    example = {'image': image, 'text': self._tokens(record, rng)}
+    if self._exchanges:
+      example['exchanged'] = self._tokens({**record, 'caption': self._exchanges(record['caption'], rng)}, rng)
+    return example
 
   def _tokens(self, record: Record, rng: np.random.Generator) -> np.ndarray:
     ids = self._tokenizer.encode(record['caption'])

@@ -160,7 +160,7 @@ class Reranker(nn.Module):
     return self.text(text)
 
   def __call__(self, images: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Embeddings of B images and of B texts, [B, D] each, and what their cosines are multiplied with, at most 100."""
+    """Embeddings of B images and C texts, [B, D] and [C, D], and what cosines are multiplied with, at most 100."""
     scale = jnp.exp(jnp.minimum(self.logit_scale, math.log(MAX_LOGIT_SCALE)))
     return self.image(images), self.text(text), scale
 
@@ -172,13 +172,13 @@ def init(model: Reranker, key: jax.Array) -> Any:
   return model.init(key, images, jnp.zeros((1, model.text.input_length), jnp.int32))['params']
 
 
-def same_text(text: jax.Array) -> jax.Array:
-  """Which of the texts [B, T] are equal: bool [B, B]."""
-  return jnp.all(text[:, None] == text[None], axis=-1)
+def same_text(text: jax.Array, others: jax.Array) -> jax.Array:
+  """Which of the texts [B, T] equal which of the others [C, T]: bool [B, C]."""
+  return jnp.all(text[:, None] == others[None], axis=-1)
 
 
 def logits(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
-  """Scaled cosines of embeddings [B, D] of images, rows, and of texts, columns: float32 [B, B]."""
+  """Scaled cosines of embeddings of images [B, D], rows, and of texts [C, D], columns: float32 [B, C]."""
   products = jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST)
   return nn.with_logical_constraint(scale * products, ('batch', None))
 
@@ -186,30 +186,33 @@ def logits(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
 def contrastive_losses(scores: jax.Array, positives: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The two cross-entropies of CLIP (section 2.3, figure 3), in nats: each image's text among all, and the reverse.
 
-  CLIP takes the diagonal alone for right. Where captions repeat within a batch, as short ones do, that would hold
-  the same caption for wrong: here all positives of a row share its target equally, so that the least possible loss is
-  the mean logarithm of their number, and 0 if no caption repeats. The negatives are the whole batch, over all devices.
+  Texts after the first B are of no image, but negatives of all. CLIP has none, and takes the diagonal alone for right.
+  Where captions repeat within a batch, as short ones do, that would hold the same caption for wrong: here all positives
+  of a row share its target equally, so that the least possible loss is the mean logarithm of their number, and 0 if no
+  caption repeats. The negatives are the whole batch, over all devices.
 
   Args:
-    scores: logits [B, B], images in rows.
-    positives: bool [B, B], symmetric, with the diagonal; see `same_text`.
+    scores: logits [B, C], images in rows, their own texts in the first B columns.
+    positives: bool [B, C], with the diagonal; see `same_text`.
 
   Returns:
     The loss of images and the loss of texts, float32 scalars; CLIP's is their mean.
   """
-  targets = positives / positives.sum(axis=1, keepdims=True)
 
-  def loss(rows: jax.Array) -> jax.Array:
+  def loss(rows: jax.Array, right: jax.Array) -> jax.Array:
+    targets = right / right.sum(axis=1, keepdims=True)
     return -jnp.sum(targets * jax.nn.log_softmax(rows, axis=1), axis=1).mean()
 
-  return loss(scores), loss(scores.T)
+  count = len(scores)
+  return loss(scores, positives), loss(scores[:, :count].T, positives[:, :count].T)
 
 
 def accuracies(scores: jax.Array, positives: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The share of images whose best text is a right one, and of texts whose best image is; arguments as above."""
+  """The share of images whose best text is a right one, and of their texts whose best image is; arguments as above."""
 
-  def share(rows: jax.Array) -> jax.Array:
+  def share(rows: jax.Array, right: jax.Array) -> jax.Array:
     best = jnp.argmax(rows, axis=1)
-    return jnp.mean(jnp.take_along_axis(positives, best[:, None], axis=1), dtype=jnp.float32)
+    return jnp.mean(jnp.take_along_axis(right, best[:, None], axis=1), dtype=jnp.float32)
 
-  return share(scores), share(scores.T)
+  count = len(scores)
+  return share(scores, positives), share(scores[:, :count].T, positives[:, :count].T)

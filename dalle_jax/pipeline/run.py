@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, sharding
 from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.data import registry
+from dalle_jax.data.exchanges import Exchanges
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
-from dalle_jax.data.similar import InGroups
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.pipeline import finish, image_tokens, pretrained, sequence, sheets
 from dalle_jax.pipeline.workspace import Workspace, say
@@ -180,14 +180,13 @@ def make_batches(
   crop = config.data.crop
   if crop == 'paper':
     crop = 'paper_dvae' if stage == 'dvae' else 'paper_prior'
-  augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout)
-  source, seed = dataset.open('train'), stream_seed(config.seed, stage)
-  grouped = stage == 'reranker' and config.reranker.group_size > 1
-  if grouped:
-    source = InGroups(source, config.reranker.group_size, training.num_steps * training.batch_size, seed)
+  source, exchanges = dataset.open('train'), None
+  if stage == 'reranker' and config.reranker.exchange_words:
+    exchanges = Exchanges(source[i]['caption'] for i in range(len(source)))
+  augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, exchanges=exchanges)
   stream = Batches(
-    source, augmented, seed=seed, shuffle=not grouped, num_workers=config.data.num_workers, **options
-  )  # fmt: skip
+    source, augmented, seed=stream_seed(config.seed, stage), num_workers=config.data.num_workers, **options
+  )
   if 'validation' not in dataset.splits:
     return stream, None
   held_out = dataset.open('validation')

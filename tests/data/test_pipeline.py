@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from dalle_jax.data.exchanges import Exchanges
 from dalle_jax.data.image import encode_png
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.tokenizer import train_tokenizer
@@ -239,3 +240,14 @@ def test_dropout_changes_captions_from_epoch_to_epoch_and_never_cuts_one():
   tight = Preprocess(2, tokenizer=tokenizer, text_length=len(whole) + 1, bpe_dropout=0.5)
   for seed in range(20):
     np.testing.assert_array_equal(tight(record, np.random.default_rng(seed))['text'], whole)
+
+
+def test_with_exchanges_there_is_a_wrong_caption_beside_the_true_one():
+  captions = [f'a {one} circle above a {other} square' for one in ('red', 'blue') for other in ('red', 'blue')]
+  tokenizer = train_tokenizer(captions, 300)
+  wrong = Preprocess(6, tokenizer=tokenizer, text_length=40, exchanges=Exchanges(captions))
+  record = Pictures(1)[0] | {'caption': 'a red circle above a blue square'}
+  example = wrong(record, np.random.default_rng(0))
+  assert tokenizer.decode(example['text']) == 'a red circle above a blue square'
+  assert tokenizer.decode(example['exchanged']) == 'a blue circle above a red square'
+  assert example['exchanged'].shape == (39,)

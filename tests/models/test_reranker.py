@@ -179,7 +179,7 @@ def test_without_repeated_captions_the_loss_is_clips():
 
 def test_pictures_of_one_caption_share_the_target():
   text = np.array([[1, 2], [3, 0], [1, 2], [4, 0], [1, 2]])
-  positives = np.asarray(module.same_text(text))
+  positives = np.asarray(module.same_text(text, text))
   groups = [0, 1, 0, 2, 0]
   assert positives.tolist() == [[a == b for b in groups] for a in groups]
   perfect = np.where(positives, 50.0, 0.0)
@@ -192,9 +192,20 @@ def test_pictures_of_one_caption_share_the_target():
 
 
 def test_accuracy_counts_any_picture_of_the_caption():
-  positives = np.asarray(module.same_text(np.array([[1], [2], [1]])))
+  text = np.array([[1], [2], [1]])
+  positives = np.asarray(module.same_text(text, text))
   scores = np.array([[0.0, 1.0, 2.0], [0.0, 3.0, 0.0], [9.0, 0.0, 0.0]])
   images, texts = module.accuracies(jnp.asarray(scores), jnp.asarray(positives))
   assert (images, texts) == (1.0, 1.0)
   images, texts = module.accuracies(jnp.asarray(scores[[1, 0, 2]]), jnp.asarray(positives))
   assert (float(images), float(texts)) == pytest.approx((1 / 3, 1 / 3))
+
+
+def test_texts_of_no_image_are_negatives_of_all_images():
+  scores = np.random.default_rng(3).normal(size=(2, 4)).astype(np.float32)
+  positives = np.asarray(module.same_text(np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 4], [2, 1], [3, 4]])))
+  assert positives.tolist() == [[True, False, False, False], [False, True, False, True]]
+  images, texts = module.contrastive_losses(jnp.asarray(scores), jnp.asarray(positives))
+  logs = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+  assert images == pytest.approx(-(logs[0, 0] + (logs[1, 1] + logs[1, 3]) / 2) / 2, rel=1e-5)
+  assert texts == pytest.approx(float(module.contrastive_losses(scores[:, :2], np.eye(2, dtype=bool))[1]), rel=1e-5)

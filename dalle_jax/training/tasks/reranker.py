@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.config import Config
@@ -16,6 +17,7 @@ from dalle_jax.models.reranker import Reranker
 class RerankerTask:
   """Trains the collection 'reranker'; batches hold 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1].
 
+  Where they hold 'exchanged' too, captions that are wrong (`data.exchanges`), these are negatives of all images.
   The other pictures and captions of a batch are the negatives, over all devices; in parts of a batch
   (`accumulation_steps`) only those of the part.
   """
@@ -35,8 +37,14 @@ class RerankerTask:
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
     """The loss, and how often the best text of an image, or image of a text, is a right one, within the batch."""
-    images, texts, scale = self.model.apply({'params': params['reranker']}, batch['image'], batch['text'])
-    scores, positives = reranker.logits(images, texts, scale), reranker.same_text(batch['text'])
+    texts = jnp.stack([batch[name] for name in ('text', 'exchanged') if name in batch])
+    count, size, length = texts.shape
+    # Neighbours, so that a batch split over devices stays where it is.
+    flat = texts.swapaxes(0, 1).reshape(size * count, length)
+    images, embedded, scale = self.model.apply({'params': params['reranker']}, batch['image'], flat)
+    embedded = embedded.reshape(size, count, -1).swapaxes(0, 1).reshape(count * size, -1)
+    scores = reranker.logits(images, embedded, scale)
+    positives = reranker.same_text(batch['text'], texts.reshape(count * size, length))
     image_loss, text_loss = reranker.contrastive_losses(scores, positives)
     image_accuracy, text_accuracy = reranker.accuracies(scores, positives)
     return {
