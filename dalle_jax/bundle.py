@@ -193,7 +193,11 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path / "bundle.json"} is damaged ({error}); run the training command again.') from None
   if version != FORMAT_VERSION:
-    raise ValueError(f'{path} has bundle format {version}; this version of dalle_jax reads format {FORMAT_VERSION}.')
+    newer = isinstance(version, int) and version > FORMAT_VERSION
+    raise ValueError(
+      f'{path} ({flag}) has bundle format {version}, and this version of dalle_jax reads format {FORMAT_VERSION}.'
+      f'{_writer(path)} {"Install a newer dalle_jax." if newer else "Train it again."}'
+    )
   _check_parts(path, info, needs, flag)
   found = _sizes(path / 'params')
   damaged = [
@@ -239,7 +243,17 @@ def read_config(path: Path) -> Config:
   try:
     return Config.from_dict(json.loads((Path(path) / 'config.json').read_text()))
   except (ValueError, OSError) as error:
-    raise ValueError(f'The model directory {path} is damaged: {error}') from None
+    raise ValueError(f'The model directory {path} is damaged: {error}{_writer(path)}') from None
+
+
+def _writer(path: Path) -> str:
+  """A sentence about the version that wrote a bundle, where it was another one."""
+  try:
+    version = json.loads((Path(path) / 'bundle.json').read_text())['dalle_jax_version']
+  except (OSError, ValueError, KeyError, TypeError):
+    return ''
+  same = version == dalle_jax.__version__
+  return '' if same else f' It was written by dalle_jax {version}; this is {dalle_jax.__version__}.'
 
 
 def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '--model') -> Bundle:

@@ -250,7 +250,8 @@ class Model:
       raise ValueError('The model directory holds the dVAE only, which encodes and decodes; drawing needs a prior.')
     own = self.config.sampling
     sampling = settings.sampling(own, number)
-    if sampling.guidance_scale != 1 and self.part == 'prior' and not self.config.prior.caption_drop:
+    drops = self.part == 'prior' and self.config.prior.caption_drop
+    if sampling.guidance_scale != 1 and self.reads_captions and not drops:
       if not settings.negative_prompt:
         logging.warning(
           'guidance_scale is %g, but the model was trained without dropped captions (config.prior.caption_drop is 0), '

@@ -124,6 +124,7 @@ def printed_by(cell):
   return ''.join(output.text for output in cell.outputs if output.output_type == 'stream')
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs_from_start_to_end(monkeypatch, tmp_path):
   notebook = read('quickstart')
   execute(notebook, monkeypatch, tmp_path)

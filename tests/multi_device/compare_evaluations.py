@@ -46,9 +46,9 @@ def main() -> None:
   drawn, draw = {}, measured.draw_samples
 
   def remember(*arguments):
-    codes, images = draw(*arguments)
-    drawn[mesh.size] = codes
-    return codes, images
+    found = draw(*arguments)
+    drawn[mesh.size] = found.codes
+    return found
 
   measured.draw_samples = remember
   results = {}

@@ -30,7 +30,9 @@ SHARES = {
 }
 
 
-OTHER_MESHES = ('4x2x1', '4x1x2', '2x4x1', '2x1x4', '1x4x2', '1x2x4')
+# One axis and all three; the rest of the ten is slow.
+MESHES = ('8x1x1', '2x2x2')
+OTHER_MESHES = ('1x8x1', '1x1x8', '4x2x1', '4x1x2', '2x4x1', '2x1x4', '1x4x2', '1x2x4')
 
 
 def _compare(meshes):
@@ -47,7 +49,7 @@ def _report(finished):
 
 @pytest.fixture(scope='module')
 def finished():
-  return _compare(SHARES)
+  return _compare(MESHES)
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +65,7 @@ def _check_training(result):
 
 
 @pytest.mark.parametrize('stage', ['dvae', 'prior'])
-@pytest.mark.parametrize('mesh', SHARES)
+@pytest.mark.parametrize('mesh', MESHES)
 def test_training_is_the_same_on_any_mesh(report, mesh, stage):
   _check_training(report[mesh][stage])
 
@@ -73,7 +75,7 @@ def test_training_is_the_same_for_the_other_tasks(report, stage):
   _check_training(report['2x2x2'][stage])
 
 
-@pytest.mark.parametrize('mesh', SHARES)
+@pytest.mark.parametrize('mesh', MESHES)
 def test_attention_in_blocks_is_the_same_on_any_mesh(report, mesh):
   assert report[mesh]['attention_error'] < 1e-5
 
@@ -84,16 +86,23 @@ def test_training_and_drawing_are_the_same_on_the_other_meshes():
   for mesh in OTHER_MESHES:
     for stage in ('dvae', 'prior'):
       _check_training(report[mesh][stage])
-    assert report[mesh]['wrong_pixels'] == 0
+    assert report[mesh]['wrong_codes'] == 0
+    assert report[mesh]['attention_error'] < 1e-5
+    if mesh in SHARES:
+      _check_shares(report, mesh)
 
 
-@pytest.mark.parametrize('mesh', SHARES)
-def test_parameters_are_born_in_parts(report, mesh):
+def _check_shares(report, mesh):
   shares = report[mesh]['dvae']['shares'] | report[mesh]['prior']['shares']
   assert {name: shares[name] for name in SHARES[mesh]} == pytest.approx(SHARES[mesh])
 
 
-@pytest.mark.parametrize('mesh', SHARES)
+@pytest.mark.parametrize('mesh', MESHES)
+def test_parameters_are_born_in_parts(report, mesh):
+  _check_shares(report, mesh)
+
+
+@pytest.mark.parametrize('mesh', MESHES)
 def test_drawn_codes_are_the_same_on_any_mesh(report, mesh):
   assert report[mesh]['wrong_codes'] == 0
   assert report['num_codes'] > 5

@@ -147,7 +147,7 @@ def test_models_without_attention_tell_how_sure_they_are(tmp_path, written):
     ({'heads': [0]}, '--heads: there is no 0; the model has 1 to 2'),
     ({'image': 'nowhere.png'}, '--image nowhere.png cannot be read'),
     ({'image': 'nowhere.png', 'num_images': 2}, 'with --num_images=1'),
-    ({'num_images': 0}, r'--num_images \(--keep\) is 0'),
+    ({'num_images': 0}, '--num_images (--keep) is 0'),
     ({'continuation': False}, '--nocontinuation looks at one text'),
     ({'model': 'nowhere'}, 'no model directory at nowhere'),
   ],

@@ -19,6 +19,7 @@ from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
 from dalle_jax.pipeline import examples, run, sheets
 from dalle_jax.pipeline.draw import draw
+from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.pipeline.workspace import Workspace
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training import loop
@@ -103,9 +104,8 @@ def test_the_model_is_whole_and_its_parameters_are_the_averages(finished):
 
 
 def test_the_model_draws(finished, tmp_path):
-  *pictures, sheet = draw(
-    str(finished[0] / 'model'), ['a red circle'], out=str(tmp_path), num_images=2, seed=1, batch_size=2
-  )
+  settings = DrawSettings(num_images=2, seed=1, batch_size=2)
+  *pictures, sheet = draw(str(finished[0] / 'model'), ['a red circle'], settings, out=str(tmp_path))
   assert len(pictures) == 2
   with Image.open(pictures[0]) as image, Image.open(sheet) as whole:
     assert image.size == (32, 32)

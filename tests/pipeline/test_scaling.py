@@ -41,7 +41,7 @@ def test_results_are_found_by_directory_or_file_and_what_is_wrong_is_said(result
 
 def test_everything_that_was_fitted_is_told_and_kept(results):
   table, _ = scaling.load(results, 'non_embedding')
-  found = scaling.fit(table, 0.9, 100, 0)
+  found = scaling.fit(table, 0.9, 20, 0)
   text = scaling.report(*found, table, 0.9)
   for words in (
     'L(N): 5 runs',
@@ -67,7 +67,7 @@ def test_everything_that_was_fitted_is_told_and_kept(results):
 
 def test_a_plan_is_told_with_its_reach(results):
   table, _ = scaling.load(results, 'non_embedding')
-  fits, _ = scaling_fits.fit_laws(table, num_samples=100)
+  fits, _ = scaling_fits.fit_laws(table, num_samples=20)
   beyond = scaling.describe_plan(scaling_fits.plan(table, fits['L(N, D)'], 6e15, 0.9), table.unit, 0.9)
   assert '2.0 decades beyond the largest run' in beyond and 'warning: D lies' in beyond
   inside = scaling.describe_plan(scaling_fits.plan(table, fits['L(N, D)'], 1e12, 0.9), table.unit, 0.9)
@@ -77,6 +77,6 @@ def test_a_plan_is_told_with_its_reach(results):
 def test_a_ladder_too_small_says_so_and_has_no_test(tmp_path):
   scaling_runs.write(tmp_path / 'results.jsonl', ladder(sizes=(1e4, 1e5)))
   table, _ = scaling.load(tmp_path, 'non_embedding')
-  fits, missing, test = scaling.fit(table, 0.9, 100, 0)
+  fits, missing, test = scaling.fit(table, 0.9, 20, 0)
   assert test is None and 'L(N, D)' not in fits
   assert 'No test on the largest run' in scaling.report(fits, missing, test, table, 0.9)

@@ -109,6 +109,7 @@ def _interrupted(config, workdir, monkeypatch, at):
   run.run(config, str(workdir), stop_after='prior')
 
 
+@pytest.mark.slow
 def test_vector_quantisation_stopped_and_continued_ends_as_if_it_had_not(root, monkeypatch):
   config = _config(root, dvae={'bottleneck': 'vq', 'restart_threshold': 0.9}, task='dvae')
   run.run(config, str(root / 'vq'), stop_after='prior')
