@@ -116,6 +116,7 @@ def test_a_picture_is_drawn_again_by_what_it_carries(drawn, model, tmp_path):
 def test_pictures_of_candidates_and_guidance_are_drawn_again_too(model, tmp_path):
   settings = {'num_images': 2, 'candidates': 5, 'guidance_scale': 3.0, 'guidance_ramp': 0.5, 'top_p': 0.9}
   files = _draw(model, PROMPTS[:1], tmp_path, **settings, negative_prompt='a blue square')
+  assert [file.name for file in files[2:]] == ['candidates.html', 'contact_sheet.png']
   facts = [_facts(file) for file in files[:2]]
   assert [fact['candidates'] for fact in facts] == [5, 5] and facts[0]['score'] >= facts[1]['score']
   again = draw_again(model, str(files[1]), str(tmp_path / 'again'))

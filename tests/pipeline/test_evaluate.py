@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from random_models import PICTURES, caption_tokenizer, save_random
+from web_page import Page
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
@@ -64,6 +65,23 @@ def whole(model, reranker):
            'prompt_accuracy', 'diversity')  # fmt: skip
   settings = Settings(model=str(model), metrics=names, features='reranker', reranker=reranker, **FLAGS)
   return settings, evaluate(settings)
+
+
+def test_the_page_shows_what_was_measured(model, whole):
+  page = Page((model.parent / 'evaluation_validation.html').read_text())
+  titles = page.text('h2')
+  assert titles[:3] == ['Scores', 'Reconstructions', 'Codebook']
+  assert titles[3:] == ['Samples: validation', 'Likelihood of tokens', 'Curves', 'Configuration']
+  kept = whole[1]['figures']['reconstruction/psnr']['value']
+  assert repr(kept) in [element.attrs['value'] for element in page.of('data')]
+
+
+def test_settings_of_sampling_are_those_of_the_flags(whole, tmp_path):
+  settings, result = whole
+  changes = {'metrics': ('diversity',), 'features': None, 'temperature': 0.0, 'out': str(tmp_path / 'a.json')}
+  other = evaluate(dataclasses.replace(settings, **changes))
+  assert other['sampling']['temperature'] == 0 and result['sampling']['temperature'] == CONFIG.sampling.temperature
+  assert other['figures']['diversity/distinct_grids']['value'] == 1
 
 
 def test_the_bound_is_printed_and_written_and_does_not_depend_on_the_batch(model, capsys):
