@@ -63,8 +63,7 @@ def main(argv: list[str]) -> int:
   from dalle_jax.pipeline import codes, draw
   from dalle_jax.pipeline.settings import DrawSettings
 
-  if bool(_FROM.value) + _ENCODE.value + bool(_DECODE.value) > 1:
-    raise ValueError('--from, --encode and --decode exclude each other; give one of them.')
+  _check_flags()
   values = {name: flags.FLAGS[name].value for name in _SETTINGS}
   settings = DrawSettings(num_images=_NUM_IMAGES.value if _KEEP.value is None else _KEEP.value, **values)
   if _ENCODE.value or _DECODE.value:
@@ -80,6 +79,22 @@ def main(argv: list[str]) -> int:
     print(f'{files[0]}, drawn again')
     return 0
   return _draw(settings, given)
+
+
+def _check_flags() -> None:
+  """Refuses flags that would be ignored."""
+  alone = {'from': _FROM.value, 'encode': _ENCODE.value, 'decode': _DECODE.value}
+  chosen = [name for name, value in alone.items() if value]
+  if len(chosen) > 1:
+    raise ValueError(f'--{chosen[0]} and --{chosen[1]} exclude each other; give one of them.')
+  if not chosen:
+    return
+  kept = {'from': ('image', *_GIVEN), 'encode': ('image',), 'decode': ()}[chosen[0]]
+  names = ('prompt', 'prompts_file', 'num_images', 'keep', 'preview_every', 'reranker', 'image', *_SETTINGS, *_GIVEN)
+  ignored = [name for name in names if name not in kept and flags.FLAGS[name].present]
+  if ignored:
+    why = 'takes all settings from the picture' if chosen[0] == 'from' else 'draws nothing'
+    raise ValueError(f'--{chosen[0]} {why}; leave out --{", --".join(ignored)}.')
 
 
 def _draw(settings: Any, given: Any) -> int:

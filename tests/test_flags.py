@@ -96,6 +96,11 @@ def test_train_refuses_mistakes_before_it_starts(arguments, words, tmp_path):
     ([], ['nowhere', '--model']),
     (['--prompt=a', '--prompt='], ['prompt', 'empty']),
     (['--prompts_file=missing.txt'], ['--prompts_file missing.txt']),
+    (['--from=a.png', '--seed=3', '--prompt=a'], ['--from takes all settings from the picture', '--prompt, --seed']),
+    (['--from=a.png', '--encode'], ['--from and --encode exclude each other']),
+    (['--encode', '--image=a.png', '--top_k=3'], ['--encode draws nothing; leave out --top_k']),
+    (['--keep_top=0.5', '--prompt=a'], ['--keep_top', '--image']),
+    (['--image=a.png', '--keep_box=a,b,c,d'], ['--keep_box is a,b,c,d', 'four numbers']),
   ],
 )
 def test_generate_refuses_mistakes(arguments, words, tmp_path):

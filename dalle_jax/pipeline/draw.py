@@ -230,8 +230,8 @@ def read_facts(file: str) -> tuple[str, dict[str, Any]]:
       text = dict(getattr(image, 'text', {}))
     facts = json.loads(text['dalle_jax'])
     prompt, index = text['prompt'], facts['index']
-    if not isinstance(index, int) or not isinstance(facts['seed'], int):
-      raise ValueError('seed and index must be whole numbers')
+    if not isinstance(index, int) or not 0 <= index < 2**31:
+      raise ValueError(f'the index {index!r} is no number of an image')
   except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
     raise ValueError(
       f'--from={file} is no picture that `python -m dalle_jax.generate` wrote, or its text was removed: '
