@@ -18,7 +18,7 @@ _OUT = flags.DEFINE_string('out', 'samples', 'Directory for the pictures.')
 _PREVIEW_EVERY = flags.DEFINE_integer('preview_every', 0, 'Rows of tokens after which OUT/previews gets a picture.')
 
 # The fields of DrawSettings.
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 8, 'Images, or texts, of each prompt.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', None, 'Images, or texts, of each prompt; 8 by default.')
 flags.DEFINE_integer('seed', 0, 'Seed of the noise; image i of a seed is the same, however many are drawn.')
 flags.DEFINE_integer('batch_size', None, "Images drawn at a time, at most; by default the model's own.")
 flags.DEFINE_float('temperature', None, "0 takes the likeliest tokens; by default the model's own.")
@@ -27,8 +27,8 @@ flags.DEFINE_float('top_p', None, "Share of the probability to choose among, 1 f
 flags.DEFINE_float('guidance_scale', None, "How far the prompt's effect is exaggerated, 1: not; default: the model's.")
 flags.DEFINE_float('guidance_ramp', None, "Share of the image over which the scale grows; by default the model's own.")
 flags.DEFINE_string('negative_prompt', '', 'What guidance keeps away from.')
-flags.DEFINE_integer('candidates', None, 'Images drawn of each prompt, of which --keep are kept.')
-_KEEP = flags.DEFINE_integer('keep', None, 'Images kept of the candidates; by default --num_images.')
+_CANDIDATES = flags.DEFINE_integer('candidates', None, 'Images drawn of each prompt, of which --keep are kept.')
+_KEEP = flags.DEFINE_integer('keep', None, 'Images kept of the candidates; by default --num_images, or 8.')
 flags.DEFINE_string(
   'rank',
   '',
@@ -60,12 +60,12 @@ _GIVEN = ('mask', 'keep_top', *_BOXES, 'variation')
 
 def main(argv: list[str]) -> int:
   del argv
-  from dalle_jax.pipeline import codes, draw
+  from dalle_jax.pipeline import again, codes
   from dalle_jax.pipeline.settings import DrawSettings
 
   _check_flags()
   values = {name: flags.FLAGS[name].value for name in _SETTINGS}
-  settings = DrawSettings(num_images=_NUM_IMAGES.value if _KEEP.value is None else _KEEP.value, **values)
+  settings = DrawSettings(num_images=_num_images(), **values)
   if _ENCODE.value or _DECODE.value:
     doors.start_jax(distributed=False)
     one = codes.encode if _ENCODE.value else codes.decode
@@ -75,14 +75,26 @@ def main(argv: list[str]) -> int:
   given = _given()
   if _FROM.value:
     doors.start_jax(distributed=False)
-    files = draw.draw_again(_MODEL.value, _FROM.value, _OUT.value, given)
-    print(f'{files[0]}, drawn again')
+    files = again.draw_again(_MODEL.value, _FROM.value, _OUT.value, given)
+    print(files[0])
     return 0
   return _draw(settings, given)
 
 
+def _num_images() -> int:
+  """Images to keep of each prompt."""
+  given = [flag.value for flag in (_KEEP, _NUM_IMAGES) if flag.value is not None]
+  if len(given) > 1:
+    raise ValueError('--keep and --num_images say the same; give one of them.')
+  if _KEEP.value is not None and _CANDIDATES.value is None:
+    raise ValueError('--keep says how many of --candidates are kept; give both, or --num_images.')
+  return given[0] if given else min(8, _CANDIDATES.value or 8)
+
+
 def _check_flags() -> None:
   """Refuses flags that would be ignored."""
+  if _RERANKER.value and _CANDIDATES.value is None and flags.FLAGS['rank'].value != 'reranker':
+    raise ValueError('--reranker ranks candidates; give --candidates, of which --keep are kept.')
   alone = {'from': _FROM.value, 'encode': _ENCODE.value, 'decode': _DECODE.value}
   chosen = [name for name, value in alone.items() if value]
   if len(chosen) > 1:
@@ -107,6 +119,11 @@ def _draw(settings: Any, given: Any) -> int:
     prompts = draw.read_prompts(_PROMPT.value, '')  # which says what is missing
   doors.start_jax(distributed=False)
   if of_text:
+    names = ('out', 'preview_every', 'reranker', 'image', 'truncate', 'guidance_scale', 'guidance_ramp')
+    names += ('negative_prompt', 'candidates', 'keep', 'rank')
+    ignored = [name for name in names if flags.FLAGS[name].present]
+    if ignored:
+      raise ValueError(f'{_MODEL.value} (--model) is a model of text; leave out --{", --".join(ignored)}.')
     write.show(prompts, write.write(_MODEL.value, prompts, settings))
     return 0
   files = draw.draw(

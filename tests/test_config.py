@@ -183,7 +183,7 @@ BAD_VALUES = {
   'sampling.temperature': -1.0,
   'sampling.top_k': -1,
   'sampling.top_p': 0.0,
-  'sampling.guidance_scale': -1.0,
+  'sampling.guidance_scale': 1e39,
   'sampling.guidance_ramp': 1.5,
   'sampling.batch_size': 0,
   'evaluation.num_reconstructions': 0,

@@ -100,6 +100,8 @@ def test_train_refuses_mistakes_before_it_starts(arguments, words, tmp_path):
     (['--from=a.png', '--encode'], ['--from and --encode exclude each other']),
     (['--encode', '--image=a.png', '--top_k=3'], ['--encode draws nothing; leave out --top_k']),
     (['--keep_top=0.5', '--prompt=a'], ['--keep_top', '--image']),
+    (['--keep=2', '--prompt=a'], ['--keep', '--candidates']),
+    (['--reranker=x', '--prompt=a'], ['--reranker ranks candidates']),
     (['--image=a.png', '--keep_box=a,b,c,d'], ['--keep_box is a,b,c,d', 'four numbers']),
   ],
 )

@@ -58,6 +58,8 @@ def main(action: str, argv: list[str]) -> int:
   from dalle_jax.pipeline import outputs
 
   values, out = _numbers(action), Path(_OUT.value)
+  if out.suffix != '.json':
+    raise ValueError(f'--out={out} must end in .json.')
   if _MOST.value < 1:
     raise ValueError(f'--most is {_MOST.value}; it must be at least 1.')
   outputs.check_out(out)
@@ -96,7 +98,7 @@ def _candidates(model: Any, prompts: Any, values: dict[str, Any]) -> dict[str, A
 
 
 def _write(out: Path, found: dict[str, Any]) -> int:
-  out.write_text(json.dumps(found, indent=2) + '\n')
+  out.write_text(json.dumps(found, indent=2, allow_nan=False) + '\n')
   print(out)
   return 0
 

@@ -1,9 +1,10 @@
 """Devices, logs, and what is drawn and measured: nothing here changes what is learnt."""
 
 import dataclasses
-import math
 
 from dalle_jax.config.checks import require, require_fraction, require_positive
+
+MOST = 1e6  # of temperatures and scales, far from where 32 bits end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,15 @@ class SamplingConfig:
   batch_size: int = 64
 
   def __post_init__(self) -> None:
-    require(self.temperature >= 0, f'config.sampling.temperature is {self.temperature}; it must be 0 or more.')
+    require(
+      0 <= self.temperature <= MOST,
+      f'config.sampling.temperature is {self.temperature}; it must lie in 0 to {MOST:,.0f}.',
+    )
     require(self.top_k >= 0, f'config.sampling.top_k is {self.top_k}; it must be 0 (all tokens) or more.')
     require(0 < self.top_p <= 1, f'config.sampling.top_p is {self.top_p}; it must be above 0 and at most 1 (all).')
     require(
-      math.isfinite(self.guidance_scale) and self.guidance_scale >= 0,
-      f'config.sampling.guidance_scale is {self.guidance_scale}; it must be 0 or more.',
+      0 <= self.guidance_scale <= MOST,
+      f'config.sampling.guidance_scale is {self.guidance_scale}; it must lie in 0 to {MOST:,.0f}.',
     )
     require_fraction('sampling', self, 'guidance_ramp')
     require_positive('sampling', self, 'batch_size')

@@ -23,9 +23,9 @@ def chosen(scores: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 
 
 def curve(scores: np.ndarray, values: np.ndarray, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Means over prompts of `chosen` for each of C counts, and their standard errors: two float arrays [C]."""
+  """Means over prompts of `chosen` for each of C counts, and their standard errors (0 of one prompt), [C] each."""
   means = [chosen(scores, values, count) for count in counts]
-  errors = [each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan for each in means]
+  errors = [each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in means]
   return np.array([each.mean() for each in means]), np.array(errors)
 
 

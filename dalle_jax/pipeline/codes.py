@@ -10,7 +10,7 @@ from dalle_jax.reporting import sheets
 
 
 def encode(model: str, image: str, out: str) -> list[Path]:
-  """Writes a picture's codes, int32 [h, w], as OUT/NAME.npy, and what they decode to as OUT/NAME.png.
+  """Writes a picture's codes, int32 [h, w], as OUT/NAME.npy, and what they decode to as OUT/NAME_decoded.png.
 
   Args:
     model: a model directory with a dVAE.
@@ -24,17 +24,15 @@ def encode(model: str, image: str, out: str) -> list[Path]:
     raise ValueError('--encode needs a picture; give it with --image.')
   picture, loaded = read_picture(image), load(model)
   codes = loaded.encode(picture[None])
-  stem = _directory(out) / Path(image).stem
-  np.save(stem.with_suffix('.npy'), codes[0])
-  shown = stem.with_suffix('.png')
-  if shown.exists() and shown.samefile(image):
-    shown = stem.with_name(f'{stem.name}_decoded.png')
+  directory, stem = _directory(out), Path(image).stem
+  kept, shown = directory / f'{stem}.npy', directory / f'{stem}_decoded.png'
+  np.save(kept, codes[0])
   sheets.save_png(loaded.decode(codes)[0], shown, None)
-  return [stem.with_suffix('.npy'), shown]
+  return [kept, shown]
 
 
 def decode(model: str, file: str, out: str) -> list[Path]:
-  """Writes what codes decode to as OUT/NAME.png, or OUT/NAME_NUMBER.png where there are several.
+  """Writes what codes decode to as OUT/NAME_decoded.png, or OUT/NAME_NUMBER_decoded.png where there are several.
 
   Args:
     model: a model directory with a dVAE.
@@ -46,6 +44,8 @@ def decode(model: str, file: str, out: str) -> list[Path]:
   """
   try:
     codes = np.load(file, allow_pickle=False)
+    if not isinstance(codes, np.ndarray):
+      raise ValueError('it is an archive of several arrays')
   except (OSError, ValueError, EOFError) as error:
     raise ValueError(f'--decode={file} cannot be read as a .npy file of numbers: {error}') from None
   try:
@@ -55,8 +55,8 @@ def decode(model: str, file: str, out: str) -> list[Path]:
   directory, stem = _directory(out), Path(file).stem
   names = [stem] if codes.ndim == 2 else [f'{stem}_{number:03d}' for number in range(len(images))]
   for name, image in zip(names, images, strict=True):
-    sheets.save_png(image, directory / f'{name}.png', None)
-  return [directory / f'{name}.png' for name in names]
+    sheets.save_png(image, directory / f'{name}_decoded.png', None)
+  return [directory / f'{name}_decoded.png' for name in names]
 
 
 def _directory(out: str) -> Path:

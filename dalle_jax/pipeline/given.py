@@ -87,7 +87,7 @@ def read_picture(file: str, flag: str = '--image') -> np.ndarray:
 
 
 def read_mask(file: str) -> np.ndarray:
-  """What stays, bool [H, W]: what is black, or, in a picture with transparency, what is opaque.
+  """What stays, bool [H, W]: what is dark or, in a picture of which some is transparent, what is opaque.
 
   Raises:
     ValueError: it cannot be read.
@@ -95,7 +95,9 @@ def read_mask(file: str) -> np.ndarray:
   try:
     with Image.open(file) as image:
       if 'A' in image.getbands() or 'transparency' in image.info:
-        return np.asarray(image.convert('RGBA'))[..., 3] >= WHITE
-      return np.asarray(image.convert('L')) < WHITE
-  except (OSError, ValueError, Image.DecompressionBombError) as error:
+        opaque = np.asarray(image.convert('RGBA'))[..., 3] >= WHITE
+        if not opaque.all():
+          return opaque
+    return np.asarray(Image.fromarray(read_picture(file, '--mask')).convert('L')) < WHITE
+  except (OSError, Image.DecompressionBombError) as error:
     raise ValueError(f'--mask {file} cannot be read: {error}') from None

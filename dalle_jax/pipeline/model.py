@@ -6,10 +6,13 @@ images = model.generate(['a large red circle above a small blue square'], num_im
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -19,11 +22,11 @@ from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD, shortened
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.pipeline import ranking
+from dalle_jax.pipeline import ranker, ranking
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.pipeline.sheets import make_sampler
 from dalle_jax.sampling import completion
-from dalle_jax.sampling.generate import Known, Preview, Sampler, encode_prompts
+from dalle_jax.sampling.generate import Drawn, Known, Preview, Sampler, encode_prompts
 
 CANDIDATES_OF_HOLES = 8  # drawn for each completion whose mask is followed by something that stays
 
@@ -74,12 +77,16 @@ class Model:
       num_images: of each prompt; image i of a seed is the same, however many are asked for.
       known: codes that are known, as `known` and `varied` make them.
       **settings: of `DrawSettings`, such as seed, temperature, top_k, top_p, guidance_scale, negative_prompt,
-        candidates and rank; and `reranker`, `progress` and `preview` as in `draw`.
+        candidates and rank; and `reranker`, also as a model directory, `progress`, `preview` and `preview_every` as in
+        `draw`.
 
     Raises:
       ValueError: a prompt or a setting cannot be used.
     """
-    options = {name: settings.pop(name) for name in ('reranker', 'progress', 'preview') if name in settings}
+    names = ('reranker', 'progress', 'preview', 'preview_every')
+    options = {name: settings.pop(name) for name in names if name in settings}
+    if isinstance(options.get('reranker'), str | Path):
+      options['reranker'] = ranker.load(str(options['reranker']), self.mesh)
     unknown = set(settings) - {field.name for field in dataclasses.fields(DrawSettings)}
     if unknown:
       raise ValueError(f'Unknown setting {sorted(unknown)[0]!r}; see dalle_jax.pipeline.settings.DrawSettings.')
@@ -99,6 +106,7 @@ class Model:
     progress: ProgressOf | None = None,
     preview: Callable[[Preview], None] | None = None,
     preview_every: int = 1,
+    finished: Callable[[np.ndarray, Drawn, SamplingConfig], None] | None = None,
   ) -> Drawing:
     """Draws the candidates of every prompt, and says which to keep.
 
@@ -111,25 +119,36 @@ class Model:
       progress: called with (tokens drawn, of how many).
       preview: called with the images so far, whose numbers count those of the first prompt, then the second's, ...
       preview_every: rows of tokens between two previews.
+      finished: called after each batch with the numbers of its images, counted as those of previews, the images, and
+        the settings of sampling.
 
     Raises:
       ValueError: a prompt or a setting cannot be used.
     """
     settings = self.effective(settings, known)
+    if not len(prompts):
+      raise ValueError('There are no prompts; give one at least.')
     text = self._encode(prompts, settings.truncate, known is not None)
-    rank = ranking.check(settings, self.config, self.part, reranker)
+    rank = ranking.check(settings, self.config, self.part, reranker, prompts)
     index = np.arange(settings.num_drawn) if index is None else np.asarray(index)
+    if index.min() < 0 or index.max() >= 2**31:
+      raise ValueError(f'Numbers of images must lie in [0, 2^31); given {index.min()} to {index.max()}.')
     numbers = np.broadcast_to(index, (len(text), index.shape[-1]))
     rows = text.repeat(numbers.shape[1], axis=0)
     sampler = self._sampler(settings, len(rows))
+    self._check_dvae()
+
+    def tell(numbers: np.ndarray, batch: Drawn) -> None:
+      finished(numbers, batch, _carried_out(sampler))
+
     drawn = sampler.draw(
       self.params, rows, settings.seed, progress, index=numbers.reshape(-1),
       unconditional=self._unconditional(settings, rows), known=_repeated(known, len(rows)), preview=preview,
-      preview_every=preview_every,
+      preview_every=preview_every, finished=finished and tell,
     )  # fmt: skip
     codes, images, nats = (x.reshape(*numbers.shape, *x.shape[1:]) for x in drawn)
-    sampling = dataclasses.replace(sampler.settings, batch_size=sampler.batch_size)
-    whole = Drawing(images, codes, nats, None, ranking.best(None, *numbers.shape, numbers.shape[1]), settings, sampling)
+    kept = ranking.best(None, *numbers.shape, numbers.shape[1])
+    whole = Drawing(images, codes, nats, None, kept, settings, _carried_out(sampler))
     if not rank:
       return whole
     scores = self.scores(rank, prompts, whole, reranker)
@@ -149,7 +168,7 @@ class Model:
     Raises:
       ValueError: the model, or the reranker, is not there for it.
     """
-    ranking.check(dataclasses.replace(drawn.settings, rank=rank), self.config, self.part, reranker)
+    ranking.check(dataclasses.replace(drawn.settings, rank=rank), self.config, self.part, reranker, prompts)
     if rank == 'reranker':
       return reranker.scores(prompts, drawn.images)
     if rank == 'likelihood':
@@ -201,6 +220,7 @@ class Model:
 
   def known(self, image: np.ndarray, keep: np.ndarray) -> Known:
     """The codes of a picture with those that stay; see `complete`."""
+    _check_picture(image)
     codes, keep = self.encode(image[None]), np.asarray(keep, bool)
     size = codes.shape[1]
     if keep.shape != codes.shape[1:]:
@@ -214,6 +234,12 @@ class Model:
       white = np.where(keep, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=-1)
       shown = fit(white, self.config.data.image_size, resampling=self.config.data.resampling)
       keep = completion.from_pixels(shown[..., 0] == 255, size)
+    if not keep.any() or keep.all():
+      raise ValueError(
+        f'{"Nothing" if keep.all() else "Everything"} of the picture is to be drawn: what stays is counted in whole '
+        f'codes, of which one is 1/{size} of a side, and of the middle square. Change --mask, or the shares of '
+        '--keep_top, --keep_box or --redraw_box.'
+      )
     return Known(codes, keep[None])
 
   def varied(self, image: np.ndarray, strength: float) -> Known:
@@ -225,6 +251,9 @@ class Model:
   def encode(self, images: np.ndarray) -> np.ndarray:
     """The dVAE's codes int32 [N, h, w] of pictures uint8 [N, H, W, 3] of any size; of each the middle square."""
     size, resampling = self.config.data.image_size, self.config.data.resampling
+    for image in images:
+      _check_picture(image)
+    self._check_dvae()
     fitted = np.stack([fit(image, size, resampling=resampling) for image in images])
     batch_size = self.config.sampling.batch_size
     return reconstruction.encode(self._loaded.dvae, self.params['dvae'], fitted, self.mesh, batch_size)
@@ -242,8 +271,20 @@ class Model:
       )
     if codes.size and not (0 <= codes.min() and codes.max() < vocab):
       raise ValueError(f'Codes must lie in 0 to {vocab - 1}; given {codes.min()} to {codes.max()}.')
+    if not len(codes):
+      raise ValueError('There are no codes to decode; the array is empty.')
+    self._check_dvae()
     batch_size = self.config.sampling.batch_size
     return reconstruction.decode(self._loaded.dvae, self.params['dvae'], codes.astype(np.int32), self.mesh, batch_size)
+
+  @functools.cached_property
+  def _dvae_is_finite(self) -> bool:
+    leaves = jax.tree.leaves(self.params['dvae'])
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+  def _check_dvae(self) -> None:
+    if not self._dvae_is_finite:
+      raise ValueError("The dVAE's parameters hold NaN or infinite numbers; train it again, or take an earlier model.")
 
   def _sampler(self, settings: DrawSettings, number: int) -> Sampler:
     if self.part is None:
@@ -297,6 +338,18 @@ class Model:
     if settings.sampling(self.config.sampling, 1).guidance_scale == 1:
       raise ValueError('--negative_prompt needs guidance: give --guidance_scale, 3 for instance; 1 is none.')
     return self._encode([settings.negative_prompt], settings.truncate, False).repeat(len(rows), axis=0)
+
+
+def _check_picture(image: Any) -> None:
+  """Raises ValueError for what is no picture."""
+  if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    kind = f'{image.dtype} {list(image.shape)}' if isinstance(image, np.ndarray) else type(image).__name__
+    raise ValueError(f'A picture must be a uint8 array [H, W, 3]; given {kind}.')
+
+
+def _carried_out(sampler: Sampler) -> SamplingConfig:
+  """The settings of sampling with the batch size that memory held."""
+  return dataclasses.replace(sampler.settings, batch_size=sampler.batch_size)
 
 
 def _repeated(known: Known | None, count: int) -> Known | None:

@@ -22,7 +22,9 @@ class Scorer(Protocol):
     """P prompts and uint8 [P, N, H, W, 3] to float32 [P, N]; more is better."""
 
 
-def check(settings: DrawSettings, config: Config, part: str | None, reranker: Scorer | None) -> str:
+def check(
+  settings: DrawSettings, config: Config, part: str | None, reranker: Scorer | None, prompts: Sequence[str]
+) -> str:
   """How candidates are ranked; '' where all are kept as they come.
 
   Args:
@@ -30,13 +32,16 @@ def check(settings: DrawSettings, config: Config, part: str | None, reranker: Sc
     config: of the model.
     part: the collection of its parameters that draws.
     reranker: if there is one.
+    prompts: '' for no caption.
 
   Raises:
     ValueError: the model, or the reranker, is not there for it.
   """
   rank = settings.rank
   if not rank and settings.num_drawn > settings.num_images:
-    rank = 'reranker' if reranker else 'likelihood'
+    rank = 'reranker' if reranker and all(prompts) else 'likelihood'
+  if rank in ('reranker', 'caption_likelihood') and not all(prompts):
+    raise ValueError(f'--rank={rank} compares images with prompts, and there is none; take --rank=likelihood.')
   if rank == 'reranker' and reranker is None:
     raise ValueError(
       '--rank=reranker needs --reranker=DIR, a model directory of configs/reranker.py or tools/import_openai_clip.py.'

@@ -1,10 +1,10 @@
 """What the flags of commands say: how to sample, with the model's own settings for the rest; how to compress."""
 
 import dataclasses
-import math
 
 from dalle_jax.compression.coders import CODERS
 from dalle_jax.config import SamplingConfig
+from dalle_jax.config.running import MOST
 
 RANKS = ('reranker', 'likelihood', 'caption_likelihood')
 _OWN = ('batch_size', 'temperature', 'top_k', 'top_p', 'guidance_scale', 'guidance_ramp')
@@ -41,10 +41,10 @@ class DrawSettings:
     given = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
     checks = {
       'batch_size': (lambda x: x >= 1, 'at least 1'),
-      'temperature': (lambda x: 0 <= x < math.inf, '0 or more'),
+      'temperature': (lambda x: 0 <= x <= MOST, f'0 to {MOST:,.0f}'),
       'top_k': (lambda x: x >= 0, '0 (all tokens) or more'),
       'top_p': (lambda x: 0 < x <= 1, 'above 0 and at most 1 (all tokens)'),
-      'guidance_scale': (lambda x: 0 <= x < math.inf, '0 or more; 1 is none'),
+      'guidance_scale': (lambda x: 0 <= x <= MOST, f'0 to {MOST:,.0f}; 1 is none'),
       'guidance_ramp': (lambda x: 0 <= x <= 1, 'between 0 and 1, a share of the image'),
     }
     for name, value in given.items():

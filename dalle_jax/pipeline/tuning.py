@@ -115,13 +115,16 @@ def choosing(
   counts, figures = candidates.powers_of_two(most), {}
   wanted = dataclasses.replace(settings, num_images=most, candidates=most, rank='', truncate=True)
   for rank in ranks:
-    ranking.check(dataclasses.replace(wanted, rank=rank), model.config, model.part, reranker)
+    ranking.check(dataclasses.replace(wanted, rank=rank), model.config, model.part, reranker, prompts[0].texts)
   for part in prompts:
     drawn = _with_progress(f'{part.split}: {most} candidates', model, part.texts, wanted)
     flat = drawn.images.reshape(-1, *drawn.images.shape[2:])
     right = judge.judge([text for text in part.texts for _ in range(most)], flat).reshape(len(part.texts), most)
-    scores = {rank: model.scores(rank, part.texts, drawn, reranker) for rank in ranks} | {'any': right}
+    scores = {rank: model.scores(rank, part.texts, drawn, reranker) for rank in ranks} | {
+      'any': right.astype(np.float32)
+    }
     for rank, score in scores.items():
+      ranking.best(score, *score.shape, 1)  # for its check
       for name, members in part.groups.items():
         means, errors = candidates.curve(score[members], right[members], counts)
         figures.setdefault(rank, {})[name] = means.tolist()

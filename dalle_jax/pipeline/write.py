@@ -29,9 +29,6 @@ def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[li
   Raises:
     ValueError: the model or a setting cannot be used.
   """
-  for name in ('guidance_scale', 'guidance_ramp', 'negative_prompt', 'candidates', 'rank'):
-    if getattr(settings, name):
-      raise ValueError(f'--{name} is for models that draw, and {model} (--model) is a model of text; leave it out.')
   path = Path(model)
   bundle.check(path, needs=('model',))
   mesh = sharding.make_mesh(MeshConfig())

@@ -83,7 +83,7 @@ class Sampler:
         'leave --guidance_scale (config.sampling.guidance_scale) at 1.'
       )
     self._programs = _programs(model, dvae, mesh, settings.top_k)
-    self._fits = False
+    self._most_known = -1  # codes for which the batch size has been compared with memory
 
   def __call__(
     self, params: dict[str, Any], text: np.ndarray, seed: int, progress: Callable[[int, int], None] | None = None
@@ -103,6 +103,7 @@ class Sampler:
     known: Known | None = None,
     preview: Callable[[Preview], None] | None = None,
     preview_every: int = 1,
+    finished: Callable[[np.ndarray, Drawn], None] | None = None,
   ) -> Drawn:
     """Draws one image per row.
 
@@ -116,6 +117,7 @@ class Sampler:
       known: codes that stay, or that are to be likelier.
       preview: called with the images so far.
       preview_every: rows of tokens between two previews.
+      finished: called after each batch with the numbers [B] of its images among the N, and the images.
 
     Raises:
       ValueError: the logits are not finite (`decode.NotFiniteError`), or nothing is left to draw.
@@ -128,7 +130,7 @@ class Sampler:
       flat = (len(text), self.model.image_length)
       rows |= {'codes': known.codes.reshape(flat).astype(np.int32), 'keep': known.keep.reshape(flat)}
       start, bonus = _first_drawn(rows['keep']), None if known.bonus is None else np.float32(known.bonus)
-    self._cut_to_memory(params)
+    self._cut_to_memory(params, start)
     prepared = self._prepare(params)
     done, batches = 0, []
     while done < len(text):
@@ -139,9 +141,11 @@ class Sampler:
       except jax.errors.JaxRuntimeError as error:
         self._halve(error)
         continue
-      batches.append(batch)
-      done += self.batch_size
-    return Drawn(*(np.concatenate(parts)[: len(text)] for parts in zip(*batches, strict=True)))
+      batches.append(Drawn(*(part[: len(numbers)] for part in batch)))
+      done += len(numbers)
+      if finished:
+        finished(numbers, batches[-1])
+    return Drawn(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
   def _prepare(self, params: dict[str, Any]) -> Any:
     with sharding.use_mesh(self.mesh):
@@ -164,29 +168,32 @@ class Sampler:
           jax.block_until_ready(state.position)
           watch.row(row, functools.partial(self._paint_rows, params, state.tokens, row))
       tokens, nats, not_finite = programs.finish(state, *numbers)
-      codes, images = programs.paint(params['dvae'], tokens)
-      drawn = jax.device_get((codes, images, nats, not_finite))
-    self._check_finite(drawn[3], rows['index'])
+      codes, images, is_finite = programs.paint(params['dvae'], tokens)
+      drawn = jax.device_get((codes, images, nats, not_finite, is_finite))
+    self._check_finite(drawn[3], drawn[4], rows['index'])
     watch.row(size, lambda: drawn[1])
     return drawn[0], drawn[1], drawn[2][:, model.text_length :].reshape(drawn[0].shape)
 
   def _paint_rows(self, params: Any, tokens: jax.Array, rows: int) -> np.ndarray:
     return jax.device_get(self._programs.paint_rows(params['dvae'], tokens, rows))
 
-  def _check_finite(self, not_finite: np.ndarray, index: np.ndarray) -> None:
-    begin = self.model.text_length
-    decode.check_finite(
-      not_finite, self.model.length, lambda row, at: f'image token {at - begin} of image {index[row]}'
-    )
+  def _check_finite(self, not_finite: np.ndarray, is_finite: np.ndarray, index: np.ndarray) -> None:
+    begin, length = self.model.text_length, self.model.length
+    decode.check_finite(not_finite, length, lambda row, at: f'image token {at - begin} of image {index[row]}')
+    if not is_finite.all():
+      raise decode.NotFiniteError(
+        f'The dVAE makes NaN or infinite pixels of the tokens of image {index[np.argmin(is_finite)]}: its parameters '
+        'are damaged, or its dtype is too narrow (config.dvae.dtype). Train it again, or take an earlier model.'
+      )
 
-  def _cut_to_memory(self, params: Any) -> None:
-    """Lowers the batch size to what memory holds, the first time."""
-    if self._fits:
+  def _cut_to_memory(self, params: Any, num_known: int) -> None:
+    """Lowers the batch size to what memory holds, the first time and when more is known beforehand than before."""
+    if num_known <= self._most_known:
       return
-    self._fits = True
+    self._most_known = num_known
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     with sharding.use_mesh(self.mesh):
-      one = memory.row_bytes(self.model, self._dvae, shapes, self._part, self.settings.guidance_scale != 1)
+      one = memory.row_bytes(self.model, self._dvae, shapes, self._part, self.settings.guidance_scale != 1, num_known)
     size = memory.fitting_batch(self.batch_size, one, memory.free_bytes(self.mesh), self.mesh)
     if size < self.batch_size:
       logging.warning(
@@ -281,10 +288,11 @@ def _programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: int) ->
   def grid(tokens: jax.Array) -> jax.Array:
     return model.codes(tokens).reshape(-1, model.grid_size, model.grid_size)
 
-  def paint(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Codes [B, h, w] and uint8 images [B, H, W, 3] of streams [B, length]."""
+  def paint(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Codes [B, h, w] and uint8 images [B, H, W, 3] of streams [B, length], and whether they are numbers [B]."""
     codes = grid(tokens)
-    return codes, _pixels(dvae.apply({'params': params}, codes, method='decode'))
+    images = dvae.apply({'params': params}, codes, method='decode')
+    return codes, _pixels(images), jnp.isfinite(images).all(axis=(1, 2, 3))
 
   return _Programs(
     jax.jit(model.decode_params),

@@ -22,7 +22,8 @@ def filter_top_p(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
   ordered = -jnp.sort(-logits, axis=-1)
   probs = jax.nn.softmax(ordered, axis=-1)
   before = jnp.cumsum(probs, axis=-1) - probs
-  threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+  kept = (before < top_p).at[..., 0].set(True)  # also where top_p is so small that it is 0 in 32 bits
+  threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
   return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
@@ -37,8 +38,8 @@ def guide(conditional: jax.Array, unconditional: jax.Array, scale: jax.Array | f
   Returns:
     [..., V]; tokens that are impossible given the caption stay impossible.
   """
-  both = jnp.isfinite(conditional) & jnp.isfinite(unconditional)
-  # Where one of them is infinite the difference would not be a number.
+  both = ~(jnp.isneginf(conditional) | jnp.isneginf(unconditional))
+  # Where one of them is impossible the difference would not be a number. What is none already stays so, to be found.
   difference = jnp.where(both, conditional, 0) - jnp.where(both, unconditional, 0)
   return jnp.where(both, unconditional + scale * difference, conditional)
 

@@ -10,16 +10,20 @@ from jax.sharding import Mesh
 
 from dalle_jax import sharding
 from dalle_jax.models.dvae import Dvae
+from dalle_jax.models.prior import Prior
 from dalle_jax.models.stream import TokenStream
 from dalle_jax.sampling.decode import begin
 
 HEADROOM = 0.8  # of the memory that is free, what drawing may take
+SLACK = 1.5  # what lies beside scores of attention: their exponentials, activations
 COPIES = 2  # of the largest array of a layer: what goes in and what comes out
 CGROUP = Path('/sys/fs/cgroup')
 
 
-def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bool) -> int:
+def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bool, num_known: int = 0) -> int:
   """About how many bytes it takes to draw one more image: its caches and logits, or the pixels' activations if more.
+
+  Reading what the image begins with has its scores of attention besides, which are dense.
 
   Args:
     model: what draws the tokens.
@@ -27,6 +31,7 @@ def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bo
     params: {'dvae', part}, or their shapes.
     part: the collection of parameters that the model has.
     guided: whether guidance doubles the rows.
+    num_known: codes that are read before the first one is drawn.
   """
   text = jax.ShapeDtypeStruct((1, max(model.text_length - 1, 0)), jnp.int32)
 
@@ -39,8 +44,10 @@ def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bo
     return dvae.apply({'params': params['dvae']}, grid, method='decode', capture_intermediates=True)[1]
 
   state = sum(map(_bytes, jax.tree.leaves(jax.eval_shape(read, params, text))))
+  heads = model.transformer.shape.num_heads if isinstance(model, Prior) else 0
+  scores = SLACK * 4 * heads * (model.text_length + num_known) ** 2 * (2 if guided else 1)
   largest = max(map(_bytes, jax.tree.leaves(jax.eval_shape(paint, params))))
-  return max(state, COPIES * largest)
+  return int(max(state + scores, COPIES * largest))
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -16,14 +16,17 @@ def test_codes_are_written_and_decode_to_what_was_shown(model, tmp_path):
   file = tmp_path / 'a.png'
   Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)).save(file)
   numbers, shown = codes.encode(model, str(file), str(tmp_path / 'out'))
-  assert (numbers.name, shown.name, np.load(numbers).shape) == ('a.npy', 'a.png', (4, 4))
+  assert (numbers.name, shown.name, np.load(numbers).shape) == ('a.npy', 'a_decoded.png', (4, 4))
   (decoded,) = codes.decode(model, str(numbers), str(tmp_path / 'again'))
   np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(shown)))
   before = file.read_bytes()
-  assert codes.encode(model, str(file), str(tmp_path))[1].name == 'a_decoded.png' and file.read_bytes() == before
+  codes.decode(model, str(numbers), str(tmp_path))
+  assert (tmp_path / 'a_decoded.png').exists() and file.read_bytes() == before
+  file.rename(tmp_path / 'a.v2.png')
+  assert codes.encode(model, str(tmp_path / 'a.v2.png'), str(tmp_path))[0].name == 'a.v2.npy'
   np.save(tmp_path / 'two.npy', np.zeros((2, 4, 4), np.uint8))
   assert [file.name for file in codes.decode(model, str(tmp_path / 'two.npy'), str(tmp_path / 'out'))] == [
-    'two_000.png', 'two_001.png'
+    'two_000_decoded.png', 'two_001_decoded.png'
   ]  # fmt: skip
 
 
@@ -34,6 +37,7 @@ def test_codes_are_written_and_decode_to_what_was_shown(model, tmp_path):
     (np.zeros((4, 4)), r'whole numbers'),
     (np.array([{'a': 1}]), r'cannot be read as a \.npy file of numbers'),
     (None, r'cannot be read'),
+    (np.zeros((0, 4, 4), int), r'no codes'),
   ],
 )
 def test_files_that_hold_no_codes_are_refused(model, tmp_path, content, message):
@@ -41,6 +45,12 @@ def test_files_that_hold_no_codes_are_refused(model, tmp_path, content, message)
     np.save(tmp_path / 'codes.npy', content)
   with pytest.raises(ValueError, match=message):
     codes.decode(model, str(tmp_path / 'codes.npy'), str(tmp_path))
+
+
+def test_an_archive_of_arrays_is_refused(model, tmp_path):
+  np.savez(tmp_path / 'codes.npz', a=np.zeros((4, 4), int))
+  with pytest.raises(ValueError, match='archive of several arrays'):
+    codes.decode(model, str(tmp_path / 'codes.npz'), str(tmp_path))
 
 
 def test_encoding_needs_a_picture(model, tmp_path):

@@ -9,9 +9,12 @@ from random_models import PICTURES, caption_tokenizer, save_random
 import dalle_jax
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.pipeline.draw import draw, draw_again, read_prompts
+from dalle_jax.pipeline import drawn_files
+from dalle_jax.pipeline.again import draw_again
+from dalle_jax.pipeline.draw import draw, read_prompts
 from dalle_jax.pipeline.given import Given
 from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.reporting import sheets
 
 CONFIG = Config.from_dict({**PICTURES, 'sampling': {'temperature': 0.9, 'batch_size': 2}})
 PROMPTS = ['A red circle', 'a blue square']
@@ -109,8 +112,30 @@ def test_mistakes_are_refused(model, tmp_path, monkeypatch, settings, message):
 
 def test_a_picture_is_drawn_again_by_what_it_carries(drawn, model, tmp_path):
   again = draw_again(model, str(drawn[3]), str(tmp_path))
+  assert [file.name for file in again] == ['001_a_blue_square_001_again.png']
   np.testing.assert_array_equal(*_pixels([drawn[3], again[0]]))
   assert _facts(again[0]) == _facts(drawn[3])
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [{'top_k': 1.5}, {'seed': True}, {'index': 2**31}, {'index': -1}, {'temperature': float('nan')}, {'top_p': None},
+   {'truncate': 'no'}, {'batch_size': 2.5}, {'guidance_scale': 1e39}],
+  ids=str,
+)  # fmt: skip
+def test_pictures_whose_text_was_changed_are_refused(drawn, model, tmp_path, changes):
+  text = {'prompt': 'a', 'dalle_jax': json.dumps(_facts(drawn[0]) | changes)}
+  sheets.save_png(Image.open(drawn[0]), tmp_path / 'a.png', text)
+  with pytest.raises(ValueError, match=r'--from=.*a\.png'):
+    draw_again(model, str(tmp_path / 'a.png'), str(tmp_path))
+
+
+def test_large_sheets_are_cut_and_earlier_pages_go(model, tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(drawn_files, 'SHEET_IMAGES', 2)
+  (tmp_path / 'candidates.html').write_text('of other pictures')
+  files = _draw(model, PROMPTS, tmp_path, num_images=2)
+  assert len(files) == 5 and 'has the first 2 of 4 images' in caplog.text
+  assert not (tmp_path / 'candidates.html').exists()
 
 
 def test_pictures_of_candidates_and_guidance_are_drawn_again_too(model, tmp_path):
@@ -183,6 +208,8 @@ def test_prompts_that_are_missing_empty_or_unreadable_are_refused(tmp_path):
   (tmp_path / 'blank').write_text('\n\n')
   with pytest.raises(ValueError, match='No prompt'):
     read_prompts([], str(tmp_path / 'blank'))
+  with pytest.raises(ValueError, match='not valid UTF-8'):
+    read_prompts(['a red circle \udcff'], '')
 
 
 @pytest.mark.parametrize(('prompts', 'message'), [([], 'No prompt was given'), (['a', ' '], 'A prompt is empty')])

@@ -19,6 +19,11 @@ def test_white_or_transparent_is_drawn_and_the_rest_stays(tmp_path):
   clear = np.dstack([np.full((2, 2, 3), 255, np.uint8), np.array([[0, 255], [255, 0]], np.uint8)])
   Image.fromarray(clear, 'RGBA').save(tmp_path / 'clear.png')
   np.testing.assert_array_equal(read_mask(str(tmp_path / 'clear.png')), [[False, True], [True, False]])
+  opaque = np.dstack([white, white, white, np.full((2, 2), 255, np.uint8)])
+  Image.fromarray(opaque, 'RGBA').save(tmp_path / 'opaque.png')
+  np.testing.assert_array_equal(read_mask(str(tmp_path / 'opaque.png')), [[True, False], [True, False]])
+  Image.fromarray(white.astype(np.uint16) * 257).save(tmp_path / 'deep.png')
+  np.testing.assert_array_equal(read_mask(str(tmp_path / 'deep.png')), [[True, False], [True, False]])
 
 
 def test_a_picture_is_named_by_what_it_holds_and_what_stays(picture, tmp_path):

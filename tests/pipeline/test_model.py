@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from random_models import PICTURES, caption_tokenizer, random_params, save_random
@@ -144,8 +145,6 @@ def test_memory_that_is_short_halves_the_batch(model, images, monkeypatch, caplo
   def short(self, params, prepared, rows, *args):
     sizes.append(len(rows['text']))
     if sizes[-1] > 2:
-      import jax
-
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 byte')
     return draw_batch(self, params, prepared, rows, *args)
 
@@ -162,6 +161,32 @@ def test_logits_that_are_not_numbers_are_named(tmp_path):
     dalle_jax.load(tmp_path / 'model').generate(PROMPTS[0], 2)
 
 
+def test_a_negative_prompt_and_a_dvae_that_are_not_numbers_are_named_too(tmp_path):
+  tokenizer = caption_tokenizer()
+  params = random_params(CONFIG, tokenizer.vocab_size)
+  broken = jax.tree.map(lambda leaf: leaf, params)
+  ids = np.array(tokenizer.encode('blue square'))
+  table = broken['prior']['embeddings']['text_embedding']
+  broken['prior']['embeddings']['text_embedding'] = table.at[ids].set(np.nan)
+  bundle.save(tmp_path / 'prior', CONFIG, tokenizer, broken, 'data')
+  with pytest.raises(ValueError, match='NaN or infinite at image token 0'):
+    dalle_jax.load(tmp_path / 'prior').generate('a red circle', guidance_scale=3.0, negative_prompt='blue square')
+  params['dvae'] = jax.tree.map(lambda leaf: leaf * np.nan, params['dvae'])
+  bundle.save(tmp_path / 'dvae', CONFIG, tokenizer, params, 'data')
+  model = dalle_jax.load(tmp_path / 'dvae')
+  for call in (lambda: model.generate('a red circle'), lambda: model.encode(PICTURE[None])):
+    with pytest.raises(ValueError, match="dVAE's parameters hold NaN"):
+      call()
+
+
+def test_batches_are_told_as_they_are_finished(model, images):
+  seen = []
+  settings = DrawSettings(num_images=3, seed=4, batch_size=4)
+  model.draw(PROMPTS, settings, finished=lambda numbers, drawn, sampling: seen.append((list(numbers), drawn, sampling)))
+  assert [numbers for numbers, _, _ in seen] == [[0, 1, 2, 3], [4, 5]] and seen[0][2].batch_size == 4
+  np.testing.assert_array_equal(np.concatenate([drawn.images for _, drawn, _ in seen]), images.reshape(6, 8, 8, 3))
+
+
 @pytest.mark.parametrize(
   ('call', 'message'),
   [
@@ -171,7 +196,17 @@ def test_logits_that_are_not_numbers_are_named(tmp_path):
     (lambda m: m.generate('a red circle', 2, candidates=1), r'--candidates is 1, fewer than the 2'),
     (lambda m: m.generate('a red circle', 1, rank='beauty'), r"--rank is 'beauty'; allowed are reranker"),
     (lambda m: m.generate('a red circle', 1, rank='reranker'), r'--rank=reranker needs --reranker'),
-    (lambda m: m.complete(PICTURE, np.ones((8, 8), bool), 'a red circle'), r'keeps every token'),
+    (lambda m: m.complete(PICTURE, np.ones((8, 8), bool), 'a red circle'), r'Nothing of the picture is to be drawn'),
+    (lambda m: m.complete(PICTURE, np.eye(8) > 0, 'a red circle'), r'Everything of the picture .* 1/4 of a side'),
+    (lambda m: m.complete(PICTURE / 255, np.ones((8, 8), bool)), r'must be a uint8 array \[H, W, 3\]; given float64'),
+    (lambda m: m.generate([]), r'no prompts'),
+    (lambda m: m.generate('a red circle', 1, temperature=1e39), r'--temperature is 1e\+39; it must be 0 to 1,000,000'),
+    (lambda m: m.generate('a red circle', 1, reranker='nowhere'), r'no model directory at .*nowhere \(--reranker\)'),
+    (lambda m: m.draw(['a red circle'], DrawSettings(num_images=1), index=[-1]), r'must lie in \[0, 2\^31\); given -1'),
+    (
+      lambda m: m.vary(PICTURE, 0.5, num_images=2, candidates=3, rank='caption_likelihood'),
+      r'--rank=caption_likelihood compares images with prompts, and there is none',
+    ),
     (lambda m: m.complete(PICTURE, np.ones((5, 8), bool)), r'mask \(--mask\) is of 8 x 5 pixels and .* of 8 x 8'),
     (lambda m: m.decode(np.full((1, 4, 4), 8)), r'Codes must lie in 0 to 7; given 8 to 8'),
     (lambda m: m.decode(np.zeros((4, 4), int)), r'shape \[N, 4, 4\]; given int64 \[4, 4\]'),

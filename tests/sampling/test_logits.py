@@ -27,7 +27,7 @@ def test_top_k_of_all_changes_nothing(k):
   assert filter_top_k(logits, k) is logits
 
 
-@given(LOGITS, st.sampled_from([0.01, 0.3, 0.62, 0.9, 1.0]))
+@given(LOGITS, st.sampled_from([1e-40, 0.01, 0.3, 0.62, 0.9, 1.0]))
 @settings(deadline=None)
 def test_top_p_keeps_the_fewest_tokens_that_reach_it_and_ties(logits, p):
   logits = np.where(np.max(logits, axis=-1, keepdims=True) == -np.inf, 0, logits).astype(np.float32)
@@ -44,6 +44,8 @@ def test_guidance_extrapolates_and_what_cannot_be_stays_so():
   conditional, unconditional = np.array([[1.0, 2.0, -np.inf, 0.5]]), np.array([[0.0, 3.0, -np.inf, -np.inf]])
   np.testing.assert_allclose(guide(conditional, unconditional, 3.0), [[3.0, 0.0, -np.inf, 0.5]])
   np.testing.assert_allclose(guide(conditional, unconditional, 0.0)[:, :2], unconditional[:, :2])
+  for broken in ((conditional * np.nan, unconditional), (conditional, unconditional * np.nan)):
+    assert np.isnan(guide(*broken, 2.0)[0, 0])
 
 
 def _keys(count):

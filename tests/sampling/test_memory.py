@@ -26,6 +26,14 @@ def test_a_row_takes_at_least_its_caches_and_twice_as_much_with_guidance():
   assert caches < one < 2 * caches and one + caches < two < 2 * one + 1
 
 
+def test_a_picture_that_is_read_before_counts_with_its_scores():
+  config = Config.from_dict({**PICTURES, 'prior': {**PICTURES['prior'], 'num_heads': 4}})
+  prior, dvae = make_prior(config, 20), make_dvae(config.dvae)
+  params = jax.eval_shape(lambda: random_params(config, 20))
+  none, half = (memory.row_bytes(prior, dvae, params, 'prior', False, known) for known in (0, 8))
+  assert half - none > 4 * 4 * ((6 + 8) ** 2 - 6**2)
+
+
 def test_wide_decoders_count_by_their_activations():
   config = Config.from_dict({**PICTURES, 'dvae': {**PICTURES['dvae'], 'hidden_size': 512}})
   params = jax.eval_shape(lambda: random_params(config, 20))
