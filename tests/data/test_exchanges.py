@@ -18,9 +18,10 @@ def test_every_exchange_that_reads_well_comes_equally_often():
   found = collections.Counter(exchanges('a large red circle above a small blue square', rng) for _ in range(600))
   assert set(found) == {
     'a small red circle above a large blue square', 'a large blue circle above a small red square',
-    'a large red square above a small blue circle',
+    'a large red square above a small blue circle', 'a small blue circle above a large red square',
+    'a large blue square above a small red circle', 'a small blue square above a large red circle',
   }  # fmt: skip
-  assert min(found.values()) > 150
+  assert min(found.values()) > 60
 
 
 def test_a_caption_without_such_an_exchange_is_left():
@@ -38,5 +39,4 @@ def test_words_are_kept_and_neighbours_are_known(captions, seed):
   for caption in captions:
     words, changed = caption.split(), exchanges(caption, np.random.default_rng(seed)).split()
     assert sorted(words) == sorted(changed)
-    assert sum(a != b for a, b in zip(words, changed, strict=True)) in (0, 2)
     assert set(itertools.pairwise(['', *changed, ''])) <= known
