@@ -16,8 +16,12 @@ def get_config(variant: str = ''):
   quickstart.pictures(config)
   config.tokenizer.bpe_dropout = 0.0
 
+  config.reranker.stem = 'conv'
+  config.reranker.patch_size = 8
+  config.reranker.image_num_layers = 3
+
   training = config.reranker_training
-  training.num_steps = 1_500
+  training.num_steps = 1_200
   training.batch_size = 64
   training.optimizer = 'muon'
   training.learning_rate = 2e-3

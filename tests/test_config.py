@@ -247,7 +247,7 @@ def test_every_number_and_choice_is_checked():
     'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key',
     'data.group_separator', 'dvae.min_log_scale', 'dvae.straight_through', 'prior.qk_norm',
     'prior.sandwich_norm', 'prior.image_loss_weight', 'model.qk_norm', 'model.sandwich_norm',
-    'reranker.exchange_words', 'logging.tensorboard', 'logging.wandb_project',
+    'reranker.wrong_captions', 'logging.tensorboard', 'logging.wandb_project',
   }  # fmt: skip
   keys = set()
   for name, value in Config().to_dict().items():

@@ -259,7 +259,7 @@ class RerankerConfig:
   pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], by channel: taken off,
   pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)  # and what the rest is divided by
 
-  exchange_words: bool = True  # each caption with two of its words exchanged is one more negative for the images
+  wrong_captions: bool = True  # a negative more for each image: its caption with parts exchanged, or a word replaced
 
   def __post_init__(self) -> None:
     require_choice('reranker', self, 'stem', STEMS)

@@ -15,8 +15,8 @@ from absl import flags, logging
 
 from dalle_jax.data import image as image_lib
 from dalle_jax.data.crops import fit
-from dalle_jax.data.exchanges import Exchanges
 from dalle_jax.data.tokenizer import Tokenizer, pad
+from dalle_jax.data.wrong_captions import WrongCaptions
 
 Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], dict[str, np.ndarray]]
@@ -42,11 +42,11 @@ class Preprocess:
     text_length: int = 256,
     bpe_dropout: float = 0.0,
     resampling: str = 'area',
-    exchanges: Exchanges | None = None,
+    wrong_captions: WrongCaptions | None = None,
   ):
     """Args as config.data and config.tokenizer; without a tokenizer there is no 'text'.
 
-    With `exchanges`, which needs a tokenizer, there is 'exchanged': a caption that is wrong.
+    With `wrong_captions`, which needs a tokenizer, there is 'wrong' too.
     """
     self._image_size = image_size
     self._crop = crop
@@ -54,14 +54,14 @@ class Preprocess:
     self._flip = flip
     self._tokenizer = tokenizer
     self._bpe_dropout = bpe_dropout
-    self._exchanges = exchanges
+    self._wrong_captions = wrong_captions
     self._num_tokens = text_length - 1  # the first text slot is the start of text
     self.num_truncated = 0  # captions cut so far, in this process
 
   def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns 'image' uint8 [image_size, image_size, 3] and, with a tokenizer, 'text' int32 [text_length - 1].
 
-    With exchanges there is 'exchanged' too, the caption with two words exchanged, as 'text'.
+    With wrong captions there is 'wrong' too, like 'text', of a caption that is nearly right.
 
     Raises:
       ValueError: the picture cannot be decoded; the message names the record.
@@ -76,8 +76,8 @@ class Preprocess:
     if self._tokenizer is None:
       return {'image': image}
     example = {'image': image, 'text': self._tokens(record, rng)}
-    if self._exchanges:
-      example['exchanged'] = self._tokens({**record, 'caption': self._exchanges(record['caption'], rng)}, rng)
+    if self._wrong_captions:
+      example['wrong'] = self._tokens({**record, 'caption': self._wrong_captions(record['caption'], rng)}, rng)
     return example
 
   def _tokens(self, record: Record, rng: np.random.Generator) -> np.ndarray:

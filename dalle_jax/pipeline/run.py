@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, sharding
 from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.data import registry
-from dalle_jax.data.exchanges import Exchanges
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.pipeline import finish, image_tokens, pretrained, sequence, sheets
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.training import vector_quantizer
@@ -180,10 +180,10 @@ def make_batches(
   crop = config.data.crop
   if crop == 'paper':
     crop = 'paper_dvae' if stage == 'dvae' else 'paper_prior'
-  source, exchanges = dataset.open('train'), None
-  if stage == 'reranker' and config.reranker.exchange_words:
-    exchanges = Exchanges(source[i]['caption'] for i in range(len(source)))
-  augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, exchanges=exchanges)
+  source, wrong_captions = dataset.open('train'), None
+  if stage == 'reranker' and config.reranker.wrong_captions:
+    wrong_captions = WrongCaptions(source[i]['caption'] for i in range(len(source)))
+  augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, wrong_captions=wrong_captions)
   stream = Batches(
     source, augmented, seed=stream_seed(config.seed, stage), num_workers=config.data.num_workers, **options
   )

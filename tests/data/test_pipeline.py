@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from absl import logging
 
-from dalle_jax.data.exchanges import Exchanges
 from dalle_jax.data.image import encode_png
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.wrong_captions import WrongCaptions
 
 
 class Pictures:
@@ -242,12 +242,13 @@ def test_dropout_changes_captions_from_epoch_to_epoch_and_never_cuts_one():
     np.testing.assert_array_equal(tight(record, np.random.default_rng(seed))['text'], whole)
 
 
-def test_with_exchanges_there_is_a_wrong_caption_beside_the_true_one():
+def test_there_may_be_a_wrong_caption_beside_the_true_one():
   captions = [f'a {one} circle above a {other} square' for one in ('red', 'blue') for other in ('red', 'blue')]
   tokenizer = train_tokenizer(captions, 300)
-  wrong = Preprocess(6, tokenizer=tokenizer, text_length=40, exchanges=Exchanges(captions))
+  wrong = Preprocess(6, tokenizer=tokenizer, text_length=40, wrong_captions=WrongCaptions(captions))
   record = Pictures(1)[0] | {'caption': 'a red circle above a blue square'}
   example = wrong(record, np.random.default_rng(0))
   assert tokenizer.decode(example['text']) == 'a red circle above a blue square'
-  assert tokenizer.decode(example['exchanged']) == 'a blue circle above a red square'
-  assert example['exchanged'].shape == (39,)
+  colors = 'blue circle above a red', 'blue circle above a blue', 'red circle above a red'
+  assert tokenizer.decode(example['wrong']) in {f'a {words} square' for words in colors}
+  assert example['wrong'].shape == (39,)

@@ -87,7 +87,7 @@ def batches():
     rng = np.random.default_rng([0, step])
     image = rng.integers(0, 256, (BATCH_SIZE, 8, 8, 3), np.uint8)
     text = rng.integers(0, TEXT_VOCAB_SIZE, (BATCH_SIZE, 11)).astype(np.int32)
-    yield {'image': image, 'text': text[:, :3], 'exchanged': text[:, 2::-1], 'tokens': text[:, 3:]}
+    yield {'image': image, 'text': text[:, :3], 'wrong': text[:, 2::-1], 'tokens': text[:, 3:]}
 
 
 def initial(task) -> dict:

@@ -17,7 +17,7 @@ from dalle_jax.models.reranker import Reranker
 class RerankerTask:
   """Trains the collection 'reranker'; batches hold 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1].
 
-  Where they hold 'exchanged' too, captions that are wrong (`data.exchanges`), these are negatives of all images.
+  Where they hold 'wrong' too, captions that are wrong (`data.wrong_captions`), these are negatives of all images.
   The other pictures and captions of a batch are the negatives, over all devices; in parts of a batch
   (`accumulation_steps`) only those of the part.
   """
@@ -37,7 +37,7 @@ class RerankerTask:
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
     """The loss, and how often the best text of an image, or image of a text, is a right one, within the batch."""
-    texts = jnp.stack([batch[name] for name in ('text', 'exchanged') if name in batch])
+    texts = jnp.stack([batch[name] for name in ('text', 'wrong') if name in batch])
     count, size, length = texts.shape
     # Neighbours, so that a batch split over devices stays where it is.
     flat = texts.swapaxes(0, 1).reshape(size * count, length)

@@ -29,14 +29,14 @@ def batch(captioned_batch):
   """The first caption twice, and wrong ones, of which one is no other."""
   batch = captioned_batch(20)
   batch['text'][1] = batch['text'][0]
-  exchanged = batch['text'][:, ::-1].copy()
-  exchanged[3] = batch['text'][3]
-  return batch | {'exchanged': exchanged}
+  wrong = batch['text'][:, ::-1].copy()
+  wrong[3] = batch['text'][3]
+  return batch | {'wrong': wrong}
 
 
 def test_wrong_captions_are_negatives_of_images_alone(params, batch):
   value, metrics = jax.jit(TASK.loss)(params, batch, jax.random.key(0), jnp.asarray(0))
-  texts = np.concatenate([batch['text'], batch['exchanged']])
+  texts = np.concatenate([batch['text'], batch['wrong']])
   images, embedded, scale = jax.jit(lambda p, *x: TASK.model.apply({'params': p}, *x))(
     params['reranker'], batch['image'], texts
   )
@@ -51,7 +51,7 @@ def test_wrong_captions_are_negatives_of_images_alone(params, batch):
   expected = loss(scores, batch['text'], texts), loss(scores[:, :count].T, batch['text'], batch['text'])
   assert value == pytest.approx(np.mean(expected), rel=1e-4)
   assert metrics['logit_scale'] == pytest.approx(np.exp(float(params['reranker']['logit_scale'])), rel=1e-5)
-  plain = {name: value for name, value in batch.items() if name != 'exchanged'}
+  plain = {name: value for name, value in batch.items() if name != 'wrong'}
   evaluated = jax.jit(TASK.evaluate)(params, plain, jax.random.key(0), jnp.asarray(0))
   expected = loss(scores[:, :count], batch['text'], batch['text']), expected[1]
   assert evaluated['loss'] == pytest.approx(np.mean(expected), rel=1e-4)
