@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_jax.data.wrong_captions import WrongCaptions
+from dalle_jax.data.wrong_captions import EXCHANGED, WrongCaptions
 
 COLORS, SHAPES, SIZES = ('red', 'blue', 'green'), ('circle', 'square'), ('large', 'small')
 NOUNS = [f'a {size} {color} {shape}' for size in SIZES for color in COLORS for shape in SHAPES]
@@ -25,14 +25,17 @@ def _draw(make, caption, count=600):
   return collections.Counter(make(caption, rng) for _ in range(count))
 
 
-def test_every_exchange_that_reads_well_comes_equally_often(wrong):
-  found = _draw(wrong.exchanged, CAPTION)
-  assert set(found) == {
-    'a small red circle above a large blue square', 'a large blue circle above a small red square',
-    'a large red square above a small blue circle', 'a small blue circle above a large red square',
-    'a large blue square above a small red circle', 'a small blue square above a large red circle',
-  }  # fmt: skip
-  assert min(found.values()) > 60
+def test_exchanges_that_read_well_come_equally_often_for_each_number_of_words(wrong):
+  found = _draw(wrong.exchanged, CAPTION, 6000)
+  by_size = [
+    {'a small red circle above a large blue square', 'a large blue circle above a small red square',
+     'a large red square above a small blue circle'},
+    {'a small blue circle above a large red square', 'a large blue square above a small red circle'},
+    {'a small blue square above a large red circle'},
+  ]  # fmt: skip
+  assert set(found) == set.union(*by_size)
+  for results in by_size:
+    assert [found[text] for text in results] == pytest.approx([2000 / len(results)] * len(results), rel=0.1)
 
 
 def test_every_word_that_has_others_in_its_place_is_replaced_equally_often(wrong):
@@ -54,7 +57,7 @@ def test_words_are_replaced_as_often_as_they_stood_there():
 def test_both_ways_are_taken_and_each_stands_in_for_the_other(wrong):
   found = _draw(wrong, CAPTION)
   of_the_same_words = sum(count for text, count in found.items() if sorted(text.split()) == sorted(CAPTION.split()))
-  assert of_the_same_words == pytest.approx(300, rel=0.15)
+  assert of_the_same_words == pytest.approx(600 * EXCHANGED, rel=0.1)
   alone = 'a large red circle above'
   assert alone not in _draw(wrong, alone, 100)  # there is nothing to exchange
   assert set(_draw(WrongCaptions(['a b', 'b a']), 'a b', 20)) == {'b a'}  # nor here to replace
