@@ -3,8 +3,9 @@
     python -m dalle_jax.train --config=configs/reranker.py --workdir=runs/reranker
 
 `--config=configs/reranker.py:tiny` runs every stage for a few steps only, to see that it works.
-It takes 4 to 13 minutes on two CPU cores. Expect near misses of one object to be told apart 97 to 98 times in 100, in
-all that is asked for at once, and those of two 74 times, or 49 in combinations never seen; docs/benchmarks.md has more.
+It took 13 minutes on two CPU cores beside other jobs. Expect near misses of one object to be told apart 97 to 98 times
+in 100, in all that a caption names at once, and those of two 74 times, or 49 in combinations never seen;
+docs/benchmarks.md has more.
 """
 
 from dalle_jax.configs import quickstart
@@ -16,6 +17,7 @@ def get_config(variant: str = ''):
   config = base_config()
   config.task = 'reranker'
   quickstart.pictures(config)
+  config.data.two_object_fraction = 0.7
   config.tokenizer.bpe_dropout = 0.0
 
   config.reranker.stem = 'conv'
