@@ -134,6 +134,7 @@ def test_the_quick_start_runs_from_start_to_end(monkeypatch, tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == {'a run', 'cache'}
 
 
+@pytest.mark.slow
 def test_the_story_runs_from_start_to_end(monkeypatch, tmp_path):
   notebook = read('from_ngrams_to_dalle')
   monkeypatch.setenv('DALLE_JAX_STEPS', '20')

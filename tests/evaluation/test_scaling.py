@@ -143,7 +143,7 @@ def test_only_chosen_runs_are_fitted_and_resamples_choose_anew():
   ],
 )
 def test_what_speaks_against_a_fit_is_said(inputs, losses, words):
-  fitted = scaling.fit(['N'], inputs[None], losses(inputs), num_samples=60)
+  fitted = scaling.fit(['N'], inputs[None], losses(inputs), num_samples=20)
   assert any(words in warning for warning in fitted.warnings), fitted.warnings
 
 

@@ -115,7 +115,9 @@ def test_nothing_in_it_grows_with_the_square_of_the_sequence(kind):
   assert largest[64] < 5 * largest[32]  # four times the image slots
 
 
-@pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
+@pytest.mark.parametrize(
+  'kind', [pytest.param('row', marks=pytest.mark.slow), pytest.param('column', marks=pytest.mark.slow), 'conv']
+)
 def test_its_memory_grows_linearly(kind):
   needed = {}
   for grid in (64, 128):

@@ -12,7 +12,10 @@ def _run(*arguments):
   return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize(('subject', 'what'), [('dvae', 'examples per second'), ('draw', 'images per second')])
+@pytest.mark.parametrize(
+  ('subject', 'what'),
+  [pytest.param('dvae', 'examples per second', marks=pytest.mark.slow), ('draw', 'images per second')],
+)
 def test_it_times_the_small_variant(subject, what):
   finished = _run(subject, '--config=configs/quickstart.py:tiny', '--rounds=2', '--steps=1')
   assert finished.returncode == 0, finished.stderr
