@@ -88,7 +88,7 @@ def test_rows_do_not_depend_on_the_batch(ranker, images):
 def test_pictures_of_any_size_are_taken(ranker, images):
   large = images[:2].repeat(2, axis=1).repeat(2, axis=2)
   np.testing.assert_allclose(ranker.image_embeddings(large), ranker.image_embeddings(images[:2]), atol=0.1)
-  assert ranker.image_embeddings(large[:, :, :50]).shape == (2, 128)
+  assert ranker.image_embeddings(large[:, :, :50]).shape == ranker.image_embeddings(images[:2]).shape
 
 
 def test_a_long_prompt_is_cut_with_a_warning_and_an_empty_one_refused(ranker, caplog):
