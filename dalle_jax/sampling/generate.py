@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
@@ -195,6 +196,8 @@ class Sampler:
     with sharding.use_mesh(self.mesh):
       one = memory.row_bytes(self.model, self._dvae, shapes, self._part, self.settings.guidance_scale != 1, num_known)
     size = memory.fitting_batch(self.batch_size, one, memory.free_bytes(self.mesh), self.mesh)
+    if jax.process_count() > 1:  # all hosts compute the same batches
+      size = int(multihost_utils.process_allgather(np.int32(size)).min())
     if size < self.batch_size:
       logging.warning(
         'batch_size %d is cut to %d: an image takes about %.3g MB and memory is short.',
@@ -207,7 +210,7 @@ class Sampler:
   def _halve(self, error: Exception) -> None:
     """Halves the batch where memory was too short for it; passes on any other error, and one of a single row."""
     divisor = sharding.batch_divisor(self.mesh)
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    if 'RESOURCE_EXHAUSTED' not in str(error) or jax.process_count() > 1:  # the other hosts know nothing of it
       raise error
     if self.batch_size <= divisor:
       raise ValueError(f'Memory does not hold a single image on each device: {str(error)[:200]}') from error
@@ -298,7 +301,7 @@ def _programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: int) ->
     jax.jit(model.decode_params),
     jax.jit(begin),
     jax.jit(advance, donate_argnums=1),
-    jax.jit(finish),
+    jax.jit(finish, out_shardings=whole),
     jax.jit(paint, out_shardings=whole),
     jax.jit(lambda params, tokens, rows: paint_rows(dvae, params, grid(tokens), rows), out_shardings=whole),
   )
