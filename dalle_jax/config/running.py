@@ -44,13 +44,13 @@ class SamplingConfig:
   def __post_init__(self) -> None:
     require(
       0 <= self.temperature <= MOST,
-      f'config.sampling.temperature is {self.temperature}; it must lie in 0 to {MOST:,.0f}.',
+      f'config.sampling.temperature is {self.temperature}; it must be 0 to {MOST:,.0f}.',
     )
     require(self.top_k >= 0, f'config.sampling.top_k is {self.top_k}; it must be 0 (all tokens) or more.')
     require(0 < self.top_p <= 1, f'config.sampling.top_p is {self.top_p}; it must be above 0 and at most 1 (all).')
     require(
       0 <= self.guidance_scale <= MOST,
-      f'config.sampling.guidance_scale is {self.guidance_scale}; it must lie in 0 to {MOST:,.0f}.',
+      f'config.sampling.guidance_scale is {self.guidance_scale}; it must be 0 to {MOST:,.0f}; 1 is none.',
     )
     require_fraction('sampling', self, 'guidance_ramp')
     require_positive('sampling', self, 'batch_size')

@@ -20,23 +20,27 @@ def in_batches(
   mesh: Mesh,
   batch_size: int,
   progress: Progress | None = None,
+  prepare: Callable[[Any], np.ndarray] = np.asarray,
+  whole: bool = False,
 ) -> Any:
   """`run(params, rows)`, an array or a tree of them, over rows [N, ...] as numpy arrays [N, ...].
 
   Args:
     run: gives arrays with the leading axis of its rows; given again, it is not compiled again.
     params: on the mesh.
-    rows: N > 0 of them.
+    rows: N > 0 of them, an array or, with `prepare`, any sequence.
     mesh: the rows are split over it.
     batch_size: rows at a time, rounded up to what the devices divide. The last batch is filled up with zeros.
     progress: called with (rows done, N) after each batch.
+    prepare: makes the array [B, ...] of a batch of rows.
+    whole: fills the batch up also if there are fewer rows than that, so that results do not depend on their number.
   """
   divisor = sharding.batch_divisor(mesh)
-  size = -(-min(batch_size, len(rows)) // divisor) * divisor
+  size = -(-(batch_size if whole else min(batch_size, len(rows))) // divisor) * divisor
   run = _jitted(run, mesh)
   parts = []
   for begin in range(0, len(rows), size):
-    part = rows[begin : begin + size]
+    part = prepare(rows[begin : begin + size])
     filled = np.pad(part, ((0, size - len(part)), *((0, 0) for _ in part.shape[1:])))
     with sharding.use_mesh(mesh):
       parts.append(jax.device_get(run(params, sharding.from_whole(filled, mesh))))

@@ -15,15 +15,16 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import BlocksConfig, Config, MeshConfig, SequenceConfig
 from dalle_jax.data import crops
 from dalle_jax.data.tokenizer import PAD
-from dalle_jax.evaluation import attention
+from dalle_jax.evaluation import attention, reconstruction
 from dalle_jax.pipeline import examples
 from dalle_jax.pipeline.draw import drawing_parts
 from dalle_jax.pipeline.given import read_picture
 from dalle_jax.pipeline.outputs import check_out
 from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.pipeline.sheets import make_sampler
 from dalle_jax.pipeline.write import holds_text
 from dalle_jax.reporting import attention as page
-from dalle_jax.sampling.generate import Sampler, encode_prompts, paint_rows
+from dalle_jax.sampling.generate import encode_prompts, paint_rows
 from dalle_jax.sampling.text import continue_text
 
 BUDGET = 6_000_000  # bytes of weights on a page, unless layers or heads are asked for
@@ -222,11 +223,9 @@ def _pictures(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Codes [N, g, g] and what they decode to, uint8 [N, H, W, 3]: drawn, or those of a given picture."""
   if picture is None:
-    return Sampler(loaded.prior, loaded.dvae, mesh, settings).draw(loaded.params, text.repeat(count, axis=0), seed)[:2]
-  params = {'params': loaded.params['dvae']}
-  codes = jax.jit(lambda p, x: loaded.dvae.apply(p, x, method='encode'))(params, picture[None])
-  pixels = jax.jit(lambda p, x: loaded.dvae.apply(p, x, method='decode'))(params, codes)
-  return np.asarray(codes), np.asarray(jnp.round(pixels).astype(jnp.uint8))
+    sampler = make_sampler(loaded.config, loaded.tokenizer, mesh, settings)
+    return sampler.draw(loaded.params, text.repeat(count, axis=0), seed)[:2]
+  return reconstruction.reconstruct(loaded.dvae, loaded.params['dvae'], picture[None], mesh, batch_size=1)
 
 
 def _frames(loaded: bundle.Bundle, codes: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from dalle_jax.pipeline.given import read_picture
 from dalle_jax.pipeline.model import load
+from dalle_jax.pipeline.outputs import make_directory
 from dalle_jax.reporting import sheets
 
 
@@ -24,7 +25,7 @@ def encode(model: str, image: str, out: str) -> list[Path]:
     raise ValueError('--encode needs a picture; give it with --image.')
   picture, loaded = read_picture(image), load(model)
   codes = loaded.encode(picture[None])
-  directory, stem = _directory(out), Path(image).stem
+  directory, stem = make_directory(out), Path(image).stem
   kept, shown = directory / f'{stem}.npy', directory / f'{stem}_decoded.png'
   np.save(kept, codes[0])
   sheets.save_png(loaded.decode(codes)[0], shown, None)
@@ -52,16 +53,8 @@ def decode(model: str, file: str, out: str) -> list[Path]:
     images = load(model).decode(codes if codes.ndim == 3 else codes[None])
   except ValueError as error:
     raise ValueError(f'--decode={file}: {error}') from None
-  directory, stem = _directory(out), Path(file).stem
+  directory, stem = make_directory(out), Path(file).stem
   names = [stem] if codes.ndim == 2 else [f'{stem}_{number:03d}' for number in range(len(images))]
   for name, image in zip(names, images, strict=True):
     sheets.save_png(image, directory / f'{name}_decoded.png', None)
   return [directory / f'{name}_decoded.png' for name in names]
-
-
-def _directory(out: str) -> Path:
-  try:
-    Path(out).mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f'--out {out} cannot be made: {error}') from None
-  return Path(out)

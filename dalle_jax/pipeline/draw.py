@@ -5,9 +5,10 @@ from pathlib import Path
 
 from dalle_jax import bundle
 from dalle_jax.config import MeshConfig
-from dalle_jax.pipeline.drawn_files import PREVIEWS, Previews, Writer, carried_facts, make_directory
+from dalle_jax.pipeline.drawn_files import PREVIEWS, Previews, Writer, carried_facts
 from dalle_jax.pipeline.given import Given
 from dalle_jax.pipeline.model import Model, load
+from dalle_jax.pipeline.outputs import make_directory
 from dalle_jax.pipeline.ranking import Scorer
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.training.progress import Progress

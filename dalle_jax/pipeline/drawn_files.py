@@ -14,6 +14,7 @@ import dalle_jax
 from dalle_jax.config import SamplingConfig
 from dalle_jax.pipeline.given import Given
 from dalle_jax.pipeline.model import Drawing, Model
+from dalle_jax.pipeline.outputs import make_directory
 from dalle_jax.pipeline.ranking import Scorer
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.pipeline.sheets import lay_out
@@ -27,15 +28,6 @@ SCORE_NAMES = {
   'likelihood': 'the log-likelihood of the image given the prompt, in nats',
   'caption_likelihood': 'the log-likelihood of the prompt given the image, in nats, but for a constant',
 }
-
-
-def make_directory(out: str) -> Path:
-  directory = Path(out)
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f'--out {out} cannot be made: {error}') from None
-  return directory
 
 
 class Previews:

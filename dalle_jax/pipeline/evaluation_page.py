@@ -39,7 +39,8 @@ def _samples(measured: Measured) -> list[gallery.Block]:
   )
   images, prompts = samples.all_images[rows], [samples.prompts[row[0]] for row in rows]
   right = None
-  if measured.config.data.source == 'captioned_shapes' and measured.config.reads_captions:
+  judged = measured.settings.source_of(measured.config) == 'captioned_shapes'
+  if judged and measured.config.reads_captions:
     repeated = [prompt for prompt in prompts for _ in range(rows.shape[1])]
     right = judge.judge(repeated, images.reshape(-1, *images.shape[2:])).reshape(rows.shape)
   sampling = measured.settings.sampling(measured.config.sampling, len(samples.prompts))

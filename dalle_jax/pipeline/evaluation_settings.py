@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dalle_jax.config import SamplingConfig
+from dalle_jax.config import Config, SamplingConfig
 from dalle_jax.pipeline.settings import DrawSettings
 
 FEATURES = ('reranker', 'inception')
@@ -68,6 +68,10 @@ class Settings:
   def sampling(self, own: SamplingConfig, number: int) -> SamplingConfig:
     """The model's settings of sampling with what is given instead, for `number` images."""
     return self._draw_settings().sampling(own, number)
+
+  def source_of(self, config: Config) -> str:
+    """The kind of data that a model of this configuration is measured on."""
+    return self.source or config.data.source
 
   @property
   def rows(self) -> int:

@@ -170,7 +170,7 @@ def _prompt_accuracy(
 
   prompts = prompt_accuracy.choose(examples.captions(dataset, split), config.evaluation.num_prompts)
   text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
-  with Progress(f'drawing {split}', len(prompts), 'image', enabled=jax.process_index() == 0) as progress:
+  with Progress(f'drawing {split}', len(prompts), 'token', enabled=jax.process_index() == 0) as progress:
     images = sampler(params, text, stream_seed(config.seed, split), progress.update_of)
   return prompt_accuracy.scores(prompts, judge.judge(prompts, images), split)
 

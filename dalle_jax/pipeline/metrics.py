@@ -57,19 +57,14 @@ def measure_reconstruction(measured: Measured) -> Figures:
 def measure_codebook(measured: Measured) -> Figures:
   """How the codes are used, over all tokens of the pictures."""
   codes, _ = measured.reconstructed
-  histogram = np.bincount(codes.reshape(-1), minlength=measured.config.dvae.image_vocab_size) / codes.size
-  entropy = -np.sum(histogram * np.log(np.where(histogram > 0, histogram, 1)))
-  return {
-    'codebook/perplexity': Figure(float(np.exp(entropy)), None, codes.size),
-    'codebook/use': Figure(float(np.mean(histogram > 0)), None, codes.size),
-  }
+  found = reconstruction.codebook_scores(codes, measured.config.dvae.image_vocab_size)
+  return {name: Figure(found[name], None, codes.size) for name in ('codebook/perplexity', 'codebook/use')}
 
 
 def measure_likelihood(measured: Measured) -> Figures:
   """What captions and codes cost, by the prior or by the sequence model in its place."""
   loaded, (codes, _) = measured.loaded, measured.reconstructed
-  part = 'prior' if 'prior' in loaded.params else 'model'
-  model = loaded.prior if part == 'prior' else loaded.model
+  model, part = loaded.stream_model
   rows = np.asarray(model.stream(measured.text, codes.reshape(len(codes), -1)))
   with measured.progress('likelihood', len(rows)) as progress:
     nats = text.nats(model, loaded.params[part], rows, measured.mesh, measured.settings.rows, progress.update_of)
@@ -193,7 +188,7 @@ def _reranker(settings: Settings, config: Config, parts: Sequence[str]) -> str:
 
 
 def _shapes(settings: Settings, config: Config, parts: Sequence[str]) -> str:
-  source = settings.source or config.data.source
+  source = settings.source_of(config)
   return '' if source == 'captioned_shapes' else f'captioned_shapes, which can be judged; these data are {source}'
 
 

@@ -234,11 +234,10 @@ class Model:
       white = np.where(keep, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=-1)
       shown = fit(white, self.config.data.image_size, resampling=self.config.data.resampling)
       keep = completion.from_pixels(shown[..., 0] == 255, size)
-    if not keep.any() or keep.all():
+    if not keep.any():
       raise ValueError(
-        f'{"Nothing" if keep.all() else "Everything"} of the picture is to be drawn: what stays is counted in whole '
-        f'codes, of which one is 1/{size} of a side, and of the middle square. Change --mask, or the shares of '
-        '--keep_top, --keep_box or --redraw_box.'
+        f'Everything of the picture is to be drawn: what stays is counted in whole codes, of which one is 1/{size} of '
+        'a side, and of the middle square. Change --mask, or the shares of --keep_top, --keep_box or --redraw_box.'
       )
     return Known(codes, keep[None])
 

@@ -49,6 +49,16 @@ def check_out(out: Path) -> None:
     raise ValueError(f'--out {out} cannot be written: {error}') from None
 
 
+def make_directory(out: str) -> Path:
+  """The directory of --out, made if it is not there. Raises ValueError if it cannot be."""
+  directory = Path(out)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f'--out {out} cannot be made: {error}') from None
+  return directory
+
+
 def check_directory(out: Path, what: str) -> None:
   """Whether a directory may be made. Raises ValueError if it is there and not empty, or cannot be."""
   _check_parent(out, what)

@@ -1,5 +1,6 @@
 """A trained reranker at work: how well pictures fit captions, and what it sees in pictures, for other figures."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dalle_jax import bundle, sharding
+from dalle_jax import bundle
 from dalle_jax.bundle import Bundle
 from dalle_jax.data.crops import fit_bicubic
+from dalle_jax.evaluation.batches import in_batches
 
 
 class Ranker:
@@ -25,11 +27,11 @@ class Ranker:
       mesh: of the devices, which hold its parameters.
       batch_size: pictures, or prompts, at a time; rounded up to what the devices divide.
     """
-    divisor = sharding.batch_divisor(mesh)
     self.info: dict[str, Any] = loaded.info  # of bundle.json
     self._model, self._tokenizer, self._params = loaded.reranker, loaded.tokenizer, loaded.params['reranker']
-    self._mesh, self._batch_size = mesh, -(-batch_size // divisor) * divisor
-    self._run = jax.jit(self._apply, static_argnames='method', out_shardings=sharding.replicated(mesh))
+    self._mesh, self._batch_size = mesh, batch_size
+    methods = ('image_features', 'image_embeddings', 'text_embeddings')
+    self._methods = {method: functools.partial(self._apply, method=method) for method in methods}
 
   def _apply(self, params: Any, batch: jax.Array, method: str) -> jax.Array:
     return self._model.apply({'params': params}, batch, method=method)
@@ -84,15 +86,9 @@ class Ranker:
     return np.stack(found)
 
   def _in_batches(self, method: str, items: Any, prepare: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """[N, size of the output]; the last batch is filled up with its own first item."""
-    found, size = [], self._batch_size
-    for begin in range(0, len(items), size):
-      part = prepare(items[begin : begin + size])
-      batch = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
-      with sharding.use_mesh(self._mesh):
-        out = self._run(self._params, sharding.from_whole(batch, self._mesh), method=method)
-      found.append(jax.device_get(out)[: len(part)])
-    return np.concatenate(found)
+    """[N, size of the output], in batches of one shape."""
+    run = self._methods[method]
+    return in_batches(run, self._params, items, self._mesh, self._batch_size, prepare=prepare, whole=True)
 
 
 def load(path: str, mesh: Mesh, *, batch_size: int = 64, flag: str = '--reranker') -> Ranker:

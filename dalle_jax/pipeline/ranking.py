@@ -80,6 +80,15 @@ def caption_likelihood(loaded: Bundle, text: np.ndarray, codes: np.ndarray, mesh
   return (alone - given).reshape(codes.shape[:2]).astype(np.float32)
 
 
+def check_scores(scores: np.ndarray) -> None:
+  """Raises ValueError if a score is not a number."""
+  if not np.isfinite(scores).all():
+    raise ValueError(
+      f'{(~np.isfinite(scores)).sum()} of {scores.size} scores are NaN or infinite: the parameters of what ranks the '
+      'candidates are damaged, or its dtype is too narrow. Take another --rank.'
+    )
+
+
 def best(scores: np.ndarray | None, num_prompts: int, num_drawn: int, num_kept: int) -> np.ndarray:
   """The numbers of the candidates to keep, int [P, num_kept], best first; without scores the first ones.
 
@@ -88,9 +97,5 @@ def best(scores: np.ndarray | None, num_prompts: int, num_drawn: int, num_kept: 
   """
   if scores is None:
     return np.tile(np.arange(num_drawn)[:num_kept], (num_prompts, 1))
-  if not np.isfinite(scores).all():
-    raise ValueError(
-      f'{(~np.isfinite(scores)).sum()} of {scores.size} scores are NaN or infinite: the parameters of what ranks the '
-      'candidates are damaged, or its dtype is too narrow. Take another --rank.'
-    )
+  check_scores(scores)
   return np.argsort(-scores, axis=1, kind='stable')[:, :num_kept]

@@ -4,10 +4,8 @@ import dataclasses
 
 from dalle_jax.compression.coders import CODERS
 from dalle_jax.config import SamplingConfig
-from dalle_jax.config.running import MOST
 
 RANKS = ('reranker', 'likelihood', 'caption_likelihood')
-_OWN = ('batch_size', 'temperature', 'top_k', 'top_p', 'guidance_scale', 'guidance_ramp')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,18 +36,10 @@ class DrawSettings:
   def __post_init__(self) -> None:
     _require(self.num_images >= 1, f'--num_images (--keep) is {self.num_images}; it must be at least 1.')
     _require(0 <= self.seed < 2**31, f'--seed is {self.seed}; it must lie in [0, 2^31).')
-    given = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
-    checks = {
-      'batch_size': (lambda x: x >= 1, 'at least 1'),
-      'temperature': (lambda x: 0 <= x <= MOST, f'0 to {MOST:,.0f}'),
-      'top_k': (lambda x: x >= 0, '0 (all tokens) or more'),
-      'top_p': (lambda x: 0 < x <= 1, 'above 0 and at most 1 (all tokens)'),
-      'guidance_scale': (lambda x: 0 <= x <= MOST, f'0 to {MOST:,.0f}; 1 is none'),
-      'guidance_ramp': (lambda x: 0 <= x <= 1, 'between 0 and 1, a share of the image'),
-    }
-    for name, value in given.items():
-      allowed, words = checks[name]
-      _require(allowed(value), f'--{name} is {value}; it must be {words}.')
+    try:
+      SamplingConfig(**self._given)
+    except ValueError as error:
+      raise ValueError(str(error).replace('config.sampling.', '--')) from None
     if self.rank and self.rank not in RANKS:
       raise ValueError(f'--rank is {self.rank!r}; allowed are {", ".join(RANKS)}.')
     _require(
@@ -58,14 +48,19 @@ class DrawSettings:
     )
 
   @property
+  def _given(self) -> dict[str, float]:
+    """The settings of sampling that are not the model's own."""
+    names = (field.name for field in dataclasses.fields(SamplingConfig))
+    return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+  @property
   def num_drawn(self) -> int:
     """Images drawn of each prompt."""
     return self.candidates or self.num_images
 
   def sampling(self, own: SamplingConfig, number: int) -> SamplingConfig:
     """The model's settings with what is given instead, for `number` samples."""
-    given = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
-    merged = dataclasses.replace(own, **given)
+    merged = dataclasses.replace(own, **self._given)
     return merged if self.whole_batches else dataclasses.replace(merged, batch_size=min(merged.batch_size, number))
 
 

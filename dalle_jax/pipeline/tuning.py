@@ -124,7 +124,7 @@ def choosing(
       'any': right.astype(np.float32)
     }
     for rank, score in scores.items():
-      ranking.best(score, *score.shape, 1)  # for its check
+      ranking.check_scores(score)
       for name, members in part.groups.items():
         means, errors = candidates.curve(score[members], right[members], counts)
         figures.setdefault(rank, {})[name] = means.tolist()

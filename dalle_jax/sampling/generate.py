@@ -243,7 +243,9 @@ def _first_drawn(keep: np.ndarray) -> int:
   """Codes that stay in every row, from the first on; keep [N, L]."""
   drawn = np.flatnonzero(~keep.all(axis=0))
   if not len(drawn):
-    raise ValueError('The mask keeps every token of the picture, so nothing is left to draw; keep less of it.')
+    raise ValueError(
+      'Nothing of the picture is to be drawn: all its tokens stay (--mask, --keep_top, --keep_box, --redraw_box).'
+    )
   return int(drawn[0])
 
 

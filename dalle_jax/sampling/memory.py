@@ -1,29 +1,30 @@
 """How many images can be drawn at a time: what a row takes, and what the devices have left."""
 
+import functools
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
 from dalle_jax.models.dvae import Dvae
-from dalle_jax.models.prior import Prior
 from dalle_jax.models.stream import TokenStream
 from dalle_jax.sampling.decode import begin
 
 HEADROOM = 0.8  # of the memory that is free, what drawing may take
-SLACK = 1.5  # what lies beside scores of attention: their exponentials, activations
-COPIES = 2  # of the largest array of a layer: what goes in and what comes out
+COPIES = 2  # of the largest array on the way: what goes into a layer and what comes out
 CGROUP = Path('/sys/fs/cgroup')
 
 
 def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bool, num_known: int = 0) -> int:
-  """About how many bytes it takes to draw one more image: its caches and logits, or the pixels' activations if more.
+  """About how many bytes it takes to draw one more image.
 
-  Reading what the image begins with has its scores of attention besides, which are dense.
+  That is its caches and logits, and what is largest on the way: scores of attention over what the image begins with,
+  or the activations of its pixels.
 
   Args:
     model: what draws the tokens.
@@ -33,25 +34,41 @@ def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bo
     guided: whether guidance doubles the rows.
     num_known: codes that are read before the first one is drawn.
   """
-  text = jax.ShapeDtypeStruct((1, max(model.text_length - 1, 0)), jnp.int32)
 
-  def read(params: Any, text: jax.Array) -> Any:
-    prefix = model.prefix(text)
+  def read(params: Any, rows: int) -> Any:
+    prefix = jnp.zeros((rows, model.text_length + num_known), jnp.int32)
     return begin(model, model.decode_params(params[part]), prefix, prefix if guided else None)
 
-  def paint(params: Any) -> Any:
-    grid = jnp.zeros((1, model.grid_size, model.grid_size), jnp.int32)
-    return dvae.apply({'params': params['dvae']}, grid, method='decode', capture_intermediates=True)[1]
+  def paint(params: Any, rows: int) -> Any:
+    grid = jnp.zeros((rows, model.grid_size, model.grid_size), jnp.int32)
+    return dvae.apply({'params': params['dvae']}, grid, method='decode')
 
-  state = sum(map(_bytes, jax.tree.leaves(jax.eval_shape(read, params, text))))
-  heads = model.transformer.shape.num_heads if isinstance(model, Prior) else 0
-  scores = SLACK * 4 * heads * (model.text_length + num_known) ** 2 * (2 if guided else 1)
-  largest = max(map(_bytes, jax.tree.leaves(jax.eval_shape(paint, params))))
-  return int(max(state + scores, COPIES * largest))
+  state, scores = _of_a_row(read, params)
+  image, activations = _of_a_row(paint, params)
+  return max(state + COPIES * scores, image + COPIES * activations)
 
 
-def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
-  return int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize if jnp.issubdtype(leaf.dtype, jnp.number) else 0
+def _of_a_row(run: Callable[[Any, int], Any], params: Any) -> tuple[int, int]:
+  """Bytes that one more row adds to what `run(params, rows)` returns, and to what grows most on the way."""
+  programs = [jax.make_jaxpr(functools.partial(run, rows=rows))(params) for rows in (2, 3)]
+  (few, more), (some, others) = zip(*((p.out_avals, list(_made(p.jaxpr))) for p in programs), strict=True)
+  growth = [_bytes(b) - _bytes(a) for a, b in zip(some, others, strict=True)]
+  return sum(map(_bytes, more)) - sum(map(_bytes, few)), max(growth)
+
+
+def _made(program: Any) -> Iterator[Any]:
+  """The shapes of all arrays that a program makes, also within loops."""
+  for equation in program.eqns:
+    yield from (variable.aval for variable in equation.outvars)
+    for value in equation.params.values():
+      for inner in value if isinstance(value, tuple | list) else [value]:
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from _made(inner)
+
+
+def _bytes(leaf: Any) -> int:
+  return math.prod(leaf.shape) * leaf.dtype.itemsize if jnp.issubdtype(leaf.dtype, jnp.number) else 0
 
 
 def free_bytes(mesh: Mesh) -> int | None:
