@@ -25,6 +25,7 @@ MAX_LINES = 450
 # Which rooms a room may import, besides itself; docs/design.md tells why.
 ROOMS = {
   'config': set(),
+  'hardware': set(),
   'flags': set(),
   'trees': set(),
   'models': set(),
@@ -32,7 +33,7 @@ ROOMS = {
   'sharding': {'config'},
   'data': {'config'},
   'bundle': {'config', 'data', 'factory', 'models', 'sharding', 'trees'},
-  'training': {'config', 'factory', 'models', 'sharding', 'trees'},
+  'training': {'config', 'factory', 'hardware', 'models', 'sharding', 'trees'},
   'sampling': {'config', 'models', 'sharding'},
   'evaluation': {'data', 'models', 'sharding'},
   'importing': {'config', 'factory', 'models', 'trees'},
