@@ -181,6 +181,7 @@ BAD_VALUES = {
   'mesh.data': 0,
   'mesh.fsdp': -2,
   'mesh.tensor': 0,
+  'logging.stall_seconds': -1.0,
   'sampling.temperature': -1.0,
   'sampling.top_k': -1,
   'sampling.top_p': 0.0,

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from dalle_jax import hosts
 from dalle_jax.config import Config, difference
 
 # Groups and keys that may change between restarts: none of them changes what is learnt.
@@ -27,7 +28,7 @@ class Workspace:
   """Paths of a run and its stopwatch.
 
   Raises:
-    ValueError: the directory holds a run of another configuration.
+    ValueError: the directory holds a run of another configuration, or is not the same for all hosts.
   """
 
   def __init__(self, path: str, config: Config):
@@ -39,7 +40,12 @@ class Workspace:
       )
     self.path = Path(path).absolute()
     self._is_main = jax.process_index() == 0
-    self._check_config(config)
+    hosts.shared_directory(self.path)
+    new = json.loads(json.dumps(config.to_dict()))
+    with hosts.together(f'--workdir {self.path}'):
+      self._check_config(new)
+    with hosts.together(f'--workdir {self.path}'):
+      self._keep_config(new)
     self._seconds = self._read('seconds.json')
 
   @property
@@ -53,8 +59,7 @@ class Workspace:
   def data(self, config: Config) -> Path:
     return Path(config.data.data_dir).absolute() if config.data.data_dir else self.path / 'data'
 
-  def _check_config(self, config: Config) -> None:
-    new = json.loads(json.dumps(config.to_dict()))
+  def _check_config(self, new: dict) -> None:
     old = self._read('config.json')
     if old and not self._is_bare():
       lines = difference(fixed(old), fixed(new))
@@ -63,12 +68,12 @@ class Workspace:
           f'--workdir {self.path} holds a run of another configuration; take another directory, or the same values:\n  '
           + '\n  '.join(lines)
         )
-    if self._is_main:
-      try:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write('config.json', new)
-      except OSError as error:
-        raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
+
+  def _keep_config(self, new: dict) -> None:
+    try:
+      self.write('config.json', new)
+    except OSError as error:
+      raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
 
   def _is_bare(self) -> bool:
     """Whether nothing has been made here yet: a first start was refused, perhaps for a mistyped path."""
