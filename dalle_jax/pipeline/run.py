@@ -21,7 +21,7 @@ from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.wrong_captions import WrongCaptions
-from dalle_jax.pipeline import finish, image_tokens, pretrained, sequence, sheets
+from dalle_jax.pipeline import finish, image_tokens, mesh_costs, pretrained, sequence, sheets
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.keys import stream_seed
@@ -78,6 +78,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   with hosts.together('the models that config names'):
     pretrained.check(config)
   space = Workspace(workdir, config)
+  mesh_costs.say_costs(config, mesh)
   dvae = pretrained.load_dvae(config, space, mesh)
   with space.timed('data'):
     dataset = _prepare_data(config, space)

@@ -15,6 +15,7 @@ from dalle_jax.data import text, text_tokenizer
 from dalle_jax.data.pipeline import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.evaluation import text as evaluation
+from dalle_jax.pipeline import mesh_costs
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.reporting import curves, html
 from dalle_jax.sampling.text import continue_text
@@ -39,6 +40,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   space = Workspace(workdir, config)
+  mesh_costs.say_costs(config, mesh)
   with space.timed('data'):
     data = config.data
     with hosts.together('reading the text'):
