@@ -1,10 +1,12 @@
 """What the doors share: the configuration flag, readable errors, and the start of JAX. Imports nothing heavy."""
 
 import os
+import platform
 import re
 import socket
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -145,7 +147,7 @@ def start_jax(
 
   if distributed:
     _join(coordinator, hosts, host)
-  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  cache = _keep_programs()
   if jax.process_index() == 0:
     devices = jax.devices()
     print(
@@ -153,6 +155,36 @@ def start_jax(
       + (f', compilation cache in {cache}' if cache else ''),
       flush=True,
     )
+
+
+def _keep_programs() -> str:
+  """Keeps compiled programs from one start to the next; where, or '' for nowhere.
+
+  JAX_COMPILATION_CACHE_DIR says where, and empty that they are not kept. Programs for a CPU fit CPUs with the same
+  instructions alone, and home directories are seen by several machines: each kind has a directory of its own.
+  """
+  import jax
+
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return os.environ['JAX_COMPILATION_CACHE_DIR']
+  home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+  directory = home / 'dalle_jax' / 'programs' / f'{platform.machine()}_{_cpu_features():08x}'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return ''
+  jax.config.update('jax_compilation_cache_dir', str(directory))
+  return str(directory)
+
+
+def _cpu_features() -> int:
+  """A number for the set of instructions that this machine has; 0 where it cannot be told."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    return 0
+  found = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+  return zlib.crc32(found.partition(':')[2].encode())
 
 
 def _join(coordinator: str | None, hosts: int | None, host: int | None) -> None:

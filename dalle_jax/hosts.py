@@ -25,6 +25,7 @@ from dalle_jax.config import difference
 MOST_LINES = 20  # of differences that a message lists for a host
 PATIENCE_S = 30.0  # for which what host 0 wrote may be invisible to others: network file systems keep lists a while
 _POLL_S = 0.5
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
 class HostFailed(RuntimeError):
@@ -92,7 +93,7 @@ def facts(config: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
     'config': dict(config),
     'flags': {f'--{name}': value for name, value in flags.items()},
     'source files': {f.relative_to(package).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()[:8] for f in files},
-    'versions': {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')}
+    'versions': {name: metadata.version(name) for name in _PACKAGES}
     | {'dalle_jax': dalle_jax.__version__, 'python': platform.python_version()},
   }
 

@@ -24,8 +24,10 @@ from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.pipeline import finish, image_tokens, mesh_costs, pretrained, sequence, sheets
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.training import vector_quantizer
+from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
-from dalle_jax.training.loop import Hook, NonFiniteError, train
+from dalle_jax.training.loop import Hook, train
+from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
 from dalle_jax.training.state import TrainState, all_params
@@ -45,7 +47,7 @@ def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
     ValueError: the configuration, the data or the work directory cannot be used.
   """
   try:
-    with terminations_as_interrupts():
+    with terminations_as_interrupts(several_hosts=jax.process_count() > 1):
       run(config, workdir, stop_after)
     hosts.barrier('end')  # one that left earlier would give up those that still write
   except Interrupted as stop:
@@ -269,5 +271,7 @@ def _train(
     hooks=[Hook(training.sheet_every, draw)] if draw else [],
     logging=config.logging,
     initial=initial,
+    about=describe(config, mesh, dataset.fingerprint),
+    profile=config.profile,
   )
   return all_params(state, ema=True)

@@ -20,6 +20,7 @@ from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.reporting import curves, html
 from dalle_jax.sampling.text import continue_text
 from dalle_jax.training import ngram_counts
+from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.loop import train
 from dalle_jax.training.progress import Progress
@@ -97,7 +98,8 @@ def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens,
 
   state = train(
     task, training, mesh=mesh, seed=seed, workdir=space.path / task.name, batches=stream,
-    eval_batches=evaluation if held_out else None, logging=config.logging,
+    eval_batches=evaluation if held_out else None, logging=config.logging, about=describe(config, mesh, fingerprint),
+    profile=config.profile,
   )  # fmt: skip
   return all_params(state, ema=True)['model']
 

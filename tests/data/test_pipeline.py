@@ -274,3 +274,11 @@ def test_there_may_be_a_wrong_caption_beside_the_true_one():
   colors = 'blue circle above a red', 'blue circle above a blue', 'red circle above a red'
   assert tokenizer.decode(example['wrong']) in {f'a {words} square' for words in colors}
   assert example['wrong'].shape == (39,)
+
+
+def test_records_of_a_batch_have_names():
+  batches = Batches(Numbers(10), number, 4, seed=3)
+  read = numbers(take(batches, 4))
+  assert [batches.records(i) for i in range(4)] == [[str(key) for key in batch] for batch in read]
+  shares = [Batches(Numbers(10), number, 4, seed=3, process_index=i, process_count=2) for i in range(2)]
+  assert shares[0].records(1) == shares[1].records(1) == batches.records(1)
