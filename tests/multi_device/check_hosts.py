@@ -6,12 +6,12 @@ Run by `test_hosts.py`: hosts are processes of their own.
 """
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import sys
 
 import jax
+import toy_training
 
 from dalle_jax import hosts
 from dalle_jax.config import Config, MeshConfig, TrainingConfig
@@ -20,16 +20,6 @@ from dalle_jax.sharding import make_mesh
 from dalle_jax.training.loop import train
 
 BATCH_SIZE = 8
-
-
-def _toy():
-  """The task and the stream of the training tests."""
-  path = pathlib.Path(__file__).parents[1] / 'training' / 'conftest.py'
-  spec = importlib.util.spec_from_file_location('toy', path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules['toy'] = module  # where dataclasses look themselves up
-  spec.loader.exec_module(module)
-  return module
 
 
 def _message(work, *arguments, **options):
@@ -67,10 +57,9 @@ def check_talk(index, directory):
 
 
 def check_training(index, count, directory):
-  toy = _toy()
   share = BATCH_SIZE // count
 
-  class Share(toy.Stream):
+  class Share(toy_training.Stream):
     def __next__(self):
       return {name: rows[index * share : (index + 1) * share] for name, rows in super().__next__().items()}
 
@@ -80,13 +69,13 @@ def check_training(index, count, directory):
   )  # fmt: skip
   for num_steps in (3, 5):  # the second continues from the checkpoint of the first
     state = train(
-      toy.LinearTask(noise=0.1),
+      toy_training.LinearTask(noise=0.1),
       dataclasses.replace(config, num_steps=num_steps),
       mesh=make_mesh(MeshConfig()),
       seed=0,
       workdir=directory / f'trained_by_{count}',
       batches=Share(),
-      logging=toy.QUIET,
+      logging=toy_training.QUIET,
     )
   return {'kernel': jax.device_get(state.params['model']['kernel']).ravel().tolist(), 'step': int(state.step)}
 

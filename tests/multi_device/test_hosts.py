@@ -16,7 +16,7 @@ from dalle_jax.training.signals import EXIT_INTERRUPTED
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATIENCE_S = 900
-ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': f'{ROOT}:{ROOT}/tests/helpers'}
 
 
 def _free_port():
