@@ -1,10 +1,8 @@
 """Several hosts, here processes of one machine, against one: what they agree on, train, save, and how they end."""
 
-import itertools
 import json
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
@@ -103,13 +101,11 @@ def _losses(workdir, stage):
   }
 
 
-def _assert_same_losses(workdir, expected, stage, resumed_at=0):
-  """Losses are means since the line before; that of the line in which a run was interrupted may lack some steps."""
+def _assert_same_losses(workdir, expected, stage):
   found = _losses(workdir, stage)
   assert sorted(found) == sorted(expected)
-  for before, step in itertools.pairwise([0, *sorted(expected)]):
-    if not before < resumed_at < step:
-      assert found[step] == pytest.approx(expected[step], rel=1e-4), step
+  for step, losses in expected.items():
+    assert found[step] == pytest.approx(losses, rel=1e-4), step
 
 
 @pytest.mark.slow
@@ -192,8 +188,8 @@ def _wait_for_step(hosts, workdir, step):
 def _go_on(workdir, number, uninterrupted):
   statuses, outputs = _train(workdir, number, *TEXT).finish()
   assert statuses == [0] * number, '\n'.join(outputs)
-  resumed_at = int(re.search(r'continuing from step (\d+)', outputs[0])[1])
-  _assert_same_losses(workdir, uninterrupted, 'sequence', resumed_at)
+  assert 'continuing from step' in outputs[0]
+  _assert_same_losses(workdir, uninterrupted, 'sequence')
 
 
 @pytest.mark.slow
