@@ -102,11 +102,10 @@ def _losses(workdir, stage):
 
 
 def _assert_same_losses(workdir, expected, stage):
-  """Losses are means since the line before, also where a run was interrupted in between."""
   found = _losses(workdir, stage)
   assert sorted(found) == sorted(expected)
-  for step in expected:
-    assert found[step] == pytest.approx(expected[step], rel=1e-4), step
+  for step, losses in expected.items():
+    assert found[step] == pytest.approx(losses, rel=1e-4), step
 
 
 @pytest.mark.slow
