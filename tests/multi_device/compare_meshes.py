@@ -123,6 +123,9 @@ def train(name: str, mesh: jax.sharding.Mesh) -> dict:
   with sharding.use_mesh(mesh):
     tx = optax.chain(remember_gradients(), make_optimizer(config))
     state = create_state(task, tx, mesh, seed=0, use_ema=True, initial=start)
+    state = state.replace(
+      step=state.step + CONFIG.dvae.kl_warmup_steps
+    )  # before, the joint task's prior has no gradient
     shares = {path: share(leaf) for path, leaf in traverse_util.flatten_dict(state.params, sep='/').items()}
     step = make_train_step(task, tx, config, mesh, seed=0)
     for batch in batches():
@@ -178,6 +181,7 @@ def largest_error(tree: object, expected: object) -> float:
 def errors(tree: dict, expected: dict) -> dict[str, float]:
   """Of every leaf, relative to its largest entry."""
   found, leaves = (traverse_util.flatten_dict(t, sep='/') for t in (tree, expected))
+  assert all(leaf.any() for leaf in leaves.values()), 'gradients of 0 say nothing'
   return {name: float(np.abs(found[name] - leaf).max() / np.abs(leaf).max()) for name, leaf in leaves.items()}
 
 
