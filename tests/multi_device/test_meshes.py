@@ -58,7 +58,9 @@ def report(finished):
 
 
 def _check_training(result):
-  assert result['losses'] == pytest.approx(result['expected_losses'], rel=1e-5)
+  # Of the largest, as the dVAE's loss goes through 0.
+  largest = max(map(abs, result['expected_losses']))
+  assert result['losses'] == pytest.approx(result['expected_losses'], rel=1e-5, abs=1e-5 * largest)
   assert len(set(result['losses'])) == 3
   errors = result['gradient_errors']
   assert max(errors.values()) < 1e-5, max(errors, key=errors.get)
