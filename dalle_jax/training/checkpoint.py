@@ -8,7 +8,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
-from dalle_jax import trees
+from dalle_jax import hosts, trees
 from dalle_jax.training import checkpoint_format, description
 from dalle_jax.training.checkpoint_format import FORMAT_VERSION, NewerFormatError
 from dalle_jax.training.state import TrainState
@@ -102,7 +102,9 @@ class Checkpoints:
     self._damaged = []
     for step in reversed(self.steps()):
       try:
-        restored = self.restore(step, abstract)
+        # Each host reads its own parts: what one of them cannot read, none may continue from.
+        with hosts.together(f'restoring {self.directory / str(step)}'):
+          restored = self.restore(step, abstract)
       except (MismatchError, NewerFormatError) as error:
         raise ValueError(f'The checkpoint {self.directory / str(step)} cannot be continued: {error}.') from error
       except Exception as error:  # Orbax and its storage raise many kinds; all of them mean "not this one".
