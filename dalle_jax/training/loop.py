@@ -18,7 +18,7 @@ from dalle_jax.training.clock import IntervalClock
 from dalle_jax.training.feed import Batches, Feed
 from dalle_jax.training.flops import step_flops
 from dalle_jax.training.metrics import make_writer
-from dalle_jax.training.nonfinite import NonFiniteError, shown_metrics, shown_records
+from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics, shown_records
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.profile import Profiler
 from dalle_jax.training.progress import Progress
@@ -239,6 +239,7 @@ class _Run:
     # What is read while the devices are busy costs nothing.
     if metrics['loss'].is_ready():
       self.clock.add('data', self.clock.now() - start)
+    self.watchdog.tell('step', self.step)  # what is waited for from here on are the devices
 
   def _measure_flops(self, batch: Any) -> None:
     """Once; a device whose peak is not known has no utilisation."""
@@ -273,14 +274,14 @@ class _Run:
     if stop or _is_due(config.checkpoint_every, step) or self._is_last():
       with self._aside('checkpoint'):
         self._save()
-    if stop:
+    if stop or self._is_last():
       self.checkpoints.wait_until_finished()
+    # Asked again, as a request that came while the last checkpoint was written would be forgotten.
+    if stop or (self._is_last() and self.stop.must_stop(self.checkpoints.reached_preemption)):
       raise Interrupted(
         f'Stopped on request at step {step} of {config.num_steps}; saved in {self.checkpoints.directory}. '
         'The same command continues from there.'
       )
-    if self._is_last():
-      self.checkpoints.wait_until_finished()
     return self._is_last()
 
   def _is_last(self) -> bool:
@@ -288,11 +289,17 @@ class _Run:
 
   @contextlib.contextmanager
   def _aside(self, activity: str) -> Iterator[None]:
-    """Keeps the time of something else than steps apart; steps on their way are waited for, and written down, first."""
+    """Keeps the time of something else than steps apart.
+
+    Steps on their way are waited for, written down and found finite first.
+    """
     jax.block_until_ready(self.state.step)
     self.in_flight.clear()
     former, self.pending = self.pending, None
     self._write(former)
+    totals = self.totals.peek()
+    if totals is not None:
+      self._check_finite(jax.device_get(totals), self.step, tell=False)
     self.watchdog.tell(activity, self.step)
     with self.clock.spent_on(activity):
       yield
@@ -325,7 +332,8 @@ class _Run:
     if bad_step < 0:
       return
     may_skip = self.config.nonfinite == 'skip'
-    too_many = may_skip and int(totals['bad']['skipped_updates']) + count - 1 > self.config.max_nonfinite
+    limit = self.config.max_nonfinite
+    too_many = may_skip and int(totals['bad']['skipped_updates']) + count - 1 > limit
     if may_skip and not too_many and not tell:
       return
     found = (
@@ -338,12 +346,9 @@ class _Run:
     self.checkpoints.wait_until_finished()
     steps, group = self.checkpoints.steps(), f'config.{self.task.name}_training'
     good = f'The last good checkpoint is step {steps[-1]}' if steps else 'No checkpoint had been written yet'
-    limits = f' More than {group}.max_nonfinite={self.config.max_nonfinite} were skipped.' if too_many else ''
     raise NonFiniteError(
-      f'Training of {self.task.name} became non-finite at {found}{limits} {good} (in {self.checkpoints.directory}). '
-      'The same command would continue there and, where the cause is not the machine, end here again: lower '
-      f'{group}.learning_rate (or muon_learning_rate) or clip_norm, or lengthen warmup_steps, in a new --workdir; or '
-      f'set {group}.nonfinite to skip or rewind.',
+      f'Training of {self.task.name} became non-finite at {found} {good} (in {self.checkpoints.directory}).',
+      advice(self.config.nonfinite, limit, group),
       bad_step,
     )
 
@@ -352,10 +357,10 @@ class _Run:
     if self.config.nonfinite != 'rewind' or len(self.feed.excluded) >= self.config.max_nonfinite:
       raise error
     number = self.feed.number_of(error.step)
+    self.state = None  # two states may be more than the devices' memory
     restored = self.checkpoints.restore_latest(self.abstract)
-    self.progress.message(
-      f'{error} Going back to {f"step {restored.step}" if restored else "the start"}, and passing over batch {number}.'
-    )
+    goal = f'step {restored.step}' if restored else 'the start'
+    self.progress.message(f'{error.found} Going back to {goal}, and passing over batch {number}.')
     self.begin(restored, {*self.feed.excluded, number})
 
   def _evaluate(self) -> None:
@@ -370,9 +375,6 @@ class _Run:
         self.history = {'best_loss': self.eval_loss, 'best_step': self.step}
 
   def _save(self) -> None:
-    totals = self.totals.peek()
-    if totals is not None:
-      self._check_finite(jax.device_get(totals), self.step, tell=False)
     meta = {
       'history': self.history,
       'totals': self.totals.state(),

@@ -152,7 +152,8 @@ class IntervalTotals:
 
   def add(self, step: jax.Array, metrics: Metrics) -> None:
     """Adds one step's metrics without waiting for them."""
-    if self._totals is None:
+    if self._totals is None or set(self._totals['sums']) != set(metrics):
+      # Begun anew too where a checkpoint's interval had other metrics, as 'skip' and the version of the task decide.
       # Not one array several times: donated buffers must be distinct.
       zeros = {name: np.float32(0) for name in metrics}
       counts = {'count': np.int32(0), 'bad_count': np.int32(0), 'bad_step': np.int32(-1)}

@@ -167,7 +167,7 @@ def test_an_interrupted_run_continues_to_the_same_model(finished, without_prior,
 
 def test_divergence_is_an_exit_status_and_a_message(monkeypatch, capsys, tmp_path):
   def diverge(*args):
-    raise NonFiniteError('the loss is not finite')
+    raise NonFiniteError('the loss is not finite', '', 1)
 
   monkeypatch.setattr(run, 'run', diverge)
   assert run.main(CONFIG, str(tmp_path)) == run.EXIT_DIVERGED == 1
