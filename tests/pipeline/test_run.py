@@ -191,7 +191,7 @@ def test_checkpoints_are_not_continued_with_other_data(folder, tmp_path):
   streams = []
   for data in ('one', 'another'):
     dataset = dataclasses.replace(registry.prepare(config.data, tmp_path), fingerprint=data)
-    streams.append(run.make_batches(config, dataset, config.dvae_training, 'dvae', None)[0])
+    streams.append(run.make_batches(config, dataset, config.dvae_training, 'dvae', None, make_mesh(MeshConfig()))[0])
   streams[0].restore(streams[0].state())
   with pytest.raises(ValueError, match='fingerprint: one -> another'):
     streams[1].restore(streams[0].state())
@@ -226,7 +226,7 @@ def _batches(config, workdir, stage='dvae'):
   space = Workspace(str(workdir), config)
   dataset = run._prepare_data(config, space)
   training = dataclasses.replace(config.dvae_training, batch_size=4, eval_batches=3)
-  return dataset, run.make_batches(config, dataset, training, stage, None)
+  return dataset, run.make_batches(config, dataset, training, stage, None, make_mesh(MeshConfig()))
 
 
 def test_folders_are_split_and_evaluated_in_one_order(folder, tmp_path):
