@@ -31,7 +31,8 @@ class Restored:
 class Checkpoints:
   """The checkpoints of one run: `keep` newest, and besides the one with the lowest loss.
 
-  All processes of a run make the same calls. A context manager; leaving it waits for the last write.
+  All processes of a run make the same calls. A context manager; leaving it waits for the last write. Reading goes past
+  Orbax's manager, whose barrier a host that cannot read would never reach.
   """
 
   def __init__(self, directory: Path, keep: int, about: Mapping[str, Any] | None = None) -> None:
@@ -128,7 +129,7 @@ class Checkpoints:
       NewerFormatError: a later version of dalle_jax wrote it.
       Exception: whatever Orbax raises where it is missing or damaged.
     """
-    meta = self._read_meta(step)
+    meta = self._read_json(step, 'meta')
     version = checkpoint_format.check_version(meta)
     stored = checkpoint_format.stored_form(version, abstract)
     differences = trees.differences(self._shapes(step), stored)
@@ -138,10 +139,10 @@ class Checkpoints:
         f'it holds another model or optimizer than the configuration describes (given: the checkpoint): {differences}.'
         f'{changed} Restore the configuration or take another WORKDIR; to start afresh delete the directory'
       )
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(stored), data=ocp.args.JsonRestore())
-    restored = self._manager.restore(step, args=items)
-    state = checkpoint_format.current_form(version, restored['state'], abstract)
-    return Restored(step=step, state=state, data=restored['data'], meta=meta['meta'])
+    path = self.directory / str(step) / 'state'
+    read = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(stored))
+    state = checkpoint_format.current_form(version, read, abstract)
+    return Restored(step=step, state=state, data=self._read_json(step, 'data'), meta=meta['meta'])
 
   def _shapes(self, step: int) -> Any:
     """Shapes and dtypes of a stored state."""
@@ -164,12 +165,12 @@ class Checkpoints:
       self._manager.delete(step)
     self._damaged = []
 
-  def _read_meta(self, step: int) -> dict[str, Any]:
-    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+  def _read_json(self, step: int, item: str) -> dict[str, Any]:
+    return ocp.JsonCheckpointHandler().restore(self.directory / str(step) / item, args=ocp.args.JsonRestore())
 
   def _read_loss(self, step: int) -> float | None:
     try:
-      return self._read_meta(step)['loss']
+      return self._read_json(step, 'meta')['loss']
     except Exception as error:  # as in restore_latest; a loss that cannot be read must not keep the run from starting
       logging.warning('The loss of checkpoint %s cannot be read: %s', self.directory / str(step), error)
       return None
