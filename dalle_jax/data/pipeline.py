@@ -207,8 +207,10 @@ class Batches:
     Raises:
       ValueError: the state belongs to other data, another seed or another batch size.
     """
-    differences = [f'{key}: {state.get(key)} -> {value}' for key, value in self._identity.items()
-                   if state.get(key) != value]  # fmt: skip
+    # The first version did not say the fingerprint.
+    old = {'fingerprint': self._identity['fingerprint'], **state}
+    differences = [f'{key}: {old.get(key)} -> {value}' for key, value in self._identity.items()
+                   if old.get(key) != value]  # fmt: skip
     if differences:
       raise ValueError(
         'The data pipeline cannot be continued, as it has changed since the checkpoint '

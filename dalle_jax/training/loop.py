@@ -103,7 +103,7 @@ def train(
       open_writer=lambda step: make_writer(workdir, logging, is_main, step),
       progress=stack.enter_context(Progress(task.name, config.num_steps, enabled=is_main)),
       watchdog=stack.enter_context(Watchdog(task.name, logging.stall_seconds, jax.process_index())),
-      profiler=stack.enter_context(Profiler(workdir / 'profile', profile)),
+      profiler=stack.enter_context(Profiler(_own_part(workdir / 'profile'), profile)),
       stop=stack.enter_context(StopSignals(several_hosts=jax.process_count() > 1)),
       train_step=make_train_step(task, tx, config, mesh, seed),
       eval_step=make_eval_step(task, mesh),
@@ -155,6 +155,7 @@ class _Run:
   pending: _Line | None = None
   eval_loss: float | None = None  # of the state at the current step, where it was measured
   logged_step: int = 0
+  logged_skipped: int = 0  # updates up to there that were skipped
   is_compiled: bool = False
   utilisation_per_rate: float | None = None  # model-FLOPs utilisation at one step a second, where it can be known
 
@@ -163,6 +164,7 @@ class _Run:
     self.close()
     self.step = self.logged_step = restored.step if restored else 0
     self.state = restored.state if restored else self.make_state()
+    self.logged_skipped = int(self.state.skipped)
     if restored or excluded:
       self._take_up(restored, set(excluded))
     self.clock.restart(self.step)
@@ -318,12 +320,12 @@ class _Run:
     if 'skipped_updates' in last:
       values['skipped_updates'] = float(last['skipped_updates'])
     self.writer.write(line.step, values | line.host)
-    self.logged_step = line.step
+    self.logged_step, self.logged_skipped = line.step, int(last.get('skipped_updates', self.logged_skipped))
     self.progress.update(self.step, **({'loss': values['loss']} if count else {}))
 
   def _tell_of_halving(self, halved_after: int, rate: float) -> None:
-    """Says so where the learning rate has been halved since the last log line."""
-    if halved_after and halved_after >= self.logged_step:
+    """Says so where the learning rate has been halved since the last log line; skipped updates are not counted."""
+    if halved_after and halved_after >= self.logged_step - self.logged_skipped:
       self.progress.message(f'the learning rate was halved to {rate:g} after step {halved_after}')
 
   def _check_finite(self, totals: Any, step: int, tell: bool = True) -> None:
@@ -382,6 +384,11 @@ class _Run:
       'excluded': list(self.feed.excluded),
     }
     self.checkpoints.save(self.step, self.state, self.feed.position, meta, self.eval_loss)
+
+
+def _own_part(directory: Path) -> Path:
+  """Of a trace: JAX names files by the machine, which several processes may share."""
+  return directory / f'host_{jax.process_index()}' if jax.process_count() > 1 else directory
 
 
 def _is_due(every: int, step: int) -> bool:

@@ -41,7 +41,6 @@ def make_train_step(
     metrics |= {
       'grad_norm': optax.tree.norm(grads),
       'param_norm': optax.tree.norm(params),
-      **rate_in_force(config, opt_state, state.step - state.skipped),
     }
     frozen = state.frozen
     if task.updated:
@@ -53,6 +52,7 @@ def make_train_step(
       new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
       new = new.replace(skipped=state.skipped + ~finite)
       metrics['skipped_updates'] = new.skipped
+    metrics |= rate_in_force(config, new.opt_state, state.step - state.skipped)
     new = new.replace(step=state.step + 1)
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 

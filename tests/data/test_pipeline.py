@@ -155,6 +155,12 @@ def test_resume_equals_uninterrupted(taken):
   assert second.state()['batches'] == 8
 
 
+def test_positions_without_a_fingerprint_are_continued():
+  batches = Batches(Numbers(7), number, 3, seed=0, fingerprint='of now')
+  batches.restore({'batches': 2, 'dataset_length': 7, 'seed': 0, 'batch_size': 3, 'shuffle': True})
+  assert batches.state()['batches'] == 2
+
+
 def test_resume_of_one_pass():
   batches = Batches(Numbers(7), number, 3, seed=0, shuffle=False, repeat=False, drop_remainder=False)
   next(batches)

@@ -57,6 +57,19 @@ def test_skipping_changes_nothing_but_the_counts(fit, tmp_path, make_config, ass
   assert len(told) == 2 and 'at step 5 ' in told[0] and '4/0, 4/1' in told[0] and 'at step 7 ' in told[1]
 
 
+def test_halvings_are_told_after_skipped_updates_too(fit, tmp_path, make_config, capsys):
+  plateaus = {'schedule': 'plateau', 'plateau_window': 2, 'plateau_patience': 1, 'plateau_min_improvement': 1e3}
+  config = make_config(nonfinite='skip', log_every=1, num_steps=14, max_halvings=3, checkpoint_every=5, **plateaus)
+  fit(tmp_path / 'a', config, poison=(0, 1, 2, 6))
+  told = [line for line in capsys.readouterr().err.splitlines() if 'halved to' in line]
+  assert [line.rpartition(' ')[2] for line in told] == ['3', '5', '7']
+  # An update that was undone halves nothing: the rate is that of the updates made.
+  rates, skipped = lines(tmp_path / 'a', 'learning_rate'), lines(tmp_path / 'a', 'skipped_updates')
+  made = [rate for rate, before, now in zip(rates, [0, *skipped], skipped, strict=False) if now == before]
+  np.testing.assert_allclose(made, [0.05] * 3 + [0.025] * 2 + [0.0125] * 2 + [0.00625] * 3)
+  np.testing.assert_allclose(rates[6], rates[5])
+
+
 def test_an_interval_in_which_all_was_skipped_has_no_loss(fit, tmp_path, make_config):
   fit(tmp_path, make_config(nonfinite='skip', log_every=2, num_steps=6), poison=(2, 3))
   assert [line['step'] for line in read_metrics(tmp_path / 'metrics.jsonl') if 'loss' not in line] == [4]
