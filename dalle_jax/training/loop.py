@@ -66,7 +66,7 @@ def train(
 
   Args:
     workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and profile/.
-    batches: numpy batches of config.batch_size examples over all processes.
+    batches: numpy batches of this process's rows (`sharding.own_rows`) of config.batch_size examples.
     eval_batches: makes the held-out batches anew for each evaluation, with the same number in every process; it is
       judged with the averaged parameters if config.ema_decay is above 0.
     initial: whole collections to start from, such as {'dvae': a trained dVAE}.
@@ -254,6 +254,8 @@ class _Run:
   def _line_is_due(self, metrics: Any) -> None:
     """Writes the line before this one, whose metrics are long there, so that nothing waits for the devices."""
     former, self.pending = self.pending, None
+    if not self.is_compiled:
+      self.clock.restart(self.step)  # as in `_first_step`, which has not come there yet where every step has a line
     host, rate = self.clock.take(self.step)
     if rate:
       host |= {'steps_per_second': rate, 'examples_per_second': rate * self.config.batch_size}

@@ -279,6 +279,13 @@ def test_where_the_time_went_and_how_well_it_was_used(fit, tmp_path, make_config
     np.testing.assert_allclose(values['model_flops_utilisation'], values['steps_per_second'] * flops / 1e6)
 
 
+def test_compilation_is_no_rate_where_every_step_has_a_line(fit, tmp_path, make_config):
+  fit(tmp_path, make_config(num_steps=3, log_every=1))
+  lines = read_metrics(tmp_path / 'metrics.jsonl')
+  assert ['steps_per_second' in values for values in lines] == [False, True, True]
+  assert lines[0]['time/step'] < 0.1
+
+
 def test_unknown_devices_have_no_utilisation(fit, tmp_path, make_config):
   fit(tmp_path, make_config(num_steps=3))
   assert 'model_flops_utilisation' not in read_metrics(tmp_path / 'metrics.jsonl')[0]
