@@ -99,6 +99,7 @@ class Checkpoints:
     Raises:
       ValueError: there are checkpoints, but none of them can be read; or one that is whole does not fit the model, or
         was written by a later version.
+      Exception: the devices' or the host's memory is too small for it.
     """
     self._damaged = []
     for step in reversed(self.steps()):
@@ -108,7 +109,9 @@ class Checkpoints:
           restored = self.restore(step, abstract)
       except (MismatchError, NewerFormatError) as error:
         raise ValueError(f'The checkpoint {self.directory / str(step)} cannot be continued: {error}.') from error
-      except Exception as error:  # Orbax and its storage raise many kinds; all of them mean "not this one".
+      except Exception as error:  # Orbax and its storage raise many kinds; all others mean "not this one".
+        if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+          raise  # too large for these devices, and whole
         logging.warning('Checkpoint %s cannot be restored: %s', self.directory / str(step), error)
         self._damaged.append(step)
         last_error = error
