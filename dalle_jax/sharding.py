@@ -101,8 +101,17 @@ def param_shardings(abstract: Any, mesh: Mesh) -> Any:
   return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+  """The rows of a batch that this process's devices hold, ascending.
+
+  On a torus they need not lie together; processes between which `tensor` goes hold the same ones.
+  """
+  parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return tuple(sorted({row for (part,) in parts for row in range(batch_size)[part]}))
+
+
 def to_global(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows of a batch as global arrays, split over the mesh."""
+  """This process's rows of a batch (`own_rows`) as global arrays, split over the mesh."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
@@ -124,18 +133,18 @@ def check(config: Config, mesh: Mesh) -> None:
 
 
 def check_batch(training: TrainingConfig, mesh: Mesh, group: str) -> None:
-  """Refuses a batch that the devices or hosts do not divide.
+  """Refuses a batch that the devices do not divide.
 
   Raises:
     ValueError: names the key to change.
   """
-  shards, hosts, parts = batch_divisor(mesh), jax.process_count(), training.accumulation_steps
-  unit = parts * math.lcm(shards, hosts)
+  shards, parts = batch_divisor(mesh), training.accumulation_steps
+  unit = parts * shards
   if training.batch_size % unit:
     below = training.batch_size // unit * unit
     nearest = ' or '.join(str(size) for size in (below, below + unit) if size)
     raise ValueError(
       f'config.{group}.batch_size {training.batch_size} in {parts} part(s) is not divisible by the {shards} batch '
-      f'shards of the mesh {dict(mesh.shape)} on {hosts} host(s); set it to a multiple of {unit}, such as {nearest}, '
-      f'or change config.{group}.accumulation_steps or config.mesh.'
+      f'shards of the mesh {dict(mesh.shape)}; set it to a multiple of {unit}, such as {nearest}, or change '
+      f'config.{group}.accumulation_steps or config.mesh.'
     )

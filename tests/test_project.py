@@ -35,7 +35,7 @@ ROOMS = {
   'data': {'config'},
   'hosts': {'config'},
   'bundle': {'config', 'data', 'factory', 'hosts', 'models', 'sharding', 'trees'},
-  'training': {'config', 'factory', 'hardware', 'mesh', 'models', 'sharding', 'trees'},
+  'training': {'config', 'factory', 'hardware', 'hosts', 'mesh', 'models', 'sharding', 'trees'},
   'sampling': {'config', 'models', 'sharding'},
   'evaluation': {'data', 'models', 'sharding'},
   'importing': {'config', 'factory', 'models', 'trees'},

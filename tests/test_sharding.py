@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from dalle_jax import sharding
-from dalle_jax.config import Config, TrainingConfig
+from dalle_jax.config import Config
 from dalle_jax.sharding import batch_divisor, make_mesh
 
 
@@ -94,7 +94,15 @@ def test_batches_must_divide_over_the_mesh(group):
     _check((2, 4, 1), **{group: {'batch_size': 16, 'accumulation_steps': 4}})
 
 
-def test_batches_must_divide_over_the_hosts(monkeypatch):
-  monkeypatch.setattr(jax, 'process_count', lambda: 3)
-  with pytest.raises(ValueError, match=r'on 3 host\(s\).* multiple of 3, such as 6 or 9'):
-    sharding.check_batch(TrainingConfig(batch_size=8), make_mesh(), 'dvae_training')
+class Held:
+  """A sharding of 8 rows of which this process holds some, twice where `tensor` copies them."""
+
+  def addressable_devices_indices_map(self, shape):
+    assert shape == (8,)
+    return dict(enumerate([(slice(4, 6),), (slice(0, 2),), (slice(0, 2),), (slice(4, 6),)]))
+
+
+def test_a_process_reads_what_its_devices_hold(monkeypatch):
+  assert sharding.own_rows(make_mesh(), 4) == (0, 1, 2, 3)
+  monkeypatch.setattr(sharding, 'batch_sharding', lambda mesh: Held())
+  assert sharding.own_rows(make_mesh(), 8) == (0, 1, 4, 5)

@@ -6,7 +6,7 @@ the number of batches taken.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -100,7 +100,14 @@ class _Examples:
   """One process's rows of all the global batches, one after the other, as a random-access sequence."""
 
   def __init__(
-    self, source: Source, transform: Transform, seed: int, shuffle: bool, rows: slice, batch_size: int, length: int
+    self,
+    source: Source,
+    transform: Transform,
+    seed: int,
+    shuffle: bool,
+    rows: Sequence[int],
+    batch_size: int,
+    length: int,
   ):
     self._source, self._transform = source, transform
     self._seed, self._rows, self._batch_size, self._length = seed, rows, batch_size, length
@@ -112,8 +119,8 @@ class _Examples:
     return self._length
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    batch, row = divmod(index, self._rows.stop - self._rows.start)
-    position = batch * self._batch_size + self._rows.start + row
+    batch, row = divmod(index, len(self._rows))
+    position = batch * self._batch_size + self._rows[row]
     number, epoch = int(self._order[position]), position // len(self._source)
     return self._transform(self._source[number], np.random.default_rng([self._seed, epoch, number]))
 
@@ -127,8 +134,8 @@ class _Examples:
 class Batches:
   """An iterator of batches: dicts of numpy arrays with a leading batch axis.
 
-  With several processes (hosts), process p yields rows [p, p + 1) * batch_size / process_count of every global
-  batch, so that their concatenation is the batch that one process would yield.
+  With several processes (hosts) each yields its own rows of every global batch, which is the one that a single process
+  would yield.
   """
 
   def __init__(
@@ -141,8 +148,7 @@ class Batches:
     shuffle: bool = True,
     repeat: bool = True,
     drop_remainder: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_workers: int = 0,
     num_threads: int = 4,
     fingerprint: str = '',
@@ -157,17 +163,17 @@ class Batches:
       shuffle: a new random order in each epoch; otherwise the source's order.
       repeat: endless; batches then run across the ends of epochs. Otherwise one pass.
       drop_remainder: with one pass, leaves out a last batch that is not full.
-      process_index: of this process, out of `process_count`.
+      rows: of every global batch, that this process reads (`sharding.own_rows`); None: all.
       num_workers: reading processes; 0 reads in threads of this one.
       num_threads: reading threads in each process.
       fingerprint: of the records; a stream is not continued with others.
 
     Raises:
-      ValueError: no records, fewer than a batch in a single pass, or a batch that processes cannot share equally.
+      ValueError: no records, fewer than a batch in a single pass, or a last batch that processes cannot share.
     """
-    _check(len(source), batch_size, repeat, drop_remainder, process_count)
-    share = batch_size // process_count
-    rows = slice(process_index * share, (process_index + 1) * share)
+    rows = range(batch_size) if rows is None else tuple(rows)
+    share = len(rows)
+    _check(len(source), batch_size, repeat, drop_remainder, share)
     if repeat:
       length = sys.maxsize // batch_size * share
     else:
@@ -201,8 +207,10 @@ class Batches:
     Raises:
       ValueError: the state belongs to other data, another seed or another batch size.
     """
-    differences = [f'{key}: {state.get(key)} -> {value}' for key, value in self._identity.items()
-                   if state.get(key) != value]  # fmt: skip
+    # The first version did not say the fingerprint.
+    old = {'fingerprint': self._identity['fingerprint'], **state}
+    differences = [f'{key}: {old.get(key)} -> {value}' for key, value in self._identity.items()
+                   if old.get(key) != value]  # fmt: skip
     if differences:
       raise ValueError(
         'The data pipeline cannot be continued, as it has changed since the checkpoint '
@@ -232,13 +240,11 @@ class Batches:
     return iter(dataset)
 
 
-def _check(length: int, batch_size: int, repeat: bool, drop_remainder: bool, process_count: int) -> None:
+def _check(length: int, batch_size: int, repeat: bool, drop_remainder: bool, share: int) -> None:
   if length == 0:
     raise ValueError('The data set has no records.')
-  if batch_size % process_count:
-    raise ValueError(f'batch_size {batch_size} is not divisible by the number of processes, {process_count}.')
   if not repeat and drop_remainder and length < batch_size:
     raise ValueError(f'The data set has {length} records, too few for a single batch of {batch_size}; '
                      'lower batch_size.')  # fmt: skip
-  if not repeat and not drop_remainder and process_count > 1:
+  if not repeat and not drop_remainder and share < batch_size:
     raise ValueError('Several processes cannot share a last batch that is not full; set drop_remainder.')

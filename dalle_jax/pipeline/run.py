@@ -165,7 +165,7 @@ def _tokenizer(config: Config, space: Workspace, dataset: Dataset) -> Tokenizer:
 
 
 def make_batches(
-  config: Config, dataset: Dataset, training: TrainingConfig, stage: str, tokenizer: Tokenizer | None
+  config: Config, dataset: Dataset, training: TrainingConfig, stage: str, tokenizer: Tokenizer | None, mesh: Mesh
 ) -> tuple[Batches, Callable[[], Iterator[dict]] | None]:
   """The endless training stream, and a maker of held-out passes (None where nothing is held out)."""
   transform = functools.partial(
@@ -174,8 +174,7 @@ def make_batches(
   )  # fmt: skip
   options = {
     'batch_size': training.batch_size,
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
+    'rows': sharding.own_rows(mesh, training.batch_size),
     'num_threads': config.data.num_threads,
     'fingerprint': dataset.fingerprint,
   }
@@ -259,7 +258,7 @@ def _train(
   initial: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """One stage under WORKDIR/NAME; returns all its collections, the trained ones averaged."""
-  stream, evaluation = make_batches(config, dataset, training, task.name, tokenizer)
+  stream, evaluation = make_batches(config, dataset, training, task.name, tokenizer, mesh)
   state = train(
     task,
     training,

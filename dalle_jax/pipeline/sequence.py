@@ -85,7 +85,7 @@ def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens,
   """The averaged parameters after training by gradient."""
   training, length = config.sequence_training, config.model.length
   make = functools.partial(
-    Batches, batch_size=training.batch_size, process_index=jax.process_index(), process_count=jax.process_count(),
+    Batches, batch_size=training.batch_size, rows=sharding.own_rows(mesh, training.batch_size),
     num_threads=config.data.num_threads, fingerprint=fingerprint,
   )  # fmt: skip
   seed = stream_seed(config.seed, task.name)

@@ -8,7 +8,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
-from dalle_jax import trees
+from dalle_jax import hosts, trees
 from dalle_jax.training import checkpoint_format, description
 from dalle_jax.training.checkpoint_format import FORMAT_VERSION, NewerFormatError
 from dalle_jax.training.state import TrainState
@@ -31,7 +31,8 @@ class Restored:
 class Checkpoints:
   """The checkpoints of one run: `keep` newest, and besides the one with the lowest loss.
 
-  All processes of a run make the same calls. A context manager; leaving it waits for the last write.
+  All processes of a run make the same calls. A context manager; leaving it waits for the last write. Reading goes past
+  Orbax's manager, whose barrier a host that cannot read would never reach.
   """
 
   def __init__(self, directory: Path, keep: int, about: Mapping[str, Any] | None = None) -> None:
@@ -98,14 +99,19 @@ class Checkpoints:
     Raises:
       ValueError: there are checkpoints, but none of them can be read; or one that is whole does not fit the model, or
         was written by a later version.
+      Exception: the devices' or the host's memory is too small for it.
     """
     self._damaged = []
     for step in reversed(self.steps()):
       try:
-        restored = self.restore(step, abstract)
+        # Each host reads its own parts: what one of them cannot read, none may continue from.
+        with hosts.together(f'restoring {self.directory / str(step)}'):
+          restored = self.restore(step, abstract)
       except (MismatchError, NewerFormatError) as error:
         raise ValueError(f'The checkpoint {self.directory / str(step)} cannot be continued: {error}.') from error
-      except Exception as error:  # Orbax and its storage raise many kinds; all of them mean "not this one".
+      except Exception as error:  # Orbax and its storage raise many kinds; all others mean "not this one".
+        if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+          raise  # too large for these devices, and whole
         logging.warning('Checkpoint %s cannot be restored: %s', self.directory / str(step), error)
         self._damaged.append(step)
         last_error = error
@@ -126,7 +132,7 @@ class Checkpoints:
       NewerFormatError: a later version of dalle_jax wrote it.
       Exception: whatever Orbax raises where it is missing or damaged.
     """
-    meta = self._read_meta(step)
+    meta = self._read_json(step, 'meta')
     version = checkpoint_format.check_version(meta)
     stored = checkpoint_format.stored_form(version, abstract)
     differences = trees.differences(self._shapes(step), stored)
@@ -136,10 +142,10 @@ class Checkpoints:
         f'it holds another model or optimizer than the configuration describes (given: the checkpoint): {differences}.'
         f'{changed} Restore the configuration or take another WORKDIR; to start afresh delete the directory'
       )
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(stored), data=ocp.args.JsonRestore())
-    restored = self._manager.restore(step, args=items)
-    state = checkpoint_format.current_form(version, restored['state'], abstract)
-    return Restored(step=step, state=state, data=restored['data'], meta=meta['meta'])
+    path = self.directory / str(step) / 'state'
+    read = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(stored))
+    state = checkpoint_format.current_form(version, read, abstract)
+    return Restored(step=step, state=state, data=self._read_json(step, 'data'), meta=meta['meta'])
 
   def _shapes(self, step: int) -> Any:
     """Shapes and dtypes of a stored state."""
@@ -162,12 +168,12 @@ class Checkpoints:
       self._manager.delete(step)
     self._damaged = []
 
-  def _read_meta(self, step: int) -> dict[str, Any]:
-    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+  def _read_json(self, step: int, item: str) -> dict[str, Any]:
+    return ocp.JsonCheckpointHandler().restore(self.directory / str(step) / item, args=ocp.args.JsonRestore())
 
   def _read_loss(self, step: int) -> float | None:
     try:
-      return self._read_meta(step)['loss']
+      return self._read_json(step, 'meta')['loss']
     except Exception as error:  # as in restore_latest; a loss that cannot be read must not keep the run from starting
       logging.warning('The loss of checkpoint %s cannot be read: %s', self.directory / str(step), error)
       return None

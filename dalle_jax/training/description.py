@@ -1,6 +1,7 @@
 """What a checkpoint says of itself, besides the state: what was trained, by which code, on what."""
 
 import importlib.metadata
+import json
 import platform
 from typing import Any
 
@@ -14,11 +15,11 @@ PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def describe(config: Config, mesh: Mesh, data_fingerprint: str) -> dict[str, Any]:
-  """Facts for JSON: the configuration, versions, the mesh and its devices, and the name of the training data."""
+  """Facts as JSON gives them back: configuration, versions, the mesh and its devices, the name of the training data."""
   versions = {'dalle_jax': dalle_jax.__version__, 'python': platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
   return {
-    'config': config.to_dict(),
+    'config': json.loads(json.dumps(config.to_dict())),  # tuples are lists in a checkpoint
     'versions': versions,
     'mesh': dict(mesh.shape),
     'hosts': jax.process_count(),
@@ -29,6 +30,8 @@ def describe(config: Config, mesh: Mesh, data_fingerprint: str) -> dict[str, Any
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
   """A sentence on what differs in configuration and versions between two descriptions; '' where nothing does."""
+  if not old:  # the first format has none
+    return ''
   lines = difference(old.get('config', {}), new.get('config', {}))
   lines += difference(old.get('versions', {}), new.get('versions', {}), 'version')
   return ' It was written with other settings: ' + '; '.join(lines) + '.' if lines else ''

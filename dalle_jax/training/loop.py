@@ -18,7 +18,7 @@ from dalle_jax.training.clock import IntervalClock
 from dalle_jax.training.feed import Batches, Feed
 from dalle_jax.training.flops import step_flops
 from dalle_jax.training.metrics import make_writer
-from dalle_jax.training.nonfinite import NonFiniteError, shown_metrics, shown_records
+from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics, shown_records
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.profile import Profiler
 from dalle_jax.training.progress import Progress
@@ -66,7 +66,7 @@ def train(
 
   Args:
     workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and profile/.
-    batches: numpy batches of config.batch_size examples over all processes.
+    batches: numpy batches of this process's rows (`sharding.own_rows`) of config.batch_size examples.
     eval_batches: makes the held-out batches anew for each evaluation, with the same number in every process; it is
       judged with the averaged parameters if config.ema_decay is above 0.
     initial: whole collections to start from, such as {'dvae': a trained dVAE}.
@@ -103,7 +103,7 @@ def train(
       open_writer=lambda step: make_writer(workdir, logging, is_main, step),
       progress=stack.enter_context(Progress(task.name, config.num_steps, enabled=is_main)),
       watchdog=stack.enter_context(Watchdog(task.name, logging.stall_seconds, jax.process_index())),
-      profiler=stack.enter_context(Profiler(workdir / 'profile', profile)),
+      profiler=stack.enter_context(Profiler(_own_part(workdir / 'profile'), profile)),
       stop=stack.enter_context(StopSignals(several_hosts=jax.process_count() > 1)),
       train_step=make_train_step(task, tx, config, mesh, seed),
       eval_step=make_eval_step(task, mesh),
@@ -155,6 +155,7 @@ class _Run:
   pending: _Line | None = None
   eval_loss: float | None = None  # of the state at the current step, where it was measured
   logged_step: int = 0
+  logged_skipped: int = 0  # updates up to there that were skipped
   is_compiled: bool = False
   utilisation_per_rate: float | None = None  # model-FLOPs utilisation at one step a second, where it can be known
 
@@ -163,6 +164,7 @@ class _Run:
     self.close()
     self.step = self.logged_step = restored.step if restored else 0
     self.state = restored.state if restored else self.make_state()
+    self.logged_skipped = int(self.state.skipped)
     if restored or excluded:
       self._take_up(restored, set(excluded))
     self.clock.restart(self.step)
@@ -239,6 +241,7 @@ class _Run:
     # What is read while the devices are busy costs nothing.
     if metrics['loss'].is_ready():
       self.clock.add('data', self.clock.now() - start)
+    self.watchdog.tell('step', self.step)  # what is waited for from here on are the devices
 
   def _measure_flops(self, batch: Any) -> None:
     """Once; a device whose peak is not known has no utilisation."""
@@ -251,6 +254,8 @@ class _Run:
   def _line_is_due(self, metrics: Any) -> None:
     """Writes the line before this one, whose metrics are long there, so that nothing waits for the devices."""
     former, self.pending = self.pending, None
+    if not self.is_compiled:
+      self.clock.restart(self.step)  # as in `_first_step`, which has not come there yet where every step has a line
     host, rate = self.clock.take(self.step)
     if rate:
       host |= {'steps_per_second': rate, 'examples_per_second': rate * self.config.batch_size}
@@ -273,14 +278,14 @@ class _Run:
     if stop or _is_due(config.checkpoint_every, step) or self._is_last():
       with self._aside('checkpoint'):
         self._save()
-    if stop:
+    if stop or self._is_last():
       self.checkpoints.wait_until_finished()
+    # Asked again, as a request that came while the last checkpoint was written would be forgotten.
+    if stop or (self._is_last() and self.stop.must_stop(self.checkpoints.reached_preemption)):
       raise Interrupted(
         f'Stopped on request at step {step} of {config.num_steps}; saved in {self.checkpoints.directory}. '
         'The same command continues from there.'
       )
-    if self._is_last():
-      self.checkpoints.wait_until_finished()
     return self._is_last()
 
   def _is_last(self) -> bool:
@@ -288,11 +293,17 @@ class _Run:
 
   @contextlib.contextmanager
   def _aside(self, activity: str) -> Iterator[None]:
-    """Keeps the time of something else than steps apart; steps on their way are waited for, and written down, first."""
+    """Keeps the time of something else than steps apart.
+
+    Steps on their way are waited for, written down and found finite first.
+    """
     jax.block_until_ready(self.state.step)
     self.in_flight.clear()
     former, self.pending = self.pending, None
     self._write(former)
+    totals = self.totals.peek()
+    if totals is not None:
+      self._check_finite(jax.device_get(totals), self.step, tell=False)
     self.watchdog.tell(activity, self.step)
     with self.clock.spent_on(activity):
       yield
@@ -311,12 +322,12 @@ class _Run:
     if 'skipped_updates' in last:
       values['skipped_updates'] = float(last['skipped_updates'])
     self.writer.write(line.step, values | line.host)
-    self.logged_step = line.step
+    self.logged_step, self.logged_skipped = line.step, int(last.get('skipped_updates', self.logged_skipped))
     self.progress.update(self.step, **({'loss': values['loss']} if count else {}))
 
   def _tell_of_halving(self, halved_after: int, rate: float) -> None:
-    """Says so where the learning rate has been halved since the last log line."""
-    if halved_after and halved_after >= self.logged_step:
+    """Says so where the learning rate has been halved since the last log line; skipped updates are not counted."""
+    if halved_after and halved_after >= self.logged_step - self.logged_skipped:
       self.progress.message(f'the learning rate was halved to {rate:g} after step {halved_after}')
 
   def _check_finite(self, totals: Any, step: int, tell: bool = True) -> None:
@@ -325,7 +336,8 @@ class _Run:
     if bad_step < 0:
       return
     may_skip = self.config.nonfinite == 'skip'
-    too_many = may_skip and int(totals['bad']['skipped_updates']) + count - 1 > self.config.max_nonfinite
+    limit = self.config.max_nonfinite
+    too_many = may_skip and int(totals['bad']['skipped_updates']) + count - 1 > limit
     if may_skip and not too_many and not tell:
       return
     found = (
@@ -338,12 +350,9 @@ class _Run:
     self.checkpoints.wait_until_finished()
     steps, group = self.checkpoints.steps(), f'config.{self.task.name}_training'
     good = f'The last good checkpoint is step {steps[-1]}' if steps else 'No checkpoint had been written yet'
-    limits = f' More than {group}.max_nonfinite={self.config.max_nonfinite} were skipped.' if too_many else ''
     raise NonFiniteError(
-      f'Training of {self.task.name} became non-finite at {found}{limits} {good} (in {self.checkpoints.directory}). '
-      'The same command would continue there and, where the cause is not the machine, end here again: lower '
-      f'{group}.learning_rate (or muon_learning_rate) or clip_norm, or lengthen warmup_steps, in a new --workdir; or '
-      f'set {group}.nonfinite to skip or rewind.',
+      f'Training of {self.task.name} became non-finite at {found} {good} (in {self.checkpoints.directory}).',
+      advice(self.config.nonfinite, limit, group),
       bad_step,
     )
 
@@ -352,10 +361,10 @@ class _Run:
     if self.config.nonfinite != 'rewind' or len(self.feed.excluded) >= self.config.max_nonfinite:
       raise error
     number = self.feed.number_of(error.step)
+    self.state = None  # two states may be more than the devices' memory
     restored = self.checkpoints.restore_latest(self.abstract)
-    self.progress.message(
-      f'{error} Going back to {f"step {restored.step}" if restored else "the start"}, and passing over batch {number}.'
-    )
+    goal = f'step {restored.step}' if restored else 'the start'
+    self.progress.message(f'{error.found} Going back to {goal}, and passing over batch {number}.')
     self.begin(restored, {*self.feed.excluded, number})
 
   def _evaluate(self) -> None:
@@ -370,9 +379,6 @@ class _Run:
         self.history = {'best_loss': self.eval_loss, 'best_step': self.step}
 
   def _save(self) -> None:
-    totals = self.totals.peek()
-    if totals is not None:
-      self._check_finite(jax.device_get(totals), self.step, tell=False)
     meta = {
       'history': self.history,
       'totals': self.totals.state(),
@@ -380,6 +386,11 @@ class _Run:
       'excluded': list(self.feed.excluded),
     }
     self.checkpoints.save(self.step, self.state, self.feed.position, meta, self.eval_loss)
+
+
+def _own_part(directory: Path) -> Path:
+  """Of a trace: JAX names files by the machine, which several processes may share."""
+  return directory / f'host_{jax.process_index()}' if jax.process_count() > 1 else directory
 
 
 def _is_due(every: int, step: int) -> bool:

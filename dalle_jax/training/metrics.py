@@ -48,7 +48,7 @@ class TensorBoardWriter:
   def __init__(self, directory: Path, resume_step: int = 0) -> None:
     import tensorboardX
 
-    self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1 if resume_step else None)
+    self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     for name, value in values.items():

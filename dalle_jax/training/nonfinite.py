@@ -10,12 +10,27 @@ class NonFiniteError(RuntimeError):
   """The loss, the gradient or the parameters became infinite or NaN; nothing of it was saved.
 
   Attributes:
-    step: the first such step, where it is known.
+    found: what was found, without the advice that the message ends with.
+    step: the first such step.
   """
 
-  def __init__(self, message: str, step: int | None = None) -> None:
-    super().__init__(message)
-    self.step = step
+  def __init__(self, found: str, advice: str, step: int) -> None:
+    super().__init__(f'{found} {advice}')
+    self.found, self.step = found, step
+
+
+def advice(policy: str, limit: int, group: str) -> str:
+  """What to do where a run ends; `limit` is max_nonfinite of the configuration's `group`."""
+  recipe = (
+    f'lower {group}.learning_rate (or muon_learning_rate) or clip_norm, or lengthen warmup_steps, in a new --workdir'
+  )
+  if policy == 'stop':
+    return (
+      'The same command would continue there and, where the cause is not the machine, end here again: '
+      f'{recipe}; or set {group}.nonfinite to skip or rewind.'
+    )
+  done = 'updates were skipped' if policy == 'skip' else 'batches would have to be passed over'
+  return f'More than {group}.max_nonfinite={limit} {done}: {recipe}; or raise that limit.'
 
 
 def shown_metrics(metrics: Mapping[str, Any]) -> str:

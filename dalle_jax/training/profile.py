@@ -10,7 +10,7 @@ class Profiler:
 
   def __init__(self, directory: Path, steps: tuple[int, ...]) -> None:
     self.directory = Path(directory)
-    self._first, self._last = steps or (0, 0)
+    self._first, self._last = steps or (0, -1)
     self._is_on = False
 
   def __enter__(self) -> 'Profiler':
@@ -20,8 +20,8 @@ class Profiler:
     self._stop()
 
   def before(self, step: int) -> None:
-    """Begins the trace if `step`, which comes now, is the first of it."""
-    if step == self._first and not self._is_on:
+    """Begins the trace if `step`, which comes now, is the first of it, or a later one where a run was resumed."""
+    if self._first <= step <= self._last and not self._is_on:
       jax.profiler.start_trace(self.directory)
       self._is_on = True
 

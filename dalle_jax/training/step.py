@@ -41,7 +41,6 @@ def make_train_step(
     metrics |= {
       'grad_norm': optax.tree.norm(grads),
       'param_norm': optax.tree.norm(params),
-      **rate_in_force(config, opt_state, state.step - state.skipped),
     }
     frozen = state.frozen
     if task.updated:
@@ -53,6 +52,7 @@ def make_train_step(
       new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
       new = new.replace(skipped=state.skipped + ~finite)
       metrics['skipped_updates'] = new.skipped
+    metrics |= rate_in_force(config, new.opt_state, state.step - state.skipped)
     new = new.replace(step=state.step + 1)
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
@@ -152,7 +152,8 @@ class IntervalTotals:
 
   def add(self, step: jax.Array, metrics: Metrics) -> None:
     """Adds one step's metrics without waiting for them."""
-    if self._totals is None:
+    if self._totals is None or set(self._totals['sums']) != set(metrics):
+      # Begun anew too where a checkpoint's interval had other metrics, as 'skip' and the version of the task decide.
       # Not one array several times: donated buffers must be distinct.
       zeros = {name: np.float32(0) for name in metrics}
       counts = {'count': np.int32(0), 'bad_count': np.int32(0), 'bad_step': np.int32(-1)}

@@ -103,11 +103,16 @@ def test_one_pass():
   assert one_pass(drop_remainder=False) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
+def share(batch_size, index, count):
+  """The rows of one of `count` processes, which hold as many each, one after the other."""
+  return range(index * batch_size // count, (index + 1) * batch_size // count)
+
+
 @pytest.mark.parametrize('shuffle, repeat', [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize('process_count', [2, 3])
 def test_shares_concatenate_to_the_global_batch(shuffle, repeat, process_count):
   def run(index, count):
-    options = {'shuffle': shuffle, 'repeat': repeat, 'process_index': index, 'process_count': count}
+    options = {'shuffle': shuffle, 'repeat': repeat, 'rows': share(6, index, count)}
     return take(Batches(Numbers(20), number, 6, seed=5, **options), 3)
 
   shares = [run(p, process_count) for p in range(process_count)]
@@ -131,7 +136,7 @@ class Counted(Numbers):
 def test_each_process_reads_its_share_alone(process_count):
   sources = [Counted(24) for _ in range(process_count)]
   for index, source in enumerate(sources):
-    options = {'process_index': index, 'process_count': process_count}
+    options = {'rows': share(6, index, process_count)}
     take(Batches(source, number, 6, seed=5, repeat=False, num_threads=2, **options), 4)
   assert [len(source.read) for source in sources] == [24 // process_count] * process_count
   assert sorted(i for source in sources for i in source.read) == list(range(24))
@@ -150,6 +155,12 @@ def test_resume_equals_uninterrupted(taken):
   assert second.state()['batches'] == 8
 
 
+def test_positions_without_a_fingerprint_are_continued():
+  batches = Batches(Numbers(7), number, 3, seed=0, fingerprint='of now')
+  batches.restore({'batches': 2, 'dataset_length': 7, 'seed': 0, 'batch_size': 3, 'shuffle': True})
+  assert batches.state()['batches'] == 2
+
+
 def test_resume_of_one_pass():
   batches = Batches(Numbers(7), number, 3, seed=0, shuffle=False, repeat=False, drop_remainder=False)
   next(batches)
@@ -164,9 +175,9 @@ def test_resume_of_one_pass():
 def test_another_number_of_processes_may_resume():
   state = {**Batches(Numbers(20), number, 6, seed=5).state(), 'batches': 2}
   expected = take(Batches(Numbers(20), number, 6, seed=5), 3)[2]
-  half = Batches(Numbers(20), number, 6, seed=5, process_index=1, process_count=2)
+  half = Batches(Numbers(20), number, 6, seed=5, rows=(0, 3, 4))
   half.restore(state)
-  np.testing.assert_array_equal(next(half)['number'], expected['number'][3:])
+  np.testing.assert_array_equal(next(half)['number'], expected['number'][[0, 3, 4]])
 
 
 @pytest.mark.parametrize('change', [
@@ -180,9 +191,8 @@ def test_restore_refuses_another_stream(change):
 
 @pytest.mark.parametrize('options, message', [
   ({'source': Numbers(0), 'batch_size': 2}, 'no records'),
-  ({'source': Numbers(5), 'batch_size': 3, 'process_count': 2}, 'not divisible'),
   ({'source': Numbers(5), 'batch_size': 6, 'repeat': False}, 'too few'),
-  ({'source': Numbers(5), 'batch_size': 2, 'repeat': False, 'drop_remainder': False, 'process_count': 2}, 'share'),
+  ({'source': Numbers(5), 'batch_size': 2, 'repeat': False, 'drop_remainder': False, 'rows': (1,)}, 'share'),
 ])  # fmt: skip
 def test_refusals(options, message):
   with pytest.raises(ValueError, match=message):
@@ -280,5 +290,5 @@ def test_records_of_a_batch_have_names():
   batches = Batches(Numbers(10), number, 4, seed=3)
   read = numbers(take(batches, 4))
   assert [batches.records(i) for i in range(4)] == [[str(key) for key in batch] for batch in read]
-  shares = [Batches(Numbers(10), number, 4, seed=3, process_index=i, process_count=2) for i in range(2)]
+  shares = [Batches(Numbers(10), number, 4, seed=3, rows=share(4, i, 2)) for i in range(2)]
   assert shares[0].records(1) == shares[1].records(1) == batches.records(1)

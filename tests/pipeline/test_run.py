@@ -167,7 +167,7 @@ def test_an_interrupted_run_continues_to_the_same_model(finished, without_prior,
 
 def test_divergence_is_an_exit_status_and_a_message(monkeypatch, capsys, tmp_path):
   def diverge(*args):
-    raise NonFiniteError('the loss is not finite')
+    raise NonFiniteError('the loss is not finite', '', 1)
 
   monkeypatch.setattr(run, 'run', diverge)
   assert run.main(CONFIG, str(tmp_path)) == run.EXIT_DIVERGED == 1
@@ -191,7 +191,7 @@ def test_checkpoints_are_not_continued_with_other_data(folder, tmp_path):
   streams = []
   for data in ('one', 'another'):
     dataset = dataclasses.replace(registry.prepare(config.data, tmp_path), fingerprint=data)
-    streams.append(run.make_batches(config, dataset, config.dvae_training, 'dvae', None)[0])
+    streams.append(run.make_batches(config, dataset, config.dvae_training, 'dvae', None, make_mesh(MeshConfig()))[0])
   streams[0].restore(streams[0].state())
   with pytest.raises(ValueError, match='fingerprint: one -> another'):
     streams[1].restore(streams[0].state())
@@ -226,7 +226,7 @@ def _batches(config, workdir, stage='dvae'):
   space = Workspace(str(workdir), config)
   dataset = run._prepare_data(config, space)
   training = dataclasses.replace(config.dvae_training, batch_size=4, eval_batches=3)
-  return dataset, run.make_batches(config, dataset, training, stage, None)
+  return dataset, run.make_batches(config, dataset, training, stage, None, make_mesh(MeshConfig()))
 
 
 def test_folders_are_split_and_evaluated_in_one_order(folder, tmp_path):

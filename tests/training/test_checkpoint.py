@@ -158,6 +158,20 @@ def test_when_none_can_be_read_it_is_an_error(tmp_path, state, abstract):
     checkpoints.restore_latest(abstract)
 
 
+@pytest.mark.parametrize('error', [MemoryError('too little'), RuntimeError('RESOURCE_EXHAUSTED: Out of memory')])
+def test_too_little_memory_is_no_damage(tmp_path, state, abstract, monkeypatch, error):
+  def restore(*arguments):
+    raise error
+
+  _save(tmp_path, state, [None, None])
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    monkeypatch.setattr(Checkpoints, 'restore', restore)
+    with pytest.raises(type(error), match=str(error)):
+      checkpoints.restore_latest(abstract)
+    checkpoints.save(3, state, {}, {})
+    assert checkpoints.steps() == [2, 3]  # nothing was taken for damaged, and deleted
+
+
 def _wider(abstract):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 1), x.dtype, sharding=None), abstract)
 

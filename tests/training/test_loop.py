@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dalle_jax import hardware
+from dalle_jax.training import loop
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.loop import Hook, train
 from dalle_jax.training.metrics import read_metrics
@@ -80,6 +81,40 @@ def test_a_run_stopped_in_the_middle_ends_as_an_uninterrupted_one(
   assert _steps(tmp_path / 'parts') == [3, 6, 9, 12]
   assert _steps(tmp_path / 'parts', 'eval/loss') == [6, 12]
   assert _learnt(tmp_path / 'parts') == _learnt(tmp_path / 'whole')  # also of the interval that was cut
+
+
+def test_a_request_while_the_last_checkpoint_is_written_is_not_forgotten(fit, tmp_path, make_config, monkeypatch):
+  wait = Checkpoints.wait_until_finished
+
+  def interrupted(checkpoints):
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait(checkpoints)
+
+  monkeypatch.setattr(Checkpoints, 'wait_until_finished', interrupted)
+  with pytest.raises(Interrupted, match='step 12 of 12'):
+    fit(tmp_path, make_config())
+
+
+def test_the_watchdog_knows_what_is_waited_for(fit, tmp_path, make_config, monkeypatch, stream):
+  """A loop that waits for the devices says 'step', or a host that hangs in a collective would blame its data."""
+  doing, waits = [''], []
+
+  class Watched(loop.Watchdog):
+    def tell(self, activity, step):
+      doing.append(activity)
+
+  class Watching(stream):
+    def __next__(self):
+      waits.append(('data', doing[-1]))
+      return super().__next__()
+
+  wait = jax.block_until_ready
+  monkeypatch.setattr(loop, 'Watchdog', Watched)
+  monkeypatch.setattr(loop.jax, 'block_until_ready', lambda tree: waits.append(('devices', doing[-1])) or wait(tree))
+  fit(tmp_path, make_config(checkpoint_every=0), batches=Watching())
+  assert {doing for what, doing in waits if what == 'devices'} <= {'step', 'compiling'}
+  assert {doing for what, doing in waits[2:] if what == 'data'} == {'waiting for data'}
+  assert len([what for what, _ in waits if what == 'devices']) >= 8
 
 
 def test_halvings_are_told_once(fit, tmp_path, make_config, assert_trees_equal, capsys):
@@ -242,6 +277,13 @@ def test_where_the_time_went_and_how_well_it_was_used(fit, tmp_path, make_config
   flops = 8 * (2 * 3 * 2) * 2  # the product and its gradient; the data have none
   for values in lines:
     np.testing.assert_allclose(values['model_flops_utilisation'], values['steps_per_second'] * flops / 1e6)
+
+
+def test_compilation_is_no_rate_where_every_step_has_a_line(fit, tmp_path, make_config):
+  fit(tmp_path, make_config(num_steps=3, log_every=1))
+  lines = read_metrics(tmp_path / 'metrics.jsonl')
+  assert ['steps_per_second' in values for values in lines] == [False, True, True]
+  assert lines[0]['time/step'] < 0.1
 
 
 def test_unknown_devices_have_no_utilisation(fit, tmp_path, make_config):

@@ -3,11 +3,19 @@ import sys
 import types
 
 import pytest
+import tensorboardX
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_jax.config import LoggingConfig
-from dalle_jax.training.metrics import JsonlWriter, MultiWriter, WandbWriter, make_writer, read_metrics
+from dalle_jax.training.metrics import (
+  JsonlWriter,
+  MultiWriter,
+  TensorBoardWriter,
+  WandbWriter,
+  make_writer,
+  read_metrics,
+)
 
 
 def test_lines_hold_step_time_and_values(tmp_path):
@@ -96,3 +104,12 @@ def test_multi_writer_passes_everything_on(tmp_path):
   writer.write(1, {'loss': 2.0})
   writer.close()
   assert [read_metrics(path)[0]['loss'] for path in paths] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize('step', [0, 40])
+def test_tensorboard_hides_what_will_be_repeated(tmp_path, monkeypatch, step):
+  """Also of a run that begins anew, as one does that ended before its first checkpoint."""
+  opened = []
+  monkeypatch.setattr(tensorboardX, 'SummaryWriter', lambda directory, purge_step: opened.append(purge_step))
+  TensorBoardWriter(tmp_path, step)
+  assert opened == [step + 1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.training.checkpoint import Checkpoints
-from dalle_jax.training.loop import train
+from dalle_jax.training.loop import Hook, train
 from dalle_jax.training.metrics import read_metrics
 from dalle_jax.training.nonfinite import NonFiniteError, shown_records
 
@@ -57,6 +57,19 @@ def test_skipping_changes_nothing_but_the_counts(fit, tmp_path, make_config, ass
   assert len(told) == 2 and 'at step 5 ' in told[0] and '4/0, 4/1' in told[0] and 'at step 7 ' in told[1]
 
 
+def test_halvings_are_told_after_skipped_updates_too(fit, tmp_path, make_config, capsys):
+  plateaus = {'schedule': 'plateau', 'plateau_window': 2, 'plateau_patience': 1, 'plateau_min_improvement': 1e3}
+  config = make_config(nonfinite='skip', log_every=1, num_steps=14, max_halvings=3, checkpoint_every=5, **plateaus)
+  fit(tmp_path / 'a', config, poison=(0, 1, 2, 6))
+  told = [line for line in capsys.readouterr().err.splitlines() if 'halved to' in line]
+  assert [line.rpartition(' ')[2] for line in told] == ['3', '5', '7']
+  # An update that was undone halves nothing: the rate is that of the updates made.
+  rates, skipped = lines(tmp_path / 'a', 'learning_rate'), lines(tmp_path / 'a', 'skipped_updates')
+  made = [rate for rate, before, now in zip(rates, [0, *skipped], skipped, strict=False) if now == before]
+  np.testing.assert_allclose(made, [0.05] * 3 + [0.025] * 2 + [0.0125] * 2 + [0.00625] * 3)
+  np.testing.assert_allclose(rates[6], rates[5])
+
+
 def test_an_interval_in_which_all_was_skipped_has_no_loss(fit, tmp_path, make_config):
   fit(tmp_path, make_config(nonfinite='skip', log_every=2, num_steps=6), poison=(2, 3))
   assert [line['step'] for line in read_metrics(tmp_path / 'metrics.jsonl') if 'loss' not in line] == [4]
@@ -65,7 +78,7 @@ def test_an_interval_in_which_all_was_skipped_has_no_loss(fit, tmp_path, make_co
 def test_no_more_than_the_limit_is_skipped(fit, tmp_path, make_config):
   config = make_config(nonfinite='skip', max_nonfinite=2, checkpoint_every=5)
   assert int(fit(tmp_path / 'two', config, poison=(4, 6)).skipped) == 2
-  with pytest.raises(NonFiniteError, match=r'More than config\.linear_training\.max_nonfinite=2 were skipped'):
+  with pytest.raises(NonFiniteError, match=r'More than config\.linear_training\.max_nonfinite=2 updates were skipped'):
     fit(tmp_path / 'three', config, poison=(4, 6, 8))
   with pytest.raises(NonFiniteError, match='More than'):  # the count goes on in a resumed run
     fit(tmp_path / 'three', config, poison=(4, 6, 8))
@@ -93,6 +106,33 @@ def test_no_more_than_the_limit_is_passed_over(fit, tmp_path, make_config):
   fit(tmp_path / 'one', config, poison=(6,))
   with pytest.raises(NonFiniteError, match='at step 8'):
     fit(tmp_path / 'two', config, poison=(6, 8))
+
+
+@pytest.mark.parametrize('policy', ['skip', 'rewind'])
+def test_a_run_that_stopped_goes_on_with_another_policy(fit, tmp_path, make_config, policy):
+  with pytest.raises(NonFiniteError, match=r'nonfinite to skip or rewind\.'):
+    fit(tmp_path, make_config(), poison=(6,))
+  state = fit(tmp_path, make_config(nonfinite=policy), poison=(6,))
+  assert (int(state.step), int(state.skipped)) == (12, int(policy == 'skip'))
+
+
+def test_messages_fit_the_policy(fit, tmp_path, make_config, capsys):
+  config = make_config(nonfinite='rewind', max_nonfinite=1)
+  with pytest.raises(NonFiniteError, match=r'max_nonfinite=1 batches would .* raise that limit'):
+    fit(tmp_path, config, poison=(6, 8))
+  told = [line for line in capsys.readouterr().err.splitlines() if 'Going back' in line]
+  assert len(told) == 1 and 'The same command' not in told[0]
+
+
+def test_nothing_is_drawn_of_a_state_that_is_not_finite(linear_task, stream, mesh, quiet, tmp_path, make_config):
+  drawn = []
+  with pytest.raises(NonFiniteError, match='at step 4 '):
+    train(
+      linear_task(), make_config(eval_every=5, log_every=50), mesh=mesh, seed=0, workdir=tmp_path, logging=quiet,
+      batches=stream(poison=(3,)), eval_batches=lambda: [next(stream())],
+      hooks=[Hook(1, lambda state, step: drawn.append(step))],
+    )  # fmt: skip
+  assert drawn == [1, 2, 3]
 
 
 def test_many_records_are_counted():

@@ -18,6 +18,14 @@ def test_the_chosen_steps_are_traced(tmp_path, linear_task, stream, mesh, quiet,
   assert ('a trace of steps up to 6' in capsys.readouterr().err) == (steps == (4, 6))
 
 
+def test_a_run_that_is_resumed_within_the_chosen_steps_traces_the_others(tmp_path):
+  with Profiler(tmp_path, (3, 5)) as profiler:
+    for step in (4, 5, 6):
+      profiler.before(step)
+      assert profiler.after(step, jnp.zeros(1)) == (step == 5)
+  assert len(traces(tmp_path)) == 1
+
+
 def test_a_trace_ends_with_the_run_whatever_ends_it(tmp_path):
   with pytest.raises(OSError, match='power cut'), Profiler(tmp_path, (1, 9)) as profiler:
     profiler.before(1)

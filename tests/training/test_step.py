@@ -145,3 +145,17 @@ def test_totals_of_finite_steps():
     totals.add(jnp.int32(step), {name: jnp.float32(step) for name in ('loss', 'grad_norm', 'param_norm')})
   taken = jax.device_get(totals.take())
   assert (taken['bad_step'], taken['sums']['loss']) == (-1, 6)
+
+
+def test_totals_of_other_metrics_are_begun_anew():
+  """A checkpoint may hold those of another policy or of an earlier version."""
+  totals = IntervalTotals()
+  metrics = {name: jnp.float32(2) for name in ('loss', 'grad_norm', 'param_norm')}
+  totals.add(jnp.int32(1), metrics)
+  kept = totals.state()
+  totals.restore(kept)
+  totals.add(jnp.int32(2), metrics)
+  assert totals.state()['count'] == 2
+  totals.restore(kept)
+  totals.add(jnp.int32(2), {**metrics, 'skipped_updates': jnp.float32(0)})
+  assert totals.state()['count'] == 1 and totals.state()['sums']['skipped_updates'] == 0

@@ -1,0 +1,79 @@
+"""A toy run on a mesh whose axis `tensor` goes between the hosts, one of which finds its part of a checkpoint damaged.
+
+    across_hosts.py INDEX COUNT PORT DIRECTORY
+
+Prints what was learnt, as JSON. Run by `test_across_hosts.py`; with COUNT 1 one process has the two devices.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.experimental import multihost_utils
+from toy_training import QUIET, LinearTask, Stream
+
+from dalle_jax import hosts
+from dalle_jax.config import MeshConfig, TrainingConfig
+from dalle_jax.flags import start_jax
+from dalle_jax.sharding import make_mesh, own_rows
+from dalle_jax.training.loop import train
+
+BATCH_SIZE = 8
+
+
+class Wide(LinearTask):
+  """With an array of which each host has its own files."""
+
+  def init(self, key):
+    collections = super().init(key)
+    unused = nn.LogicallyPartitioned(jax.random.normal(key, (256, 256)), names=('mlp', None))
+    return {**collections, 'model': {**collections['model'], 'unused': unused}}
+
+
+class Rows(Stream):
+  """Of each batch the rows of this process."""
+
+  def __init__(self, rows):
+    super().__init__(BATCH_SIZE)
+    self.rows = list(rows)
+
+  def __next__(self):
+    return {name: values[self.rows] for name, values in super().__next__().items()}
+
+
+def run(directory, num_steps):
+  config = TrainingConfig(
+    num_steps=num_steps, batch_size=BATCH_SIZE, learning_rate=0.05, schedule='constant', warmup_steps=0, ema_decay=0.9,
+    log_every=1, eval_every=0, checkpoint_every=2, keep_checkpoints=3,
+  )  # fmt: skip
+  mesh = make_mesh(MeshConfig(data=1, tensor=2))
+  batches = Rows(own_rows(mesh, BATCH_SIZE))
+  return train(Wide(noise=0.1), config, mesh=mesh, seed=0, workdir=directory, batches=batches, logging=QUIET)
+
+
+def damage(checkpoint):
+  files = [path for path in (checkpoint / 'state' / 'ocdbt.process_1').rglob('d/*') if path.is_file()]
+  assert files
+  for path in files:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def main():
+  index, count, port, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4])
+  if count > 1:
+    start_jax(True, f'localhost:{port}', count, index)
+  run(directory, 4)
+  if index == 0 and count > 1:
+    damage(directory / 'checkpoints' / '4')
+  hosts.barrier('damaged')
+  state = run(directory, 6)
+  kernel = state.params['model']['kernel']
+  whole = multihost_utils.process_allgather(kernel, tiled=True) if count > 1 else np.asarray(kernel)
+  print('RESULT', json.dumps({'kernel': whole.ravel().tolist(), 'step': int(state.step)}))
+
+
+if __name__ == '__main__':
+  main()
