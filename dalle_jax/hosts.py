@@ -8,6 +8,7 @@ import collections
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import secrets
 import time
@@ -23,6 +24,10 @@ import dalle_jax
 from dalle_jax.config import difference
 
 MOST_LINES = 20  # of differences that a message lists for a host
+# What changes the programs that hosts compile, or their rounding.
+ENVIRONMENT = (
+  'XLA_FLAGS', 'LIBTPU_INIT_ARGS', 'JAX_ENABLE_X64', 'JAX_DEFAULT_MATMUL_PRECISION', 'NVIDIA_TF32_OVERRIDE',
+)  # fmt: skip
 PATIENCE_S = 30.0  # for which what host 0 wrote may be invisible to others: network file systems keep lists a while
 _POLL_S = 0.5
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
@@ -91,6 +96,7 @@ def facts(config: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
   files = sorted(package.rglob('*.py'))
   return {
     'config': dict(config),
+    'environment': {name: os.environ.get(name, '') for name in ENVIRONMENT},
     'flags': {f'--{name}': value for name, value in flags.items()},
     'source files': {f.relative_to(package).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()[:8] for f in files},
     'versions': {name: metadata.version(name) for name in _PACKAGES}

@@ -46,7 +46,7 @@ class TrainingConfig:
   eval_batches: int = 8
   sheet_every: int = 0  # pictures on the way
   checkpoint_every: int = 500
-  keep_checkpoints: int = 2  # newest kept; the best by held-out loss is kept besides
+  keep_checkpoints: int = 2  # newest kept; besides them the best of those whose held-out loss was measured
 
   def __post_init__(self) -> None:
     group = '{dvae,prior,joint,sequence,reranker}_training'

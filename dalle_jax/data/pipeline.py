@@ -124,9 +124,10 @@ class _Examples:
     number, epoch = int(self._order[position]), position // len(self._source)
     return self._transform(self._source[number], np.random.default_rng([self._seed, epoch, number]))
 
-  def names(self, batch: int) -> list[str]:
-    """Of the records of a global batch: their keys, or their numbers where they have none."""
-    positions = range(batch * self._batch_size, (batch + 1) * self._batch_size)
+  def names(self, batch: int, most: int) -> list[str]:
+    """Of the first records of a global batch: their keys, or their numbers where they have none."""
+    first = batch * self._batch_size
+    positions = range(first, first + min(most, self._batch_size))
     numbers = [int(self._order[position]) for position in positions]
     return [str(self._source[number].get('key', f'record {number}')) for number in numbers]
 
@@ -219,9 +220,9 @@ class Batches:
     self.close()
     self._taken = int(state['batches'])
 
-  def records(self, number: int) -> list[str]:
-    """Names of the records in the global batch of this number, counted from 0, whichever process reads them."""
-    return self._examples.names(number)
+  def records(self, number: int, most: int) -> list[str]:
+    """Names of the first records, at most so many, in the global batch of this number, counted from 0."""
+    return self._examples.names(number, most)
 
   def close(self) -> None:
     """Stops threads and workers; the next batch starts them again."""

@@ -112,7 +112,10 @@ class Checkpoints:
       except Exception as error:  # Orbax and its storage raise many kinds; all others mean "not this one".
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
           raise  # too large for these devices, and whole
-        logging.warning('Checkpoint %s cannot be restored: %s', self.directory / str(step), error)
+        # TensorStore says the cause in the first line, and then all of its settings.
+        logging.warning(
+          'Checkpoint %s cannot be restored: %s', self.directory / str(step), str(error).partition('\n')[0]
+        )
         self._damaged.append(step)
         last_error = error
         continue

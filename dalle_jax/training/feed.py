@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 
 from dalle_jax.sharding import to_global
+from dalle_jax.training import nonfinite
 
 
 class Batches(Protocol):
@@ -17,8 +18,8 @@ class Batches(Protocol):
 
   def restore(self, state: dict[str, Any]) -> None: ...
 
-  def records(self, number: int) -> list[str]:
-    """Names of the records in the global batch of this number, counted from 0."""
+  def records(self, number: int, most: int) -> list[str]:
+    """Names of the first records, at most so many, in the global batch of this number, counted from 0."""
 
 
 class Feed:
@@ -77,6 +78,6 @@ class Feed:
       number += excluded <= number
     return number
 
-  def records(self, step: int) -> list[str]:
-    """Names of the records in the batch of step 1, 2, ..."""
-    return self._batches.records(self.number_of(step))
+  def shown_records(self, step: int, batch_size: int) -> str:
+    """What the batch of step 1, 2, ... holds, for a message."""
+    return nonfinite.shown_records(self._batches.records(self.number_of(step), nonfinite.MOST_RECORDS), batch_size)

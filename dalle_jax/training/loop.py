@@ -18,7 +18,7 @@ from dalle_jax.training.clock import IntervalClock
 from dalle_jax.training.feed import Batches, Feed
 from dalle_jax.training.flops import step_flops
 from dalle_jax.training.metrics import make_writer
-from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics, shown_records
+from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.profile import Profiler
 from dalle_jax.training.progress import Progress
@@ -335,14 +335,15 @@ class _Run:
     bad_step, count = int(totals['bad_step']), int(totals['bad_count'])
     if bad_step < 0:
       return
-    may_skip = self.config.nonfinite == 'skip'
-    limit = self.config.max_nonfinite
+    policy, limit = self.config.nonfinite, self.config.max_nonfinite
+    policy = 'spoilt' if policy == 'skip' and int(totals['spoilt']) else policy
+    may_skip = policy == 'skip'
     too_many = may_skip and int(totals['bad']['skipped_updates']) + count - 1 > limit
     if may_skip and not too_many and not tell:
       return
     found = (
       f'step {bad_step} (found when steps {self.logged_step + 1} to {step} were checked): '
-      f'{shown_metrics(totals["bad"])}. Its batch: {shown_records(self.feed.records(bad_step))}.'
+      f'{shown_metrics(totals["bad"])}. Its batch: {self.feed.shown_records(bad_step, self.config.batch_size)}.'
     )
     if may_skip and not too_many:
       self.progress.message(f'{count} update(s) were skipped, the first of them at {found}')
@@ -352,7 +353,7 @@ class _Run:
     good = f'The last good checkpoint is step {steps[-1]}' if steps else 'No checkpoint had been written yet'
     raise NonFiniteError(
       f'Training of {self.task.name} became non-finite at {found} {good} (in {self.checkpoints.directory}).',
-      advice(self.config.nonfinite, limit, group),
+      advice(policy, limit, group),
       bad_step,
     )
 

@@ -20,7 +20,13 @@ class NonFiniteError(RuntimeError):
 
 
 def advice(policy: str, limit: int, group: str) -> str:
-  """What to do where a run ends; `limit` is max_nonfinite of the configuration's `group`."""
+  """What to do where a run ends.
+
+  Args:
+    policy: config.nonfinite, or 'spoilt' where 'skip' could not help.
+    limit: config.max_nonfinite.
+    group: the configuration's, for messages.
+  """
   recipe = (
     f'lower {group}.learning_rate (or muon_learning_rate) or clip_norm, or lengthen warmup_steps, in a new --workdir'
   )
@@ -29,6 +35,8 @@ def advice(policy: str, limit: int, group: str) -> str:
       'The same command would continue there and, where the cause is not the machine, end here again: '
       f'{recipe}; or set {group}.nonfinite to skip or rewind.'
     )
+  if policy == 'spoilt':
+    return f'Parameters became infinite though their gradient was not, which skipping cannot undo: {recipe}.'
   done = 'updates were skipped' if policy == 'skip' else 'batches would have to be passed over'
   return f'More than {group}.max_nonfinite={limit} {done}: {recipe}; or raise that limit.'
 
@@ -38,7 +46,7 @@ def shown_metrics(metrics: Mapping[str, Any]) -> str:
   return ', '.join(f'{name}={float(value):g}' for name, value in sorted(metrics.items()))
 
 
-def shown_records(records: Sequence[str]) -> str:
-  """'a.png, b.png, ... and 3 more', of a batch."""
-  more = len(records) - MOST_RECORDS
-  return ', '.join(records[:MOST_RECORDS]) + (f' and {more} more' if more > 0 else '')
+def shown_records(names: Sequence[str], count: int) -> str:
+  """'a.png, b.png, ... and 3 more', of the names of the first of `count` records."""
+  more = count - len(names)
+  return ', '.join(names) + (f' and {more} more' if more > 0 else '')

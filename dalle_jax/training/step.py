@@ -30,29 +30,30 @@ def make_train_step(
 
   Randomness is the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's, averaged over
   micro-batches, with 'loss', 'grad_norm' (before clipping), 'param_norm' (after the update) and what
-  `rate_in_force` gives. With config.nonfinite='skip' a step of which one of the three is not finite counts, in
-  state.step and state.skipped, and changes nothing else.
+  `rate_in_force` gives. With config.nonfinite='skip' a step whose loss or gradient is not finite counts, in state.step
+  and state.skipped, and changes nothing else.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     grads, metrics, statistics = _mean_gradients(task, state, batch, config.accumulation_steps, mesh, seed)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=metrics['loss'])
     params = optax.apply_updates(state.params, updates)
-    metrics |= {
-      'grad_norm': optax.tree.norm(grads),
-      'param_norm': optax.tree.norm(params),
-    }
+    metrics['grad_norm'] = optax.tree.norm(grads)
     frozen = state.frozen
     if task.updated:
       frozen = {**frozen, **task.update(frozen, statistics, step_key(seed, 'update', state.step))}
     ema = _average(config, state, changing(task, params, frozen))
     new = state.replace(params=params, frozen=frozen, opt_state=opt_state, ema=ema)
     if config.nonfinite == 'skip':
-      finite = _is_finite(metrics)
+      # Not by the new parameters' norm: old and new ones would have to be there together, in memory that is not.
+      finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
       new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
       new = new.replace(skipped=state.skipped + ~finite)
       metrics['skipped_updates'] = new.skipped
-    metrics |= rate_in_force(config, new.opt_state, state.step - state.skipped)
+    metrics |= {
+      'param_norm': optax.tree.norm(new.params),
+      **rate_in_force(config, new.opt_state, state.step - state.skipped),
+    }
     new = new.replace(step=state.step + 1)
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
@@ -143,7 +144,8 @@ def evaluate_batches(
 class IntervalTotals:
   """Sums of metrics on the device over the finite steps since the last log line, and which step was the first other.
 
-  A step whose loss, gradient or parameters are not finite is counted apart, and its metrics are kept.
+  A step whose loss, gradient or parameters are not finite is counted apart, and the metrics of the first are kept.
+  'spoilt' counts those that left parameters which are not finite.
   """
 
   def __init__(self) -> None:
@@ -156,7 +158,7 @@ class IntervalTotals:
       # Begun anew too where a checkpoint's interval had other metrics, as 'skip' and the version of the task decide.
       # Not one array several times: donated buffers must be distinct.
       zeros = {name: np.float32(0) for name in metrics}
-      counts = {'count': np.int32(0), 'bad_count': np.int32(0), 'bad_step': np.int32(-1)}
+      counts = {'count': np.int32(0), 'bad_count': np.int32(0), 'spoilt': np.int32(0), 'bad_step': np.int32(-1)}
       self._totals = {**counts, 'sums': zeros, 'bad': dict(zeros)}
     self._totals = self._add(self._totals, step, metrics)
 
@@ -188,6 +190,7 @@ def _add_to_totals(totals: Any, step: jax.Array, metrics: Metrics) -> Any:
   return {
     'count': totals['count'] + finite,
     'bad_count': totals['bad_count'] + ~finite,
+    'spoilt': totals['spoilt'] + ~jnp.isfinite(metrics['param_norm']),
     'bad_step': jnp.where(first_bad, step, totals['bad_step']),
     'sums': jax.tree.map(lambda total, new: jnp.where(finite, total + new, total), totals['sums'], metrics),
     'bad': jax.tree.map(lambda new, old: jnp.where(first_bad, new, old), metrics, totals['bad']),

@@ -289,6 +289,6 @@ def test_there_may_be_a_wrong_caption_beside_the_true_one():
 def test_records_of_a_batch_have_names():
   batches = Batches(Numbers(10), number, 4, seed=3)
   read = numbers(take(batches, 4))
-  assert [batches.records(i) for i in range(4)] == [[str(key) for key in batch] for batch in read]
+  assert [batches.records(i, 99) for i in range(4)] == [[str(key) for key in batch] for batch in read]
   shares = [Batches(Numbers(10), number, 4, seed=3, rows=share(4, i, 2)) for i in range(2)]
-  assert shares[0].records(1) == shares[1].records(1) == batches.records(1)
+  assert shares[0].records(1, 3) == shares[1].records(1, 3) == batches.records(1, 99)[:3]

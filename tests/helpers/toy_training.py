@@ -72,5 +72,5 @@ class Stream:
   def restore(self, state):
     self.position = state['position']
 
-  def records(self, number):
-    return [f'{number}/{row}' for row in range(self.batch_size)]
+  def records(self, number, most):
+    return [f'{number}/{row}' for row in range(min(most, self.batch_size))]

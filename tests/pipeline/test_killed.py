@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -18,7 +19,8 @@ from dalle_jax.training.metrics import read_metrics
 ROOT = pathlib.Path(__file__).parents[2]
 STAGES = ('dvae', 'prior')
 NUM_STEPS = 60
-NUM_KILLS = 8
+KILLS = (('dvae', 4), ('dvae', 20), ('dvae', 50), ('prior', 2), ('prior', 16), ('prior', 40))  # stage and step
+TIMEOUT_S = 600
 
 
 def start(workdir):
@@ -51,21 +53,32 @@ def learnt(workdir, stage):
   ]
 
 
+def newest_checkpoint(workdir, stage):
+  path = workdir / stage / 'checkpoints'
+  return max((int(entry.name) for entry in path.iterdir() if entry.name.isdigit()), default=0) if path.exists() else 0
+
+
+def kill_after(workdir, stage, step, delay):
+  """Starts the run, and ends it somewhat later than the checkpoint of that step."""
+  process = start(workdir)
+  deadline = time.monotonic() + TIMEOUT_S
+  while newest_checkpoint(workdir, stage) < step:
+    assert time.monotonic() < deadline
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.01)
+  time.sleep(delay)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Sharding info not provided when restoring')
 def test_both_stages_end_as_if_nothing_had_ended_them(tmp_path):
   finish(start(tmp_path / 'whole'))
-  moments, kills = random.Random(0), 0
-  while kills < NUM_KILLS:
-    process = start(tmp_path / 'killed')
-    try:
-      process.communicate(timeout=moments.uniform(5, 30))
-      break  # it finished
-    except subprocess.TimeoutExpired:
-      process.send_signal(signal.SIGKILL)
-      process.communicate()
-      kills += 1
-  assert kills >= 2
+  delays = random.Random(0)
+  for stage, step in KILLS:
+    kill_after(tmp_path / 'killed', stage, step, delays.uniform(0, 0.3))
   finish(start(tmp_path / 'killed'))
   for stage in STAGES:
     assert learnt(tmp_path / 'killed', stage) == learnt(tmp_path / 'whole', stage)

@@ -135,5 +135,15 @@ def test_nothing_is_drawn_of_a_state_that_is_not_finite(linear_task, stream, mes
   assert drawn == [1, 2, 3]
 
 
-def test_many_records_are_counted():
-  assert shown_records([str(i) for i in range(10)]) == '0, 1, 2, 3, 4, 5, 6, 7 and 2 more'
+def test_parameters_that_become_infinite_stop_a_run_that_skips(fit, tmp_path, make_config):
+  # Finite gradients, and a step that is not.
+  config = make_config(nonfinite='skip', learning_rate=3e38, clip_norm=0.0, log_every=4, checkpoint_every=2)
+  with pytest.raises(NonFiniteError, match=r'at step 1 .*which skipping cannot undo'):
+    fit(tmp_path, config)
+  with Checkpoints(tmp_path / 'checkpoints', 3) as checkpoints:
+    assert checkpoints.steps() == []
+
+
+def test_records_that_are_not_named_are_counted():
+  assert shown_records(['a', 'b'], 10) == 'a, b and 8 more'
+  assert shown_records(['a', 'b'], 2) == 'a, b'
