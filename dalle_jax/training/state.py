@@ -42,10 +42,11 @@ def abstract_state(task: Any, tx: optax.GradientTransformation, mesh: jax.shardi
   they are sharded just as the parameters they belong to.
   """
 
-  def boxed(key: jax.Array) -> TrainState:
-    return _assemble(task, task.init(key), tx, use_ema)
+  def boxed() -> TrainState:
+    # The key is made in here: the mesh may be of devices that are not there, on which nothing can be computed.
+    return _assemble(task, task.init(jax.random.key(0)), tx, use_ema)
 
-  boxes = jax.eval_shape(boxed, jax.random.key(0))
+  boxes = jax.eval_shape(boxed)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     _unbox(boxes),
