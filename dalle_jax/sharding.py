@@ -1,8 +1,8 @@
-"""The device mesh and the one table that maps logical axis names to its axes.
+"""The one table that maps logical axis names to the axes of the mesh, and what follows from it.
 
 Modules name the axes of every parameter and of the activations that matter; which mesh axis a name is split over
-stands here alone. `data` replicates parameters and splits the batch, `fsdp` splits both, `tensor` splits heads, MLP
-units and vocabularies.
+stands here alone. `dcn_data` and `data` replicate parameters and split the batch, `fsdp` splits both, `tensor` splits
+heads, MLP units and vocabularies.
 """
 
 import contextlib
@@ -13,15 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dalle_jax.config import Config, MeshConfig, TrainingConfig
+from dalle_jax.config import Config, TrainingConfig
+from dalle_jax.mesh import AXES, heads_and_widths, make_mesh, one_device_mesh
 
-AXES = ('data', 'fsdp', 'tensor')
+__all__ = ['AXES', 'make_mesh', 'one_device_mesh']  # with what is defined here, all that others need of meshes
 
 RULES: dict[str, Any] = {
-  'batch': ('data', 'fsdp'),
+  'batch': ('dcn_data', 'data', 'fsdp'),
   'length': None,
   'activation': None,
   'height': None,
@@ -41,29 +42,6 @@ RULES: dict[str, Any] = {
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-  """The mesh of all devices, with -1 replaced by what is left.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices.
-  """
-  count = jax.device_count()
-  sizes = {name: getattr(config, name) for name in AXES}
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  filled = {name: count // fixed if size == -1 else size for name, size in sizes.items()}
-  if math.prod(filled.values()) != count:
-    raise ValueError(
-      f'config.mesh {sizes} does not fit {count} device(s): the sizes must multiply to {count}; '
-      'set one of config.mesh.data, fsdp and tensor to -1 to fill.'
-    )
-  return jax.make_mesh(tuple(filled.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def one_device_mesh() -> Mesh:
-  """The mesh of the first device alone, whatever others there are."""
-  return jax.make_mesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.local_devices()[:1])
-
-
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
   """Sets the mesh and the logical axis rules; jitted functions are built and called inside."""
@@ -73,7 +51,7 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Splits the leading axis over `data` and `fsdp`."""
+  """Splits the leading axis over all axes but `tensor`."""
   return NamedSharding(mesh, P(RULES['batch']))
 
 
@@ -83,7 +61,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_divisor(mesh: Mesh) -> int:
   """The number every batch must be divisible by."""
-  return mesh.shape['data'] * mesh.shape['fsdp']
+  return math.prod(mesh.shape[axis] for axis in RULES['batch'])
 
 
 def _spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -140,10 +118,7 @@ def check(config: Config, mesh: Mesh) -> None:
   for group in config.training_groups:
     check_batch(getattr(config, group), mesh, group)
   tensor = mesh.shape['tensor']
-  keys = {'sequence': ('model.num_heads',), 'reranker': ('reranker.image_num_heads', 'reranker.text_num_heads')}
-  for key in keys.get(config.task, ('prior.num_heads',)):
-    group, name = key.split('.')
-    num_heads = getattr(getattr(config, group), name)
+  for key, num_heads, _, _ in heads_and_widths(config):
     if num_heads % tensor:
       raise ValueError(
         f'config.{key} {num_heads} is not divisible by the tensor axis {tensor} of the mesh; '
@@ -157,11 +132,13 @@ def check_batch(training: TrainingConfig, mesh: Mesh, group: str) -> None:
   Raises:
     ValueError: names the key to change.
   """
-  divisor = batch_divisor(mesh)
-  part = training.batch_size // training.accumulation_steps
-  if part % divisor or part % jax.process_count():
+  shards, hosts, parts = batch_divisor(mesh), jax.process_count(), training.accumulation_steps
+  unit = parts * math.lcm(shards, hosts)
+  if training.batch_size % unit:
+    below = training.batch_size // unit * unit
+    nearest = ' or '.join(str(size) for size in (below, below + unit) if size)
     raise ValueError(
-      f'config.{group}.batch_size {training.batch_size} in {training.accumulation_steps} part(s) is not divisible by '
-      f'the {divisor} batch shards of the mesh {dict(mesh.shape)} on {jax.process_count()} host(s); change '
-      f'config.{group}.batch_size, accumulation_steps or config.mesh.'
+      f'config.{group}.batch_size {training.batch_size} in {parts} part(s) is not divisible by the {shards} batch '
+      f'shards of the mesh {dict(mesh.shape)} on {hosts} host(s); set it to a multiple of {unit}, such as {nearest}, '
+      f'or change config.{group}.accumulation_steps or config.mesh.'
     )

@@ -48,7 +48,7 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(path, near):
 
 
 def test_an_unknown_key_like_no_other_gets_the_list():
-  with pytest.raises(ValueError, match=r'Unknown key config\.mesh\.zzz; known keys: data, fsdp, tensor'):
+  with pytest.raises(ValueError, match=r'Unknown key config\.mesh\.zzz; known keys: dcn_data, data, fsdp, tensor'):
     Config.from_dict(_with('mesh.zzz', 3))
 
 
@@ -177,6 +177,7 @@ BAD_VALUES = {
   'reranker.dtype': 'int8',
   'reranker.pixel_mean': (0.5,),
   'reranker.pixel_std': (0.5, 0.5, 0.0),
+  'mesh.dcn_data': 0,
   'mesh.data': 0,
   'mesh.fsdp': -2,
   'mesh.tensor': 0,

@@ -189,7 +189,7 @@ def time_configuration(subject: str, config: Any) -> None:
   doors.start_jax(distributed=False)
   from dalle_jax import sharding
 
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   with sharding.use_mesh(mesh):
     run, num_params, examples = drawing(config, mesh) if subject == 'draw' else training_step(config, subject, mesh)

@@ -42,10 +42,9 @@ def main(argv: list[str]) -> int:
     raise ValueError(f'Give --near=WORD, or --analogy=A,B,C with three words; given {", ".join(wrong) or "neither"}.')
   doors.start_jax(distributed=False)
   from dalle_jax import bundle, sharding
-  from dalle_jax.config import MeshConfig
   from dalle_jax.evaluation import embeddings
 
-  loaded = bundle.load(Path(_MODEL.value), sharding.make_mesh(MeshConfig()), needs=('model',))
+  loaded = bundle.load(Path(_MODEL.value), sharding.make_mesh(), needs=('model',))
   table = embeddings.table(loaded.params['model'])
   for asked in words:
     ids = [find(loaded.tokenizer, word) for word in asked]

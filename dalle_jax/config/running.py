@@ -11,9 +11,10 @@ MOST = 1e6  # of temperatures and scales, far from where 32 bits end
 class MeshConfig:
   """Sizes of the device mesh's axes; one of them may be -1 and takes what is left."""
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  dcn_data: int = 1  # slices of TPUs, or groups of other hosts, between which only gradients are summed
+  data: int = -1  # splits the batch; parameters are copied
+  fsdp: int = 1  # splits the batch, and parameters and optimizer state with it
+  tensor: int = 1  # splits attention heads, MLP units and vocabularies
 
   def __post_init__(self) -> None:
     sizes = dataclasses.asdict(self)

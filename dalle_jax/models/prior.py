@@ -177,7 +177,9 @@ class Prior(TokenStream):
     """
     x = self.transformer.apply({'params': params['transformer']}, self._slots(params, text, image))
     text_logits = self._embed(params, x[:, : self.text_length], method='text_logits')
-    return text_logits, self._embed(params, x[:, self.text_length :], method='image_logits')
+    image_logits = self._embed(params, x[:, self.text_length :], method='image_logits')
+    axes = ('batch', 'length', 'vocab')
+    return nn.with_logical_constraint(text_logits, axes), nn.with_logical_constraint(image_logits, axes)
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
     """Logits [B, length, V] for whole streams [B, length]."""

@@ -74,4 +74,6 @@ class Vocabulary(nn.Module):
     """[..., out_dim] to float32 [..., vocab_size]."""
     kernel = self.output_kernel.astype(self.dtype)
     product = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+    if x.ndim == 3:  # of whole sequences; those of one token are soon filtered, which needs the whole vocabulary
+      product = nn.with_logical_constraint(product, ('batch', 'length', 'vocab'))
     return product + self.output_bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax import bundle, sharding
-from dalle_jax.config import BlocksConfig, Config, MeshConfig, SequenceConfig
+from dalle_jax.config import BlocksConfig, Config, SequenceConfig
 from dalle_jax.data import crops
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention, reconstruction
@@ -82,7 +82,7 @@ def show(
   picture = _read_picture(config, image) if image else None
   group = config.model if of_text else config.prior
   _check_layers(model, group, layers, heads)
-  mesh = sharding.make_mesh(MeshConfig())
+  mesh = sharding.make_mesh()
   loaded = bundle.load(Path(model), mesh, _needs(of_text))
   choice = _choice(loaded, group, num_images, layers, heads)
   settings = asked.sampling(config.sampling, num_images)

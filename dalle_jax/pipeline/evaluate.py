@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 import dalle_jax
 from dalle_jax import bundle, sharding
-from dalle_jax.config import DataConfig, MeshConfig
+from dalle_jax.config import DataConfig
 from dalle_jax.data import registry
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.pipeline import evaluation_page, features, metrics
@@ -49,7 +49,7 @@ def evaluate(settings: Settings, mesh: Mesh | None = None) -> dict[str, Any]:
   check_out(out)
   if settings.reranker:
     bundle.check(Path(settings.reranker), needs=('reranker',), flag='--reranker')
-  mesh = mesh or sharding.make_mesh(MeshConfig())
+  mesh = mesh or sharding.make_mesh()
   ranker = load_ranker(settings.reranker, mesh) if settings.reranker else None
   extractor = features.load_extractor(settings, mesh, ranker)
   data, data_dir = _data_config(settings, config.data, model_path)

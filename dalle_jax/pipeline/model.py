@@ -368,5 +368,5 @@ def load(path: str | Path, mesh_config: MeshConfig | None = None) -> Model:
     ValueError: it is missing, half-written, damaged, of a newer version, or holds no pictures' model.
   """
   bundle.check(Path(path), needs=('dvae',))
-  mesh = sharding.make_mesh(mesh_config or MeshConfig())
+  mesh = sharding.make_mesh(mesh_config)
   return Model(bundle.load(Path(path), mesh, needs=('dvae',)), mesh)

@@ -69,7 +69,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   """
   if config.models_text:
     return sequence.run(config, workdir, stop_after)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   if config.tokenizer.kind == 'clip':
     raise ValueError("config.tokenizer.kind is 'clip', which tools/import_openai_clip.py gives; train with 'captions'.")

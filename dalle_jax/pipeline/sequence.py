@@ -36,7 +36,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
     Interrupted: on Ctrl-C or SIGTERM, after saving.
     NonFiniteError: training diverged.
   """
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   space = Workspace(workdir, config)
   with space.timed('data'):

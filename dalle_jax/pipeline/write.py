@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle_jax import bundle, sharding
-from dalle_jax.config import MeshConfig
 from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.sampling.text import continue_text
 
@@ -31,7 +30,7 @@ def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[li
   """
   path = Path(model)
   bundle.check(path, needs=('model',))
-  mesh = sharding.make_mesh(MeshConfig())
+  mesh = sharding.make_mesh()
   loaded = bundle.load(path, mesh, needs=('model',))
   sampling = settings.sampling(loaded.config.sampling, settings.num_images)
   if sampling.top_k > loaded.model.vocab_size:

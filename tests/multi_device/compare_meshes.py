@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from dalle_jax import sharding
-from dalle_jax.config import Config, SamplingConfig, TrainingConfig
+from dalle_jax.config import Config, MeshConfig, SamplingConfig, TrainingConfig
 from dalle_jax.config.models import SEQUENCE_KINDS
 from dalle_jax.factory import make_dvae, make_prior
 from dalle_jax.models import sparse_attention
@@ -77,9 +77,12 @@ ALWAYS = ('dvae', 'prior')
 ALL_AXES = '2x2x2'  # the mesh on which the others are compared too: they share their parts with these
 
 
-def make_mesh(sizes: tuple[int, int, int]) -> jax.sharding.Mesh:
-  devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
-  return jax.sharding.Mesh(devices, sharding.AXES)
+def make_mesh(name: str) -> jax.sharding.Mesh:
+  """The mesh of data x fsdp x tensor, or dcn_data x data x fsdp x tensor."""
+  sizes = [int(size) for size in name.split('x')]
+  sizes = [1] * (len(sharding.AXES) - len(sizes)) + sizes
+  config = MeshConfig(**dict(zip(sharding.AXES, sizes, strict=True)))
+  return sharding.make_mesh(config, jax.devices()[: np.prod(sizes)])
 
 
 def batches():
@@ -158,12 +161,12 @@ def largest_error(tree: object, expected: object) -> float:
 
 def main() -> None:
   assert jax.device_count() == 8, jax.devices()
-  one = {name: train(name, make_mesh((1, 1, 1))) for name in STAGES}
-  codes = sample(one['prior']['params'], make_mesh((1, 1, 1)))
-  attended = attend(make_mesh((1, 1, 1)))
+  one = {name: train(name, make_mesh('1x1x1')) for name in STAGES}
+  codes = sample(one['prior']['params'], make_mesh('1x1x1'))
+  attended = attend(make_mesh('1x1x1'))
   report = {}
   for name in sys.argv[1:]:
-    mesh = make_mesh(tuple(map(int, name.split('x'))))
+    mesh = make_mesh(name)
     stages = STAGES if name == ALL_AXES else ALWAYS
     many = {stage: train(stage, mesh) for stage in stages}
     report[name] = {

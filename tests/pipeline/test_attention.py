@@ -167,7 +167,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_read(model
 
 
 def test_a_dvae_alone_is_refused(model, tmp_path):
-  whole = bundle.load(model, attention.sharding.make_mesh(attention.MeshConfig()))
+  whole = bundle.load(model, attention.sharding.make_mesh())
   bundle.save(tmp_path / 'dvae', CONFIG, None, {'dvae': whole.params['dvae']}, 'data')
   with pytest.raises(ValueError, match='holds the dvae only'):
     attention.show(str(tmp_path / 'dvae'), PROMPT, out=str(tmp_path / 'a.html'))

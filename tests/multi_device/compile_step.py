@@ -1,0 +1,71 @@
+"""Compiles the prior's train step, with the encoder in it, for a mesh of eight devices; prints its arrays, as JSON.
+
+Run by `test_compiled_step.py` in a process of its own, as the number of devices is fixed when JAX starts.
+"""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from dalle_jax import sharding
+from dalle_jax.config import Config, MeshConfig, TrainingConfig
+from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.state import abstract_state
+from dalle_jax.training.step import make_train_step
+from dalle_jax.training.tasks.prior import PriorTask
+
+# No two dimensions are alike that an array should be known by.
+BATCH_SIZE, IMAGE_SIZE, TEXT_LENGTH, TEXT_VOCAB_SIZE, IMAGE_VOCAB_SIZE = 16, 32, 16, 56, 104
+CONFIG = Config.from_dict({
+  'data': {'source': 'folder', 'path': 'unused', 'image_size': IMAGE_SIZE},
+  'tokenizer': {'text_length': TEXT_LENGTH},
+  'dvae': {
+    'image_vocab_size': IMAGE_VOCAB_SIZE, 'hidden_size': 32, 'decoder_input_size': 8, 'num_groups': 2,
+    'blocks_per_group': 1, 'patch_size': 2,
+  },
+  'prior': {'num_layers': 2, 'num_heads': 4, 'embed_dim': 32, 'attention_pattern': ('row', 'column')},
+})  # fmt: skip
+INSTRUCTION = re.compile(r'\s*(?:ROOT )?%?\S+ = (.*?) ([a-z][a-z-]+)\(')
+
+
+def compiled(mesh: jax.sharding.Mesh) -> str:
+  task, training = PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(batch_size=BATCH_SIZE)
+  rows = sharding.batch_sharding(mesh)
+  batch = {
+    'image': jax.ShapeDtypeStruct((BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8, sharding=rows),
+    'text': jax.ShapeDtypeStruct((BATCH_SIZE, TEXT_LENGTH - 1), jnp.int32, sharding=rows),
+  }
+  with sharding.use_mesh(mesh):
+    tx = make_optimizer(training)
+    state = abstract_state(task, tx, mesh, use_ema=True)
+    return make_train_step(task, tx, training, mesh, seed=0).lower(state, batch).compile().as_text()
+
+
+def arrays(program: str) -> list[tuple[str, str, list[int]]]:
+  """Operation, type and dimensions of everything that the program makes, as it is on one device."""
+  found = set()
+  for line in program.splitlines():
+    if instruction := INSTRUCTION.match(line):
+      made, operation = instruction.groups()
+      found |= {(operation, kind, sizes) for kind, sizes in re.findall(r'\b([a-z]+\d+)\[([\d,]+)\]', made)}
+  return [(operation, kind, [int(size) for size in sizes.split(',')]) for operation, kind, sizes in sorted(found)]
+
+
+def main() -> None:
+  assert jax.device_count() == 8, jax.devices()
+  sizes = dict(zip(sharding.AXES, map(int, sys.argv[1].split('x')), strict=True))
+  mesh = sharding.make_mesh(MeshConfig(**sizes))
+  print(json.dumps({
+    'arrays': arrays(compiled(mesh)),
+    'rows': BATCH_SIZE // sharding.batch_divisor(mesh),
+    'vocabularies': [[TEXT_VOCAB_SIZE, TEXT_LENGTH], [IMAGE_VOCAB_SIZE, CONFIG.image_length]],
+    'tensor': mesh.shape['tensor'],
+    'image': [IMAGE_SIZE, IMAGE_SIZE, 3],
+  }))  # fmt: skip
+
+
+if __name__ == '__main__':
+  main()
