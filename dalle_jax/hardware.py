@@ -64,7 +64,7 @@ def chip(device_kind: str) -> Chip | None:
 # On-chip memory that one fused operation may use. XLA's default on these is 16 MiB of the 128 there are, which leaves
 # large matrix products at 0.8 to 0.9 of the peak by its own estimate, and 32 MiB at 0.92 to 0.96; still more gains a
 # hundredth and takes several times as long to compile.
-_TPU_STEP_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '32768'}
+_TPU_STEP_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '24576'}
 _WITH_LARGE_VMEM = ('TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p')
 
 

@@ -33,6 +33,7 @@ _STAGE = flags.DEFINE_enum(
   'The stage whose step it is; by default the last that the configuration trains.',
 )  # fmt: skip
 _JSON = flags.DEFINE_string('json', None, 'Writes the figures to this file.')
+_HLO = flags.DEFINE_string('hlo', None, 'Writes the text of the compiled programs to this file.')
 _EXPLAIN = flags.DEFINE_bool('explain', False, 'Also prints the instructions that cost most.')
 _SEARCH = flags.DEFINE_bool('search', False, 'Tries meshes, policies of rematerialisation and batches.')
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', [], "--search: batch sizes to try; by default the configuration's.")
@@ -98,6 +99,8 @@ def main(argv: list[str]) -> int:
     found = fit.fit_training(config, stage, topology, _EFFICIENCY.value, tell)
   print(report.describe(found, _EXPLAIN.value))
   write(found.to_dict())
+  if _HLO.value:
+    Path(_HLO.value).write_text(found.text, encoding='utf-8')
   return 0 if found.fits else EXIT_DOES_NOT_FIT
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -51,9 +52,12 @@ class Compiled:
   bytes_per_device: dict[str, int]
   complaints: tuple[str, ...]
 
+  @functools.cached_property
+  def text(self) -> str:
+    return self.executable.as_text()
+
   def read(self) -> hlo.Program:
-    """Its text."""
-    return hlo.Program(self.executable.as_text(), self.program.passes)
+    return hlo.Program(self.text, self.program.passes)
 
 
 def compile_program(program: Program, mesh: Mesh, platform: str) -> Compiled:

@@ -198,6 +198,7 @@ def _report(
     estimate=estimate,
     collectives=tuple(collectives),
     full_rematerialisations=tuple(line for compiled in done for line in compiled.complaints),
+    text='\n'.join(compiled.text for compiled in done),
     compile_seconds=sum(compiled.seconds for compiled in done),
     **common,
   )

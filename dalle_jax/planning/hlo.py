@@ -228,7 +228,8 @@ def _group_size(rest: str) -> int:
   counted = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
   if counted:
     return int(counted.group(2))
-  named = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', rest)
+  # The order of a mesh's devices may follow its axes, in brackets of its own.
+  named = re.search(r"replica_groups=mesh\[(.*?)\] *\{('[^}]*)\}", rest)
   if named:
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
     parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))

@@ -29,6 +29,7 @@ class Report:
     compile_seconds: 0 where nothing was compiled.
     costs: (cycles in a step, passes, instruction, part of the model), the dearest first.
     refusal: the compiler's words where it did not fit.
+    text: of the compiled programs.
   """
 
   what: str
@@ -45,6 +46,7 @@ class Report:
   compile_seconds: float = 0.0
   costs: tuple[tuple[int, int, str, str], ...] = ()
   refusal: str = ''
+  text: str = dataclasses.field(default='', repr=False)
 
   @property
   def total_bytes(self) -> int:
