@@ -6,6 +6,8 @@
 A size, and after a comma a recipe: `dalle.py:1b,modern`.
 
 - `12b` (the default), `5b`, `2b`: the paper's models (table 1): 64 layers of width 3968, 2688, 1920.
+- `12b_padded`: the paper's largest with 64 heads and width 4096 instead of 62 and 3968, which are 2 x 31 and 2^7 x 31:
+  powers of two split it over more devices. 13,092,012,032 parameters instead of 12,292,816,384.
 - `1b`, `300m`: shapes of our own, 24 layers of width 2048 and 1024, for less hardware.
 - `small`: the quick start's 32x32 pictures and dVAE, and nine layers of width 128, for a quarter of an hour of two CPU
   cores; docs/benchmarks.md compares the two recipes on it.
@@ -24,6 +26,7 @@ from dalle_jax.config import base_config, choose
 
 SIZES = {  # layers, width, heads
   '12b': (64, 3968, 62),
+  '12b_padded': (64, 4096, 64),
   '5b': (64, 2688, 42),
   '2b': (64, 1920, 30),
   '1b': (24, 2048, 32),

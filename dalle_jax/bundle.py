@@ -24,7 +24,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import dalle_jax
-from dalle_jax import sharding, trees
+from dalle_jax import hosts, sharding, trees
 from dalle_jax.config import Config
 from dalle_jax.data import clip_tokenizer, text_tokenizer
 from dalle_jax.data.clip_tokenizer import ClipTokenizer
@@ -118,47 +118,52 @@ def save(
   path = Path(path).absolute()
   partial = path.with_name(path.name + '.partial')
   main = jax.process_index() == 0
-  if main:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-    if tokenizer is not None:
-      tokenizer.save(partial / 'tokenizer.model')
-  _barrier('bundle_begin')
+  with hosts.together(f'beginning {path}'):
+    if main:
+      shutil.rmtree(partial, ignore_errors=True)
+      partial.mkdir(parents=True)
+      (partial / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+      if tokenizer is not None:
+        tokenizer.save(partial / 'tokenizer.model')
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(partial / 'params', params)
-  _barrier('bundle_params')
-  if main:
-    info = {
-      'format_version': FORMAT_VERSION,
-      'dalle_jax_version': dalle_jax.__version__,
-      'parts': sorted(params),
-      'data': data_fingerprint,
-      'files': _sizes(partial / 'params'),
-    }
-    if tokenizer is not None:
-      info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
-    if 'model' in params and config.model.kind == 'ngram':
-      info['ngrams'] = [len(level['token']) for level in params['model']]
-    if jax.process_count() == 1:
-      info['params'] = fingerprint(params)
-    (partial / 'bundle.json').write_text(json.dumps(info, indent=2) + '\n')
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-  _barrier('bundle_end')
+  hosts.barrier('bundle_params')
+  with hosts.together(f'finishing {path}'):
+    if main:
+      info = _describe(partial, config, tokenizer, params, data_fingerprint)
+      (partial / 'bundle.json').write_text(json.dumps(info, indent=2) + '\n')
+      shutil.rmtree(path, ignore_errors=True)
+      partial.rename(path)
+
+
+def _describe(
+  directory: Path,
+  config: Config,
+  tokenizer: Tokenizer | ClipTokenizer | TextTokenizer | None,
+  params: dict[str, Any],
+  data_fingerprint: str,
+) -> dict[str, Any]:
+  """The contents of `bundle.json`; arguments are those of `save`."""
+  info = {
+    'format_version': FORMAT_VERSION,
+    'dalle_jax_version': dalle_jax.__version__,
+    'parts': sorted(params),
+    'data': data_fingerprint,
+    'files': _sizes(directory / 'params'),
+  }
+  if tokenizer is not None:
+    info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
+  if 'model' in params and config.model.kind == 'ngram':
+    info['ngrams'] = [len(level['token']) for level in params['model']]
+  if jax.process_count() == 1:
+    info['params'] = fingerprint(params)
+  return info
 
 
 def _sizes(directory: Path) -> dict[str, int]:
   """Bytes of every file below a directory, by its path from there."""
   files = (file for file in sorted(directory.rglob('*')) if file.is_file())
   return {file.relative_to(directory).as_posix(): file.stat().st_size for file in files}
-
-
-def _barrier(name: str) -> None:
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(name)
 
 
 def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '--model') -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """What the doors share: the configuration flag, readable errors, and the start of JAX. Imports nothing heavy."""
 
 import os
+import platform
 import re
+import socket
 import sys
+import threading
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +14,9 @@ from absl import app, flags, logging
 
 EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130  # the shell's own for a program that SIGINT ended
+JOIN_S = 300  # for which a host waits for the others at its start
+REMIND_S = 30  # after which it says that it waits
+LEAVE_S = 60  # for which a host that failed by itself waits for the others, which it ends by that
 
 
 def find_config(path: str) -> str:
@@ -139,14 +146,8 @@ def start_jax(
   import jax
 
   if distributed:
-    try:
-      jax.distributed.initialize(coordinator, hosts, host)
-    except (RuntimeError, ValueError) as error:
-      raise ValueError(
-        f'--distributed: the hosts cannot be joined: {error} Outside of TPU pods and clusters that JAX knows, give '
-        '--coordinator=HOST:PORT, --num_hosts and --host_index as well.'
-      ) from error
-  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    _join(coordinator, hosts, host)
+  cache = _keep_programs()
   if jax.process_index() == 0:
     devices = jax.devices()
     print(
@@ -154,3 +155,94 @@ def start_jax(
       + (f', compilation cache in {cache}' if cache else ''),
       flush=True,
     )
+
+
+def _keep_programs() -> str:
+  """Keeps compiled programs from one start to the next; where, or '' for nowhere.
+
+  JAX_COMPILATION_CACHE_DIR says where, and empty that they are not kept. Programs for a CPU fit CPUs with the same
+  instructions alone, and home directories are seen by several machines: each kind has a directory of its own.
+  """
+  import jax
+
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return os.environ['JAX_COMPILATION_CACHE_DIR']
+  home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+  directory = home / 'dalle_jax' / 'programs' / f'{platform.machine()}_{_cpu_features():08x}'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return ''
+  jax.config.update('jax_compilation_cache_dir', str(directory))
+  return str(directory)
+
+
+def _cpu_features() -> int:
+  """A number for the set of instructions that this machine has; 0 where it cannot be told."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    return 0
+  found = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+  return zlib.crc32(found.partition(':')[2].encode())
+
+
+def _join(coordinator: str | None, hosts: int | None, host: int | None) -> None:
+  """Joins the other hosts; arguments and errors are those of `start_jax`.
+
+  Where hosts are missing in the end, JAX ends the process from C++, so that all that can be found out is said before.
+  """
+  import jax
+
+  if coordinator is not None:
+    _check_coordinator(coordinator, hosts, host)
+  where = f' at {coordinator}' if coordinator else ''
+  advice = (
+    f'Waiting for the other hosts{where}; without them this one ends {JOIN_S} s after its start. Check that the same '
+    'command runs on all of them (--num_hosts the same, --host_index from 0, each once), that none of an earlier start '
+    'is left, and that no firewall closes the port of host 0.'
+  )
+  reminder = threading.Timer(REMIND_S, lambda: print(advice, file=sys.stderr, flush=True))
+  reminder.daemon = True
+  reminder.start()
+  try:
+    jax.distributed.initialize(
+      coordinator, hosts, host, initialization_timeout=JOIN_S, shutdown_timeout_seconds=LEAVE_S
+    )
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(
+      f'--distributed: the hosts cannot be joined: {error} Outside of TPU pods and clusters that JAX knows, give '
+      '--coordinator=HOST:PORT, --num_hosts and --host_index as well.'
+    ) from error
+  finally:
+    reminder.cancel()
+
+
+def _check_coordinator(coordinator: str, hosts: int | None, host: int | None) -> None:
+  """Refuses what JAX would answer with a crash: a malformed address, a name that is unknown, a port that is taken.
+
+  Raises:
+    ValueError: what is wrong.
+  """
+  name, colon, port = coordinator.rpartition(':')
+  if not (name and colon and port.isdecimal() and 0 < int(port) < 2**16):
+    raise ValueError(f'--coordinator is {coordinator!r}; it must be HOST:PORT, for instance 10.0.0.1:1234.')
+  if hosts is not None and host is not None and not 0 <= host < hosts:
+    raise ValueError(f'--host_index is {host}; with --num_hosts={hosts} it must lie in 0 to {hosts - 1}.')
+  try:
+    socket.getaddrinfo(name.strip('[]'), int(port))
+  except OSError as error:
+    raise ValueError(f'--coordinator={coordinator}: this host does not know {name}: {error}.') from None
+  if host == 0:
+    _check_port(coordinator, int(port))
+
+
+def _check_port(coordinator: str, port: int) -> None:
+  family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET
+  try:
+    socket.create_server(('', port), family=family, dualstack_ipv6=socket.has_dualstack_ipv6()).close()
+  except OSError as error:
+    raise ValueError(
+      f'--coordinator={coordinator}: port {port} of this host, which is host 0, cannot be opened: {error}. Choose '
+      'another port, or end the program that has it, perhaps an earlier start.'
+    ) from None

@@ -48,14 +48,14 @@ def one_device_mesh() -> Mesh:
 
 
 def heads_and_widths(config: Config) -> list[tuple[str, int, str, int]]:
-  """Of every stack of blocks that the task trains, the key and number of heads, and the key and width."""
+  """Of every stack of transformer blocks that the task trains, the key and number of heads, and the key and width."""
   if config.task == 'reranker':
     group = config.reranker
     return [
       ('reranker.image_num_heads', group.image_num_heads, 'reranker.image_width', group.image_width),
       ('reranker.text_num_heads', group.text_num_heads, 'reranker.text_width', group.text_width),
     ]
-  if config.task == 'dvae':
+  if config.task == 'dvae' or (config.task == 'sequence' and config.model.kind != 'transformer'):
     return []
   name = 'model' if config.task == 'sequence' else 'prior'
   group = getattr(config, name)
@@ -92,7 +92,7 @@ def _proposals(
     dcn_data, _, fsdp, tensor = sizes
     uneven = sum((heads % tensor != 0) + (width % fsdp != 0) for _, heads, _, width in stacks)
     changed = sum(value not in (-1, size) for value, size in zip(given.values(), sizes, strict=True))
-    return uneven, changed, tensor, dcn_data, -fsdp
+    return uneven, changed, dcn_data, tensor, -fsdp
 
   return sorted(_factorings(count, slices), key=badness)[:MOST_PROPOSALS]
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dalle_jax.config import Config, TrainingConfig
-from dalle_jax.mesh import AXES, heads_and_widths, make_mesh, one_device_mesh
+from dalle_jax.mesh import AXES, make_mesh, one_device_mesh
 
 __all__ = ['AXES', 'make_mesh', 'one_device_mesh']  # with what is defined here, all that others need of meshes
 
@@ -35,10 +35,14 @@ RULES: dict[str, Any] = {
   'vocab': 'tensor',
   'position': None,
   'layers': None,
+  'recurrent': None,
+  'shared': None,
   'kernel_height': None,
   'kernel_width': None,
   'conv_in': 'fsdp',
   'conv_out': 'tensor',
+  'channels': None,
+  'code': 'fsdp',
 }
 
 
@@ -117,13 +121,6 @@ def check(config: Config, mesh: Mesh) -> None:
   """
   for group in config.training_groups:
     check_batch(getattr(config, group), mesh, group)
-  tensor = mesh.shape['tensor']
-  for key, num_heads, _, _ in heads_and_widths(config):
-    if num_heads % tensor:
-      raise ValueError(
-        f'config.{key} {num_heads} is not divisible by the tensor axis {tensor} of the mesh; '
-        f'change config.{key} or config.mesh.tensor.'
-      )
 
 
 def check_batch(training: TrainingConfig, mesh: Mesh, group: str) -> None:

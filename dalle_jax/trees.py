@@ -28,4 +28,13 @@ def differences(given: Any, expected: Any, most: int = MOST_SHOWN) -> str:
 
 def _described(tree: Any) -> dict[str, str]:
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {jax.tree_util.keystr(path): f'{np.dtype(leaf.dtype)}{list(leaf.shape)}' for path, leaf in leaves}
+  return {
+    jax.tree_util.keystr(_as_in_files(path)): f'{np.dtype(leaf.dtype)}{list(leaf.shape)}' for path, leaf in leaves
+  }
+
+
+def _as_in_files(path: tuple[Any, ...]) -> tuple[Any, ...]:
+  """A path whose attributes are keys, as files have them, which know of no classes."""
+  return tuple(
+    jax.tree_util.DictKey(entry.name) if isinstance(entry, jax.tree_util.GetAttrKey) else entry for entry in path
+  )

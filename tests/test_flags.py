@@ -1,8 +1,10 @@
 """The doors' errors: in this process where that will do, and through the real programs for each kind once."""
 
 import pathlib
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -132,3 +134,42 @@ def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
     flags.run(stop)
   assert end.value.code == flags.EXIT_CTRL_C == 130
   assert capsys.readouterr().err == 'Stopped on request.\n'
+
+
+@pytest.mark.parametrize(
+  ('coordinator', 'host', 'words'),
+  [
+    ('localhost', 0, 'must be HOST:PORT'),
+    ('localhost:', 0, 'must be HOST:PORT'),
+    ('localhost:123456', 1, 'must be HOST:PORT'),
+    ('localhost:1234', 2, 'must lie in 0 to 1'),
+    ('no-such-host.invalid:1234', 1, 'does not know no-such-host.invalid'),
+  ],
+)
+def test_addresses_that_cannot_be_are_refused_before_jax_joins(coordinator, host, words):
+  with pytest.raises(ValueError, match=words):
+    flags.start_jax(True, coordinator, 2, host)
+
+
+def test_a_port_that_is_taken_is_refused_on_host_0():
+  with socket.create_server(('', 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(ValueError, match=f'port {port} of this host, which is host 0, cannot be opened'):
+      flags.start_jax(True, f'localhost:{port}', 2, 0)
+
+
+def test_who_waits_for_hosts_is_told_what_to_check(monkeypatch, capsys):
+  import jax
+
+  waited = threading.Event()
+  monkeypatch.setattr(flags, 'REMIND_S', 0.01)
+
+  def initialize(*arguments, **options):
+    assert (arguments, options['initialization_timeout']) == ((None, None, None), flags.JOIN_S)
+    waited.wait(0.5)
+    raise ValueError('coordinator_address should be defined.')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  with pytest.raises(ValueError, match='give --coordinator=HOST:PORT'):
+    flags.start_jax(distributed=True)
+  assert '--num_hosts the same' in capsys.readouterr().err

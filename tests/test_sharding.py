@@ -86,11 +86,6 @@ def test_a_configuration_that_fits_is_let_through():
   _check((1, 1, 1), prior_training={'batch_size': 7})
 
 
-def test_heads_must_divide_over_the_tensor_axis():
-  with pytest.raises(ValueError, match=r'config\.prior\.num_heads 4 is not divisible by the tensor axis 8'):
-    _check((1, 1, 8))
-
-
 @pytest.mark.parametrize('group', ['dvae_training', 'prior_training'])
 def test_batches_must_divide_over_the_mesh(group):
   with pytest.raises(ValueError, match=rf'config\.{group}\.batch_size 12 in 1 part\(s\) .* 8 batch shards.* 8 or 16'):

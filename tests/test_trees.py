@@ -1,3 +1,5 @@
+import collections
+
 import numpy as np
 
 from dalle_jax import trees
@@ -22,3 +24,8 @@ def test_each_difference_is_named():
 def test_many_differences_are_counted():
   tree = {str(i): np.zeros(1) for i in range(9)}
   assert trees.differences(tree, {}).endswith('; and 4 more')
+
+
+def test_attributes_are_keys_as_in_files():
+  state = collections.namedtuple('State', 'a b')(np.zeros(1), [np.zeros(2)])
+  assert trees.differences(state, {'a': np.zeros(1), 'b': [np.zeros(2)]}) == ''

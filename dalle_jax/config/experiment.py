@@ -38,6 +38,7 @@ class Config:
   reranker_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+  profile: tuple[int, ...] = ()  # first and last of the steps, in each stage, of which every host writes a trace
   sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
@@ -77,6 +78,10 @@ class Config:
 
   def __post_init__(self) -> None:
     require(0 <= self.seed < 2**31, f'config.seed is {self.seed}; it must lie in [0, 2^31).')
+    require(
+      not self.profile or (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]),
+      f'config.profile is {self.profile}; give the first and the last step to trace, such as --config.profile=100,105.',
+    )
     require(
       self.sampling.top_k <= self.dvae.image_vocab_size,
       f'config.sampling.top_k is {self.sampling.top_k}, more than config.dvae.image_vocab_size '

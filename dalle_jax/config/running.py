@@ -4,7 +4,7 @@ import dataclasses
 
 from dalle_jax.config.checks import require, require_fraction, require_positive
 
-MOST = 1e6  # of temperatures and scales, far from where 32 bits end
+MOST = 1e6  # of temperatures, scales and waits, far from where 32 bits end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,13 @@ class LoggingConfig:
 
   tensorboard: bool = True
   wandb_project: str = ''  # Weights & Biases, only where a project is named
+  stall_seconds: float = 300.0  # without a finished step, until a watchdog says where all threads stand; 0: never
+
+  def __post_init__(self) -> None:
+    require(
+      0 <= self.stall_seconds <= MOST,
+      f'config.logging.stall_seconds is {self.stall_seconds}; it must be 0 (never) to {MOST:,.0f}.',
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from dalle_jax.config.checks import require, require_choice, require_positive
 
 SCHEDULES = ('cosine', 'constant', 'plateau', 'steps')
 OPTIMIZERS = ('adamw', 'muon')
+# What happens where a loss, a gradient or a parameter is infinite or not a number.
+NONFINITE = ('stop', 'skip', 'rewind')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,10 @@ class TrainingConfig:
   clip_norm: float = 4.0  # global gradient norm; 0: no clipping
   ema_decay: float = 0.999  # of the parameters used for evaluation and kept in the model; 0: no averaging
   ema_every: int = 1  # steps from one update of the average to the next (25, decaying by 0.99, in the paper's prior)
+  # Where an update is infinite or not a number: 'stop'; 'skip' it, changing nothing; or 'rewind' to the last checkpoint
+  # and pass over the batch that it came with.
+  nonfinite: str = 'stop'
+  max_nonfinite: int = 10  # updates that a run skips, or batches that it passes over; at the next one it stops
   log_every: int = 50
   eval_every: int = 500
   eval_batches: int = 8
@@ -46,6 +52,7 @@ class TrainingConfig:
     group = '{dvae,prior,joint,sequence,reranker}_training'
     require_choice(group, self, 'schedule', SCHEDULES)
     require_choice(group, self, 'optimizer', OPTIMIZERS)
+    require_choice(group, self, 'nonfinite', NONFINITE)
     require_positive(
       group, self, 'num_steps', 'batch_size', 'accumulation_steps', 'learning_rate', 'muon_learning_rate', 'eps',
       'log_every', 'eval_batches', 'keep_checkpoints', 'ema_every', 'plateau_window', 'plateau_patience',
@@ -56,7 +63,7 @@ class TrainingConfig:
       require(0 <= value < 1, f'config.{group}.{name} is {value}; it must lie in [0, 1).')
     for name in (
       'final_learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm', 'eval_every', 'sheet_every',
-      'checkpoint_every', 'schedule_steps', 'second_moment_clip',
+      'checkpoint_every', 'schedule_steps', 'second_moment_clip', 'max_nonfinite',
     ):  # fmt: skip
       value = getattr(self, name)
       require(value >= 0, f'config.{group}.{name} is {value}; it must be 0 or more.')

@@ -117,6 +117,12 @@ class _Examples:
     number, epoch = int(self._order[position]), position // len(self._source)
     return self._transform(self._source[number], np.random.default_rng([self._seed, epoch, number]))
 
+  def names(self, batch: int) -> list[str]:
+    """Of the records of a global batch: their keys, or their numbers where they have none."""
+    positions = range(batch * self._batch_size, (batch + 1) * self._batch_size)
+    numbers = [int(self._order[position]) for position in positions]
+    return [str(self._source[number].get('key', f'record {number}')) for number in numbers]
+
 
 class Batches:
   """An iterator of batches: dicts of numpy arrays with a leading batch axis.
@@ -167,6 +173,7 @@ class Batches:
     else:
       length = len(source) // batch_size * share if drop_remainder else len(source)
     examples = _Examples(source, transform, seed, shuffle, rows, batch_size, length)
+    self._examples = examples
     self._dataset = grain.MapDataset.source(examples).batch(share, drop_remainder=False)
     self._num_workers, self._num_threads = num_workers, num_threads
     self._identity = {'dataset_length': len(source), 'seed': seed, 'batch_size': batch_size, 'shuffle': shuffle,
@@ -203,6 +210,10 @@ class Batches:
       )
     self.close()
     self._taken = int(state['batches'])
+
+  def records(self, number: int) -> list[str]:
+    """Names of the records in the global batch of this number, counted from 0, whichever process reads them."""
+    return self._examples.names(number)
 
   def close(self) -> None:
     """Stops threads and workers; the next batch starts them again."""

@@ -65,10 +65,14 @@ def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
   return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def _projection(module: nn.Module, rows: int, features: int, scale: float, axis: str) -> tuple[jax.Array, jax.Array]:
+def _projection(
+  module: nn.Module, rows: int, features: int, scale: float, axes: tuple[str, str]
+) -> tuple[jax.Array, jax.Array]:
   """The kernel [rows, features] and bias [features] of the decoder's input."""
-  init = nn.with_logical_partitioning(nn.initializers.normal(scale * rows**-0.5), (axis, 'conv_out'))
+  init = nn.with_logical_partitioning(nn.initializers.normal(scale * rows**-0.5), axes)
   kernel = module.param('kernel', init, (rows, features), jnp.float32)
+  # Gathered over `fsdp` before use, as the kernels of convolutions are.
+  kernel = nn.with_logical_constraint(kernel, tuple(None if axis == 'code' else axis for axis in axes))
   return kernel, module.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)), (features,))
 
 
@@ -84,7 +88,7 @@ class GumbelCodebook(nn.Module):
   hard: bool
 
   def setup(self) -> None:
-    self.kernel, self.bias = _projection(self, self.vocab_size, self.features, self.init_scale, 'vocab')
+    self.kernel, self.bias = _projection(self, self.vocab_size, self.features, self.init_scale, ('vocab', 'code'))
 
   @property
   def channels(self) -> int:
@@ -153,7 +157,9 @@ class ScalarCodebook(nn.Module):
   init_scale: float
 
   def setup(self) -> None:
-    self.kernel, self.bias = _projection(self, len(self.levels), self.features, self.init_scale, 'position')
+    self.kernel, self.bias = _projection(
+      self, len(self.levels), self.features, self.init_scale, ('position', 'conv_out')
+    )
 
   @property
   def channels(self) -> int:

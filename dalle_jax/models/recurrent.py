@@ -28,14 +28,15 @@ class _Stack(nn.Module):
   dtype: jnp.dtype
 
   def setup(self) -> None:
-    def named(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
-      # Split over `fsdp` too, the partitioner gave wrong gradients where all three axes of the mesh are above 1.
-      return nn.with_logical_partitioning(init, (None, 'mlp'))
+    def named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
+      return nn.with_logical_partitioning(init, axes)
 
+    # Split over `fsdp` too, the partitioner gave wrong gradients where three axes of the mesh are above 1.
     cell = {'rnn': nn.SimpleCell, 'lstm': nn.OptimizedLSTMCell}[self.kind]
     options = {
-      'kernel_init': named(nn.initializers.lecun_normal()),
-      'recurrent_kernel_init': named(nn.initializers.orthogonal()),
+      'kernel_init': named(nn.initializers.lecun_normal(), 'recurrent', 'mlp'),
+      'recurrent_kernel_init': named(nn.initializers.orthogonal(), 'recurrent', 'mlp'),
+      'bias_init': named(nn.initializers.zeros, 'mlp'),
     }
     self.layers = [
       nn.RNN(cell(self.hidden_size, dtype=self.dtype, **options), return_carry=True) for _ in range(self.num_layers)

@@ -51,7 +51,7 @@ class ImageEncoder(nn.Module):
     widths = [max(d >> (halvings - i), 1) for i in range(halvings)]
     self.convs = [Conv(width, 3, dtype, name=f'conv_{i + 1}') for i, width in enumerate(widths)]
     side, channels = (1, widths[-1]) if widths else (self.patch_size, 3)
-    names = ('kernel_height', 'kernel_width', None, 'embed')
+    names = ('kernel_height', 'kernel_width', 'channels', 'embed')
     init = nn.with_logical_partitioning(nn.initializers.normal((side**2 * channels) ** -0.5), names)
     self.patch_kernel = self.param('patch_kernel', init, (side, side, channels, d), jnp.float32)
     init = nn.initializers.normal(d**-0.5)
@@ -129,7 +129,7 @@ class TextEncoder(nn.Module):
 
 
 def _projection(module: nn.Module, in_dim: int, out_dim: int) -> jax.Array:
-  init = nn.with_logical_partitioning(nn.initializers.normal(in_dim**-0.5), ('embed', None))
+  init = nn.with_logical_partitioning(nn.initializers.normal(in_dim**-0.5), ('embed', 'shared'))
   return module.param('projection_kernel', init, (in_dim, out_dim), jnp.float32)
 
 
@@ -144,7 +144,7 @@ class Reranker(nn.Module):
   text: TextEncoder
 
   def setup(self) -> None:
-    init = nn.initializers.constant(math.log(FIRST_LOGIT_SCALE))
+    init = nn.with_logical_partitioning(nn.initializers.constant(math.log(FIRST_LOGIT_SCALE)), ())
     self.logit_scale = self.param('logit_scale', init, (), jnp.float32)
 
   def image_features(self, images: jax.Array) -> jax.Array:

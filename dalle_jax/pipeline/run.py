@@ -14,18 +14,20 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dalle_jax import bundle, sharding
+from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.data import registry
 from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.wrong_captions import WrongCaptions
-from dalle_jax.pipeline import finish, image_tokens, pretrained, sequence, sheets
+from dalle_jax.pipeline import finish, image_tokens, mesh_costs, pretrained, sequence, sheets
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.training import vector_quantizer
+from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
-from dalle_jax.training.loop import Hook, NonFiniteError, train
+from dalle_jax.training.loop import Hook, train
+from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
 from dalle_jax.training.state import TrainState, all_params
@@ -45,8 +47,9 @@ def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
     ValueError: the configuration, the data or the work directory cannot be used.
   """
   try:
-    with terminations_as_interrupts():
+    with terminations_as_interrupts(several_hosts=jax.process_count() > 1):
       run(config, workdir, stop_after)
+    hosts.barrier('end')  # one that left earlier would give up those that still write
   except Interrupted as stop:
     say(str(stop))
     return EXIT_INTERRUPTED
@@ -67,14 +70,17 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
     Interrupted: on Ctrl-C or SIGTERM, after saving.
     NonFiniteError: training diverged.
   """
+  hosts.agree(hosts.facts(config.to_dict(), workdir=workdir, stop_after=stop_after))
   if config.models_text:
     return sequence.run(config, workdir, stop_after)
   mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   if config.tokenizer.kind == 'clip':
     raise ValueError("config.tokenizer.kind is 'clip', which tools/import_openai_clip.py gives; train with 'captions'.")
-  pretrained.check(config)
+  with hosts.together('the models that config names'):
+    pretrained.check(config)
   space = Workspace(workdir, config)
+  mesh_costs.say_costs(config, mesh)
   dvae = pretrained.load_dvae(config, space, mesh)
   with space.timed('data'):
     dataset = _prepare_data(config, space)
@@ -136,12 +142,10 @@ def _prepare_data(config: Config, space: Workspace) -> Dataset:
   """Process 0 makes the data set; the others wait and then find it made (all hosts see one file system)."""
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
     make = functools.partial(registry.prepare, config.data, space.data(config))
-    if jax.process_index() == 0:
-      dataset = make(progress.update_of)
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-
-      multihost_utils.sync_global_devices('data')
+    with hosts.together('making the data'):
+      if jax.process_index() == 0:
+        dataset = make(progress.update_of)
+    with hosts.together('opening the data'):
       dataset = dataset if jax.process_index() == 0 else make(None)
   counts = ', '.join(f'{len(dataset.open(split))} {split}' for split in dataset.splits)
   say(f'data: {config.data.source} with {counts}')
@@ -149,13 +153,13 @@ def _prepare_data(config: Config, space: Workspace) -> Dataset:
 
 
 def _tokenizer(config: Config, space: Workspace, dataset: Dataset) -> Tokenizer:
-  """Loads the run's tokenizer, or learns it from the training captions; deterministic, so every host may."""
-  if space.tokenizer.exists():
-    tokenizer = Tokenizer.load(space.tokenizer)
-  else:
-    source = dataset.open('train')
-    tokenizer = train_tokenizer((source[i]['caption'] for i in range(len(source))), config.tokenizer.vocab_size)
-    space.keep_tokenizer(tokenizer)
+  """Loads the run's tokenizer, after process 0 has learnt it from the training captions where there was none."""
+  with hosts.together('learning the tokenizer'):
+    if jax.process_index() == 0 and not space.tokenizer.exists():
+      source = dataset.open('train')
+      captions = (source[i]['caption'] for i in range(len(source)))
+      space.keep_tokenizer(train_tokenizer(captions, config.tokenizer.vocab_size))
+  tokenizer = Tokenizer.load(space.tokenizer)
   say(f'tokenizer: {tokenizer.vocab_size} pieces')
   return tokenizer
 
@@ -267,5 +271,7 @@ def _train(
     hooks=[Hook(training.sheet_every, draw)] if draw else [],
     logging=config.logging,
     initial=initial,
+    about=describe(config, mesh, dataset.fingerprint),
+    profile=config.profile,
   )
   return all_params(state, ema=True)

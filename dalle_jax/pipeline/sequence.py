@@ -9,16 +9,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax import bundle, sharding
+from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config, SequenceConfig
 from dalle_jax.data import text, text_tokenizer
 from dalle_jax.data.pipeline import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.evaluation import text as evaluation
+from dalle_jax.pipeline import mesh_costs
 from dalle_jax.pipeline.workspace import Workspace, say
 from dalle_jax.reporting import curves, html
 from dalle_jax.sampling.text import continue_text
 from dalle_jax.training import ngram_counts
+from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.loop import train
 from dalle_jax.training.progress import Progress
@@ -39,9 +41,11 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   space = Workspace(workdir, config)
+  mesh_costs.say_costs(config, mesh)
   with space.timed('data'):
     data = config.data
-    corpus = text.read_corpus(data.path, data.validation_path, data.validation_fraction)
+    with hosts.together('reading the text'):
+      corpus = text.read_corpus(data.path, data.validation_path, data.validation_fraction)
   say('data: ' + ', '.join(f'{sum(map(len, texts)):,} bytes {split}' for split, texts in corpus.items()))
   if stop_after == 'data':
     return {}
@@ -70,12 +74,11 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
 
 
 def _tokenizer(config: Config, space: Workspace, corpus: dict[str, list[bytes]]) -> TextTokenizer:
-  """Loads the run's tokenizer, or learns it from the training text; deterministic, so every host may."""
-  if config.tokenizer.kind == 'bytes' or space.tokenizer.exists():
-    return text_tokenizer.load(config.tokenizer.kind, space.tokenizer)
-  tokenizer = text_tokenizer.train_pieces(corpus['train'], config.tokenizer.vocab_size)
-  space.keep_tokenizer(tokenizer)
-  return tokenizer
+  """Loads the run's tokenizer, after process 0 has learnt it from the training text where there was none."""
+  with hosts.together('learning the tokenizer'):
+    if jax.process_index() == 0 and config.tokenizer.kind != 'bytes' and not space.tokenizer.exists():
+      space.keep_tokenizer(text_tokenizer.train_pieces(corpus['train'], config.tokenizer.vocab_size))
+  return text_tokenizer.load(config.tokenizer.kind, space.tokenizer)
 
 
 def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens, mesh: Mesh, fingerprint: str) -> Any:
@@ -95,7 +98,8 @@ def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens,
 
   state = train(
     task, training, mesh=mesh, seed=seed, workdir=space.path / task.name, batches=stream,
-    eval_batches=evaluation if held_out else None, logging=config.logging,
+    eval_batches=evaluation if held_out else None, logging=config.logging, about=describe(config, mesh, fingerprint),
+    profile=config.profile,
   )  # fmt: skip
   return all_params(state, ema=True)['model']
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import jax
 
+from dalle_jax import hosts
 from dalle_jax.config import Config, difference
 
 # Groups and keys that may change between restarts: none of them changes what is learnt.
-_FREE_GROUPS = ('mesh', 'logging', 'sampling', 'evaluation')
+_FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
 _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
+# What to do where a run cannot go on may be chosen when it could not.
+_FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite')
 
 
 def say(text: str) -> None:
@@ -27,7 +30,7 @@ class Workspace:
   """Paths of a run and its stopwatch.
 
   Raises:
-    ValueError: the directory holds a run of another configuration.
+    ValueError: the directory holds a run of another configuration, or is not the same for all hosts.
   """
 
   def __init__(self, path: str, config: Config):
@@ -39,7 +42,12 @@ class Workspace:
       )
     self.path = Path(path).absolute()
     self._is_main = jax.process_index() == 0
-    self._check_config(config)
+    hosts.shared_directory(self.path)
+    new = json.loads(json.dumps(config.to_dict()))
+    with hosts.together(f'--workdir {self.path}'):
+      self._check_config(new)
+    with hosts.together(f'--workdir {self.path}'):
+      self._keep_config(new)
     self._seconds = self._read('seconds.json')
 
   @property
@@ -53,22 +61,21 @@ class Workspace:
   def data(self, config: Config) -> Path:
     return Path(config.data.data_dir).absolute() if config.data.data_dir else self.path / 'data'
 
-  def _check_config(self, config: Config) -> None:
-    new = json.loads(json.dumps(config.to_dict()))
+  def _check_config(self, new: dict) -> None:
     old = self._read('config.json')
     if old and not self._is_bare():
-      lines = difference(fixed(old), fixed(new))
+      lines = difference(fixed(_with_defaults(old)), fixed(new))
       if lines:
         raise ValueError(
           f'--workdir {self.path} holds a run of another configuration; take another directory, or the same values:\n  '
           + '\n  '.join(lines)
         )
-    if self._is_main:
-      try:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write('config.json', new)
-      except OSError as error:
-        raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
+
+  def _keep_config(self, new: dict) -> None:
+    try:
+      self.write('config.json', new)
+    except OSError as error:
+      raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
 
   def _is_bare(self) -> bool:
     """Whether nothing has been made here yet: a first start was refused, perhaps for a mistyped path."""
@@ -119,6 +126,14 @@ class Workspace:
     }
 
 
+def _with_defaults(values: dict) -> dict:
+  """A configuration that an earlier version may have written, with the keys that have come since at their defaults."""
+  try:
+    return json.loads(json.dumps(Config.from_dict(values).to_dict()))
+  except ValueError:
+    return values
+
+
 def is_not_finite(value: object) -> bool:
   return isinstance(value, float) and not math.isfinite(value)
 
@@ -126,4 +141,8 @@ def is_not_finite(value: object) -> bool:
 def fixed(config: dict) -> dict:
   """The part of a configuration that a work directory is bound to."""
   kept = {name: value for name, value in config.items() if name not in _FREE_GROUPS}
-  return kept | {'data': {name: value for name, value in config['data'].items() if name not in _FREE_DATA_KEYS}}
+  for name, group in kept.items():
+    free = _FREE_DATA_KEYS if name == 'data' else _FREE_TRAINING_KEYS if name.endswith('_training') else ()
+    if free:
+      kept[name] = {key: value for key, value in group.items() if key not in free}
+  return kept

@@ -1,14 +1,21 @@
 """Checkpoints: the newest few and the best, written in the background and atomically by Orbax."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 from absl import logging
 
+from dalle_jax import trees
+from dalle_jax.training import checkpoint_format, description
+from dalle_jax.training.checkpoint_format import FORMAT_VERSION, NewerFormatError
 from dalle_jax.training.state import TrainState
+
+
+class MismatchError(ValueError):
+  """A checkpoint that is whole, but of another model or optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +34,10 @@ class Checkpoints:
   All processes of a run make the same calls. A context manager; leaving it waits for the last write.
   """
 
-  def __init__(self, directory: Path, keep: int) -> None:
+  def __init__(self, directory: Path, keep: int, about: Mapping[str, Any] | None = None) -> None:
+    """`about` describes the run (`description.describe`): every checkpoint says it of itself."""
     self.directory = Path(directory).resolve()
+    self._about = dict(about or {})
     self._damaged: list[int] = []
     self._policy = _NewestAndBest(keep)
     options = ocp.CheckpointManagerOptions(
@@ -68,7 +77,12 @@ class Checkpoints:
     latest = self._manager.latest_step()
     if latest is not None and step <= latest:
       raise ValueError(f'Cannot save step {step}: {self.directory} holds step {latest} already.')
-    meta = {'loss': None if loss is None else float(loss), 'meta': meta}
+    meta = {
+      'format_version': FORMAT_VERSION,
+      'loss': None if loss is None else float(loss),
+      'meta': meta,
+      'description': self._about,
+    }
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta)
     )
@@ -82,12 +96,15 @@ class Checkpoints:
     A damaged one is named in a warning, and deleted when training has passed on to its next save.
 
     Raises:
-      ValueError: there are checkpoints, but none of them can be read or fits the model.
+      ValueError: there are checkpoints, but none of them can be read; or one that is whole does not fit the model, or
+        was written by a later version.
     """
     self._damaged = []
     for step in reversed(self.steps()):
       try:
         restored = self.restore(step, abstract)
+      except (MismatchError, NewerFormatError) as error:
+        raise ValueError(f'The checkpoint {self.directory / str(step)} cannot be continued: {error}.') from error
       except Exception as error:  # Orbax and its storage raise many kinds; all of them mean "not this one".
         logging.warning('Checkpoint %s cannot be restored: %s', self.directory / str(step), error)
         self._damaged.append(step)
@@ -96,19 +113,41 @@ class Checkpoints:
       return restored
     if self._damaged:
       raise ValueError(
-        f'None of the checkpoints {sorted(self._damaged)} in {self.directory} can be restored. If the model or '
-        'optimizer was changed, restore the configuration, or take another WORKDIR; to start afresh delete the '
-        f'directory. The last error was: {last_error}'
+        f'None of the checkpoints {sorted(self._damaged)} in {self.directory} can be restored: they are damaged. Take '
+        f'another WORKDIR; to start afresh here delete the directory. The last error was: {last_error}'
       ) from last_error
     return None
 
   def restore(self, step: int, abstract: TrainState) -> Restored:
-    """The checkpoint of `step`; raises whatever Orbax does where it is missing, damaged or does not fit."""
-    items = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()
-    )
+    """The checkpoint of `step`.
+
+    Raises:
+      MismatchError: it is of another model or optimizer.
+      NewerFormatError: a later version of dalle_jax wrote it.
+      Exception: whatever Orbax raises where it is missing or damaged.
+    """
+    meta = self._read_meta(step)
+    version = checkpoint_format.check_version(meta)
+    stored = checkpoint_format.stored_form(version, abstract)
+    differences = trees.differences(self._shapes(step), stored)
+    if differences:
+      changed = description.changes(meta.get('description', {}), self._about)
+      raise MismatchError(
+        f'it holds another model or optimizer than the configuration describes (given: the checkpoint): {differences}.'
+        f'{changed} Restore the configuration or take another WORKDIR; to start afresh delete the directory'
+      )
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(stored), data=ocp.args.JsonRestore())
     restored = self._manager.restore(step, args=items)
-    return Restored(step=step, state=restored['state'], data=restored['data'], meta=restored['meta']['meta'])
+    state = checkpoint_format.current_form(version, restored['state'], abstract)
+    return Restored(step=step, state=state, data=restored['data'], meta=meta['meta'])
+
+  def _shapes(self, step: int) -> Any:
+    """Shapes and dtypes of a stored state."""
+    return ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / 'state').tree
+
+  def reached_preemption(self, count: int) -> bool:
+    """Whether all hosts are to stop here, as one of them was told to end; `count` grows by 1 from call to call."""
+    return self._manager.reached_preemption(count)
 
   def wait_until_finished(self) -> None:
     """Waits until the last save is on disk; raises what went wrong with it."""
@@ -123,9 +162,12 @@ class Checkpoints:
       self._manager.delete(step)
     self._damaged = []
 
+  def _read_meta(self, step: int) -> dict[str, Any]:
+    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+
   def _read_loss(self, step: int) -> float | None:
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']['loss']
+      return self._read_meta(step)['loss']
     except Exception as error:  # as in restore_latest; a loss that cannot be read must not keep the run from starting
       logging.warning('The loss of checkpoint %s cannot be read: %s', self.directory / str(step), error)
       return None

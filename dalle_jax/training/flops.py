@@ -1,5 +1,6 @@
 """What training costs: parameters, and the floating-point operations of its matrix products, counted in the program."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dalle_jax.config import Config
 from dalle_jax.training.tasks import Task
 from dalle_jax.training.tasks.codes import encode
 
@@ -66,8 +68,9 @@ def count_params(task: Task) -> tuple[int, int]:
 def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
   """Matrix products of the loss and its gradient on a batch of these shapes.
 
-  Where a frozen dVAE makes the tokens, its work is not counted.
+  Where a frozen dVAE makes the tokens, its work is not counted; nor is what rematerialisation computes again.
   """
+  task = _without_remat(task)
   params = abstract_params(task)
   trained = {name: params[name] for name in task.trainable}
   frozen = {name: params[name] for name in params if name not in task.trainable}
@@ -80,3 +83,11 @@ def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
     encoder = functools.partial(encode, task.config)
     flops -= matmul_flops(jax.make_jaxpr(encoder)(params, batch['image']).jaxpr)
   return flops
+
+
+def _without_remat(task: Task) -> Task:
+  config = getattr(task, 'config', None)
+  if not isinstance(config, Config):
+    return task
+  groups = {name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')}
+  return dataclasses.replace(task, config=dataclasses.replace(config, **groups))

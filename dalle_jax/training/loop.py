@@ -3,36 +3,32 @@
 import contextlib
 import dataclasses
 import math
-import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from dalle_jax import hardware
 from dalle_jax.config import LoggingConfig, TrainingConfig
-from dalle_jax.sharding import check_batch, to_global, use_mesh
+from dalle_jax.sharding import check_batch, use_mesh
 from dalle_jax.training.checkpoint import Checkpoints, Restored
+from dalle_jax.training.clock import IntervalClock
+from dalle_jax.training.feed import Batches, Feed
+from dalle_jax.training.flops import step_flops
 from dalle_jax.training.metrics import make_writer
+from dalle_jax.training.nonfinite import NonFiniteError, shown_metrics, shown_records
 from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.profile import Profiler
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.signals import Interrupted, StopSignals
 from dalle_jax.training.state import TrainState, abstract_state, all_params, create_state
 from dalle_jax.training.step import IntervalTotals, evaluate_batches, make_eval_step, make_train_step
+from dalle_jax.training.watchdog import Watchdog
 
 CHECKPOINTS = 'checkpoints'  # the directory under the run's own
-
-
-class Batches(Protocol):
-  """An endless stream of numpy batches (this process's rows) whose position can be saved."""
-
-  def __next__(self) -> Any: ...
-
-  def state(self) -> dict[str, Any]: ...
-
-  def restore(self, state: dict[str, Any]) -> None: ...
+IN_FLIGHT = 2  # steps given to the devices and not known to be done: more would only take memory for their batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +43,6 @@ class Hook:
     return _is_due(self.every, step) or (self.last and step == num_steps)
 
 
-class NonFiniteError(RuntimeError):
-  """The loss, the gradient or the parameters became infinite or NaN; nothing of it was saved."""
-
-
 def train(
   task: Any,
   config: TrainingConfig,
@@ -63,20 +55,23 @@ def train(
   hooks: Sequence[Hook] = (),
   logging: LoggingConfig | None = None,
   initial: Mapping[str, Any] | None = None,
-  meta: Mapping[str, Any] | None = None,
+  about: Mapping[str, Any] | None = None,
+  profile: tuple[int, ...] = (),
 ) -> TrainState:
   """Trains to config.num_steps, continuing from workdir/checkpoints where there are any.
 
-  A resumed run gives, bit for bit, what an uninterrupted one does. A finished one returns at once. A checkpoint is
-  written at the end and on a stop request whatever config.checkpoint_every is.
+  A resumed run gives, bit for bit, what an uninterrupted one does: parameters, optimizer, averages, metrics and order
+  of data. A finished one returns at once. A checkpoint is written at the end and on a stop request whatever
+  config.checkpoint_every is.
 
   Args:
-    workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
+    workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and profile/.
     batches: numpy batches of config.batch_size examples over all processes.
     eval_batches: makes the held-out batches anew for each evaluation, with the same number in every process; it is
       judged with the averaged parameters if config.ema_decay is above 0.
     initial: whole collections to start from, such as {'dvae': a trained dVAE}.
-    meta: JSON-able facts stored with every checkpoint.
+    about: what every checkpoint says of itself (`description.describe`).
+    profile: the first and the last step of a trace; () for none.
 
   Raises:
     ValueError: the batch does not split over the mesh; initial parameters or checkpoints do not fit the task.
@@ -84,41 +79,48 @@ def train(
     Interrupted: Ctrl-C or SIGTERM arrived; the state was saved first.
   """
   check_batch(config, mesh, f'{task.name}_training')
-  workdir = Path(workdir)
+  workdir, logging = Path(workdir), logging or LoggingConfig()
   with contextlib.ExitStack() as stack:
     stack.enter_context(use_mesh(mesh))
-    checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, config.keep_checkpoints))
+    checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, config.keep_checkpoints, about))
     tx = make_optimizer(config)
-    restored = checkpoints.restore_latest(abstract_state(task, tx, mesh, config.ema_decay > 0))
+    abstract = abstract_state(task, tx, mesh, config.ema_decay > 0)
+    restored = checkpoints.restore_latest(abstract)
     if restored is not None and restored.step >= config.num_steps:
       return restored.state
-    if restored is None:
-      state = create_state(task, tx, mesh, seed, config.ema_decay > 0, initial)
-    else:
-      state = restored.state
-      batches.restore(restored.data)
     is_main = jax.process_index() == 0
-    writer = make_writer(workdir, logging or LoggingConfig(), is_main, restored.step if restored else 0)
-    stack.callback(writer.close)
     run = _Run(
       task=task,
       config=config,
       mesh=mesh,
       seed=seed,
-      batches=batches,
+      feed=Feed(batches, mesh),
       eval_batches=eval_batches,
       hooks=hooks,
-      meta=dict(meta or {}),
+      abstract=abstract,
+      make_state=lambda: create_state(task, tx, mesh, seed, config.ema_decay > 0, initial),
       checkpoints=checkpoints,
-      writer=writer,
+      open_writer=lambda step: make_writer(workdir, logging, is_main, step),
       progress=stack.enter_context(Progress(task.name, config.num_steps, enabled=is_main)),
-      stop=stack.enter_context(StopSignals()),
+      watchdog=stack.enter_context(Watchdog(task.name, logging.stall_seconds, jax.process_index())),
+      profiler=stack.enter_context(Profiler(workdir / 'profile', profile)),
+      stop=stack.enter_context(StopSignals(several_hosts=jax.process_count() > 1)),
       train_step=make_train_step(task, tx, config, mesh, seed),
       eval_step=make_eval_step(task, mesh),
-      state=state,
     )
-    run.continue_from(restored)
+    stack.callback(run.close)
+    run.begin(restored)
     return run.run()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+  """A log line whose metrics are still on the devices."""
+
+  step: int
+  totals: Any
+  last: Any  # metrics of its last step
+  host: dict[str, float]  # what the host measured
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -129,77 +131,147 @@ class _Run:
   config: TrainingConfig
   mesh: jax.sharding.Mesh
   seed: int
-  batches: Batches
+  feed: Feed
   eval_batches: Callable[[], Iterable[Any]] | None
   hooks: Sequence[Hook]
-  meta: dict[str, Any]
+  abstract: TrainState
+  make_state: Callable[[], TrainState]
   checkpoints: Checkpoints
-  writer: Any
+  open_writer: Callable[[int], Any]
   progress: Progress
+  watchdog: Watchdog
+  profiler: Profiler
   stop: StopSignals
   train_step: Callable[..., Any]
   eval_step: Callable[..., Any]
-  state: TrainState
 
+  state: TrainState | None = None
   step: int = 0
   history: dict[str, Any] = dataclasses.field(default_factory=dict)  # the best held-out loss and its step
   totals: IntervalTotals = dataclasses.field(default_factory=IntervalTotals)
-  pending: tuple[int, Any, Any] | None = None  # a log line not fetched from the device yet: step, totals, last metrics
+  clock: IntervalClock = dataclasses.field(default_factory=IntervalClock)
+  writer: Any = None
+  in_flight: deque[Any] = dataclasses.field(default_factory=deque)  # metrics of the steps not known to be done
+  pending: _Line | None = None
   eval_loss: float | None = None  # of the state at the current step, where it was measured
   logged_step: int = 0
-  timed_from: tuple[int, float] | None = None  # step and clock from which the rate is measured
-  aside_s: float = 0.0  # seconds since then spent on other things than steps
+  is_compiled: bool = False
+  utilisation_per_rate: float | None = None  # model-FLOPs utilisation at one step a second, where it can be known
 
-  def continue_from(self, restored: Restored | None) -> None:
-    if restored is not None:
-      self.step = self.logged_step = restored.step
-      self.history = restored.meta['history']
-      self.progress.message(f'continuing from step {restored.step}')
+  def begin(self, restored: Restored | None, excluded: Iterable[int] = ()) -> None:
+    """Takes up a checkpoint, or begins anew, passing over the batches `excluded`."""
+    self.close()
+    self.step = self.logged_step = restored.step if restored else 0
+    self.state = restored.state if restored else self.make_state()
+    if restored or excluded:
+      self._take_up(restored, set(excluded))
+    self.clock.restart(self.step)
+    self.writer = self.open_writer(self.step)
+    if restored:
+      self.progress.message(f'continuing from step {self.step}')
+
+  def _take_up(self, restored: Restored | None, excluded: set[int]) -> None:
+    meta = restored.meta if restored else {}
+    self.history = meta.get('history', {})
+    self.totals.restore(meta.get('totals'))
+    self.in_flight.clear()
+    self.pending, self.eval_loss = None, None
+    position = restored.data if restored else self.feed.start
+    # The first format had neither passed over batches nor kept the interval's metrics.
+    self.feed.restore(position, meta.get('num_batches', self.step), excluded | set(meta.get('excluded', ())))
+
+  def close(self) -> None:
+    if self.writer is not None:
+      self.writer.close()
+      self.writer = None
 
   def run(self) -> TrainState:
-    self._first_step()
     while True:
-      if self._after_step():
-        return self.state
-      pending, self.pending = self.pending, None
+      try:
+        return self._run_on()
+      except NonFiniteError as error:
+        self._rewind(error)
+
+  def _run_on(self) -> TrainState:
+    if not self.is_compiled:
+      self._first_step()
+    else:
       self._one_step()
-      # Fetched with the next step already queued, so that the device does not wait for the host.
-      self._write(pending)
+    while not self._after_step():
+      self._one_step()
+    return self.state
 
   def _first_step(self) -> None:
     self.progress.message('compiling the training step')
-    start = time.perf_counter()
+    self.watchdog.tell('compiling', self.step)
+    start = self.clock.now()
     self._one_step()
     jax.block_until_ready(self.state.step)
-    self.timed_from = (self.step, time.perf_counter())
-    self.progress.message(f'compiled and ran the first step in {self.timed_from[1] - start:.1f} s')
+    self.clock.restart(self.step)  # a first step alone, mostly compilation, is no rate
+    self.is_compiled = True
+    self.progress.message(f'compiled and ran the first step in {self.clock.now() - start:.1f} s')
 
   def _one_step(self) -> None:
-    try:
-      batch = next(self.batches)
-    except StopIteration:
-      raise ValueError(f'The training data ended at step {self.step} of {self.config.num_steps}.') from None
-    self.state, metrics = self.train_step(self.state, to_global(batch, self.mesh))
+    batch = self.feed.next()
+    self._measure_flops(batch)
+    self.profiler.before(self.step + 1)
+    if self.is_compiled:
+      self.watchdog.tell('step', self.step)
+    self.state, metrics = self.train_step(self.state, batch)
     self.step += 1
     self.eval_loss = None
     self.totals.add(self.state.step, metrics)
+    self.in_flight.append(metrics['loss'])
+    if self.profiler.after(self.step, metrics):
+      self.progress.message(f'a trace of steps up to {self.step} is in {self.profiler.directory}')
+    if not self._is_last():
+      self._prepare_batch(metrics)
+    if len(self.in_flight) > IN_FLIGHT:
+      jax.block_until_ready(self.in_flight.popleft())
     if _is_due(self.config.log_every, self.step) or self._is_last():
-      self.pending = (self.step, self.totals.take(), metrics)
+      self._line_is_due(metrics)
     self.progress.update(self.step)
+
+  def _prepare_batch(self, metrics: Any) -> None:
+    self.watchdog.tell('waiting for data', self.step)
+    start = self.clock.now()
+    self.feed.prepare()
+    # What is read while the devices are busy costs nothing.
+    if metrics['loss'].is_ready():
+      self.clock.add('data', self.clock.now() - start)
+
+  def _measure_flops(self, batch: Any) -> None:
+    """Once; a device whose peak is not known has no utilisation."""
+    chip = hardware.chip(self.mesh.devices.flat[0].device_kind)
+    if self.is_compiled or chip is None:
+      return
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    self.utilisation_per_rate = step_flops(self.task, shapes) / (chip.peak_flops * self.mesh.size)
+
+  def _line_is_due(self, metrics: Any) -> None:
+    """Writes the line before this one, whose metrics are long there, so that nothing waits for the devices."""
+    former, self.pending = self.pending, None
+    host, rate = self.clock.take(self.step)
+    if rate:
+      host |= {'steps_per_second': rate, 'examples_per_second': rate * self.config.batch_size}
+      if self.utilisation_per_rate is not None:
+        host['model_flops_utilisation'] = rate * self.utilisation_per_rate
+    self.pending = _Line(self.step, self.totals.take(), metrics, host)
+    self._write(former)
 
   def _after_step(self) -> bool:
     """What is due besides the step itself; True when training is over."""
     config, step = self.config, self.step
     if self.eval_batches is not None and config.eval_every and (_is_due(config.eval_every, step) or self._is_last()):
-      with self._aside():
+      with self._aside('evaluation'):
         self._evaluate()
     for hook in self.hooks:
       if hook.is_due(step, config.num_steps):
-        with self._aside():
+        with self._aside('pictures'):
           hook.fn(self.state, step)
-    stop = self._must_stop()
+    stop = self.stop.must_stop(self.checkpoints.reached_preemption)
     if stop or _is_due(config.checkpoint_every, step) or self._is_last():
-      with self._aside():
+      with self._aside('checkpoint'):
         self._save()
     if stop:
       self.checkpoints.wait_until_finished()
@@ -214,67 +286,77 @@ class _Run:
   def _is_last(self) -> bool:
     return self.step >= self.config.num_steps
 
-  def _must_stop(self) -> bool:
-    if jax.process_count() == 1:
-      return self.stop.stop_requested
-    # A signal may reach one host only; all must agree on the step, which takes a message and so is not done each step.
-    if not (_is_due(self.config.log_every, self.step) or self._is_last()):
-      return False
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(self.stop.stop_requested))))
-
   @contextlib.contextmanager
-  def _aside(self) -> Iterator[None]:
-    """Keeps the time of something else than steps out of their rate; steps on their way are waited for first."""
-    pending, self.pending = self.pending, None
-    self._write(pending)
+  def _aside(self, activity: str) -> Iterator[None]:
+    """Keeps the time of something else than steps apart; steps on their way are waited for, and written down, first."""
     jax.block_until_ready(self.state.step)
-    start = time.perf_counter()
-    yield
-    self.aside_s += time.perf_counter() - start
+    self.in_flight.clear()
+    former, self.pending = self.pending, None
+    self._write(former)
+    self.watchdog.tell(activity, self.step)
+    with self.clock.spent_on(activity):
+      yield
 
-  def _write(self, pending: tuple[int, Any, Any] | None) -> None:
-    if pending is None:
+  def _write(self, line: _Line | None) -> None:
+    if line is None:
       return
-    step, totals, last = pending
-    totals, last = jax.device_get((totals, last))
-    self._check_finite(totals, step)
-    values = {name: float(total) / int(totals['count']) for name, total in totals['sums'].items()}
+    totals, last = jax.device_get((line.totals, line.last))
+    self._check_finite(totals, line.step)
+    count = int(totals['count'])
+    values = {name: float(total) / count for name, total in totals['sums'].items()} if count else {}
     values['learning_rate'] = float(last['learning_rate'])
-    if 'halved_after' in values:
-      del values['halved_after']
+    if 'halved_after' in last:
+      values.pop('halved_after', None)
       self._tell_of_halving(int(last['halved_after']), values['learning_rate'])
-    values |= self._rates(step)
-    self.writer.write(step, values)
-    self.logged_step = step
-    self.progress.update(self.step, loss=values['loss'])
+    if 'skipped_updates' in last:
+      values['skipped_updates'] = float(last['skipped_updates'])
+    self.writer.write(line.step, values | line.host)
+    self.logged_step = line.step
+    self.progress.update(self.step, **({'loss': values['loss']} if count else {}))
 
   def _tell_of_halving(self, halved_after: int, rate: float) -> None:
     """Says so where the learning rate has been halved since the last log line."""
     if halved_after and halved_after >= self.logged_step:
       self.progress.message(f'the learning rate was halved to {rate:g} after step {halved_after}')
 
-  def _rates(self, step: int) -> dict[str, float]:
-    now = time.perf_counter()
-    steps, seconds = step - self.timed_from[0], now - self.timed_from[1] - self.aside_s
-    self.timed_from, self.aside_s = (step, now), 0.0
-    if not steps or seconds <= 0:
-      return {}  # the first step alone, which is mostly compilation
-    return {'steps_per_second': steps / seconds, 'examples_per_second': steps * self.config.batch_size / seconds}
-
-  def _check_finite(self, totals: Any, step: int) -> None:
-    bad_step = int(totals['bad_step'])
+  def _check_finite(self, totals: Any, step: int, tell: bool = True) -> None:
+    """Raises NonFiniteError, or only tells of the updates that were skipped, where they are few enough."""
+    bad_step, count = int(totals['bad_step']), int(totals['bad_count'])
     if bad_step < 0:
       return
-    self.checkpoints.wait_until_finished()
-    steps = self.checkpoints.steps()
-    good = f'The last good checkpoint is step {steps[-1]}' if steps else 'No checkpoint had been written yet'
-    shown = ', '.join(f'{name}={float(value):g}' for name, value in sorted(totals['bad'].items()))
-    raise NonFiniteError(
-      f'Training of {self.task.name} became non-finite at step {bad_step} (found when steps {self.logged_step + 1} to '
-      f'{step} were checked): {shown}. {good} (in {self.checkpoints.directory}). The same command would '
-      f'continue there and, where the cause is not the machine, end here again: lower config.{self.task.name}_training.'
-      'learning_rate (or muon_learning_rate) or clip_norm, or lengthen warmup_steps, in a new --workdir.'
+    may_skip = self.config.nonfinite == 'skip'
+    too_many = may_skip and int(totals['bad']['skipped_updates']) + count - 1 > self.config.max_nonfinite
+    if may_skip and not too_many and not tell:
+      return
+    found = (
+      f'step {bad_step} (found when steps {self.logged_step + 1} to {step} were checked): '
+      f'{shown_metrics(totals["bad"])}. Its batch: {shown_records(self.feed.records(bad_step))}.'
     )
+    if may_skip and not too_many:
+      self.progress.message(f'{count} update(s) were skipped, the first of them at {found}')
+      return
+    self.checkpoints.wait_until_finished()
+    steps, group = self.checkpoints.steps(), f'config.{self.task.name}_training'
+    good = f'The last good checkpoint is step {steps[-1]}' if steps else 'No checkpoint had been written yet'
+    limits = f' More than {group}.max_nonfinite={self.config.max_nonfinite} were skipped.' if too_many else ''
+    raise NonFiniteError(
+      f'Training of {self.task.name} became non-finite at {found}{limits} {good} (in {self.checkpoints.directory}). '
+      'The same command would continue there and, where the cause is not the machine, end here again: lower '
+      f'{group}.learning_rate (or muon_learning_rate) or clip_norm, or lengthen warmup_steps, in a new --workdir; or '
+      f'set {group}.nonfinite to skip or rewind.',
+      bad_step,
+    )
+
+  def _rewind(self, error: NonFiniteError) -> None:
+    """Goes back to the last checkpoint, to pass over the batch of the error; raises it again where it may not."""
+    if self.config.nonfinite != 'rewind' or len(self.feed.excluded) >= self.config.max_nonfinite:
+      raise error
+    number = self.feed.number_of(error.step)
+    restored = self.checkpoints.restore_latest(self.abstract)
+    self.progress.message(
+      f'{error} Going back to {f"step {restored.step}" if restored else "the start"}, and passing over batch {number}.'
+    )
+    self.begin(restored, {*self.feed.excluded, number})
 
   def _evaluate(self) -> None:
     params = all_params(self.state, ema=True)
@@ -290,9 +372,14 @@ class _Run:
   def _save(self) -> None:
     totals = self.totals.peek()
     if totals is not None:
-      self._check_finite(jax.device_get(totals), self.step)
-    meta = {**self.meta, 'history': self.history}
-    self.checkpoints.save(self.step, self.state, self.batches.state(), meta, self.eval_loss)
+      self._check_finite(jax.device_get(totals), self.step, tell=False)
+    meta = {
+      'history': self.history,
+      'totals': self.totals.state(),
+      'num_batches': self.feed.num_read,
+      'excluded': list(self.feed.excluded),
+    }
+    self.checkpoints.save(self.step, self.state, self.feed.position, meta, self.eval_loss)
 
 
 def _is_due(every: int, step: int) -> bool:

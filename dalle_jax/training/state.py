@@ -18,6 +18,7 @@ class TrainState(flax.struct.PyTreeNode):
   """All that a step changes, and what a checkpoint holds."""
 
   step: jax.Array  # int32 scalar: optimizer steps done
+  skipped: jax.Array  # int32 scalar: those of them that changed nothing, as they were not finite
   params: dict[str, Any]  # the trained collections
   frozen: dict[str, Any]  # the others, which no gradient changes
   opt_state: Any
@@ -88,6 +89,7 @@ def _assemble(task: Any, collections: dict[str, Any], tx: optax.GradientTransfor
   frozen = {name: tree for name, tree in collections.items() if name not in task.trainable}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
     params=params,
     frozen=frozen,
     opt_state=tx.init(params),

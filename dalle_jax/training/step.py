@@ -31,7 +31,8 @@ def make_train_step(
 
   Randomness is the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's, averaged over
   micro-batches, with 'loss', 'grad_norm' (before clipping), 'param_norm' (after the update) and what
-  `rate_in_force` gives.
+  `rate_in_force` gives. With config.nonfinite='skip' a step of which one of the three is not finite counts, in
+  state.step and state.skipped, and changes nothing else.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -41,14 +42,20 @@ def make_train_step(
     metrics |= {
       'grad_norm': optax.tree.norm(grads),
       'param_norm': optax.tree.norm(params),
-      **rate_in_force(config, opt_state, state.step),
+      **rate_in_force(config, opt_state, state.step - state.skipped),
     }
     frozen = state.frozen
     if task.updated:
       frozen = {**frozen, **task.update(frozen, statistics, step_key(seed, 'update', state.step))}
     ema = _average(config, state, changing(task, params, frozen))
-    state = state.replace(step=state.step + 1, params=params, frozen=frozen, opt_state=opt_state, ema=ema)
-    return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    new = state.replace(params=params, frozen=frozen, opt_state=opt_state, ema=ema)
+    if config.nonfinite == 'skip':
+      finite = _is_finite(metrics)
+      new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+      new = new.replace(skipped=state.skipped + ~finite)
+      metrics['skipped_updates'] = new.skipped
+    new = new.replace(step=state.step + 1)
+    return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
   abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -138,7 +145,10 @@ def evaluate_batches(
 
 
 class IntervalTotals:
-  """Sums of metrics on the device, and the first step whose loss, gradient or parameters were not finite."""
+  """Sums of metrics on the device over the finite steps since the last log line, and which step was the first other.
+
+  A step whose loss, gradient or parameters are not finite is counted apart, and its metrics are kept.
+  """
 
   def __init__(self) -> None:
     self._add = jax.jit(_add_to_totals, donate_argnums=0)
@@ -149,7 +159,8 @@ class IntervalTotals:
     if self._totals is None:
       # Not one array several times: donated buffers must be distinct.
       zeros = {name: np.float32(0) for name in metrics}
-      self._totals = {'count': np.int32(0), 'sums': zeros, 'bad_step': np.int32(-1), 'bad': dict(zeros)}
+      counts = {'count': np.int32(0), 'bad_count': np.int32(0), 'bad_step': np.int32(-1)}
+      self._totals = {**counts, 'sums': zeros, 'bad': dict(zeros)}
     self._totals = self._add(self._totals, step, metrics)
 
   def take(self) -> Any:
@@ -161,13 +172,26 @@ class IntervalTotals:
     """Device arrays of the interval so far, or None; use them before the next `add`."""
     return self._totals
 
+  def state(self) -> dict[str, Any] | None:
+    """The same, ready for JSON, exactly."""
+    return jax.tree.map(lambda x: x.item(), jax.device_get(self._totals))
+
+  def restore(self, state: dict[str, Any] | None) -> None:
+    """Continues the interval in which `state` was taken."""
+    self._totals = jax.tree.map(lambda x: np.int32(x) if isinstance(x, int) else np.float32(x), state)
+
+
+def _is_finite(metrics: Metrics) -> jax.Array:
+  return jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm']) & jnp.isfinite(metrics['param_norm'])
+
 
 def _add_to_totals(totals: Any, step: jax.Array, metrics: Metrics) -> Any:
-  finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm']) & jnp.isfinite(metrics['param_norm'])
+  finite = _is_finite(metrics)
   first_bad = ~finite & (totals['bad_step'] < 0)
   return {
-    'count': totals['count'] + 1,
-    'sums': jax.tree.map(jnp.add, totals['sums'], metrics),
+    'count': totals['count'] + finite,
+    'bad_count': totals['bad_count'] + ~finite,
     'bad_step': jnp.where(first_bad, step, totals['bad_step']),
+    'sums': jax.tree.map(lambda total, new: jnp.where(finite, total + new, total), totals['sums'], metrics),
     'bad': jax.tree.map(lambda new, old: jnp.where(first_bad, new, old), metrics, totals['bad']),
   }

@@ -115,6 +115,28 @@ def test_shares_concatenate_to_the_global_batch(shuffle, repeat, process_count):
   assert_equal(joined, run(0, 1))
 
 
+class Counted(Numbers):
+  """Remembers which records were read."""
+
+  def __init__(self, length):
+    super().__init__(length)
+    self.read = []
+
+  def __getitem__(self, i):
+    self.read.append(int(i))
+    return super().__getitem__(i)
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 3])
+def test_each_process_reads_its_share_alone(process_count):
+  sources = [Counted(24) for _ in range(process_count)]
+  for index, source in enumerate(sources):
+    options = {'process_index': index, 'process_count': process_count}
+    take(Batches(source, number, 6, seed=5, repeat=False, num_threads=2, **options), 4)
+  assert [len(source.read) for source in sources] == [24 // process_count] * process_count
+  assert sorted(i for source in sources for i in source.read) == list(range(24))
+
+
 @pytest.mark.parametrize('taken', [0, 1, 5])
 def test_resume_equals_uninterrupted(taken):
   expected = take(Batches(Pictures(10), PREPROCESS, 4, seed=1), 8)
@@ -252,3 +274,11 @@ def test_there_may_be_a_wrong_caption_beside_the_true_one():
   colors = 'blue circle above a red', 'blue circle above a blue', 'red circle above a red'
   assert tokenizer.decode(example['wrong']) in {f'a {words} square' for words in colors}
   assert example['wrong'].shape == (39,)
+
+
+def test_records_of_a_batch_have_names():
+  batches = Batches(Numbers(10), number, 4, seed=3)
+  read = numbers(take(batches, 4))
+  assert [batches.records(i) for i in range(4)] == [[str(key) for key in batch] for batch in read]
+  shares = [Batches(Numbers(10), number, 4, seed=3, process_index=i, process_count=2) for i in range(2)]
+  assert shares[0].records(1) == shares[1].records(1) == batches.records(1)

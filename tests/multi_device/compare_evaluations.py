@@ -1,4 +1,4 @@
-"""Measures a small model on one device and on all eight; prints both results, as JSON.
+"""Measures a small model on one device and on eight, all axes above 1; prints both results, as JSON.
 
 Run by `test_evaluations.py` in a process of its own, as the number of devices is fixed when JAX starts.
 """
@@ -23,7 +23,7 @@ RERANKER = {
   'text_num_layers': 1, 'text_num_heads': 2,
 }  # fmt: skip
 METRICS = ('reconstruction', 'likelihood', 'fid', 'kid', 'precision_recall', 'diversity')
-NUM_PICTURES = 21  # which eight devices do not divide
+NUM_PICTURES = 21  # which no mesh of eight devices divides
 
 
 def write_pictures(path: Path) -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
   measured.draw_samples = remember
   results = {}
-  for mesh in (sharding.one_device_mesh(), sharding.make_mesh(MeshConfig())):
+  for mesh in (sharding.one_device_mesh(), sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
     settings = Settings(
       model=model, metrics=METRICS, split='train', features='reranker', reranker=reranker, images_per_prompt=3,
       diversity_prompts=5, out=str(root / f'{mesh.size}.json'), cache=str(root / f'features_{mesh.size}'),

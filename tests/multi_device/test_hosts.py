@@ -1,45 +1,222 @@
-"""The same command on two hosts, here two processes of one machine, against one."""
+"""Several hosts, here processes of one machine, against one: what they agree on, train, save, and how they end."""
 
+import itertools
+import json
 import os
 import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.signals import EXIT_INTERRUPTED
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMAND = [sys.executable, '-m', 'dalle_jax.train', '--config=configs/quickstart.py:tiny', '--stop_after=prior']
+PATIENCE_S = 900
+ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
 
 
-def _start(workdir, *arguments):
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
-  command = [*COMMAND, f'--workdir={workdir}', *arguments]
-  return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _free_port():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
 
 
-def _finish(*processes):
-  outputs = [process.communicate(timeout=600)[0] for process in processes]
-  assert [process.returncode for process in processes] == [0] * len(processes), '\n'.join(outputs)
-  return outputs
+class Hosts:
+  """The processes of one command, whose outputs go to files."""
+
+  def __init__(self, commands, directory, environments=None):
+    directory.mkdir(parents=True, exist_ok=True)
+    self.files = [directory / f'output_{i}.txt' for i in range(len(commands))]
+    self.processes = []
+    for command, file, own in zip(commands, self.files, environments or [{}] * len(commands), strict=True):
+      with file.open('w') as output:
+        self.processes.append(
+          subprocess.Popen([sys.executable, *command], env=ENVIRONMENT | own, stdout=output, stderr=subprocess.STDOUT)
+        )
+
+  def finish(self, timeout=PATIENCE_S):
+    """Exit statuses and outputs."""
+    end = time.monotonic() + timeout
+    try:
+      statuses = [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
+    finally:
+      for process in self.processes:
+        process.kill()  # nothing where it has ended
+    return statuses, [file.read_text() for file in self.files]
+
+  def wait_for(self, condition):
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+      if time.monotonic() > end or any(process.poll() is not None for process in self.processes):
+        pytest.fail('\n'.join(map(str, self.finish(timeout=1))))
+      time.sleep(0.05)
+
+
+def test_hosts_talk_refuse_and_train(tmp_path):
+  (tmp_path / 'file').write_text('')
+  port = _free_port()
+  script = str(ROOT / 'tests' / 'multi_device' / 'check_hosts.py')
+  commands = [[script, str(index), '2', str(port), str(tmp_path)] for index in range(2)]
+  statuses, outputs = Hosts([*commands, [script, '0', '1', '0', str(tmp_path)]], tmp_path).finish()
+  assert statuses == [0, 0, 0], '\n'.join(outputs)
+  first, second, single = (json.loads(output.rpartition('RESULT')[2]) for output in outputs)
+  for result in (first, second):
+    assert result['agreed'] == result['shared'] == result['all well'] == ''
+    assert 'host 1 differs from host 0 in\n    config.prior.num_layers: 64 -> 65' in result['other config']
+    assert "source files.train.py: 'changed 0' -> 'changed 1'" in result['other code']
+    for name in ('other config', 'other code', 'not shared', 'not to be made'):
+      assert result[name].startswith('ValueError: ')
+    assert '--workdir' in result['not shared']
+    assert 'host(s) 1 do not see' in result['not shared']
+    assert 'cannot be made' in result['not to be made']
+    assert result['stopped'].startswith('KeyboardInterrupt')
+    assert (result['step'], result['kernel']) == (5, pytest.approx(single['kernel'], rel=1e-5))
+  assert first['kernel'] == second['kernel']
+  assert (first['mistake'], second['error']) == ('OSError: disk full', 'RuntimeError: a bug')
+  assert second['mistake'] == 'ValueError: making the data: host 0 failed: OSError: disk full'
+  assert first['error'] == 'HostFailed: making the data: host 1 failed: RuntimeError: a bug'
+  left = [file for name in ('run', 'host_0') for file in (tmp_path / name).iterdir()]
+  assert left == []
+
+
+def _train(workdir, num_hosts, *arguments, differing=()):
+  """Starts the training command on some hosts; all but the first get `differing` as well."""
+  command = ['-m', 'dalle_jax.train', f'--workdir={workdir}', *arguments]
+  outputs = workdir.parent / f'{workdir.name}_outputs'
+  if num_hosts == 1:
+    return Hosts([command], outputs)
+  command += ['--distributed', f'--coordinator=localhost:{_free_port()}', f'--num_hosts={num_hosts}']
+  return Hosts([[*command, f'--host_index={i}', *(differing if i else ())] for i in range(num_hosts)], outputs)
+
+
+def _losses(workdir, stage):
+  """The training losses by step; where a step was repeated, the later one."""
+  return {
+    line['step']: [line[name] for name in sorted(line) if 'loss' in name]
+    for line in read_metrics(workdir / stage / 'metrics.jsonl')
+  }
+
+
+def _assert_same_losses(workdir, expected, stage, resumed_at=0):
+  """Losses are means since the line before; that of the line in which a run was interrupted may lack some steps."""
+  found = _losses(workdir, stage)
+  assert sorted(found) == sorted(expected)
+  for before, step in itertools.pairwise([0, *sorted(expected)]):
+    if not before < resumed_at < step:
+      assert found[step] == pytest.approx(expected[step], rel=1e-4), step
 
 
 @pytest.mark.slow
-def test_two_hosts_train_what_one_does(tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    coordinator = f'--coordinator=localhost:{free.getsockname()[1]}'
-  hosts = ['--distributed', coordinator, '--num_hosts=2']
-  outputs = _finish(*(_start(tmp_path / 'two', *hosts, f'--host_index={i}') for i in range(2)))
-  assert '2 host(s)' in outputs[0] and '2 host(s)' not in outputs[1]
-  _finish(_start(tmp_path / 'one'))
-  for stage in ('dvae', 'prior'):
-    losses = [
-      [line[name] for line in read_metrics(tmp_path / run / stage / 'metrics.jsonl') for name in line if 'loss' in name]
-      for run in ('one', 'two')
-    ]
-    assert len(losses[0]) >= 4
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-  assert (tmp_path / 'two' / 'model' / 'bundle.json').exists()
+def test_hosts_train_what_one_does(tmp_path):
+  arguments = (
+    '--config=configs/quickstart.py:tiny',
+    '--stop_after=prior',
+    f'--config.data.data_dir={tmp_path / "data"}',
+  )
+  statuses, outputs = _train(tmp_path / 'one', 1, *arguments).finish()
+  assert statuses == [0], outputs
+  for number in (2, 4):
+    workdir = tmp_path / f'{number}'
+    statuses, outputs = _train(workdir, number, *arguments).finish()
+    assert statuses == [0] * number, '\n'.join(outputs)
+    assert f'{number} host(s)' in outputs[0]
+    assert 'host(s)' not in outputs[1]
+    for stage in ('dvae', 'prior'):
+      expected = _losses(tmp_path / 'one', stage)
+      assert len(expected) >= 3
+      _assert_same_losses(workdir, expected, stage)
+    assert (workdir / 'model' / 'bundle.json').exists()
+
+
+# A model that compiles in seconds, for long enough to be stopped on the way.
+TEXT = (
+  '--config=configs/language.py:neural_ngram,tiny', '--config.tokenizer.kind=bytes', '--stop_after=sequence',
+  '--config.sequence_training.num_steps=600', '--config.sequence_training.learning_rate=0.001',
+  '--config.sequence_training.log_every=10', '--config.sequence_training.eval_every=300',
+  '--config.sequence_training.checkpoint_every=50',
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_hosts_that_would_not_run_the_same_are_refused(tmp_path):
+  hosts = _train(tmp_path / 'run', 2, *TEXT, differing=['--config.model.order=3'])
+  statuses, outputs = hosts.finish()
+  assert statuses == [2, 2], outputs
+  for output in outputs:
+    assert 'host 1 differs from host 0 in\n    config.model.order: 6 -> 3' in output
+    assert 'Traceback' not in output
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_the_variables_of_slurm_say_enough(tmp_path):
+  command = ['-m', 'dalle_jax.train', f'--workdir={tmp_path / "run"}', *TEXT, '--stop_after=data', '--distributed']
+  common = {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_NODES': '1'}
+  common['JAX_COORDINATOR_PORT'] = str(_free_port())
+  own = [common | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)} for i in range(2)]
+  statuses, outputs = Hosts([command, command], tmp_path, own).finish()
+  assert statuses == [0, 0], outputs
+  assert '2 host(s)' in outputs[0]
+
+
+@pytest.mark.slow
+def test_a_mistake_that_host_0_alone_can_find_ends_all(tmp_path):
+  workdir = tmp_path / 'run'
+  missing = '--config.data.path=' + str(tmp_path / 'missing')
+  config = ('--config=configs/quickstart.py:tiny', '--config.data.source=folder')
+  statuses, outputs = _train(workdir, 2, *config, missing).finish()
+  assert statuses == [2, 2], outputs
+  assert 'making the data: host 0 failed' in outputs[1]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  """Losses of one host that nothing stops."""
+  workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
+  statuses, outputs = _train(workdir, 1, *TEXT).finish()
+  assert statuses == [0], outputs
+  return _losses(workdir, 'sequence')
+
+
+def _wait_for_step(hosts, workdir, step):
+  metrics = workdir / 'sequence' / 'metrics.jsonl'
+  hosts.wait_for(lambda: metrics.exists() and any(line['step'] >= step for line in read_metrics(metrics)))
+
+
+def _go_on(workdir, number, uninterrupted):
+  statuses, outputs = _train(workdir, number, *TEXT).finish()
+  assert statuses == [0] * number, '\n'.join(outputs)
+  resumed_at = int(re.search(r'continuing from step (\d+)', outputs[0])[1])
+  _assert_same_losses(workdir, uninterrupted, 'sequence', resumed_at)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('before', 'after'), [(2, 1), (1, 4), (4, 2), (2, 2)])
+def test_a_stop_of_one_host_stops_all_and_the_same_command_goes_on(tmp_path, uninterrupted, before, after):
+  workdir = tmp_path / 'run'
+  hosts = _train(workdir, before, *TEXT)
+  _wait_for_step(hosts, workdir, 60)
+  hosts.processes[-1].send_signal(signal.SIGTERM)
+  statuses, outputs = hosts.finish()
+  assert statuses == [EXIT_INTERRUPTED] * before, '\n'.join(outputs)
+  assert 'Stopped on request at step' in outputs[0]
+  _go_on(workdir, after, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_where_one_host_dies_the_others_end_and_the_same_command_goes_on(tmp_path, uninterrupted, victim):
+  workdir = tmp_path / 'run'
+  hosts = _train(workdir, 2, *TEXT)
+  _wait_for_step(hosts, workdir, 120)
+  hosts.processes[victim].kill()
+  statuses, outputs = hosts.finish(timeout=240)  # the time limit of heartbeats is 100 s
+  assert statuses[victim] == -signal.SIGKILL
+  assert statuses[1 - victim] == -signal.SIGABRT, '\n'.join(outputs)  # from JAX's own client
+  _go_on(workdir, 2, uninterrupted)

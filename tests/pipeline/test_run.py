@@ -23,8 +23,8 @@ from dalle_jax.pipeline.settings import DrawSettings
 from dalle_jax.pipeline.workspace import Workspace
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training import loop
-from dalle_jax.training.loop import NonFiniteError
 from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.signals import EXIT_INTERRUPTED
 
 QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'

@@ -48,12 +48,25 @@ def test_a_directory_in_which_nothing_was_made_takes_another_configuration(tmp_p
     {'sampling': {'temperature': 0.5}},
     {'evaluation': {'num_prompts': 7}},
     {'data': {'num_workers': 2, 'num_threads': 1, 'data_dir': '/elsewhere'}},
+    {'profile': (3, 4)},
+    {'prior_training': {'nonfinite': 'rewind', 'max_nonfinite': 3}},
   ],
 )
 def test_what_changes_nothing_that_is_learnt_may_change(tmp_path, groups):
   Workspace(str(tmp_path), _config())
   Workspace(str(tmp_path), _config(**groups))
   assert Config.from_dict(json.loads((tmp_path / 'config.json').read_text())) == _config(**groups)
+
+
+def test_a_directory_of_an_earlier_version_lacks_keys_that_are_at_their_defaults(tmp_path):
+  space = Workspace(str(tmp_path), _config())
+  (tmp_path / 'data').mkdir()
+  values = json.loads((space.path / 'config.json').read_text())
+  del values['prior_training']['ema_every'], values['profile']
+  (space.path / 'config.json').write_text(json.dumps(values))
+  Workspace(str(tmp_path), _config())
+  with pytest.raises(ValueError, match=r'config\.prior_training\.ema_every: 1 -> 2'):
+    Workspace(str(tmp_path), _config(prior_training={'ema_every': 2}))
 
 
 def test_numbers_that_json_cannot_say_are_null(tmp_path):

@@ -3,11 +3,11 @@ import shutil
 import time
 
 import jax
-import numpy as np
 import optax
 import pytest
 
 from dalle_jax.sharding import use_mesh
+from dalle_jax.training import checkpoint
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.state import abstract_state, create_state
 
@@ -158,11 +158,27 @@ def test_when_none_can_be_read_it_is_an_error(tmp_path, state, abstract):
     checkpoints.restore_latest(abstract)
 
 
-@ignores_stray_reads
-@pytest.mark.usefixtures('failing_reads')
-def test_another_shape_is_an_error(tmp_path, state, abstract):
+def _wider(abstract):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 1), x.dtype, sharding=None), abstract)
+
+
+def test_another_model_is_an_error_that_shows_the_difference(tmp_path, state, abstract):
+  about = {'config': {'prior': {'num_layers': 8}}, 'versions': {'jax': '0.1'}}
+  with Checkpoints(tmp_path, 2, about) as checkpoints:
+    checkpoints.save(1, state, {}, {})
+  now = {'config': {'prior': {'num_layers': 6}}, 'versions': {'jax': '0.2'}}
+  with Checkpoints(tmp_path, 2, now) as checkpoints, pytest.raises(ValueError) as error:
+    checkpoints.restore_latest(_wider(abstract))
+  message = str(error.value)
+  assert f'The checkpoint {tmp_path / "1"} cannot be continued' in message
+  assert "['ema']['model']['kernel']: given float32[3, 2], expected float32[3, 2, 1]" in message
+  assert 'config.prior.num_layers: 8 -> 6; version.jax: ' in message
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.restore_latest(abstract).step == 1  # nothing was lost
+
+
+def test_a_later_format_is_refused(tmp_path, state, abstract, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 99)
   _save(tmp_path, state, [None])
-  wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 1), x.dtype, sharding=None), abstract)
-  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match='None of the checkpoints'):
-    checkpoints.restore_latest(wrong)
-  assert np.asarray(state.step) == 0
+  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'has format 99, and .* reads 1 to 2'):
+    checkpoints.restore_latest(abstract)

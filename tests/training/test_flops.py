@@ -90,3 +90,9 @@ def test_a_dvaes_convolutions_are_counted():
   total, outside = flops.count_params(task)
   assert total == outside > 0
   assert flops.step_flops(task, pictures(config, 2)) == 2 * flops.step_flops(task, pictures(config)) > total
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_what_is_computed_again_does_not_count(remat):
+  task, again = text_task(), text_task(remat=remat)
+  assert flops.step_flops(again, tokens(2, 16)) == flops.step_flops(task, tokens(2, 16))

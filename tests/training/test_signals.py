@@ -1,9 +1,11 @@
+import itertools
 import os
 import signal
 import threading
 
 import pytest
 
+from dalle_jax.training import signals
 from dalle_jax.training.signals import EXIT_INTERRUPTED, StopSignals, terminations_as_interrupts
 
 
@@ -60,3 +62,28 @@ def test_a_termination_interrupts_where_nothing_else_waits_for_it():
   with pytest.raises(KeyboardInterrupt), terminations_as_interrupts():
     os.kill(os.getpid(), signal.SIGTERM)
   assert signal.getsignal(signal.SIGTERM) == former
+
+
+def test_with_several_hosts_all_are_asked_and_sigterm_is_left_to_jax(monkeypatch):
+  former, sent, asked = signal.getsignal(signal.SIGTERM), [], []
+  monkeypatch.setattr(signals.os, 'kill', lambda pid, number: sent.append((pid, number)))
+
+  def reached(count):
+    asked.append(count)
+    return len(asked) == 3
+
+  with StopSignals(several_hosts=True) as stop, terminations_as_interrupts(several_hosts=True):
+    assert signal.getsignal(signal.SIGTERM) == former
+    signal.raise_signal(signal.SIGINT)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+    assert [stop.must_stop(reached) for _ in range(3)] == [False, False, True]
+  with StopSignals(several_hosts=True) as stop:  # the next stage
+    stop.must_stop(reached)
+  assert [b - a for a, b in itertools.pairwise(asked)] == [1, 1, 1]
+
+
+def test_one_host_asks_nobody():
+  with StopSignals() as stop:
+    assert not stop.must_stop(None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.must_stop(None)

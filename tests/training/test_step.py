@@ -134,7 +134,7 @@ def test_totals_name_the_first_bad_step(name):
       metrics[name] = np.inf * step if step == 3 else np.nan
     totals.add(jnp.int32(step), {key: jnp.float32(value) for key, value in metrics.items()})
   taken = jax.device_get(totals.take())
-  assert (taken['bad_step'], taken['count']) == (3, 5)
+  assert (taken['bad_step'], taken['count'], taken['bad_count']) == (3, 2, 3)
   assert taken['bad'][name] == np.inf
   assert totals.peek() is None
 

@@ -1,0 +1,99 @@
+"""What the loop does where a batch makes an update infinite or not a number, by policy."""
+
+import numpy as np
+import pytest
+
+from dalle_jax.training.checkpoint import Checkpoints
+from dalle_jax.training.loop import train
+from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.nonfinite import NonFiniteError, shown_records
+
+
+@pytest.fixture
+def fit(linear_task, stream, mesh, quiet):
+  def run(workdir, config, poison=(), without=(), noise=0.1):
+    """Trains on a stream with NaNs in the batches `poison`; or on one that lacks the batches `without`."""
+    batches = stream(poison=poison) if not without else Without(stream(), without)
+    return train(linear_task(noise=noise), config, mesh=mesh, seed=3, workdir=workdir, batches=batches, logging=quiet)
+
+  return run
+
+
+class Without:
+  """A stream that lacks some batches of another."""
+
+  def __init__(self, stream, numbers):
+    self._stream, self._numbers = stream, numbers
+
+  def __next__(self):
+    while self._stream.position in self._numbers:
+      next(self._stream)
+    return next(self._stream)
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+
+def lines(workdir, key):
+  return [line[key] for line in read_metrics(workdir / 'metrics.jsonl') if key in line]
+
+
+def test_stopping_names_the_records_of_the_batch(fit, tmp_path, make_config):
+  with pytest.raises(NonFiniteError, match=r'at step 7 .* Its batch: 6/0, 6/1, .*6/7\. .*nonfinite to skip or rewind'):
+    fit(tmp_path, make_config(), poison=(6,))
+
+
+def test_skipping_changes_nothing_but_the_counts(fit, tmp_path, make_config, assert_trees_equal, capsys):
+  # Without noise and averages, which go by the step, the run is one without the batch.
+  config = make_config(nonfinite='skip', ema_decay=0.0, num_steps=12)
+  state = fit(tmp_path / 'a', config, poison=(4, 6), noise=0.0)
+  expected = fit(tmp_path / 'b', make_config(ema_decay=0.0, num_steps=10), without=(4, 6), noise=0.0)
+  assert_trees_equal(state.params, expected.params)
+  assert_trees_equal(state.opt_state, expected.opt_state)
+  assert (int(state.step), int(state.skipped)) == (12, 2)
+  assert lines(tmp_path / 'a', 'skipped_updates') == [0, 1, 2, 2]
+  assert np.isfinite(lines(tmp_path / 'a', 'loss')).all() and len(lines(tmp_path / 'a', 'loss')) == 4
+  told = [line for line in capsys.readouterr().err.splitlines() if 'skipped' in line]
+  assert len(told) == 2 and 'at step 5 ' in told[0] and '4/0, 4/1' in told[0] and 'at step 7 ' in told[1]
+
+
+def test_an_interval_in_which_all_was_skipped_has_no_loss(fit, tmp_path, make_config):
+  fit(tmp_path, make_config(nonfinite='skip', log_every=2, num_steps=6), poison=(2, 3))
+  assert [line['step'] for line in read_metrics(tmp_path / 'metrics.jsonl') if 'loss' not in line] == [4]
+
+
+def test_no_more_than_the_limit_is_skipped(fit, tmp_path, make_config):
+  config = make_config(nonfinite='skip', max_nonfinite=2, checkpoint_every=5)
+  assert int(fit(tmp_path / 'two', config, poison=(4, 6)).skipped) == 2
+  with pytest.raises(NonFiniteError, match=r'More than config\.linear_training\.max_nonfinite=2 were skipped'):
+    fit(tmp_path / 'three', config, poison=(4, 6, 8))
+  with pytest.raises(NonFiniteError, match='More than'):  # the count goes on in a resumed run
+    fit(tmp_path / 'three', config, poison=(4, 6, 8))
+
+
+@pytest.mark.parametrize('poison', [(6,), (1, 6, 7)])
+def test_rewinding_ends_as_a_run_without_the_batches(fit, tmp_path, make_config, assert_trees_equal, capsys, poison):
+  state = fit(tmp_path / 'a', make_config(nonfinite='rewind'), poison=poison)
+  told = [line for line in capsys.readouterr().err.splitlines() if 'passing over' in line]
+  assert len(told) == len(poison) and 'passing over batch 6' in told[poison.index(6)]
+  assert_trees_equal(state, fit(tmp_path / 'b', make_config(), without=poison))
+  assert lines(tmp_path / 'a', 'loss') == lines(tmp_path / 'b', 'loss')
+  with Checkpoints(tmp_path / 'a' / 'checkpoints', 3) as checkpoints:
+    assert checkpoints.steps() == [4, 8, 12]
+
+
+def test_a_resumed_run_still_passes_over_them(fit, tmp_path, make_config, assert_trees_equal):
+  fit(tmp_path / 'a', make_config(nonfinite='rewind', num_steps=8), poison=(2, 6))
+  resumed = fit(tmp_path / 'a', make_config(nonfinite='rewind'), poison=(2, 6, 11))
+  assert_trees_equal(resumed, fit(tmp_path / 'b', make_config(), without=(2, 6, 11)))
+
+
+def test_no_more_than_the_limit_is_passed_over(fit, tmp_path, make_config):
+  config = make_config(nonfinite='rewind', max_nonfinite=1)
+  fit(tmp_path / 'one', config, poison=(6,))
+  with pytest.raises(NonFiniteError, match='at step 8'):
+    fit(tmp_path / 'two', config, poison=(6, 8))
+
+
+def test_many_records_are_counted():
+  assert shown_records([str(i) for i in range(10)]) == '0, 1, 2, 3, 4, 5, 6, 7 and 2 more'

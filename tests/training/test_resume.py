@@ -1,0 +1,87 @@
+"""Runs that SIGKILL ends, at steps and while a checkpoint is written, end as one that nothing ended."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import toy_run
+
+from dalle_jax.training.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+TIMEOUT_S = 120
+POLL_S = 0.002
+
+
+def start(workdir):
+  path = f'{ROOT}{os.pathsep}{ROOT / "tests" / "helpers"}'
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path}
+  command = [sys.executable, toy_run.__file__, str(workdir)]
+  return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def kill_when(process, is_due):
+  """Ends a run as soon as `is_due()`; it must not end by itself before."""
+  deadline = time.monotonic() + TIMEOUT_S
+  while not is_due():
+    assert process.poll() is None, process.communicate()[1]
+    assert time.monotonic() < deadline
+    time.sleep(POLL_S)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+
+def finish(process):
+  errors = process.communicate(timeout=TIMEOUT_S)[1]
+  assert process.returncode == 0, errors
+  return errors
+
+
+def logged(workdir):
+  path = workdir / 'metrics.jsonl'
+  return max((line['step'] for line in read_metrics(path)), default=0) if path.exists() else 0
+
+
+def names(workdir):
+  path = workdir / 'checkpoints'
+  return [entry.name for entry in path.iterdir()] if path.exists() else []
+
+
+def is_writing(workdir, above):
+  """Whether a checkpoint of a step above that is begun and not finished."""
+  unfinished = [name.partition('.')[0] for name in names(workdir) if 'tmp' in name]
+  return any(step.isdigit() and int(step) > above for step in unfinished)
+
+
+def learnt(workdir):
+  return [
+    {name: value for name, value in line.items() if 'time' not in name and 'per_second' not in name}
+    for line in read_metrics(workdir / 'metrics.jsonl')
+  ]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  finish(start(workdir))
+  return workdir
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, whole):
+  kill_when(start(tmp_path), lambda: logged(tmp_path) >= 5)
+  kill_when(start(tmp_path), lambda: is_writing(tmp_path, above=12))
+  assert any('tmp' in name for name in names(tmp_path))  # half a checkpoint is left behind
+  kill_when(start(tmp_path), lambda: is_writing(tmp_path, above=20))
+  kill_when(start(tmp_path), lambda: logged(tmp_path) >= 30)
+  said = finish(start(tmp_path))
+  assert 'continuing from step' in said
+  assert not any('tmp' in name for name in names(tmp_path))
+  assert json.loads((tmp_path / 'result.json').read_text()) == json.loads((whole / 'result.json').read_text())
+  assert learnt(tmp_path) == learnt(whole)
+  assert len(learnt(whole)) == 14 + 8  # lines of training and of evaluation
