@@ -5,6 +5,7 @@ more. Time is that of the matrix products at a share of the peak, and of what th
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -12,14 +13,14 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from dalle_jax import sharding
-from dalle_jax.config import Config
+from dalle_jax.config import Config, MeshConfig
 from dalle_jax.planning.estimate import Estimate, exchange_seconds
 from dalle_jax.planning.hlo import Collective
 from dalle_jax.planning.programs import Work, batch_shapes, make_task, training_of, training_work
 from dalle_jax.planning.topologies import Topology
 from dalle_jax.training import flops
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.state import abstract_state
+from dalle_jax.training.state import TrainState, boxed_state, place
 
 # Of the peak, what matrix products reach: GPUs training large transformers had 0.4 to 0.57 with all else included
 # (Narayanan et al. 2021, table 1).
@@ -41,18 +42,35 @@ def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
   return AbstractMesh(whole, sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES))
 
 
-def costs(config: Config, stage: str) -> Costs:
-  """Reads them off the program, with its policy of rematerialisation."""
+def costs(config: Config, stage: str, work: Work | None = None) -> Costs:
+  """Reads them off the program, with its policy of rematerialisation; `work` where it is known already."""
   task, training = make_task(config, stage), training_of(config, stage)
-  one, two = (_kept_bytes(config, stage, rows) for rows in (1, 2))
-  step = flops.step_flops(task, batch_shapes(config, stage, training.batch_size))
-  return Costs(two - one, step, training_work(config, stage))
+  params = _params(_plain(config, stage), stage)
+  one, two = (_kept_bytes(task, params, batch_shapes(config, stage, rows)) for rows in (1, 2))
+  step = flops.step_flops(task, batch_shapes(config, stage, training.batch_size), recomputed=True)
+  return Costs(two - one, step, work or training_work(config, stage))
 
 
-def _kept_bytes(config: Config, stage: str, rows: int) -> int:
-  """Bytes that the forward pass leaves for the backward pass, of a batch of so many rows."""
-  task = make_task(config, stage)
-  params = flops.abstract_params(task)
+def _plain(config: Config, stage: str) -> Config:
+  """The same model and optimizer, without what changes no shape of the state."""
+  blocks = {name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')}
+  training = dataclasses.replace(training_of(config, stage), batch_size=1, accumulation_steps=1)
+  return dataclasses.replace(config, mesh=MeshConfig(), **blocks, **{f'{stage}_training': training})
+
+
+@functools.lru_cache(maxsize=4)
+def _params(config: Config, stage: str) -> dict[str, Any]:
+  return flops.abstract_params(make_task(config, stage))
+
+
+@functools.lru_cache(maxsize=4)
+def _boxes(config: Config, stage: str) -> TrainState:
+  training = training_of(config, stage)
+  return boxed_state(make_task(config, stage), make_optimizer(training), use_ema=training.ema_decay > 0)
+
+
+def _kept_bytes(task: Any, params: dict[str, Any], batch: dict[str, Any]) -> int:
+  """Bytes that the forward pass leaves for the backward pass."""
   trained = {name: params[name] for name in task.trainable}
   frozen = {name: params[name] for name in params if name not in task.trainable}
 
@@ -62,8 +80,7 @@ def _kept_bytes(config: Config, stage: str, rows: int) -> int:
 
     return jax.vjp(loss, trained)[1]
 
-  kept = jax.eval_shape(forward, trained, frozen, batch_shapes(config, stage, rows))
-  return sum(_bytes(leaf) for leaf in jax.tree.leaves(kept))
+  return sum(map(_bytes, jax.tree.leaves(jax.eval_shape(forward, trained, frozen, batch))))
 
 
 def _bytes(leaf: Any) -> int:
@@ -79,8 +96,8 @@ def memory(config: Config, stage: str, mesh: Any, row_bytes: int) -> dict[str, i
     mesh: of devices, or without any.
     row_bytes: as in `Costs`.
   """
-  training, task = training_of(config, stage), make_task(config, stage)
-  state = abstract_state(task, make_optimizer(training), mesh, use_ema=training.ema_decay > 0)
+  training = training_of(config, stage)
+  state = place(_boxes(_plain(config, stage), stage), mesh)
 
   def held(tree: Any) -> int:
     leaves = jax.tree.leaves(tree)
@@ -107,8 +124,8 @@ def exchanged(config: Config, stage: str, mesh: Any) -> list[Collective]:
   Parameters are gathered over `fsdp` for each pass in half precision where the model computes in it, gradients summed
   and scattered, and summed again over the axes that copy parameters. Over `tensor`, two sums a layer and pass.
   """
-  task, training = make_task(config, stage), training_of(config, stage)
-  num_params = flops.count_params(task)[0]
+  task, training, params = make_task(config, stage), training_of(config, stage), _params(_plain(config, stage), stage)
+  num_params = sum(leaf.size for name in task.trainable for leaf in jax.tree.leaves(params[name]))
   group = {'prior': config.prior, 'joint': config.prior, 'sequence': config.model}.get(stage)
   width = 2 if getattr(group, 'dtype', 'float32') == 'bfloat16' else 4
   sizes, parts, found = dict(mesh.shape), training.accumulation_steps, []

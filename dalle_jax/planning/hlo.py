@@ -89,21 +89,22 @@ class Program:
     self._unknown_trips = unknown_trips
 
   @functools.cached_property
-  def _passes(self) -> list[tuple[Instruction, int, bool]]:
-    """Every instruction, how often it runs, and whether it is inside of another one that has its cost."""
-    return list(self._walk(self.entry, 1, False))
+  def _passes(self) -> list[tuple[Instruction, int, str]]:
+    """Every instruction, how often it runs, and what it is inside of that has its cost: an instruction and
+    what it calls, or ''."""
+    return list(self._walk(self.entry, 1, ''))
 
-  def _walk(self, name: str, times: int, inside: bool) -> Iterator[tuple[Instruction, int, bool]]:
+  def _walk(self, name: str, times: int, inside: str) -> Iterator[tuple[Instruction, int, str]]:
     for instruction in self.computations[name]:
       yield instruction, times, inside
       if instruction.opcode == 'while':
         body, condition = (_attribute(instruction.rest, key) for key in ('body', 'condition'))
         yield from self._walk(body, times * self.trips(instruction, condition), inside)
         continue
-      own = inside or instruction.opcode not in ('call', 'conditional', 'async-start')
+      is_own = instruction.opcode in ('call', 'conditional', 'async-start')
       for called in _called(instruction.rest):
         if called in self.computations:
-          yield from self._walk(called, times, own)
+          yield from self._walk(called, times, inside or ('' if is_own else f'{instruction.name} {called}'))
 
   def trips(self, instruction: Instruction, condition: str) -> int:
     """How often a loop runs: as its line says, or up to the constant that its condition compares with."""
@@ -138,14 +139,16 @@ class Program:
     totals: dict[tuple[str, int, bool], list[int]] = {}
     for line, times, inside in self._passes:
       kind = line.opcode.removesuffix('-start')
-      if kind not in COLLECTIVES:
-        continue
+      if kind not in COLLECTIVES or 'async_collective_fusion' in inside or inside.startswith('async-collective-done'):
+        continue  # the start of one that goes on within products, and ends later, stands for it
       group = _group_size(line.rest)
-      # One inside of a fusion, and one that has a start and an end, leaves the device free meanwhile.
-      is_async = inside or line.opcode.endswith('-start')
+      is_async = line.opcode.endswith('-start') or inside.startswith('async-collective-start')
+      size = _received(kind, line, group)
+      if kind == 'all-reduce' and ' all-reduce-scatter' in inside:
+        kind, size = 'reduce-scatter', size // 2  # so written where each device keeps its part of the sum
       total = totals.setdefault((kind, group, is_async), [0, 0])
       total[0] += times
-      total[1] += times * _received(kind, line, group)
+      total[1] += times * size
     found = [Collective(*key, count, size) for key, (count, size) in totals.items()]
     return sorted(found, key=lambda collective: -collective.bytes)
 
@@ -228,8 +231,8 @@ def _group_size(rest: str) -> int:
   counted = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
   if counted:
     return int(counted.group(2))
-  # The order of a mesh's devices may follow its axes, in brackets of its own.
-  named = re.search(r"replica_groups=mesh\[(.*?)\] *\{('[^}]*)\}", rest)
+  # Between the axes' sizes and those that are meant, the order of the devices may stand.
+  named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{('[^}]*)\}", rest)
   if named:
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
     parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))

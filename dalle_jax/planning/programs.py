@@ -89,12 +89,6 @@ def make_task(config: Config, stage: str) -> Task:
   return kinds[stage](config, vocab_size)
 
 
-def without_remat(config: Config) -> Config:
-  """The same model, which keeps all that its backward pass needs."""
-  blocks = {name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')}
-  return dataclasses.replace(config, **blocks)
-
-
 def batch_shapes(config: Config, stage: str, batch_size: int, mesh: Mesh | None = None) -> dict[str, Any]:
   """The shapes of a batch, split over a mesh where one is given."""
   where = sharding.batch_sharding(mesh) if mesh else None
@@ -127,7 +121,7 @@ def tokens_per_example(config: Config, stage: str) -> int:
 def training_work(config: Config, stage: str) -> Work:
   """What one optimizer step does."""
   batch_size = training_of(config, stage).batch_size
-  task = make_task(without_remat(config), stage)
+  task = make_task(config, stage)
   model_flops = flops.step_flops(task, batch_shapes(config, stage, batch_size))
   num_params, _ = flops.count_params(task)
   return Work(batch_size, batch_size * tokens_per_example(config, stage), num_params, model_flops)

@@ -67,20 +67,28 @@ def _candidates(
   group = {'prior': 'prior', 'joint': 'prior', 'sequence': 'model'}.get(stage)
   policies = BLOCK_CHOICES['remat'] if group else (None,)
   sizes = batch_sizes or [programs.training_of(config, stage).batch_size]
-  for policy, batch_size in itertools.product(policies, sizes):
-    one = config
-    if group:
-      one = dataclasses.replace(one, **{group: dataclasses.replace(getattr(one, group), remat=policy)})
-    one = _with_training(one, stage, batch_size=batch_size, accumulation_steps=1)
-    costs = arithmetic.costs(one, stage)
-    for mesh, parts in itertools.product(_meshes(one, topology), _powers(MOST_PARTS)):
-      if batch_size % (parts * sharding.batch_divisor(mesh)):
-        continue
-      plan = _with_training(one, stage, accumulation_steps=parts)
-      plan = dataclasses.replace(plan, mesh=MeshConfig(**dict(mesh.shape)))
-      size = sum(arithmetic.memory(plan, stage, mesh, costs.row_bytes).values())
-      seconds = arithmetic.estimate(plan, stage, mesh, topology, costs, efficiency).step_seconds
-      yield Candidate(plan, seconds, size)
+  for batch_size in sizes:
+    own = _with_training(config, stage, batch_size=batch_size, accumulation_steps=1)
+    work = programs.training_work(own, stage)
+    for policy in policies:
+      one = own
+      if group:
+        one = dataclasses.replace(own, **{group: dataclasses.replace(getattr(own, group), remat=policy)})
+      yield from _on_meshes(one, stage, topology, efficiency, work)
+
+
+def _on_meshes(
+  config: Config, stage: str, topology: Topology, efficiency: float, work: programs.Work
+) -> Iterator[Candidate]:
+  costs = arithmetic.costs(config, stage, work)
+  for mesh, parts in itertools.product(_meshes(config, topology), _powers(MOST_PARTS)):
+    if work.examples % (parts * sharding.batch_divisor(mesh)):
+      continue
+    plan = _with_training(config, stage, accumulation_steps=parts)
+    plan = dataclasses.replace(plan, mesh=MeshConfig(**dict(mesh.shape)))
+    size = sum(arithmetic.memory(plan, stage, mesh, costs.row_bytes).values())
+    seconds = arithmetic.estimate(plan, stage, mesh, topology, costs, efficiency).step_seconds
+    yield Candidate(plan, seconds, size)
 
 
 def _with_training(config: Config, stage: str, **values: int) -> Config:

@@ -172,6 +172,8 @@ def devices(topology: Topology) -> list[Any]:
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5p-8')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  for name in ('TPU_MIN_LOG_LEVEL', 'TPU_STDERR_LOG_LEVEL'):
+    os.environ.setdefault(name, '1')  # warnings: the partitioner's are among them
   import jax
   from jax.experimental import topologies
 

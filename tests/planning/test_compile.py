@@ -10,8 +10,8 @@ from dalle_jax.planning import compile as compiling
 from dalle_jax.planning.programs import Program
 
 E1000 = (
-  'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. '
-  'Used 20.31G of 15.75G hbm. Exceeded hbm capacity by 4.56G.'
+  'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile permanent error. Ran out of memory in memory space '
+  'hbm. Used 20.31G of 15.75G hbm. Exceeded hbm capacity by 4.56G.'
 )
 TEMPORARIES = 'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: HLO temporaries (142.27G) exceeds available HBM (15.75G)'
 
@@ -38,4 +38,6 @@ def test_memory_is_told_by_kind():
   assert compiled.bytes_per_device['left'] == 256 * 256 * 4
   assert compiled.bytes_per_device['new results'] == 256 * 256 * 4
   assert compiled.complaints == ()
-  assert re.search('dot|fusion|call', ' '.join(line.opcode for line in compiled.read().computations[compiled.read().entry]))
+  assert re.search(
+    'dot|fusion|call', ' '.join(line.opcode for line in compiled.read().computations[compiled.read().entry])
+  )

@@ -27,9 +27,21 @@ HloModule jit_step, is_scheduled=true
   ROOT %lt.1 = pred[] compare(%j, %end), direction=LT
 }
 
-%inside (a: bf16[8,128]) -> bf16[64,128] {
+%begun (a: bf16[8,128]) -> bf16[64,128] {
   %a = bf16[8,128] parameter(0)
   ROOT %gathered = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%a), dimensions={0}, replica_groups=[4,8]<=[32]
+}
+
+%all-reduce-scatter.3 (b: f32[16,8]) -> f32[4,8] {
+  %b = f32[16,8] parameter(0)
+  %whole = f32[16,8] all-reduce(%b), replica_groups=mesh['axis_0'=4,'axis_1'=8], device_ids=([8,4]T(1,0)) {'axis_0'}, \
+to_apply=%add
+  ROOT %mine = f32[4,8] dynamic-slice(%whole), dynamic_slice_sizes={4,8}
+}
+
+%async_collective_fusion.1 (a: bf16[8,128]) -> bf16[64,128] {
+  %a.2 = bf16[8,128] parameter(0)
+  ROOT %going_on = bf16[64,128] all-gather(%a.2), dimensions={0}, replica_groups=[4,8]<=[32]
 }
 
 %fused (a: bf16[8,128]) -> bf16[8,128] {
@@ -43,7 +55,10 @@ HloModule jit_step, is_scheduled=true
 backend_config={"window_config":{"estimated_cycles":"1000"}}
   %r = (f32[16]{0}, /*index=1*/f32[4,4]{1,0}) all-reduce(%f, %f), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %s = f32[2,8]{1,0} reduce-scatter(%f), replica_groups=mesh['a'=2,'b'=16] {'b':(1)4}, dimensions={0}, to_apply=%add
-  %g = bf16[64,128] fusion(%f), kind=kCustom, calls=%inside
+  %async-collective-start = bf16[64,128] fusion(%f), kind=kCustom, calls=%begun
+  %g = bf16[64,128] fusion(%f), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done.1 = bf16[64,128] fusion(%f), kind=kCustom, calls=%begun
+  %h = f32[4,8] fusion(%f), kind=kCustom, calls=%all-reduce-scatter.3
   ROOT %t = (s32[], bf16[8,128]) tuple(%f)
 }
 
@@ -81,7 +96,8 @@ def test_collectives_by_kind_and_group(program):
   assert found == {
     ('all-gather', 8): (True, 20, 20 * 64 * 128 * 2 * 7 // 8),
     ('all-reduce', 4): (False, 20, 20 * 2 * (16 + 16) * 4 * 3 // 4),
-    ('reduce-scatter', 4): (False, 20, 20 * 2 * 8 * 4 * 3),
+    # One as it is, and one as a sum of which each device keeps a part.
+    ('reduce-scatter', 4): (False, 40, 20 * (2 * 8 + 4 * 8) * 4 * 3),
     ('collective-permute', 2): (True, 1, 4 * 2),
   }
 

@@ -1,4 +1,4 @@
-"""tools/fit.py in processes of its own: its answers to mistakes, arithmetic, and a compile where libtpu is installed."""
+"""tools/fit.py in processes of its own: its answers to mistakes, arithmetic, and compiles where libtpu is installed."""
 
 import importlib.util
 import json
