@@ -28,8 +28,8 @@ class Chip:
 
 
 # TPU: cloud.google.com/tpu/docs/system-architecture-tpu-vm; of v2 and v3 a device is one of the chip's two cores.
-# Links of TPUs: Austin et al. 2025, How to Scale Your Model, table of chapter 2. Clocks: those at which matrix units have
-# the peak published. XLA's estimates of a large product agree: 0.99 of 8 x 128 x 128 products a cycle on v5p (four
+# Links of TPUs: Austin et al. 2025, How to Scale Your Model, table of chapter 2. Clocks: those at which matrix units
+# have the peak published. XLA's estimates of a large product agree: 0.99 of 8 x 128 x 128 products a cycle on v5p (four
 # units in each of two cores), 0.93 of as many on v4, 0.96 of half as many on v5e, 0.7 of 4 x 256 x 256 on v6e.
 # GPU: NVIDIA's data sheets, without sparsity; NVLink's two directions are halved.
 _CHIPS = {

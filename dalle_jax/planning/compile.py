@@ -42,7 +42,8 @@ class Compiled:
     program: what was compiled.
     executable: of `jax.stages`.
     seconds: that compiling took.
-    bytes_per_device: by kind; all together is what the program needs.
+    bytes_per_device: by kind. Temporaries that are never there together count all the same.
+    peak_bytes: at most at one time, by the compiler's account of its heap.
     complaints: of the partitioner, that it copies whole arrays to every device.
   """
 
@@ -50,6 +51,7 @@ class Compiled:
   executable: Any
   seconds: float
   bytes_per_device: dict[str, int]
+  peak_bytes: int
   complaints: tuple[str, ...]
 
   @functools.cached_property
@@ -83,7 +85,8 @@ def compile_program(program: Program, mesh: Mesh, platform: str) -> Compiled:
       raise out_of_memory(str(error)) from error
   seconds = time.monotonic() - started
   complaints = hlo.full_rematerialisations(log())
-  return Compiled(program, executable, seconds, _memory(program, executable), tuple(complaints))
+  usage = executable.memory_analysis()
+  return Compiled(program, executable, seconds, _memory(program, usage), usage.peak_memory_in_bytes, tuple(complaints))
 
 
 def _lowering(platform: str) -> str:
@@ -107,14 +110,13 @@ def _bytes(number: str, unit: str) -> int:
   return int(float(number) * _UNITS[unit])
 
 
-def _memory(program: Program, executable: Any) -> dict[str, int]:
+def _memory(program: Program, usage: Any) -> dict[str, int]:
   """Bytes on a device by kind.
 
   Kinds of arguments are counted by their shapes; what the layouts of the device add to them is 'padding'.
   """
   found = {name: sum(map(_shard_bytes, jax.tree.leaves(part))) for name, part in program.kinds.items()}
   counted = sum(map(_shard_bytes, jax.tree.leaves(program.arguments)))
-  usage = executable.memory_analysis()
   # What is no argument, but stays on the device meanwhile, has no layout here to know the padding of.
   found['padding of arguments'] = max(0, usage.argument_size_in_bytes - counted)
   found['new results'] = max(0, usage.output_size_in_bytes - usage.alias_size_in_bytes)

@@ -194,7 +194,9 @@ def _report(
     memory_source="the compiler's, of the program for one device",
     bytes_per_device=sizes,
     memory_limit=topology.chip.memory,
-    fits=sum(sizes.values()) <= topology.chip.memory,
+    # The compiler of TPUs refuses what does not fit, and knows which temporaries are never there together.
+    fits=topology.platform == 'tpu' or sum(sizes.values()) <= topology.chip.memory,
+    peak_bytes=largest.peak_bytes,
     estimate=estimate,
     collectives=tuple(collectives),
     full_rematerialisations=tuple(line for compiled in done for line in compiled.complaints),

@@ -20,6 +20,7 @@ class Report:
     settings: keys that decide what fits, with their values.
     memory_source: where the bytes come from, in words.
     bytes_per_device: by kind.
+    peak_bytes: at most at one time, by the compiler; 0 where it does not say.
     memory_limit: bytes of a device; the compiler's own limit where it refused.
     fits: whether they do.
     estimate: times; None where the program was refused.
@@ -45,6 +46,7 @@ class Report:
   full_rematerialisations: tuple[str, ...] = ()
   compile_seconds: float = 0.0
   costs: tuple[tuple[int, int, str, str], ...] = ()
+  peak_bytes: int = 0
   refusal: str = ''
   text: str = dataclasses.field(default='', repr=False)
 
@@ -68,6 +70,7 @@ class Report:
       'parameters': work.num_params,
       'bytes_per_chip': {name: chips * size for name, size in self.bytes_per_device.items()},
       'total_bytes_per_chip': chips * self.total_bytes,
+      'peak_bytes_per_chip': chips * self.peak_bytes,
       'memory_per_chip': chips * self.memory_limit,
       'memory_source': self.memory_source,
       'model_flops': work.model_flops,
@@ -110,6 +113,8 @@ def describe(report: Report, explain: bool = False) -> str:
     f'  {name:<28}{chips * size / GIB:9.2f} GiB per chip'
     for name, size in [*report.bytes_per_device.items(), ('all together', report.total_bytes)]
   ]
+  if report.peak_bytes:
+    lines.append(f'  {"at one time, by the compiler":<28}{chips * report.peak_bytes / GIB:9.2f} GiB per chip')
   lines.append(f'  {"there are":<28}{chips * report.memory_limit / GIB:9.2f} GiB per chip')
   if report.refusal:
     return '\n'.join([*lines, f'DOES NOT FIT: {report.refusal}'])
