@@ -31,7 +31,7 @@ class Chip:
 # Links of TPUs: Austin et al. 2025, How to Scale Your Model, table of chapter 2. Clocks: those at which matrix units
 # have the peak published. XLA's estimates of a large product agree: 0.99 of 8 x 128 x 128 products a cycle on v5p (four
 # units in each of two cores), 0.93 of as many on v4, 0.96 of half as many on v5e, 0.7 of 4 x 256 x 256 on v6e.
-# GPU: NVIDIA's data sheets, without sparsity; NVLink's two directions are halved.
+# GPU: NVIDIA's data sheets, without sparsity; of NVLink, or PCI Express where there is none, one of the two directions.
 _CHIPS = {
   'TPU v2': Chip('v2', 22.5e12, 8 * GIB, 350e9),
   'TPU v3': Chip('v3', 61.5e12, 16 * GIB, 450e9),
@@ -42,12 +42,12 @@ _CHIPS = {
   'TPU v5p': Chip('v5p', 459e12, 95 * GIB, 2765e9, 90e9, 1.75e9),
   'TPU v6 lite': Chip('v6e', 918e12, 32 * GIB, 1640e9, 90e9, 1.75e9),
   'TPU v6e': Chip('v6e', 918e12, 32 * GIB, 1640e9, 90e9, 1.75e9),
-  'Tesla T4': Chip('T4', 65e12, 16 * GIB, 320e9),
+  'Tesla T4': Chip('T4', 65e12, 16 * GIB, 320e9, 16e9),
   'Tesla V100-SXM2-16GB': Chip('V100', 125e12, 16 * GIB, 900e9, 150e9),
   'Tesla V100-SXM2-32GB': Chip('V100', 125e12, 32 * GIB, 900e9, 150e9),
-  'NVIDIA L4': Chip('L4', 121e12, 24 * GIB, 300e9),
-  'NVIDIA L40S': Chip('L40S', 362e12, 48 * GIB, 864e9),
-  'NVIDIA A10G': Chip('A10G', 70e12, 24 * GIB, 600e9),
+  'NVIDIA L4': Chip('L4', 121e12, 24 * GIB, 300e9, 32e9),
+  'NVIDIA L40S': Chip('L40S', 362e12, 48 * GIB, 864e9, 32e9),
+  'NVIDIA A10G': Chip('A10G', 70e12, 24 * GIB, 600e9, 32e9),
   'NVIDIA A100-SXM4-40GB': Chip('A100', 312e12, 40 * GIB, 1555e9, 300e9),
   'NVIDIA A100-SXM4-80GB': Chip('A100', 312e12, 80 * GIB, 2039e9, 300e9),
   'NVIDIA H100 80GB HBM3': Chip('H100', 989e12, 80 * GIB, 3350e9, 450e9),

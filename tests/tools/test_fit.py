@@ -24,10 +24,13 @@ def fit(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (('--config=configs/dalle.py:tiny', '--topology=v9:3x3'), '--topology=v9:3x3 is unknown. There are:\n'),
-    (('--config=configs/dalle.py:tiny',), '--topology=NAME'),
-    (('--config=configs/dalle.py:tiny', '--topology=h100:8', '--search', '--task=sample'), 'leave --task=sample out'),
-    (('--config=configs/dalle.py:tiny', '--topology=h100:8', '--search', '--batch_sizes=x'), '--batch_sizes is x'),
+    (('--config=configs/dalle.py:12b,tiny', '--topology=v9:3x3'), '--topology=v9:3x3 is unknown. There are:\n'),
+    (('--config=configs/dalle.py:12b,tiny',), '--topology=NAME'),
+    (
+      ('--config=configs/dalle.py:12b,tiny', '--topology=h100:8', '--search', '--task=sample'),
+      'leave --task=sample out',
+    ),
+    (('--config=configs/dalle.py:12b,tiny', '--topology=h100:8', '--search', '--batch_sizes=x'), '--batch_sizes is x'),
   ],
 )
 def test_mistakes_are_answered_at_once(arguments, message):
@@ -39,7 +42,7 @@ def test_mistakes_are_answered_at_once(arguments, message):
 
 def test_gpus_by_arithmetic(tmp_path):
   path = tmp_path / 'deep' / 'fit.json'
-  done = fit('--config=configs/dalle.py:12b,tiny', '--topology=h100:8', f'--json={path}')
+  done = fit('--config=configs/language.py:transformer', '--topology=h100:8', f'--json={path}')
   assert done.returncode == 0, done.stderr
   assert 'arithmetic' in done.stdout
   found = json.loads(path.read_text())
@@ -49,7 +52,7 @@ def test_gpus_by_arithmetic(tmp_path):
 
 
 def test_what_does_not_fit_has_a_status_of_its_own():
-  done = fit('--config=configs/dalle.py:12b', '--topology=t4:8', '--config.mesh.fsdp=8', '--config.prior.num_layers=8')
+  done = fit('--config=configs/language.py:transformer', '--topology=t4:8', '--config.model.embed_dim=8192')
   assert done.returncode == 3, done.stderr
   assert 'DOES NOT FIT' in done.stdout
 
