@@ -78,6 +78,7 @@ def large(config) -> None:
   dvae.released(config)
   config.prior.dtype = 'bfloat16'
   config.prior.remat = 'full'
+  config.prior.attention_block = 128
   config.mesh.data, config.mesh.fsdp = 1, -1
   training = config.prior_training
   training.eval_every, training.sheet_every, training.checkpoint_every = 2_000, 10_000, 1_000

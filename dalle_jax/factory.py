@@ -1,5 +1,6 @@
 """From configuration groups to models: the one place that knows which keys make which module."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ def make_prior(config: Config, text_vocab_size: int) -> Prior:
     return Pattern(kind, text_length, config.grid_size, prior.conv_kernel_size)
 
   shape, embedding_init_scale = _block_shape(prior)
+  shape = dataclasses.replace(shape, attention_block=prior.attention_block)
   stack = Transformer(
     shape=shape,
     patterns=tuple(pattern(kind) for kind in prior.attention_pattern),

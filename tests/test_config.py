@@ -137,6 +137,7 @@ BAD_VALUES = {
   'prior.attention_pattern': ('row', 'diagonal'),
   'prior.last_attention_pattern': 'diagonal',
   'prior.conv_kernel_size': 4,
+  'prior.attention_block': 0,
   'prior.init': 'zeros',
   'prior.remat': 'some',
   'prior.position': 'sinusoidal',

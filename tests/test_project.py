@@ -39,6 +39,7 @@ ROOMS = {
   'sampling': {'config', 'models', 'sharding'},
   'evaluation': {'data', 'models', 'sharding'},
   'importing': {'config', 'factory', 'models', 'trees'},
+  'planning': {'config', 'factory', 'hardware', 'mesh', 'models', 'sampling', 'sharding', 'training'},
   'compression': {'models'},
   'reporting': {'training'},
   'pipeline': {

@@ -19,7 +19,7 @@ INITS = ('sparse_transformer', 'unit')
 BLOCK_CHOICES = {
   'dtype': DTYPES,
   'init': INITS,
-  'remat': ('none', 'dots', 'full'),
+  'remat': ('none', 'attention', 'dots', 'full'),
   'position': ('learned', 'rotary'),
   'norm': ('layernorm', 'rmsnorm'),
   'mlp': ('quick_gelu', 'gelu', 'swiglu'),
@@ -128,7 +128,9 @@ class BlocksConfig:
   mlp_ratio: int = 4
   init: str = 'sparse_transformer'  # one of INITS
   dtype: str = 'float32'  # of activations and matrix products; parameters are float32
-  remat: str = 'none'  # what the backward pass computes again: 'none', 'dots' (all but linear maps) or 'full'
+  # What the backward pass computes again: 'none'; 'attention', all but the results of the linear maps and of attention;
+  # 'dots', all but those of the linear maps; or 'full', all but the layers' inputs.
+  remat: str = 'none'
   # What later work found better; models.transformer and models.layers name the sources.
   position: str = 'learned'  # 'learned' embeddings of positions, rows and columns, or 'rotary' in two dimensions
   norm: str = 'layernorm'  # or 'rmsnorm'
@@ -165,6 +167,7 @@ class PriorConfig(BlocksConfig):
   attention_pattern: tuple[str, ...] = ('full',)
   last_attention_pattern: str = ''  # of the last layer; empty: the next one of attention_pattern
   conv_kernel_size: int = 11  # side of the conv pattern's window
+  attention_block: int = 32  # queries that share a window of keys in sparse patterns; TPUs want 128
   # What later work found better; training.tasks.prior names the sources.
   z_loss_weight: float = 0.0  # on the square of the logits' log-partition function
   caption_drop: float = 0.0  # share of captions that training replaces with pads, for guidance without a classifier
@@ -172,6 +175,7 @@ class PriorConfig(BlocksConfig):
   def __post_init__(self) -> None:
     self._check_blocks('prior')
     require_fraction('prior', self, 'caption_drop')
+    require_positive('prior', self, 'attention_block')
     require(self.z_loss_weight >= 0, f'config.prior.z_loss_weight is {self.z_loss_weight}; it must be 0 or more.')
     self._check_patterns()
     require(

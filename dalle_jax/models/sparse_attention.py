@@ -19,22 +19,26 @@ import numpy as np
 from dalle_jax.models import attention
 from dalle_jax.models.attention import Pattern, Unmasked
 
-BLOCK = 32  # queries that share a window of keys, as in the paper's kernels
+BLOCK = 32  # queries that share a window of keys unless it is said otherwise, as in the paper's kernels
 SHORT = 256  # slots up to which the dense computation is faster, whatever the pattern
 PART = 2048  # image slots, about, whose scores exist at one time
 
 
-def attend(pattern: Pattern | Unmasked, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attend(
+  pattern: Pattern | Unmasked, query: jax.Array, key: jax.Array, value: jax.Array, block: int = BLOCK
+) -> jax.Array:
   """Attention by the pattern, in whichever way is faster; arguments and result as for `attend_in_blocks`."""
   length = query.shape[1]
   image_length = length - pattern.text_length
-  plan = _plan(pattern, image_length) if image_length > 0 else None
+  plan = _plan(pattern, image_length, block) if image_length > 0 else None
   if length <= SHORT or plan is None or (plan.num_blocks, plan.stride) == (1, 1):
     return attention.attend(query, key, value, pattern.mask()[:length, :length])
-  return attend_in_blocks(pattern, query, key, value)
+  return attend_in_blocks(pattern, query, key, value, block)
 
 
-def attend_in_blocks(pattern: Pattern, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attend_in_blocks(
+  pattern: Pattern, query: jax.Array, key: jax.Array, value: jax.Array, block: int = BLOCK
+) -> jax.Array:
   """Causal attention over a sequence, or any prefix of it, by the pattern.
 
   Args:
@@ -42,6 +46,7 @@ def attend_in_blocks(pattern: Pattern, query: jax.Array, key: jax.Array, value: 
     query: [B, P, N, H], P <= pattern.length; slot t is at position t.
     key: [B, P, N, H].
     value: [B, P, N, H].
+    block: queries that share a window of keys.
 
   Returns:
     [B, P, N, H] in the dtype of `value`; what `attention.attend` gives with `pattern.mask()`, within rounding.
@@ -50,7 +55,7 @@ def attend_in_blocks(pattern: Pattern, query: jax.Array, key: jax.Array, value: 
   text = attention.attend(*(x[:, :text_length] for x in (query, key, value)), np.tri(text_length, dtype=bool))
   if length == text_length:
     return text
-  plan = _plan(pattern, length - text_length)
+  plan = _plan(pattern, length - text_length, block)
   by_class = [plan.split(x[:, text_length:]) for x in (query, key, value)]
   text_keys = [x[:, :text_length].swapaxes(1, 2) for x in (key, value)]
   mixed = plan.join(_attend_in_parts(plan, *by_class, *text_keys))
@@ -126,14 +131,25 @@ class _Plan:
 
 
 @functools.cache
-def _plan(pattern: Pattern, length: int) -> _Plan:
+def _plan(pattern: Pattern, length: int, block: int) -> _Plan:
   in_class = -(-length // pattern.stride)
   steps = tuple(offset // pattern.stride for offset in pattern.offsets if offset < in_class * pattern.stride)
-  runs = tuple(run for run in pattern.runs if run[0] <= steps[-1])
-  if sum(last - first + BLOCK for first, last in runs) < in_class:
-    return _Plan(length, pattern.stride, steps, runs, BLOCK, -(-in_class // BLOCK))
+  runs = _joined([run for run in pattern.runs if run[0] <= steps[-1]], block)
+  if sum(last - first + block for first, last in runs) < in_class:
+    return _Plan(length, pattern.stride, steps, runs, block, -(-in_class // block))
   # Windows would hold more keys than the class has: all of it is one block with one window.
   return _Plan(length, pattern.stride, steps, ((0, steps[-1]),), in_class, 1)
+
+
+def _joined(runs: list[tuple[int, int]], block: int) -> tuple[tuple[int, int], ...]:
+  """Runs that are near each other as one: its window holds no more keys than theirs together."""
+  joined = runs[:1]
+  for first, last in runs[1:]:
+    if first - joined[-1][1] <= block:
+      joined[-1] = (joined[-1][0], last)
+    else:
+      joined.append((first, last))
+  return tuple(joined)
 
 
 def _attend_in_parts(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from dalle_jax.models import attention, attention_cache, sparse_attention
 from dalle_jax.models.attention import Pattern, Unmasked
@@ -18,9 +19,14 @@ from dalle_jax.models.layers import Mlp, Norm, Projection, rotate
 
 Cache = list[attention_cache.Cache]  # one per layer
 
+MIXED = 'mixed'  # what attention gives, as policies of rematerialisation name it
+_LINEAR = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': _LINEAR,
+  'attention': jax.checkpoint_policies.save_from_both_policies(
+    _LINEAR, jax.checkpoint_policies.save_only_these_names(MIXED)
+  ),
 }
 
 
@@ -43,6 +49,7 @@ class BlockShape:
   sandwich_norm: bool = False
   rotary: bool = False
   init_scale: float = 0.125  # of the kernels, times fan_in^-1/2 (Child et al. 2019, section 6)
+  attention_block: int = sparse_attention.BLOCK  # queries that share a window of keys
   dtype: jnp.dtype = jnp.float32
 
   @property
@@ -82,6 +89,10 @@ class Block(nn.Module):
       query, key = rotate(query, positions), rotate(key, positions)
     return query, key, value
 
+  def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    mixed = sparse_attention.attend(self.pattern, query, key, value, self.shape.attention_block)
+    return checkpoint_name(mixed, MIXED)
+
   def _finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
     """The residual stream [B, T, D] after this layer, from what attention gave, [B, T, N, H]."""
     branch = self.out(mixed).astype(jnp.float32)
@@ -93,7 +104,7 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [B, T, D] in the first T slots to the layer's output [B, T, D]."""
     query, key, value = self._qkv(x, jnp.arange(x.shape[1]))
-    return self._finish(x, sparse_attention.attend(self.pattern, query, key, value))
+    return self._finish(x, self._attend(query, key, value))
 
   def observe(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The same, computed densely, with the weights of attention, float32 [B, N, T, T]; see `attention.weigh`."""
@@ -106,7 +117,7 @@ class Block(nn.Module):
     """The same, with the cache that `step` continues from."""
     query, key, value = self._qkv(x, jnp.arange(x.shape[1]))
     cache = attention_cache.from_prefix(self.pattern, key, value)
-    return self._finish(x, sparse_attention.attend(self.pattern, query, key, value)), cache
+    return self._finish(x, self._attend(query, key, value)), cache
 
   def step(
     self, x: jax.Array, cache: attention_cache.Cache, index: jax.Array
@@ -154,7 +165,7 @@ class Transformer(nn.Module):
 
   Layer i has the pattern i modulo the period; `last_pattern`, where there is one, is that of the last layer. `remat`
   says what the backward pass computes again: 'none'; 'full', everything but the layers' inputs; 'dots', everything but
-  the results of the linear maps.
+  the results of the linear maps; 'attention', everything but those and what attention gives.
   """
 
   shape: BlockShape

@@ -46,7 +46,7 @@ class Preview(NamedTuple):
   images: np.ndarray  # uint8 [B, H, W, 3], grey below
 
 
-class _Programs(NamedTuple):
+class Programs(NamedTuple):
   """The jitted parts of drawing."""
 
   prepare: Callable
@@ -83,7 +83,7 @@ class Sampler:
         f'guidance_scale is {settings.guidance_scale:g}, but the model has read no captions, which guidance needs; '
         'leave --guidance_scale (config.sampling.guidance_scale) at 1.'
       )
-    self._programs = _programs(model, dvae, mesh, settings.top_k)
+    self._programs = jitted_programs(model, dvae, mesh, settings.top_k)
     self._most_known = -1  # codes for which the batch size has been compared with memory
 
   def __call__(
@@ -161,7 +161,14 @@ class Sampler:
       on_mesh = sharding.from_whole(rows, self.mesh)
       lead = on_mesh['codes'][:, :start] if start else None
       state = programs.begin(prepared, on_mesh['text'], on_mesh.get('unconditional'), lead)
-      numbers = (seed, on_mesh['index'], _numbers(settings, model), on_mesh.get('codes'), on_mesh.get('keep'), bonus)
+      numbers = (
+        seed,
+        on_mesh['index'],
+        setting_numbers(settings, model),
+        on_mesh.get('codes'),
+        on_mesh.get('keep'),
+        bonus,
+      )
       last = model.length - 1
       for row in range(start // size + 1, size + 1) if watch.wanted else (size,):
         state = programs.advance(prepared, state, min(model.text_length + row * size, last), *numbers)
@@ -255,7 +262,7 @@ def _batch(rows: dict[str, np.ndarray], first: int, size: int) -> dict[str, np.n
   return {name: values[take] for name, values in rows.items()}
 
 
-def _numbers(settings: SamplingConfig, model: Prior | StreamModel) -> decode.Settings:
+def setting_numbers(settings: SamplingConfig, model: Prior | StreamModel) -> decode.Settings:
   """The settings as arguments of the compiled programs; what is off is None, and not computed."""
   guidance = None
   if settings.guidance_scale != 1:
@@ -266,7 +273,7 @@ def _numbers(settings: SamplingConfig, model: Prior | StreamModel) -> decode.Set
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: int) -> _Programs:
+def jitted_programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: int) -> Programs:
   """The parts of drawing, jitted once for all samplers of one model, whatever their other settings."""
   whole = sharding.replicated(mesh)
 
@@ -299,7 +306,7 @@ def _programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: int) ->
     images = dvae.apply({'params': params}, codes, method='decode')
     return codes, _pixels(images), jnp.isfinite(images).all(axis=(1, 2, 3))
 
-  return _Programs(
+  return Programs(
     jax.jit(model.decode_params),
     jax.jit(begin),
     jax.jit(advance, donate_argnums=1),

@@ -65,12 +65,13 @@ def count_params(task: Task) -> tuple[int, int]:
   return total, outside
 
 
-def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct]) -> int:
+def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct], recomputed: bool = False) -> int:
   """Matrix products of the loss and its gradient on a batch of these shapes.
 
-  Where a frozen dVAE makes the tokens, its work is not counted; nor is what rematerialisation computes again.
+  Where a frozen dVAE makes the tokens, its work is not counted; nor is what rematerialisation computes again, unless
+  `recomputed` asks for it.
   """
-  task = _without_remat(task)
+  task = task if recomputed else _without_remat(task)
   params = abstract_params(task)
   trained = {name: params[name] for name in task.trainable}
   frozen = {name: params[name] for name in params if name not in task.trainable}

@@ -42,11 +42,21 @@ def abstract_state(task: Any, tx: optax.GradientTransformation, mesh: jax.shardi
   The optimizer's moments and the averages are made from parameters still in their boxes of axis names, so that
   they are sharded just as the parameters they belong to.
   """
+  return place(boxed_state(task, tx, use_ema), mesh)
 
-  def boxed(key: jax.Array) -> TrainState:
-    return _assemble(task, task.init(key), tx, use_ema)
 
-  boxes = jax.eval_shape(boxed, jax.random.key(0))
+def boxed_state(task: Any, tx: optax.GradientTransformation, use_ema: bool) -> TrainState:
+  """The state's shapes, in boxes of axis names."""
+
+  def boxed() -> TrainState:
+    # The key is made in here: the mesh in force may be of devices that are not there, on which nothing can be computed.
+    return _assemble(task, task.init(jax.random.key(0)), tx, use_ema)
+
+  return jax.eval_shape(boxed)
+
+
+def place(boxes: TrainState, mesh: Any) -> TrainState:
+  """Shapes, dtypes and shardings of a state from `boxed_state`, on a mesh with devices or without."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     _unbox(boxes),

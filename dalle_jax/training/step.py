@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dalle_jax import hardware
 from dalle_jax.config import TrainingConfig
 from dalle_jax.sharding import batch_sharding, replicated, to_global
 from dalle_jax.training.keys import step_key
@@ -59,7 +60,10 @@ def make_train_step(
 
   abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+  options = hardware.compiler_options(mesh.devices.flat[0].device_kind)
+  return jax.jit(
+    train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)), compiler_options=options or None
+  )
 
 
 def _average(config: TrainingConfig, state: TrainState, params: Any) -> Any:

@@ -15,7 +15,7 @@ def _qkv(pattern, dtype=jnp.float32):
   return [jax.random.normal(key, (1, pattern.length, 2, 4), dtype) for key in keys]
 
 
-def _losses(pattern):
+def _losses(pattern, block=sparse_attention.BLOCK):
   """Value and gradients of some function of the output, dense and sparse."""
   mask = pattern.mask()
 
@@ -23,7 +23,7 @@ def _losses(pattern):
     return attention.attend(*qkv, mask)
 
   def sparse(*qkv):
-    return sparse_attention.attend_in_blocks(pattern, *qkv)
+    return sparse_attention.attend_in_blocks(pattern, *qkv, block)
 
   def loss(attend):
     def value(*qkv):
@@ -35,8 +35,8 @@ def _losses(pattern):
   return loss(dense), loss(sparse)
 
 
-def _check_against_dense(pattern):
-  qkv, (dense, sparse) = _qkv(pattern), _losses(pattern)
+def _check_against_dense(pattern, block=sparse_attention.BLOCK):
+  qkv, (dense, sparse) = _qkv(pattern), _losses(pattern, block)
   (_, expected), expected_gradients = dense(*qkv)
   (_, out), gradients = sparse(*qkv)
   np.testing.assert_allclose(out, expected, atol=1e-5)
@@ -50,6 +50,23 @@ def _check_against_dense(pattern):
 def test_it_equals_the_dense_reference_forward_and_backward(size, kind):
   grid, text, kernel = size
   _check_against_dense(Pattern(kind, text, grid, kernel))
+
+
+@pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
+@pytest.mark.parametrize('block', [4, 128])
+def test_blocks_of_any_size_equal_the_dense_reference(kind, block):
+  _check_against_dense(Pattern(kind, 5, 20, 7), block)
+
+
+def test_runs_that_are_near_share_a_window_of_fewer_keys():
+  # Six rows of a window of 11, each 32 slots from the next: 22 lie between two of them.
+  pattern = Pattern('conv', 256, 32, 11)
+  plans = {block: sparse_attention._plan(pattern, pattern.image_length, block) for block in (16, 32, 128)}
+  assert len(plans[16].runs) == 6
+  assert plans[32].runs == plans[128].runs == ((0, 165),)
+  for block, plan in plans.items():
+    apart = sum(last - first + block for first, last in pattern.runs)
+    assert sum(last - first + block for first, last in plan.runs) <= apart
 
 
 @pytest.mark.parametrize('kind', ['row', 'column', 'conv'])

@@ -120,7 +120,7 @@ def test_the_options_of_a_block_by_hand(x):
   np.testing.assert_allclose(out, y + norm(branch, 'mlp_end_norm'), atol=1e-4)
 
 
-@pytest.mark.parametrize('policy', ['full', 'dots'])
+@pytest.mark.parametrize('policy', ['full', 'dots', 'attention'])
 def test_recomputing_activations_changes_neither_values_nor_gradients(params, x, policy):
   def loss(model):
     return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.sin(model.apply({'params': p}, x)))))(params)
@@ -141,8 +141,8 @@ def test_rematerialisation_policies_keep_less_and_less(params, x):
     grad = jax.jit(jax.grad(lambda p, x: jnp.mean(jnp.sin(model.apply({'params': p}, x)))))
     return grad.lower(shapes, jax.ShapeDtypeStruct((64, *x.shape[1:]), jnp.float32)).compile().memory_analysis()
 
-  temporary = {policy: memory(policy).temp_size_in_bytes for policy in ('none', 'dots', 'full')}
-  assert temporary['full'] < temporary['dots'] < temporary['none']
+  temporary = {policy: memory(policy).temp_size_in_bytes for policy in ('none', 'attention', 'dots', 'full')}
+  assert temporary['full'] < temporary['dots'] < temporary['attention'] < temporary['none']
 
 
 def test_the_program_does_not_grow_with_depth(x):

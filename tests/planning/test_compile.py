@@ -1,0 +1,43 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dalle_jax import sharding
+from dalle_jax.planning import compile as compiling
+from dalle_jax.planning.programs import Program
+
+E1000 = (
+  'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile permanent error. Ran out of memory in memory space '
+  'hbm. Used 20.31G of 15.75G hbm. Exceeded hbm capacity by 4.56G.'
+)
+TEMPORARIES = 'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: HLO temporaries (142.27G) exceeds available HBM (15.75G)'
+
+
+@pytest.mark.parametrize(('message', 'needed'), [(E1000, 20.31), (TEMPORARIES, 142.27)])
+def test_refusals_of_the_compiler_have_figures(message, needed):
+  error = compiling.out_of_memory(message)
+  assert error.needed == int(needed * 2**30)
+  assert error.limit == int(15.75 * 2**30)
+
+
+def test_a_refusal_in_other_words_keeps_them():
+  error = compiling.out_of_memory('RESOURCE_EXHAUSTED: too much')
+  assert (error.needed, error.limit) == (None, None)
+  assert 'too much' in str(error)
+
+
+def test_memory_is_told_by_kind():
+  mesh = sharding.one_device_mesh()
+  where = NamedSharding(mesh, PartitionSpec())
+  shape = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=where)
+  program = Program('product', jax.jit(lambda a, b: (a @ b) @ b), (shape, shape), {'left': shape, 'right': shape})
+  compiled = compiling.compile_program(program, mesh, 'cpu')
+  assert compiled.bytes_per_device['left'] == 256 * 256 * 4
+  assert compiled.bytes_per_device['new results'] == 256 * 256 * 4
+  assert compiled.complaints == ()
+  assert re.search(
+    'dot|fusion|call', ' '.join(line.opcode for line in compiled.read().computations[compiled.read().entry])
+  )

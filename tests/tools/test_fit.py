@@ -1,0 +1,99 @@
+"""tools/fit.py in processes of its own: its answers to mistakes, arithmetic, and compiles where libtpu is installed."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed: pip install 'jax[tpu]'"
+)
+
+
+def fit(*arguments: str) -> subprocess.CompletedProcess:
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  command = [sys.executable, 'tools/fit.py', *arguments]
+  return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (('--config=configs/dalle.py:12b,tiny', '--topology=v9:3x3'), '--topology=v9:3x3 is unknown. There are:\n'),
+    (('--config=configs/dalle.py:12b,tiny',), '--topology=NAME'),
+    (
+      ('--config=configs/dalle.py:12b,tiny', '--topology=h100:8', '--search', '--task=sample'),
+      'leave --task=sample out',
+    ),
+    (('--config=configs/dalle.py:12b,tiny', '--topology=h100:8', '--search', '--batch_sizes=x'), '--batch_sizes is x'),
+  ],
+)
+def test_mistakes_are_answered_at_once(arguments, message):
+  done = fit(*arguments)
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: ')
+  assert message in done.stderr
+
+
+def test_gpus_by_arithmetic(tmp_path):
+  path = tmp_path / 'deep' / 'fit.json'
+  done = fit('--config=configs/language.py:transformer', '--topology=h100:8', f'--json={path}')
+  assert done.returncode == 0, done.stderr
+  assert 'arithmetic' in done.stdout
+  found = json.loads(path.read_text())
+  assert found['fits'] is True
+  assert found['chips'] == 8
+  assert found['total_bytes_per_chip'] == sum(found['bytes_per_chip'].values())
+
+
+def test_what_does_not_fit_has_a_status_of_its_own():
+  done = fit('--config=configs/language.py:transformer', '--topology=t4:8', '--config.model.embed_dim=8192')
+  assert done.returncode == 3, done.stderr
+  assert 'DOES NOT FIT' in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_reduced_12b_compiles_for_a_pod(tmp_path):
+  """Two layers of the full width, on 64 chips that are not there."""
+  path = tmp_path / 'fit.json'
+  done = fit(
+    '--config=configs/dalle.py:12b', '--topology=v5p:4x4x4', '--config.prior.num_layers=2', '--config.mesh.data=4',
+    '--config.mesh.fsdp=16', '--config.prior.attention_pattern=row', '--config.prior.last_attention_pattern=',
+    '--config.prior_training.batch_size=64', '--config.prior.remat=attention', f'--json={path}',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found = json.loads(path.read_text())
+  assert found['full_rematerialisations'] == []
+  assert found['parameters'] == 575_000_000
+  kinds = {collective['kind'] for collective in found['collectives']}
+  assert kinds <= {'all-gather', 'reduce-scatter', 'all-reduce'}
+  # Parameters, moments and averages of 32 bits, a sixteenth of each on a chip.
+  assert found['bytes_per_chip']['parameters'] == pytest.approx(4 * found['parameters'] / 16, rel=0.02)
+  assert found['bytes_per_chip']['optimizer'] == pytest.approx(8 * found['parameters'] / 16, rel=0.02)
+  assert 0.1 < found['model_flops_utilisation'] < 1
+  assert 0.01 < found['step_seconds'] < 10
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_drawing_compiles_for_a_pod(tmp_path):
+  path = tmp_path / 'fit.json'
+  done = fit('--config=configs/dalle.py:12b,tiny', '--topology=v5e-8', '--task=sample', f'--json={path}')
+  assert done.returncode == 0, done.stderr
+  found = json.loads(path.read_text())
+  assert found['step_seconds'] > 0
+  assert found['bytes_per_chip']['parameters'] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_shape_that_does_not_exist_is_answered_with_those_that_do():
+  done = fit('--config=configs/dalle.py:12b,tiny', '--topology=v5p:3x3x3')
+  assert done.returncode == 2
+  assert 'There are:' in done.stderr
