@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from random_models import PICTURES
 
 import dalle_jax
 from dalle_jax import bundle
@@ -176,3 +178,15 @@ def test_unreadable_parameters_are_refused(copy, mesh):
   (copy / 'params' / '_METADATA').write_bytes(b'?' * (copy / 'params' / '_METADATA').stat().st_size)
   with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
     bundle.load(copy, mesh)
+
+
+def test_models_that_earlier_versions_wrote_are_still_read(mesh):
+  """One of each version of the format, written by the code of its time: `random_models.save_random` of PICTURES."""
+  golden = pathlib.Path(__file__).parent / 'golden' / 'bundles'
+  versions = sorted(int(path.name) for path in golden.iterdir())
+  assert versions == list(range(1, bundle.FORMAT_VERSION + 1))
+  for version in versions:
+    loaded = bundle.load(golden / str(version), mesh)
+    assert bundle.fingerprint(loaded.params) == loaded.info['params'] == '02329cf29b725e11'
+    assert loaded.config == Config.from_dict(PICTURES)
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode('a red circle')) == 'a red circle'
