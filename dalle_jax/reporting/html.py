@@ -26,7 +26,15 @@ class Curve(NamedTuple):
 COMMON = (
   Curve('learning rate', '', {'learning rate': 'learning_rate'}),
   Curve('speed', 'steps per second', {'speed': 'steps_per_second'}),
-)
+  Curve('utilisation', 'model FLOPs, share of the peak', {'utilisation': 'model_flops_utilisation'}),
+  Curve(
+    'where the time went', 'seconds between lines',
+    {
+      'steps': 'time/step', 'waiting for data': 'time/data', 'evaluation': 'time/evaluation',
+      'checkpoints': 'time/checkpoint', 'pictures': 'time/pictures',
+    },
+  ),
+)  # fmt: skip
 # The metrics of the tasks (dalle_jax/training/tasks) and of the training loop.
 _DVAE = (
   Curve('loss', 'nats per dimension', {'training objective (relaxed)': 'loss', 'evaluation (hard codes)': 'eval/loss'}),
