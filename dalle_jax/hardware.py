@@ -71,8 +71,8 @@ _BESIDE_PRODUCTS = {
 }
 _ASYNCHRONOUS = ('TPU v4', 'TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p', 'TPU v6 lite', 'TPU v6e')
 # Of these the default is 16 MiB of on-chip memory for a fused operation, of the 128 that there are. By XLA's own
-# estimate the products of an MLP of width 3968 and their gradients take 23.7 million cycles on v5p with 16 MiB, 22.0 with
-# 24, 21.5 with 32 and 21.1 with 48; but then they take 1.1, 1.5 and 2.5 times as long to compile.
+# estimate the products of an MLP of width 3968 and their gradients take 23.7 million cycles on v5p with 16 MiB, 22.0
+# with 24, 21.5 with 32 and 21.1 with 48; but then they take 1.1, 1.5 and 2.5 times as long to compile.
 _WITH_LARGER_FUSIONS = ('TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p')
 
 
