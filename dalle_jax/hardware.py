@@ -69,16 +69,21 @@ _BESIDE_PRODUCTS = {
   'xla_tpu_enable_async_collective_fusion_multiple_steps': 'true',
   'xla_tpu_overlap_compute_collective_tc': 'true',
 }
-# On-chip memory that one fused operation may use, of the 128 MiB that there are. By XLA's own estimate the products of
-# an MLP of width 3968 and their gradients take 23.7 million cycles on v5p with its default of 16 MiB, 22.0 with 24,
-# 21.5 with 32 and 21.1 with 48; but then they take 1.1, 1.5 and 2.5 times as long to compile.
-_LARGER_FUSIONS = {'xla_tpu_scoped_vmem_limit_kib': '24576'}
-_OPTIONS = {
-  **{kind: _BESIDE_PRODUCTS for kind in ('TPU v4', 'TPU v6 lite', 'TPU v6e')},
-  **{kind: _BESIDE_PRODUCTS | _LARGER_FUSIONS for kind in ('TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p')},
-}
+_ASYNCHRONOUS = ('TPU v4', 'TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p', 'TPU v6 lite', 'TPU v6e')
+# Of these the default is 16 MiB of on-chip memory for a fused operation, of the 128 that there are. By XLA's own
+# estimate the products of an MLP of width 3968 and their gradients take 23.7 million cycles on v5p with 16 MiB, 22.0
+# with 24, 21.5 with 32 and 21.1 with 48; but then they take 1.1, 1.5 and 2.5 times as long to compile.
+_WITH_LARGER_FUSIONS = ('TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p')
 
 
-def compiler_options(device_kind: str) -> dict[str, str]:
-  """XLA's options with which training steps are compiled for an accelerator; none where its defaults are good."""
-  return dict(_OPTIONS.get(device_kind, {}))
+def compiler_options(device_kind: str, fusion_mib: int) -> dict[str, str]:
+  """XLA's options with which training steps are compiled for an accelerator; none where its defaults are good.
+
+  Args:
+    device_kind: JAX's name of it.
+    fusion_mib: on-chip memory for one fused operation, where it can be chosen.
+  """
+  options = dict(_BESIDE_PRODUCTS) if device_kind in _ASYNCHRONOUS else {}
+  if device_kind in _WITH_LARGER_FUSIONS:
+    options['xla_tpu_scoped_vmem_limit_kib'] = str(1024 * fusion_mib)
+  return options

@@ -206,6 +206,7 @@ BAD_VALUES = {
     'num_steps': 0,
     'batch_size': 0,
     'accumulation_steps': 0,
+    'fusion_mib': 0,
     'optimizer': 'sgd',
     'schedule_steps': -1,
     'halving_steps': (20, 10),

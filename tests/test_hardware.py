@@ -15,8 +15,8 @@ def test_clocks_reach_the_peak_with_whole_matrix_units():
 
 
 def test_options_of_compilers_are_for_the_chips_that_have_them():
-  assert hardware.compiler_options('cpu') == hardware.compiler_options('NVIDIA H200') == {}
-  assert 'xla_tpu_scoped_vmem_limit_kib' in hardware.compiler_options('TPU v5')
-  assert 'xla_tpu_scoped_vmem_limit_kib' not in hardware.compiler_options('TPU v4')
-  hardware.compiler_options('TPU v4').clear()
-  assert hardware.compiler_options('TPU v4')
+  assert hardware.compiler_options('cpu', 24) == hardware.compiler_options('NVIDIA H200', 24) == {}
+  assert hardware.compiler_options('TPU v5', 24)['xla_tpu_scoped_vmem_limit_kib'] == '24576'
+  assert 'xla_tpu_scoped_vmem_limit_kib' not in hardware.compiler_options('TPU v4', 24)
+  hardware.compiler_options('TPU v4', 24).clear()
+  assert hardware.compiler_options('TPU v4', 24)

@@ -103,6 +103,7 @@ def settings_of(config: Config, stage: str) -> dict[str, Any]:
   found = {
     f'{stage}_training.batch_size': training.batch_size,
     f'{stage}_training.accumulation_steps': training.accumulation_steps,
+    f'{stage}_training.fusion_mib': training.fusion_mib,
   }
   if stage in ('prior', 'joint'):
     found['prior.remat'] = config.prior.remat

@@ -60,7 +60,7 @@ def make_train_step(
 
   abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  options = hardware.compiler_options(mesh.devices.flat[0].device_kind)
+  options = hardware.compiler_options(mesh.devices.flat[0].device_kind, config.fusion_mib)
   return jax.jit(
     train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)), compiler_options=options or None
   )
