@@ -1,9 +1,13 @@
 """Trains and samples tiny models on one device and on the meshes named, as 2x2x2; prints how they compare, as JSON.
 
-Run by `test_meshes.py` in a process of its own, as the number of devices is fixed when JAX starts.
+python compare_meshes.py STAGES_ON_2x2x2 MESH...
+
+The dVAE and the prior are compared on every mesh, the stages named, with commas between, on 2x2x2 too. Run by
+`test_meshes.py` in a process of its own, as the number of devices is fixed when JAX starts.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 
@@ -187,13 +191,15 @@ def errors(tree: dict, expected: dict) -> dict[str, float]:
 
 def main() -> None:
   assert jax.device_count() == 8, jax.devices()
-  one = {name: train(name, make_mesh('1x1x1')) for name in STAGES}
+  on_all_axes, *meshes = sys.argv[1:]
+  others = on_all_axes.split(',')
+  wanted = {name: list(dict.fromkeys([*ALWAYS, *(others if name == ALL_AXES else ())])) for name in meshes}
+  one = {name: train(name, make_mesh('1x1x1')) for name in {*ALWAYS, *itertools.chain(*wanted.values())}}
   codes = sample(one['prior']['params'], make_mesh('1x1x1'))
   attended = attend(make_mesh('1x1x1'))
   report = {}
-  for name in sys.argv[1:]:
+  for name, stages in wanted.items():
     mesh = make_mesh(name)
-    stages = STAGES if name == ALL_AXES else ALWAYS
     many = {stage: train(stage, mesh) for stage in stages}
     report[name] = {
       stage: {
