@@ -16,8 +16,8 @@ from dalle_jax.config import Config, difference
 # Groups and keys that may change between restarts: none of them changes what is learnt.
 _FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
 _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
-# What to do where a run cannot go on may be chosen when it could not.
-_FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite')
+# What to do where a run cannot go on may be chosen when it could not; and how the compiler fuses, when time is short.
+_FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite', 'fusion_mib')
 
 
 def say(text: str) -> None:

@@ -49,7 +49,7 @@ def test_a_directory_in_which_nothing_was_made_takes_another_configuration(tmp_p
     {'evaluation': {'num_prompts': 7}},
     {'data': {'num_workers': 2, 'num_threads': 1, 'data_dir': '/elsewhere'}},
     {'profile': (3, 4)},
-    {'prior_training': {'nonfinite': 'rewind', 'max_nonfinite': 3}},
+    {'prior_training': {'nonfinite': 'rewind', 'max_nonfinite': 3, 'fusion_mib': 64}},
   ],
 )
 def test_what_changes_nothing_that_is_learnt_may_change(tmp_path, groups):
