@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = pathlib.Path(__file__).with_name('across_hosts.py')
 TIMEOUT_S = 240
-pytestmark = pytest.mark.slow  # seen once in three times to wait for a host that had ended, on a crowded machine
+pytestmark = pytest.mark.slow  # seen once, on a crowded machine, to wait for a host that had ended
 
 
 @pytest.fixture(scope='module')
