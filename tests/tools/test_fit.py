@@ -76,7 +76,7 @@ def test_a_reduced_12b_compiles_for_a_pod(tmp_path):
   for collective in found['collectives']:
     moved[collective['kind']] += collective['bytes']
   assert moved['all-to-all'] == 0
-  assert moved['collective-permute'] < 0.01 * moved['all-gather']
+  assert moved['collective-permute'] < 0.05 * moved['all-gather']
   # Kernels of both layers in half precision for two passes, and tables and output matrices besides.
   kernels = 2 * 12 * 3968**2
   assert 2 * 2 * kernels * 15 / 16 < moved['all-gather'] < 2 * 2 * kernels * 15 / 16 + 4 * 3 * 24_576 * 3968
