@@ -130,27 +130,22 @@ def save(
   hosts.barrier('bundle_params')
   with hosts.together(f'finishing {path}'):
     if main:
-      info = _describe(partial, config, tokenizer, params, data_fingerprint)
+      info = {
+        'format_version': FORMAT_VERSION,
+        'dalle_jax_version': dalle_jax.__version__,
+        'parts': sorted(params),
+        'data': data_fingerprint,
+        'files': _sizes(partial / 'params'),
+        **_identity(config, tokenizer, params),
+      }
       (partial / 'bundle.json').write_text(json.dumps(info, indent=2) + '\n')
       shutil.rmtree(path, ignore_errors=True)
       partial.rename(path)
 
 
-def _describe(
-  directory: Path,
-  config: Config,
-  tokenizer: Tokenizer | ClipTokenizer | TextTokenizer | None,
-  params: dict[str, Any],
-  data_fingerprint: str,
-) -> dict[str, Any]:
-  """The contents of `bundle.json`; arguments are those of `save`."""
-  info = {
-    'format_version': FORMAT_VERSION,
-    'dalle_jax_version': dalle_jax.__version__,
-    'parts': sorted(params),
-    'data': data_fingerprint,
-    'files': _sizes(directory / 'params'),
-  }
+def _identity(config: Config, tokenizer: Any, params: dict[str, Any]) -> dict[str, Any]:
+  """What `bundle.json` says of the tokenizer and the parameters."""
+  info = {}
   if tokenizer is not None:
     info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
   if 'model' in params and config.model.kind == 'ngram':

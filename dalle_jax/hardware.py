@@ -13,16 +13,14 @@ class Chip:
     name: as people say it.
     peak_flops: multiplications and additions a second of dense bfloat16 products (float16 where it has no bfloat16).
     memory: bytes.
-    bandwidth: bytes a second from and to that memory.
     link_bandwidth: bytes a second in one direction over one link to a neighbour in the torus, or of GPUs over all links
       to the others of a host; 0 where it is not known here.
-    clock: cycles a second of the cores, in which TPUs' compiler counts; 0 where it is not known here.
+    clock: cycles a second of the cores, in which TPUs' compiler counts; 0 of GPUs.
   """
 
   name: str
   peak_flops: float
   memory: int
-  bandwidth: float
   link_bandwidth: float = 0.0
   clock: float = 0.0
 
@@ -33,26 +31,26 @@ class Chip:
 # units in each of two cores), 0.93 of as many on v4, 0.96 of half as many on v5e, 0.7 of 4 x 256 x 256 on v6e.
 # GPU: NVIDIA's data sheets, without sparsity; of NVLink, or PCI Express where there is none, one of the two directions.
 _CHIPS = {
-  'TPU v2': Chip('v2', 22.5e12, 8 * GIB, 350e9),
-  'TPU v3': Chip('v3', 61.5e12, 16 * GIB, 450e9),
-  'TPU v4': Chip('v4', 275e12, 32 * GIB, 1228e9, 45e9, 1.05e9),
-  'TPU v5 lite': Chip('v5e', 197e12, 16 * GIB, 819e9, 45e9, 1.5e9),
-  'TPU v5e': Chip('v5e', 197e12, 16 * GIB, 819e9, 45e9, 1.5e9),
-  'TPU v5': Chip('v5p', 459e12, 95 * GIB, 2765e9, 90e9, 1.75e9),
-  'TPU v5p': Chip('v5p', 459e12, 95 * GIB, 2765e9, 90e9, 1.75e9),
-  'TPU v6 lite': Chip('v6e', 918e12, 32 * GIB, 1640e9, 90e9, 1.75e9),
-  'TPU v6e': Chip('v6e', 918e12, 32 * GIB, 1640e9, 90e9, 1.75e9),
-  'Tesla T4': Chip('T4', 65e12, 16 * GIB, 320e9, 16e9),
-  'Tesla V100-SXM2-16GB': Chip('V100', 125e12, 16 * GIB, 900e9, 150e9),
-  'Tesla V100-SXM2-32GB': Chip('V100', 125e12, 32 * GIB, 900e9, 150e9),
-  'NVIDIA L4': Chip('L4', 121e12, 24 * GIB, 300e9, 32e9),
-  'NVIDIA L40S': Chip('L40S', 362e12, 48 * GIB, 864e9, 32e9),
-  'NVIDIA A10G': Chip('A10G', 70e12, 24 * GIB, 600e9, 32e9),
-  'NVIDIA A100-SXM4-40GB': Chip('A100', 312e12, 40 * GIB, 1555e9, 300e9),
-  'NVIDIA A100-SXM4-80GB': Chip('A100', 312e12, 80 * GIB, 2039e9, 300e9),
-  'NVIDIA H100 80GB HBM3': Chip('H100', 989e12, 80 * GIB, 3350e9, 450e9),
-  'NVIDIA H200': Chip('H200', 989e12, 141 * GIB, 4800e9, 450e9),
-  'NVIDIA B200': Chip('B200', 2250e12, 180 * GIB, 8000e9, 900e9),
+  'TPU v2': Chip('v2', 22.5e12, 8 * GIB, 0.0, 0.7e9),
+  'TPU v3': Chip('v3', 61.5e12, 16 * GIB, 0.0, 0.94e9),
+  'TPU v4': Chip('v4', 275e12, 32 * GIB, 45e9, 1.05e9),
+  'TPU v5 lite': Chip('v5e', 197e12, 16 * GIB, 45e9, 1.5e9),
+  'TPU v5e': Chip('v5e', 197e12, 16 * GIB, 45e9, 1.5e9),
+  'TPU v5': Chip('v5p', 459e12, 95 * GIB, 90e9, 1.75e9),
+  'TPU v5p': Chip('v5p', 459e12, 95 * GIB, 90e9, 1.75e9),
+  'TPU v6 lite': Chip('v6e', 918e12, 32 * GIB, 90e9, 1.75e9),
+  'TPU v6e': Chip('v6e', 918e12, 32 * GIB, 90e9, 1.75e9),
+  'Tesla T4': Chip('T4', 65e12, 16 * GIB, 16e9),
+  'Tesla V100-SXM2-16GB': Chip('V100', 125e12, 16 * GIB, 150e9),
+  'Tesla V100-SXM2-32GB': Chip('V100', 125e12, 32 * GIB, 150e9),
+  'NVIDIA L4': Chip('L4', 121e12, 24 * GIB, 32e9),
+  'NVIDIA L40S': Chip('L40S', 362e12, 48 * GIB, 32e9),
+  'NVIDIA A10G': Chip('A10G', 70e12, 24 * GIB, 32e9),
+  'NVIDIA A100-SXM4-40GB': Chip('A100', 312e12, 40 * GIB, 300e9),
+  'NVIDIA A100-SXM4-80GB': Chip('A100', 312e12, 80 * GIB, 300e9),
+  'NVIDIA H100 80GB HBM3': Chip('H100', 989e12, 80 * GIB, 450e9),
+  'NVIDIA H200': Chip('H200', 989e12, 141 * GIB, 450e9),
+  'NVIDIA B200': Chip('B200', 2250e12, 180 * GIB, 900e9),
 }
 
 

@@ -99,9 +99,14 @@ def facts(config: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
     'environment': {name: os.environ.get(name, '') for name in ENVIRONMENT},
     'flags': {f'--{name}': value for name, value in flags.items()},
     'source files': {f.relative_to(package).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()[:8] for f in files},
-    'versions': {name: metadata.version(name) for name in _PACKAGES}
-    | {'dalle_jax': dalle_jax.__version__, 'python': platform.python_version()},
+    'versions': versions(),
   }
+
+
+def versions() -> dict[str, str]:
+  """Of this package, of Python, and of the packages that decide what is computed."""
+  own = {'dalle_jax': dalle_jax.__version__, 'python': platform.python_version()}
+  return own | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def agree(own: Mapping[str, Any]) -> None:

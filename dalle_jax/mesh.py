@@ -94,17 +94,19 @@ def _proposals(
     changed = sum(value not in (-1, size) for value, size in zip(given.values(), sizes, strict=True))
     return uneven, changed, dcn_data, tensor, -fsdp
 
-  return sorted(_factorings(count, slices), key=badness)[:MOST_PROPOSALS]
+  return sorted(factorings(count, slices), key=badness)[:MOST_PROPOSALS]
 
 
-def _factorings(count: int, slices: int | None) -> Iterator[tuple[int, int, int, int]]:
-  for dcn_data in [slices] if slices else _divisors(count):
-    for fsdp in _divisors(count // dcn_data):
-      for tensor in _divisors(count // dcn_data // fsdp):
+def factorings(count: int, slices: int | None) -> Iterator[tuple[int, int, int, int]]:
+  """All sizes of the axes that multiply to `count`, with `slices` for the first where that is given."""
+  for dcn_data in [slices] if slices else divisors(count):
+    for fsdp in divisors(count // dcn_data):
+      for tensor in divisors(count // dcn_data // fsdp):
         yield dcn_data, count // dcn_data // fsdp // tensor, fsdp, tensor
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+  """Ascending."""
   return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
@@ -118,7 +120,7 @@ def _check_blocks(dcn_data: int, devices: Sequence[Any], slices: int | None) -> 
   if hosts > 1 and hosts % dcn_data:
     raise ValueError(
       f'config.mesh.dcn_data is {dcn_data}, which does not divide the {hosts} hosts into groups of one size; '
-      f'set it to one of {", ".join(map(str, _divisors(hosts)))}.'
+      f'set it to one of {", ".join(map(str, divisors(hosts)))}.'
     )
 
 

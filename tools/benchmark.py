@@ -67,18 +67,15 @@ def training_step(config: Any, stage: str, mesh: Any) -> tuple[Callable[[], Any]
 
   from dalle_jax import sharding
   from dalle_jax.training.optimizer import make_optimizer
+  from dalle_jax.training.stages import make_task, training_of
   from dalle_jax.training.state import create_state
   from dalle_jax.training.step import make_train_step
-  from dalle_jax.training.tasks.dvae import DvaeTask
-  from dalle_jax.training.tasks.prior import PriorTask
 
-  training = config.dvae_training if stage == 'dvae' else config.prior_training
-  vocab_size = config.tokenizer.vocab_size
-  task = DvaeTask(config.dvae, config.data.image_size) if stage == 'dvae' else PriorTask(config, vocab_size)
+  training, task = training_of(config, stage), make_task(config, stage)
   tx = make_optimizer(training)
   state = create_state(task, tx, mesh, config.seed, training.ema_decay > 0)
   step = make_train_step(task, tx, training, mesh, config.seed)
-  batch = random_batch(config, training.batch_size, vocab_size)
+  batch = random_batch(config, training.batch_size, config.tokenizer.vocab_size)
   batch = sharding.to_global({name: batch[name] for name in (('image',) if stage == 'dvae' else batch)}, mesh)
   num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 

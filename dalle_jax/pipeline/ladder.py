@@ -10,19 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.pipeline.workspace import fixed
 from dalle_jax.training import flops
-from dalle_jax.training.tasks import Task
-from dalle_jax.training.tasks.dvae import DvaeTask
-from dalle_jax.training.tasks.prior import PriorTask
-from dalle_jax.training.tasks.sequence import make_sequence_task
+from dalle_jax.training.stages import batch_shapes, make_task, stages_of, tokens_per_example, training_of
 
 Overrides = dict[str, str]  # 'config.GROUP.KEY' -> value as on a command line
-NUM_BYTES = 256
 
 # Of each stage: the held-out figure, what makes nats of it, and the unit then.
 MEASURES = {
@@ -51,7 +44,7 @@ class Rung:
   @property
   def tokens(self) -> int:
     """Seen in training: all of a sequence's, text and image tokens of the prior's stream, or a dVAE's codes."""
-    return self.training.num_steps * self.training.batch_size * tokens_per_example(self.config)
+    return self.training.num_steps * self.training.batch_size * tokens_per_example(self.config, self.stage)
 
   @property
   def config_hash(self) -> str:
@@ -76,8 +69,8 @@ class Rung:
 @functools.cache
 def _cost(config: Config, stage: str, text_vocab_size: int | None) -> tuple[int, int, int]:
   """Parameters, those outside of embeddings, and the FLOPs of one example."""
-  task = _task(config, stage, text_vocab_size)
-  return *flops.count_params(task), flops.step_flops(task, _example(config))
+  task = make_task(config, stage, text_vocab_size)
+  return *flops.count_params(task), flops.step_flops(task, batch_shapes(config, stage, 1))
 
 
 def stage_of(config: Config) -> str:
@@ -86,9 +79,8 @@ def stage_of(config: Config) -> str:
   Raises:
     ValueError: the task trains several, or one without a likelihood to follow.
   """
-  groups = config.training_groups
-  stage = groups[-1].removesuffix('_training')
-  if len(groups) > 1:
+  *others, stage = stages_of(config)
+  if others:
     raise ValueError(
       'A ladder trains one stage: set config.dvae.pretrained to the model directory of a dVAE, for priors on its '
       'tokens, or config.task=dvae.'
@@ -98,32 +90,6 @@ def stage_of(config: Config) -> str:
   if stage == 'sequence' and config.model.kind == 'ngram':
     raise ValueError('config.model.kind is ngram, which is counted, not trained; take a neural kind.')
   return stage
-
-
-def tokens_per_example(config: Config) -> int:
-  """Positions of one example on which compute is spent."""
-  if config.task == 'sequence':
-    return config.sequence_length
-  return config.image_length + (0 if config.task == 'dvae' else config.tokenizer.text_length)
-
-
-def _task(config: Config, stage: str, text_vocab_size: int | None) -> Task:
-  if stage == 'dvae':
-    return DvaeTask(config.dvae, config.data.image_size)
-  expected = NUM_BYTES if config.tokenizer.kind == 'bytes' else config.tokenizer.vocab_size
-  has_text = config.models_text or config.reads_captions
-  return {'sequence': make_sequence_task, 'prior': PriorTask}[stage](config, (text_vocab_size or expected) * has_text)
-
-
-def _example(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-  """The shapes of a batch of one."""
-  if config.models_text:
-    return {'tokens': jax.ShapeDtypeStruct((1, config.sequence_length), jnp.int32)}
-  size = config.data.image_size
-  batch = {'image': jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
-  if config.reads_captions:
-    batch['text'] = jax.ShapeDtypeStruct((1, config.tokenizer.text_length - 1), jnp.int32)
-  return batch
 
 
 def parse_axes(words: Sequence[str]) -> list[Overrides]:
@@ -178,10 +144,10 @@ def build(
   rungs = []
   for size, budget, seed in itertools.product(sizes, tokens or steps, seeds):
     config = Config.from_dict(parse(size))
-    group = f'{stage_of(config)}_training'
-    batch = getattr(config, group).batch_size * tokens_per_example(config)
+    stage = stage_of(config)
+    batch = training_of(config, stage).batch_size * tokens_per_example(config, stage)
     num_steps = max(1, round(budget / batch)) if tokens else int(budget)
-    rungs.append(_rung(parse, size, f'config.{group}', num_steps, seed, warmup_fraction))
+    rungs.append(_rung(parse, size, f'config.{stage}_training', num_steps, seed, warmup_fraction))
   names = [rung.name for rung in rungs]
   repeated = {name for name in names if names.count(name) > 1}
   if repeated:

@@ -30,12 +30,9 @@ from dalle_jax.training.loop import Hook, train
 from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
+from dalle_jax.training.stages import make_task
 from dalle_jax.training.state import TrainState, all_params
 from dalle_jax.training.tasks import Task
-from dalle_jax.training.tasks.dvae import DvaeTask
-from dalle_jax.training.tasks.joint import JointTask
-from dalle_jax.training.tasks.prior import PriorTask
-from dalle_jax.training.tasks.reranker import RerankerTask
 
 EXIT_DIVERGED = 1  # the last good checkpoint is kept
 
@@ -119,7 +116,7 @@ def _train_models(
   """
   if config.task == 'reranker':
     with space.timed('reranker'):
-      task = RerankerTask(config, tokenizer.vocab_size)
+      task = make_task(config, 'reranker', tokenizer.vocab_size)
       return _train(config, space, dataset, mesh, task, config.reranker_training, None, tokenizer)
   if config.task == 'joint':
     with space.timed('joint'):
@@ -203,7 +200,7 @@ def make_batches(
 
 
 def _train_dvae(config: Config, space: Workspace, dataset: Dataset, mesh: Mesh) -> Any:
-  task = DvaeTask(config.dvae, config.data.image_size)
+  task = make_task(config, 'dvae')
   draw = sheets.ReconstructionHook(config, dataset, mesh, space.path / 'dvae' / 'sheets')
   return vector_quantizer.merged(_train(config, space, dataset, mesh, task, config.dvae_training, draw))
 
@@ -211,7 +208,7 @@ def _train_dvae(config: Config, space: Workspace, dataset: Dataset, mesh: Mesh) 
 def _train_prior(
   config: Config, space: Workspace, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, dvae_params: Any
 ) -> dict[str, Any]:
-  task = PriorTask(config, tokenizer.vocab_size)
+  task = make_task(config, 'prior', tokenizer.vocab_size)
   draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / 'prior' / 'sheets')
   initial = {'dvae': dvae_params}
   return _train(config, space, dataset, mesh, task, config.prior_training, draw, tokenizer, initial)
@@ -231,7 +228,7 @@ def _fit_sequence_model(
 def _train_joint(
   config: Config, space: Workspace, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, dvae: Any
 ) -> dict[str, Any]:
-  task = JointTask(config, tokenizer.vocab_size)
+  task = make_task(config, 'joint', tokenizer.vocab_size)
   directory = space.path / 'joint' / 'sheets'
   draws = (
     sheets.ReconstructionHook(config, dataset, mesh, directory / 'reconstructions'),

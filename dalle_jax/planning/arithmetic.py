@@ -6,7 +6,6 @@ more. Time is that of the matrix products at a share of the peak, and of what th
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -16,10 +15,11 @@ from dalle_jax import sharding
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.planning.estimate import Estimate, exchange_seconds
 from dalle_jax.planning.hlo import Collective
-from dalle_jax.planning.programs import Work, batch_shapes, make_task, training_of, training_work
+from dalle_jax.planning.programs import Work, leaf_bytes, shard_bytes, training_work
 from dalle_jax.planning.topologies import Topology
 from dalle_jax.training import flops
 from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.stages import batch_shapes, make_task, training_of
 from dalle_jax.training.state import TrainState, boxed_state, place
 
 # Of the peak, what matrix products reach: GPUs training large transformers had 0.4 to 0.57 with all else included
@@ -80,11 +80,7 @@ def _kept_bytes(task: Any, params: dict[str, Any], batch: dict[str, Any]) -> int
 
     return jax.vjp(loss, trained)[1]
 
-  return sum(map(_bytes, jax.tree.leaves(jax.eval_shape(forward, trained, frozen, batch))))
-
-
-def _bytes(leaf: Any) -> int:
-  return math.prod(leaf.shape) * (8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize)
+  return sum(map(leaf_bytes, jax.tree.leaves(jax.eval_shape(forward, trained, frozen, batch))))
 
 
 def memory(config: Config, stage: str, mesh: Any, row_bytes: int) -> dict[str, int]:
@@ -100,10 +96,9 @@ def memory(config: Config, stage: str, mesh: Any, row_bytes: int) -> dict[str, i
   state = place(_boxes(_plain(config, stage), stage), mesh)
 
   def held(tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return sum(map(shard_bytes, jax.tree.leaves(tree)))
 
-  batch = sum(map(_bytes, jax.tree.leaves(batch_shapes(config, stage, training.batch_size))))
+  batch = sum(map(leaf_bytes, jax.tree.leaves(batch_shapes(config, stage, training.batch_size))))
   rows = training.batch_size / training.accumulation_steps / sharding.batch_divisor(mesh)
   found = {
     'parameters': held(state.params),

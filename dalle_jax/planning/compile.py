@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import re
 import tempfile
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import sharding
 from dalle_jax.planning import hlo
-from dalle_jax.planning.programs import Program
+from dalle_jax.planning.programs import Program, shard_bytes
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -115,23 +114,14 @@ def _memory(program: Program, usage: Any) -> dict[str, int]:
 
   Kinds of arguments are counted by their shapes; what the layouts of the device add to them is 'padding'.
   """
-  found = {name: sum(map(_shard_bytes, jax.tree.leaves(part))) for name, part in program.kinds.items()}
-  counted = sum(map(_shard_bytes, jax.tree.leaves(program.arguments)))
+  found = {name: sum(map(shard_bytes, jax.tree.leaves(part))) for name, part in program.kinds.items()}
+  counted = sum(map(shard_bytes, jax.tree.leaves(program.arguments)))
   # What is no argument, but stays on the device meanwhile, has no layout here to know the padding of.
   found['padding of arguments'] = max(0, usage.argument_size_in_bytes - counted)
   found['new results'] = max(0, usage.output_size_in_bytes - usage.alias_size_in_bytes)
   found['activations and temporaries'] = usage.temp_size_in_bytes
   found['program'] = usage.generated_code_size_in_bytes
   return {name: size for name, size in found.items() if size}
-
-
-def _shard_bytes(leaf: Any) -> int:
-  """Bytes of a device's part of an array."""
-  where = getattr(leaf, 'sharding', None)
-  shape = where.shard_shape(leaf.shape) if where is not None else getattr(leaf, 'shape', ())
-  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    return 8 * math.prod(shape)
-  return math.prod(shape) * leaf.dtype.itemsize
 
 
 @contextlib.contextmanager

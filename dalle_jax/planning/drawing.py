@@ -13,6 +13,7 @@ from dalle_jax.config import Config
 from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.planning.programs import Program, Work
 from dalle_jax.sampling.generate import jitted_programs, setting_numbers
+from dalle_jax.sampling.memory import fitting_batch
 from dalle_jax.training import flops
 from dalle_jax.training.tasks.codes import init_dvae
 
@@ -32,8 +33,7 @@ def check(config: Config) -> None:
 
 def batch_size(config: Config, mesh: Mesh) -> int:
   """Images drawn at a time: config.sampling.batch_size, rounded up to what the devices divide."""
-  divisor = sharding.batch_divisor(mesh)
-  return -(-config.sampling.batch_size // divisor) * divisor
+  return fitting_batch(config.sampling.batch_size, 1, None, mesh)
 
 
 def work(config: Config, images: int) -> Work:

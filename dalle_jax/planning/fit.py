@@ -14,6 +14,7 @@ from dalle_jax.planning.estimate import Estimate, exchange_seconds
 from dalle_jax.planning.hlo import Collective
 from dalle_jax.planning.report import MOST_COSTS, Report
 from dalle_jax.planning.topologies import Topology
+from dalle_jax.training.stages import training_of
 
 Tell = Callable[[str], None]
 
@@ -45,7 +46,7 @@ def fit_training(config: Config, stage: str, topology: Topology, efficiency: flo
   """
   devices = find_devices(topology)
   mesh: Any = make_mesh(config, topology, devices)
-  training = programs.training_of(config, stage)
+  training = training_of(config, stage)
   sharding.check_batch(training, mesh, f'{stage}_training')
   common = {'mesh': dict(mesh.shape), 'settings': settings_of(config, stage), 'num_steps': training.num_steps}
   if not devices:
@@ -99,7 +100,7 @@ def fit_drawing(config: Config, topology: Topology, tell: Tell = print) -> Repor
 
 def settings_of(config: Config, stage: str) -> dict[str, Any]:
   """The keys that decide what fits, with their values."""
-  training = programs.training_of(config, stage)
+  training = training_of(config, stage)
   found = {
     f'{stage}_training.batch_size': training.batch_size,
     f'{stage}_training.accumulation_steps': training.accumulation_steps,
@@ -168,13 +169,14 @@ def _read(done: list[Compiled], topology: Topology, work: programs.Work, common:
   """What the compiler of TPUs says of programs that run one after the other."""
   texts = [compiled.read() for compiled in done]
   cycles = sum(text.cycles for text in texts)
-  clock = topology.chip.clock
-  if not clock:
-    raise ValueError(f'The clock of {topology.chip.name} is not known here, so cycles give no time.')
+  clock, link = topology.chip.clock, topology.chip.link_bandwidth
   collectives = [collective for text in texts for collective in text.collectives()]
+  exchanges = (
+    f'are bytes over links of {link / 1e9:g} GB/s each way' if link else 'are left out, as links are not known'
+  )
   source = (
     f"the compiler's estimate, {cycles / 1e6:,.1f} million cycles at {clock / 1e9:g} GHz; it has none for exchanges, "
-    f'which are bytes over links of {topology.chip.link_bandwidth / 1e9:g} GB/s each way'
+    f'which {exchanges}'
   )
   estimate = Estimate(cycles / clock, *exchange_seconds(collectives, topology), work, topology, source)
   costs = sorted((cost for text in texts for cost in text.costs()), key=lambda cost: -cost.cycles)[:MOST_COSTS]

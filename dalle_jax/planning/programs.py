@@ -1,26 +1,19 @@
 """The programs that training and drawing run, over shapes alone: what is compiled to see whether it fits."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
-from dalle_jax.config import Config, TrainingConfig
+from dalle_jax.config import Config
 from dalle_jax.training import flops
 from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.stages import batch_shapes, make_task, stages_of, tokens_per_example, training_of
 from dalle_jax.training.state import abstract_state
 from dalle_jax.training.step import make_train_step
-from dalle_jax.training.tasks import Task
-from dalle_jax.training.tasks.dvae import DvaeTask
-from dalle_jax.training.tasks.joint import JointTask
-from dalle_jax.training.tasks.prior import PriorTask
-from dalle_jax.training.tasks.reranker import RerankerTask
-from dalle_jax.training.tasks.sequence import make_sequence_task
-
-STAGES = ('dvae', 'prior', 'joint', 'sequence', 'reranker')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,57 +58,12 @@ def stage_of(config: Config, stage: str | None) -> str:
   Raises:
     ValueError: it does not train that one, or nothing is trained by gradients.
   """
-  stages = [group.removesuffix('_training') for group in config.training_groups]
+  stages = stages_of(config)
   if stage and stage not in stages:
     raise ValueError(f'--stage={stage}: config.task={config.task} trains {", ".join(stages)}.')
   if 'sequence' in stages and config.model.kind == 'ngram':
     raise ValueError('config.model.kind is ngram, which is counted, not trained: there is no step to compile.')
   return stage or stages[-1]
-
-
-def training_of(config: Config, stage: str) -> TrainingConfig:
-  return getattr(config, f'{stage}_training')
-
-
-def make_task(config: Config, stage: str) -> Task:
-  """The task of a stage, with as many text ids as config.tokenizer.vocab_size says: at most that many there will be."""
-  if stage == 'dvae':
-    return DvaeTask(config.dvae, config.data.image_size)
-  has_text = config.models_text or config.reads_captions
-  vocab_size = config.tokenizer.vocab_size * has_text
-  if config.tokenizer.kind == 'bytes':
-    vocab_size = 257  # every byte, and the pad
-  kinds = {'prior': PriorTask, 'joint': JointTask, 'reranker': RerankerTask, 'sequence': make_sequence_task}
-  return kinds[stage](config, vocab_size)
-
-
-def batch_shapes(config: Config, stage: str, batch_size: int, mesh: Mesh | None = None) -> dict[str, Any]:
-  """The shapes of a batch, split over a mesh where one is given."""
-  where = sharding.batch_sharding(mesh) if mesh else None
-
-  def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
-
-  if config.models_text:
-    return {'tokens': rows(jnp.int32, config.sequence_length)}
-  size = config.data.image_size
-  batch = {'image': rows(jnp.uint8, size, size, 3)}
-  if stage != 'dvae' and config.reads_captions:
-    batch['text'] = rows(jnp.int32, config.tokenizer.text_length - 1)
-  if stage == 'reranker' and config.reranker.wrong_captions:
-    batch['wrong'] = rows(jnp.int32, config.tokenizer.text_length - 1)
-  return batch
-
-
-def tokens_per_example(config: Config, stage: str) -> int:
-  """Positions of an example that the model of a stage computes."""
-  if stage == 'sequence':
-    return config.sequence_length
-  if stage == 'dvae':
-    return config.image_length
-  if stage == 'reranker':
-    return (config.data.image_size // config.reranker.patch_size) ** 2 + config.tokenizer.text_length
-  return config.image_length + config.tokenizer.text_length
 
 
 def training_work(config: Config, stage: str) -> Work:
@@ -140,3 +88,18 @@ def training_program(config: Config, stage: str, mesh: Mesh) -> Program:
     'frozen': state.frozen, 'batch': batch,
   }  # fmt: skip
   return Program(f'training step of {stage}', step, (state, batch), kinds)
+
+
+def leaf_bytes(leaf: Any) -> int:
+  """Bytes of an array; of keys, of what they hold."""
+  return math.prod(leaf.shape) * _itemsize(leaf.dtype)
+
+
+def shard_bytes(leaf: Any) -> int:
+  """Bytes of a device's part of an array; of one that does not say how it is split, of all of it."""
+  where = getattr(leaf, 'sharding', None)
+  return math.prod(where.shard_shape(leaf.shape) if where is not None else leaf.shape) * _itemsize(leaf.dtype)
+
+
+def _itemsize(dtype: Any) -> int:
+  return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize

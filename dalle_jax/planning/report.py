@@ -23,7 +23,7 @@ class Report:
     peak_bytes: at most at one time, by the compiler; 0 where it does not say.
     memory_limit: bytes of a device; the compiler's own limit where it refused.
     fits: whether they do.
-    estimate: times; None where the program was refused.
+    estimate: times; all 0 where the program was refused.
     collectives: what devices exchange in a step.
     num_steps: of the whole run; 0 for drawing.
     full_rematerialisations: the partitioner's complaints.

@@ -9,10 +9,11 @@ from dalle_jax import sharding
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.config.models import BLOCK_CHOICES
 from dalle_jax.hardware import GIB
-from dalle_jax.mesh import heads_and_widths
+from dalle_jax.mesh import factorings, heads_and_widths
 from dalle_jax.planning import arithmetic, fit, programs
 from dalle_jax.planning.report import Report
 from dalle_jax.planning.topologies import Topology
+from dalle_jax.training.stages import training_of
 
 MOST_PARTS = 16  # into which a batch is cut
 MOST_SHOWN = 5
@@ -50,7 +51,7 @@ def search(
   found = list(_candidates(config, stage, topology, batch_sizes, efficiency))
   possible = [one for one in found if one.bytes_per_device <= topology.chip.memory]
   tell(f'{len(found)} plans, of which {len(possible)} fit by arithmetic')
-  possible.sort(key=lambda one: one.seconds / programs.training_of(one.config, stage).batch_size)
+  possible.sort(key=lambda one: one.seconds / training_of(one.config, stage).batch_size)
   reports: list[Report] = []
   for number, one in enumerate(possible[:tries]):
     tell(f'{number + 1}/{min(tries, len(possible))}: {_name(one.config, stage)}')
@@ -66,7 +67,7 @@ def _candidates(
   """Every plan that the devices divide, and what arithmetic says of it."""
   group = {'prior': 'prior', 'joint': 'prior', 'sequence': 'model'}.get(stage)
   policies = BLOCK_CHOICES['remat'] if group else (None,)
-  sizes = batch_sizes or [programs.training_of(config, stage).batch_size]
+  sizes = batch_sizes or [training_of(config, stage).batch_size]
   for batch_size in sizes:
     own = _with_training(config, stage, batch_size=batch_size, accumulation_steps=1)
     work = programs.training_work(own, stage)
@@ -92,22 +93,17 @@ def _on_meshes(
 
 
 def _with_training(config: Config, stage: str, **values: int) -> Config:
-  training = dataclasses.replace(programs.training_of(config, stage), **values)
+  training = dataclasses.replace(training_of(config, stage), **values)
   return dataclasses.replace(config, **{f'{stage}_training': training})
 
 
 def _meshes(config: Config, topology: Topology) -> Iterator[Any]:
   """Meshes that split heads and widths cleanly."""
   stacks = heads_and_widths(config)
-  count = topology.num_devices // topology.slices
-  for tensor in (n for n in range(1, count + 1) if count % n == 0):
-    if any(heads % tensor for _, heads, _, _ in stacks):
-      continue
-    for fsdp in (n for n in range(1, count // tensor + 1) if count // tensor % n == 0):
-      if any(width % fsdp for _, _, _, width in stacks):
-        continue
-      sizes = {'dcn_data': topology.slices, 'data': count // tensor // fsdp, 'fsdp': fsdp, 'tensor': tensor}
-      yield arithmetic.abstract_mesh(sizes)
+  for sizes in factorings(topology.num_devices, topology.slices):
+    *_, fsdp, tensor = sizes
+    if not any(heads % tensor or width % fsdp for _, heads, _, width in stacks):
+      yield arithmetic.abstract_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
 
 
 def _powers(most: int) -> list[int]:

@@ -1,26 +1,20 @@
 """What a checkpoint says of itself, besides the state: what was trained, by which code, on what."""
 
-import importlib.metadata
 import json
-import platform
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-import dalle_jax
+from dalle_jax import hosts
 from dalle_jax.config import Config, difference
-
-PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def describe(config: Config, mesh: Mesh, data_fingerprint: str) -> dict[str, Any]:
   """Facts as JSON gives them back: configuration, versions, the mesh and its devices, the name of the training data."""
-  versions = {'dalle_jax': dalle_jax.__version__, 'python': platform.python_version()}
-  versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
   return {
     'config': json.loads(json.dumps(config.to_dict())),  # tuples are lists in a checkpoint
-    'versions': versions,
+    'versions': hosts.versions(),
     'mesh': dict(mesh.shape),
     'hosts': jax.process_count(),
     'device': mesh.devices.flat[0].device_kind,

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from dalle_jax.config import Config, TrainingConfig
-from dalle_jax.mesh import heads_and_widths
+from dalle_jax.mesh import divisors, heads_and_widths
 from dalle_jax.sharding import RULES, param_shardings
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.tasks import Task
@@ -66,7 +66,7 @@ class _Lost:
 def _say_fsdp(lost: _Lost, config: Config, mesh: Mesh) -> str:
   keys = {width: f' (config.{key})' for _, _, key, width in heads_and_widths(config)}
   size, axis = lost.sizes[0], mesh.shape['fsdp']
-  clean = [factor for factor in _divisors(size) if mesh.size % factor == 0]
+  clean = [factor for factor in divisors(size) if mesh.size % factor == 0]
   return (
     f'mesh: config.mesh.fsdp {axis} does not divide {size}{keys.get(size, "")}: {lost.cost}. '
     f'What divides {size} and the {mesh.size} devices: {_listed(clean)}; the rest may go to config.mesh.data.'
@@ -81,12 +81,12 @@ def _say_tensor(lost: _Lost, config: Config, mesh: Mesh) -> str:
       return (
         f'mesh: config.mesh.tensor {axis} does not divide {heads} heads (config.{key}): {lost.cost}, and {computed} '
         f'heads are computed instead of {heads} ({computed / heads - 1:.1%} more). '
-        f'What divides {heads}: {_listed(_divisors(heads))}.'
+        f'What divides {heads}: {_listed(divisors(heads))}.'
       )
   sizes = ' and '.join(map(str, lost.sizes[:3]))
   return (
     f'mesh: config.mesh.tensor {axis} does not divide {sizes}: {lost.cost}. '
-    f'What divides {lost.sizes[0]}: {_listed([factor for factor in _divisors(lost.sizes[0]) if factor <= mesh.size])}.'
+    f'What divides {lost.sizes[0]}: {_listed([factor for factor in divisors(lost.sizes[0]) if factor <= mesh.size])}.'
   )
 
 
@@ -140,10 +140,6 @@ def _bytes(shape: tuple[int, ...], box: Any) -> int:
 
 def _size(size: int) -> str:
   return f'{size / 2**30:,.2f} GiB' if size >= 2**27 else f'{size / 2**20:,.2f} MiB'
-
-
-def _divisors(number: int) -> list[int]:
-  return [factor for factor in range(1, number + 1) if number % factor == 0]
 
 
 def _listed(factors: list[int]) -> str:

@@ -1,47 +1,25 @@
 """Two hosts that share every row of a batch and each have a part of every array, against one; see `across_hosts.py`."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import pytest
+from processes import Processes, free_port, with_devices
 
-ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = pathlib.Path(__file__).with_name('across_hosts.py')
 TIMEOUT_S = 240
-pytestmark = pytest.mark.slow  # seen once, on a crowded machine, to wait for a host that had ended
 
 
 @pytest.fixture(scope='module')
 def outputs(tmp_path_factory):
   """What two hosts and a single one printed."""
-  directory = tmp_path_factory.mktemp('hosts')
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests" / "helpers"}'}
-  two_devices = {'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'}
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = str(free.getsockname()[1])
-  commands = [('0', '2', port, 'two'), ('1', '2', port, 'two'), ('0', '1', '0', 'one')]
-  processes = [
-    subprocess.Popen(
-      [sys.executable, str(SCRIPT), index, count, port, str(directory / name)],
-      env=environment | (two_devices if count == '1' else {}),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for index, count, port, name in commands
-  ]
-  try:
-    found = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()  # nothing where it has ended
-  assert [process.returncode for process in processes] == [0, 0, 0], '\n'.join(found)
-  return found
+  directory, port = tmp_path_factory.mktemp('hosts'), free_port()
+  two = [[SCRIPT, index, 2, port, directory / 'two'] for index in range(2)]
+  environments = [{}, {}, {'XLA_FLAGS': with_devices(2)['XLA_FLAGS']}]
+  found = Processes([*two, [SCRIPT, 0, 1, 0, directory / 'one']], directory, environments)
+  statuses, printed = found.finish(TIMEOUT_S)
+  assert statuses == [0, 0, 0], '\n'.join(printed)
+  return printed
 
 
 def test_hosts_with_the_same_rows_learn_what_one_host_does(outputs):

@@ -1,26 +1,16 @@
 """What the compiled train step of eight devices makes on each of them; see `compile_step.py`."""
 
-import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from processes import report_of, run_on_eight_devices
 
-ROOT = pathlib.Path(__file__).parents[2]
 COLLECTIVES = ('all-gather', 'all-to-all', 'collective-permute', 'all-reduce', 'reduce-scatter')
 
 
 @pytest.fixture(scope='module', params=['1x2x2x2', pytest.param('2x1x1x4', marks=pytest.mark.slow)])
 def step(request):
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
-  command = [sys.executable, str(pathlib.Path(__file__).with_name('compile_step.py')), request.param]
-  finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-  assert finished.returncode == 0, finished.stderr
-  return json.loads(finished.stdout.splitlines()[-1])
+  return report_of(run_on_eight_devices('compile_step.py', request.param))
 
 
 def _moves(operation):

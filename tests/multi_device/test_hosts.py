@@ -1,67 +1,21 @@
 """Several hosts, here processes of one machine, against one: what they agree on, train, save, and how they end."""
 
 import json
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
+from processes import ROOT, Processes, free_port
 
 from dalle_jax.training.metrics import read_metrics
 from dalle_jax.training.signals import EXIT_INTERRUPTED
 
-ROOT = pathlib.Path(__file__).parents[2]
-PATIENCE_S = 900
-ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': f'{ROOT}:{ROOT}/tests/helpers'}
-
-
-def _free_port():
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    return free.getsockname()[1]
-
-
-class Hosts:
-  """The processes of one command, whose outputs go to files."""
-
-  def __init__(self, commands, directory, environments=None):
-    directory.mkdir(parents=True, exist_ok=True)
-    self.files = [directory / f'output_{i}.txt' for i in range(len(commands))]
-    self.processes = []
-    for command, file, own in zip(commands, self.files, environments or [{}] * len(commands), strict=True):
-      with file.open('w') as output:
-        self.processes.append(
-          subprocess.Popen([sys.executable, *command], env=ENVIRONMENT | own, stdout=output, stderr=subprocess.STDOUT)
-        )
-
-  def finish(self, timeout=PATIENCE_S):
-    """Exit statuses and outputs."""
-    end = time.monotonic() + timeout
-    try:
-      statuses = [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
-    finally:
-      for process in self.processes:
-        process.kill()  # nothing where it has ended
-    return statuses, [file.read_text() for file in self.files]
-
-  def wait_for(self, condition):
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-      if time.monotonic() > end or any(process.poll() is not None for process in self.processes):
-        pytest.fail('\n'.join(map(str, self.finish(timeout=1))))
-      time.sleep(0.05)
-
 
 def test_hosts_talk_refuse_and_train(tmp_path):
   (tmp_path / 'file').write_text('')
-  port = _free_port()
+  port = free_port()
   script = str(ROOT / 'tests' / 'multi_device' / 'check_hosts.py')
   commands = [[script, str(index), '2', str(port), str(tmp_path)] for index in range(2)]
-  statuses, outputs = Hosts([*commands, [script, '0', '1', '0', str(tmp_path)]], tmp_path).finish()
+  statuses, outputs = Processes([*commands, [script, '0', '1', '0', str(tmp_path)]], tmp_path).finish()
   assert statuses == [0, 0, 0], '\n'.join(outputs)
   first, second, single = (json.loads(output.rpartition('RESULT')[2]) for output in outputs)
   for result in (first, second):
@@ -88,9 +42,9 @@ def _train(workdir, num_hosts, *arguments, differing=()):
   command = ['-m', 'dalle_jax.train', f'--workdir={workdir}', *arguments]
   outputs = workdir.parent / f'{workdir.name}_outputs'
   if num_hosts == 1:
-    return Hosts([command], outputs)
-  command += ['--distributed', f'--coordinator=localhost:{_free_port()}', f'--num_hosts={num_hosts}']
-  return Hosts([[*command, f'--host_index={i}', *(differing if i else ())] for i in range(num_hosts)], outputs)
+    return Processes([command], outputs)
+  command += ['--distributed', f'--coordinator=localhost:{free_port()}', f'--num_hosts={num_hosts}']
+  return Processes([[*command, f'--host_index={i}', *(differing if i else ())] for i in range(num_hosts)], outputs)
 
 
 def _losses(workdir, stage):
@@ -154,9 +108,9 @@ def test_hosts_that_would_not_run_the_same_are_refused(tmp_path):
 def test_the_variables_of_slurm_say_enough(tmp_path):
   command = ['-m', 'dalle_jax.train', f'--workdir={tmp_path / "run"}', *TEXT, '--stop_after=data', '--distributed']
   common = {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_NODES': '1'}
-  common['JAX_COORDINATOR_PORT'] = str(_free_port())
+  common['JAX_COORDINATOR_PORT'] = str(free_port())
   own = [common | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)} for i in range(2)]
-  statuses, outputs = Hosts([command, command], tmp_path, own).finish()
+  statuses, outputs = Processes([command, command], tmp_path, own).finish()
   assert statuses == [0, 0], outputs
   assert '2 host(s)' in outputs[0]
 

@@ -1,14 +1,8 @@
 """Both stages and the sampler on eight devices against one; see `compare_meshes.py`."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
+from processes import report_of, run_on_eight_devices
 
-ROOT = pathlib.Path(__file__).parents[2]
 # The largest share of a big parameter that one device may hold.
 SHARES = {
   '8x1x1': {'prior/transformer/layers/block_0/qkv/kernel': 1},
@@ -40,15 +34,7 @@ SEQUENCES = ('transformer', 'lstm', 'rnn', 'neural_ngram')
 
 
 def _compare(stages, meshes):
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
-  command = [sys.executable, str(pathlib.Path(__file__).with_name('compare_meshes.py')), ','.join(stages), *meshes]
-  return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
-
-
-def _report(finished):
-  assert finished.returncode == 0, finished.stderr
-  return json.loads(finished.stdout.splitlines()[-1])
+  return run_on_eight_devices('compare_meshes.py', ','.join(stages), *meshes, timeout=1800)
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +44,7 @@ def finished():
 
 @pytest.fixture(scope='module')
 def report(finished):
-  return _report(finished)
+  return report_of(finished)
 
 
 def _check_training(result):
@@ -89,14 +75,14 @@ def test_attention_in_blocks_is_the_same_on_any_mesh(report, mesh):
 
 @pytest.mark.slow
 def test_sequence_models_are_trained_the_same():
-  report = _report(_compare(SEQUENCES, ['2x2x2']))
+  report = report_of(_compare(SEQUENCES, ['2x2x2']))
   for stage in SEQUENCES:
     _check_training(report['2x2x2'][stage])
 
 
 @pytest.mark.slow
 def test_training_and_drawing_are_the_same_on_the_other_meshes():
-  report = _report(_compare(STAGES[:2], OTHER_MESHES))
+  report = report_of(_compare(STAGES[:2], OTHER_MESHES))
   for mesh in OTHER_MESHES:
     for stage in ('dvae', 'prior'):
       _check_training(report[mesh][stage])

@@ -1,26 +1,12 @@
 """A run that goes on on other meshes; see `resume_on_meshes.py`."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
+from processes import report_of, run_on_eight_devices
 
 
 @pytest.fixture(scope='module')
 def report(tmp_path_factory):
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  path = f'{ROOT}{os.pathsep}{ROOT / "tests" / "helpers"}'
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': path}
-  script = pathlib.Path(__file__).with_name('resume_on_meshes.py')
-  command = [sys.executable, str(script), str(tmp_path_factory.mktemp('meshes'))]
-  finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-  assert finished.returncode == 0, finished.stderr
-  return json.loads(finished.stdout.splitlines()[-1])
+  return report_of(run_on_eight_devices('resume_on_meshes.py', tmp_path_factory.mktemp('meshes')))
 
 
 def test_it_learns_what_one_device_does_from_the_same_data(report):

@@ -1,56 +1,39 @@
 """The main job, ended by SIGKILL at random moments of both stages, against one that nothing ended."""
 
 import json
-import os
-import pathlib
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from processes import Processes
+from runs import learnt
 
-from dalle_jax.training.metrics import read_metrics
-
-ROOT = pathlib.Path(__file__).parents[2]
 STAGES = ('dvae', 'prior')
 NUM_STEPS = 60
 KILLS = (('dvae', 4), ('dvae', 20), ('dvae', 50), ('prior', 2), ('prior', 16), ('prior', 40))  # stage and step
-TIMEOUT_S = 600
 
 
 def start(workdir):
   keys = {'checkpoint_every': 2, 'log_every': 3, 'eval_every': 7, 'sheet_every': 20, 'num_steps': NUM_STEPS}
   command = [
-    sys.executable, '-m', 'dalle_jax.train', '--config=configs/quickstart.py:tiny', f'--workdir={workdir}',
+    '-m', 'dalle_jax.train', '--config=configs/quickstart.py:tiny', f'--workdir={workdir}',
     *(f'--config.{stage}_training.{name}={value}' for stage in STAGES for name, value in keys.items()),
   ]  # fmt: skip
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
+  return Processes([command], workdir.with_name(f'{workdir.name}_output'))
 
 
 def finish(process):
-  output = process.communicate(timeout=900)[0]
-  assert process.returncode == 0, output
+  statuses, (output,) = process.finish()
+  assert statuses == [0], output
 
 
 def last_state(workdir, stage):
   path = workdir / stage / 'checkpoints' / str(NUM_STEPS) / 'state'
   with ocp.StandardCheckpointer() as checkpointer:
     return jax.tree.map(np.asarray, checkpointer.restore(path))
-
-
-def learnt(workdir, stage):
-  return [
-    {name: value for name, value in line.items() if 'time' not in name and 'per_second' not in name}
-    for line in read_metrics(workdir / stage / 'metrics.jsonl')
-  ]
 
 
 def newest_checkpoint(workdir, stage):
@@ -61,15 +44,9 @@ def newest_checkpoint(workdir, stage):
 def kill_after(workdir, stage, step, delay):
   """Starts the run, and ends it somewhat later than the checkpoint of that step."""
   process = start(workdir)
-  deadline = time.monotonic() + TIMEOUT_S
-  while newest_checkpoint(workdir, stage) < step:
-    assert time.monotonic() < deadline
-    assert process.poll() is None, process.communicate()[0]
-    time.sleep(0.01)
+  process.wait_for(lambda: newest_checkpoint(workdir, stage) >= step, poll_s=0.01)
   time.sleep(delay)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
+  process.kill()
 
 
 @pytest.mark.slow
@@ -81,7 +58,7 @@ def test_both_stages_end_as_if_nothing_had_ended_them(tmp_path):
     kill_after(tmp_path / 'killed', stage, step, delays.uniform(0, 0.3))
   finish(start(tmp_path / 'killed'))
   for stage in STAGES:
-    assert learnt(tmp_path / 'killed', stage) == learnt(tmp_path / 'whole', stage)
+    assert learnt(tmp_path / 'killed' / stage) == learnt(tmp_path / 'whole' / stage)
     killed, whole = (last_state(tmp_path / name, stage) for name in ('killed', 'whole'))
     assert jax.tree.structure(killed) == jax.tree.structure(whole)
     for a, b in zip(jax.tree.leaves(killed), jax.tree.leaves(whole), strict=True):

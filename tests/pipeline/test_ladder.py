@@ -2,6 +2,7 @@ import pytest
 
 from dalle_jax.config import base_config
 from dalle_jax.pipeline import ladder
+from dalle_jax.training.stages import tokens_per_example
 
 
 def text():
@@ -95,9 +96,9 @@ def images(task, pretrained=''):
 def test_priors_and_dvaes_have_ladders_too():
   (prior,) = ladder.build(parser(images('all', 'models/dvae')), [{'config.prior.num_layers': '1'}], steps=[3])
   assert prior.stage == 'prior'
-  assert ladder.tokens_per_example(prior.config) == 8 + prior.config.image_length
+  assert tokens_per_example(prior.config, prior.stage) == 8 + prior.config.image_length
   (dvae,) = ladder.build(parser(images('dvae')), [{'config.dvae.hidden_size': '8'}], steps=[3])
-  assert dvae.stage == 'dvae' and ladder.tokens_per_example(dvae.config) == dvae.config.image_length
+  assert dvae.stage == 'dvae' and tokens_per_example(dvae.config, dvae.stage) == dvae.config.image_length
   assert all(cost > 0 for cost in (*prior.cost(270), *dvae.cost()))
 
 
@@ -110,7 +111,7 @@ def test_models_of_image_tokens_have_ladders_too(tokens, before):
 
   (rung,) = ladder.build(parser(start), [{'config.model.num_layers': '1'}], steps=[3])
   assert rung.stage == 'sequence'
-  assert ladder.tokens_per_example(rung.config) == before + rung.config.image_length
+  assert tokens_per_example(rung.config, rung.stage) == before + rung.config.image_length
   total, outside, flops = rung.cost(270 if before else None)
   assert 0 < outside < total and flops > 6 * outside * rung.tokens
 

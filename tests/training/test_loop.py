@@ -6,6 +6,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from runs import learnt
 
 from dalle_jax import hardware
 from dalle_jax.training import loop
@@ -32,14 +33,6 @@ def fit(linear_task, stream, mesh, quiet):
 
 def _steps(workdir, key='loss'):
   return [values['step'] for values in read_metrics(workdir / 'metrics.jsonl') if key in values]
-
-
-def _learnt(workdir):
-  """The metrics without what the clock says."""
-  return [
-    {name: value for name, value in line.items() if 'time' not in name and 'per_second' not in name}
-    for line in read_metrics(workdir / 'metrics.jsonl')
-  ]
 
 
 def _held_out(stream):
@@ -80,7 +73,7 @@ def test_a_run_stopped_in_the_middle_ends_as_an_uninterrupted_one(
   assert resumed_stream.state() == whole_stream.state() == {'position': 12}
   assert _steps(tmp_path / 'parts') == [3, 6, 9, 12]
   assert _steps(tmp_path / 'parts', 'eval/loss') == [6, 12]
-  assert _learnt(tmp_path / 'parts') == _learnt(tmp_path / 'whole')  # also of the interval that was cut
+  assert learnt(tmp_path / 'parts') == learnt(tmp_path / 'whole')  # also of the interval that was cut
 
 
 def test_a_request_while_the_last_checkpoint_is_written_is_not_forgotten(fit, tmp_path, make_config, monkeypatch):
@@ -158,7 +151,7 @@ def test_a_crash_after_a_checkpoint_repeats_the_lost_steps_exactly(fit, tmp_path
   whole, _ = fit(tmp_path / 'whole', config)
   assert_trees_equal(resumed, whole)
   assert _steps(tmp_path / 'parts') == list(range(1, 11))
-  assert _learnt(tmp_path / 'parts') == _learnt(tmp_path / 'whole')
+  assert learnt(tmp_path / 'parts') == learnt(tmp_path / 'whole')
 
 
 def test_a_checkpoint_holds_the_state_of_its_step(fit, tmp_path, make_config, assert_trees_equal, linear_task, mesh):
@@ -268,7 +261,7 @@ def test_a_changed_model_does_not_start_over_silently(fit, tmp_path, make_config
 
 
 def test_where_the_time_went_and_how_well_it_was_used(fit, tmp_path, make_config, monkeypatch, linear_task):
-  chip = hardware.Chip('toy', peak_flops=1e6, memory=0, bandwidth=0)
+  chip = hardware.Chip('toy', peak_flops=1e6, memory=0)
   monkeypatch.setattr(hardware, 'chip', lambda kind: chip)
   fit(tmp_path, make_config(checkpoint_every=4), hooks=[Hook(4, lambda state, step: time.sleep(0.05))])
   lines = read_metrics(tmp_path / 'metrics.jsonl')

@@ -1,46 +1,31 @@
 """Runs that SIGKILL ends, at steps and while a checkpoint is written, end as one that nothing ended."""
 
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import toy_run
+from processes import Processes
+from runs import learnt
 
 from dalle_jax.training.metrics import read_metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
-TIMEOUT_S = 120
 POLL_S = 0.002
 
 
 def start(workdir):
-  path = f'{ROOT}{os.pathsep}{ROOT / "tests" / "helpers"}'
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path}
-  command = [sys.executable, toy_run.__file__, str(workdir)]
-  return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+  return Processes([[toy_run.__file__, workdir]], workdir.with_name(f'{workdir.name}_output'))
 
 
 def kill_when(process, is_due):
   """Ends a run as soon as `is_due()`; it must not end by itself before."""
-  deadline = time.monotonic() + TIMEOUT_S
-  while not is_due():
-    assert process.poll() is None, process.communicate()[1]
-    assert time.monotonic() < deadline
-    time.sleep(POLL_S)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
+  process.wait_for(is_due, POLL_S)
+  process.kill()
 
 
 def finish(process):
-  errors = process.communicate(timeout=TIMEOUT_S)[1]
-  assert process.returncode == 0, errors
-  return errors
+  statuses, (output,) = process.finish()
+  assert statuses == [0], output
+  return output
 
 
 def logged(workdir):
@@ -57,13 +42,6 @@ def is_writing(workdir, above):
   """Whether a checkpoint of a step above that is begun and not finished."""
   unfinished = [name.partition('.')[0] for name in names(workdir) if 'tmp' in name]
   return any(step.isdigit() and int(step) > above for step in unfinished)
-
-
-def learnt(workdir):
-  return [
-    {name: value for name, value in line.items() if 'time' not in name and 'per_second' not in name}
-    for line in read_metrics(workdir / 'metrics.jsonl')
-  ]
 
 
 @pytest.fixture(scope='module')
