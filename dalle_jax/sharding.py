@@ -32,6 +32,7 @@ RULES: dict[str, Any] = {
   'heads': 'tensor',
   'head_dim': None,
   'mlp': 'tensor',
+  'mlp_contracted': ('tensor', 'fsdp'),  # rows gather as they lie; parts of rows are copied into place
   'vocab': 'tensor',
   'position': None,
   'layers': None,
@@ -68,15 +69,25 @@ def batch_divisor(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in RULES['batch'])
 
 
+def axes_of(name: str | None) -> tuple[str, ...]:
+  """The mesh axes over which a named axis is split where they divide it, in this order."""
+  axes = RULES[name] if name is not None else None
+  return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+
+
 def _spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
-  """The partition of one parameter; a dimension stays whole if its mesh axis does not divide it or is taken already."""
+  """The partition of one parameter; a dimension is not split over what does not divide it or is taken already."""
   unknown = [name for name in names if name is not None and name not in RULES]
   assert not unknown, f'logical axes without a rule: {unknown}'
-  spec: list[str | None] = []
+  taken: set[str] = set()
+  spec: list[Any] = []
   for name, size in zip(names, shape, strict=True):
-    axis = RULES[name] if name is not None else None
-    fits = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
-    spec.append(axis if fits else None)
+    own: tuple[str, ...] = ()
+    for axis in axes_of(name):
+      if axis not in taken and size % math.prod(mesh.shape[part] for part in (*own, axis)) == 0:
+        own = (*own, axis)
+    taken.update(own)
+    spec.append(own if len(own) > 1 else own[0] if own else None)
   return P(*spec)
 
 

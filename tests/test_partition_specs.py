@@ -64,8 +64,13 @@ def _title(sizes):
 
 
 def _partition(held):
-  """Of each dimension the axis that splits it, or a dot; axes of one device split nothing."""
-  return ' '.join(axis if axis and held.mesh.shape[axis] > 1 else '.' for axis in held.spec) or 'whole'
+  """Of each dimension the axes that split it, or a dot; axes of one device split nothing."""
+
+  def one(axes):
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    return '+'.join(axis for axis in axes if axis and held.mesh.shape[axis] > 1) or '.'
+
+  return ' '.join(map(one, held.spec)) or 'whole'
 
 
 def written(name):

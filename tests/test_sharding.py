@@ -35,6 +35,7 @@ def _spec(box, sizes=(2, 2, 2)):
 def test_parameters_are_split_by_the_names_of_their_axes():
   assert _spec(_box((6, 3, 4, 8), 'embed', 'qkv', 'heads', 'head_dim')) == P('fsdp', None, 'tensor', None)
   assert _spec(_box((10, 6), 'vocab', 'embed')) == P('tensor', 'fsdp')
+  assert _spec(_box((12, 6), 'mlp_contracted', 'embed')) == P(('tensor', 'fsdp'), None)
   assert _spec(_box((4, 5), None, 'position')) == P(None, None)
   assert _spec(jax.ShapeDtypeStruct((4, 4), jnp.float32)) == P()  # unnamed: a copy on every device
 
@@ -42,6 +43,8 @@ def test_parameters_are_split_by_the_names_of_their_axes():
 def test_axes_that_do_not_divide_stay_whole():
   assert _spec(_box((7, 6), 'vocab', 'embed')) == P(None, 'fsdp')
   assert _spec(_box((7, 6), 'vocab', 'embed'), (1, 4, 7)) == P('tensor', None)
+  assert _spec(_box((6, 8), 'mlp_contracted', 'embed')) == P('tensor', 'fsdp')
+  assert _spec(_box((9, 8), 'mlp_contracted', 'embed'), (1, 3, 2)) == P('fsdp', None)
 
 
 def test_no_mesh_axis_is_used_twice():

@@ -95,7 +95,7 @@ class Mlp(nn.Module):
     else:
       inner = ACTIVATIONS[self.kind](hidden('mlp_in'))
     scale = self.init_scale * self.out_scale * size**-0.5
-    return Projection((size,), (d,), ('mlp', 'embed'), scale, self.dtype, name='mlp_out')(inner)
+    return Projection((size,), (d,), ('mlp_contracted', 'embed'), scale, self.dtype, name='mlp_out')(inner)
 
 
 def rotate(x: jax.Array, positions: Sequence[jax.Array]) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.mesh import divisors, heads_and_widths
-from dalle_jax.sharding import RULES, param_shardings
+from dalle_jax.sharding import axes_of, param_shardings
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.tasks import Task
 
@@ -122,8 +122,8 @@ def _lost(params: Any, kept: Any, mesh: Mesh, axis: str) -> _Lost:
 
 def _undivided(box: Any, held: Any, mesh: Mesh, axis: str) -> int | None:
   """The dimension that should be split along the axis, if there is one and the axis divides none such."""
-  wanted = [size for name, size in zip(box.names, box.value.shape, strict=True) if name and RULES[name] == axis]
-  return wanted[0] if wanted and mesh.shape[axis] > 1 and axis not in held.spec else None
+  wanted = [size for name, size in zip(box.names, box.value.shape, strict=True) if axis in axes_of(name)]
+  return wanted[0] if wanted and mesh.shape[axis] > 1 and axis not in jax.tree.leaves(tuple(held.spec)) else None
 
 
 def _boxes(tree: Any, mesh: Mesh) -> Iterable[tuple[Any, Any]]:
