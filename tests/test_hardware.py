@@ -18,5 +18,11 @@ def test_options_of_compilers_are_for_the_chips_that_have_them():
   assert hardware.compiler_options('cpu', 24) == hardware.compiler_options('NVIDIA H200', 24) == {}
   assert hardware.compiler_options('TPU v5', 24)['xla_tpu_scoped_vmem_limit_kib'] == '24576'
   assert 'xla_tpu_scoped_vmem_limit_kib' not in hardware.compiler_options('TPU v4', 24)
-  hardware.compiler_options('TPU v4', 24).clear()
-  assert hardware.compiler_options('TPU v4', 24)
+  hardware.compiler_options('TPU v5e', 24).clear()
+  assert hardware.compiler_options('TPU v5e', 24)
+
+
+def test_no_chip_is_given_options_of_which_its_compiler_warns():
+  # libtpu on v4, v5p and v6e: "not supported/recommended on platforms other than Viperlite [v5e] ... incorrect results".
+  for kind in ('TPU v4', 'TPU v5', 'TPU v5p', 'TPU v6 lite', 'TPU v6e'):
+    assert not any('async_collective_fusion' in name for name in hardware.compiler_options(kind, 24)), kind
