@@ -17,6 +17,7 @@ from dalle_jax import sharding
 from dalle_jax.planning import hlo
 from dalle_jax.planning.programs import Program, shard_bytes
 
+MOST_LOGGED = 20_000  # bytes of the compiler's log that are passed on
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -44,6 +45,7 @@ class Compiled:
     bytes_per_device: by kind. Temporaries that are never there together count all the same.
     peak_bytes: at most at one time, by the compiler's account of its heap.
     complaints: of the partitioner, that it copies whole arrays to every device.
+    warnings: of the compiler, about the options it was given.
   """
 
   program: Program
@@ -52,6 +54,7 @@ class Compiled:
   bytes_per_device: dict[str, int]
   peak_bytes: int
   complaints: tuple[str, ...]
+  warnings: tuple[str, ...]
 
   @functools.cached_property
   def text(self) -> str:
@@ -83,9 +86,16 @@ def compile_program(program: Program, mesh: Mesh, platform: str) -> Compiled:
         raise
       raise out_of_memory(str(error)) from error
   seconds = time.monotonic() - started
-  complaints = hlo.full_rematerialisations(log())
   usage = executable.memory_analysis()
-  return Compiled(program, executable, seconds, _memory(program, usage), usage.peak_memory_in_bytes, tuple(complaints))
+  return Compiled(
+    program,
+    executable,
+    seconds,
+    _memory(program, usage),
+    usage.peak_memory_in_bytes,
+    tuple(hlo.full_rematerialisations(log())),
+    tuple(hlo.warnings_of_options(log())),
+  )
 
 
 def _lowering(platform: str) -> str:
@@ -98,6 +108,9 @@ def out_of_memory(message: str) -> OutOfMemoryError:
   if used:
     needed, limit = (_bytes(*used.group(i, i + 1)) for i in (1, 3))
     return OutOfMemoryError(used.group(0), needed, limit)
+  if fused := re.search(r'Used \S+ of \S+ vmem', message):
+    why = 'operations were fused that the on-chip memory does not hold; lower fusion_mib of the training settings'
+    return OutOfMemoryError(f'{fused.group(0)}: {why}', None, None)
   parts = re.findall(r'\(([\d.]+)([KMGT]?)i?B?\)', message)
   limit = re.search(r'exceeds available HBM \(([\d.]+)([KMGT]?)', message)
   needed = _bytes(*parts[0]) if parts else None
@@ -126,15 +139,21 @@ def _memory(program: Program, usage: Any) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[Any]:
-  """What is written to the file descriptor 2 meanwhile, as a function of no arguments; passed on only with an error."""
+  """What is written to the file descriptor 2 meanwhile, as a function of no arguments.
+
+  Its end is passed on with an error that says nothing of memory: a refusal is told otherwise, and the compiler's log of
+  it has megabytes.
+  """
   with tempfile.TemporaryFile() as file:
     kept = os.dup(2)
     os.dup2(file.fileno(), 2)
     text = ''
     try:
       yield lambda: text
+    except OutOfMemoryError:
+      raise
     except BaseException:
-      file.seek(0)
+      file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_LOGGED))
       os.write(kept, file.read())
       raise
     finally:

@@ -156,7 +156,7 @@ def _refused(
   return Report(
     what=program.name,
     memory_source="the compiler's",
-    bytes_per_device={'what the compiler needs': error.needed or 0},
+    bytes_per_device={'what the compiler needs': error.needed} if error.needed else {},
     memory_limit=error.limit or topology.chip.memory,
     fits=False,
     estimate=estimate,
@@ -203,6 +203,7 @@ def _report(
     estimate=estimate,
     collectives=tuple(collectives),
     full_rematerialisations=tuple(line for compiled in done for line in compiled.complaints),
+    warnings=tuple(dict.fromkeys(line for compiled in done for line in compiled.warnings)),
     text='\n'.join(compiled.text for compiled in done),
     compile_seconds=sum(compiled.seconds for compiled in done),
     **common,

@@ -19,6 +19,8 @@ _NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _CALLED = re.compile(r'\b(?:calls|to_apply|branch_computations|true_computation|false_computation|called_computations)='
                      r'(\{[^}]*\}|%?[\w.\-]+)')  # fmt: skip
 _FULL_REMATERIALISATION = 'Involuntary full rematerialization'
+_AT_YOUR_OWN_RISK = 'at your own risk'
+_LOGGED = re.compile(r'^[IWE]\d{4} [\d:.]+ +\d+ \S+\] ')  # level, date, time, thread and place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +158,12 @@ class Program:
 def full_rematerialisations(log: str) -> list[str]:
   """The partitioner's complaints, in what the compiler logged, that it had to copy a whole array to every device."""
   return [line.strip() for line in log.splitlines() if _FULL_REMATERIALISATION in line]
+
+
+def warnings_of_options(log: str) -> list[str]:
+  """What the compiler logged of options that it would rather not have been given, each once."""
+  lines = [_LOGGED.sub('', line.strip()) for line in log.splitlines() if _AT_YOUR_OWN_RISK in line]
+  return list(dict.fromkeys(lines))
 
 
 def size_of(shape: str) -> list[int]:

@@ -27,6 +27,7 @@ class Report:
     collectives: what devices exchange in a step.
     num_steps: of the whole run; 0 for drawing.
     full_rematerialisations: the partitioner's complaints.
+    warnings: the compiler's, about its options.
     compile_seconds: 0 where nothing was compiled.
     costs: (cycles in a step, passes, instruction, part of the model), the dearest first.
     refusal: the compiler's words where it did not fit.
@@ -44,6 +45,7 @@ class Report:
   collectives: tuple[Collective, ...] = ()
   num_steps: int = 0
   full_rematerialisations: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
   compile_seconds: float = 0.0
   costs: tuple[tuple[int, int, str, str], ...] = ()
   peak_bytes: int = 0
@@ -76,6 +78,7 @@ class Report:
       'model_flops': work.model_flops,
       'compile_seconds': self.compile_seconds,
       'full_rematerialisations': list(self.full_rematerialisations),
+      'warnings': list(self.warnings),
     }
     if self.refusal:
       return {**found, 'refusal': self.refusal}
@@ -109,9 +112,10 @@ def describe(report: Report, explain: bool = False) -> str:
     f'parameters            {estimate.work.num_params:,}',
     f'memory                {report.memory_source}',
   ]
+  sizes = report.bytes_per_device
   lines += [
     f'  {name:<28}{chips * size / GIB:9.2f} GiB per chip'
-    for name, size in [*report.bytes_per_device.items(), ('all together', report.total_bytes)]
+    for name, size in [*sizes.items(), *([('all together', report.total_bytes)] if sizes else [])]
   ]
   if report.peak_bytes:
     lines.append(f'  {"at one time, by the compiler":<28}{chips * report.peak_bytes / GIB:9.2f} GiB per chip')
@@ -138,7 +142,7 @@ def describe(report: Report, explain: bool = False) -> str:
     )
   if report.compile_seconds:
     lines.append(f'compiled in           {report.compile_seconds:.0f} s; nothing was run')
-  lines += [f'warning: {line}' for line in report.full_rematerialisations]
+  lines += [f'warning: {line}' for line in (*report.full_rematerialisations, *report.warnings)]
   if explain:
     lines += ['million cycles in a step, passes, instruction, part of the model']
     lines += [f'{cycles / 1e6:10.2f} {count:6d} {name} {source}' for cycles, count, name, source in report.costs]

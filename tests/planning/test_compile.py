@@ -1,3 +1,4 @@
+import os
 import re
 
 import jax
@@ -29,6 +30,26 @@ def test_a_refusal_in_other_words_keeps_them():
   assert 'too much' in str(error)
 
 
+def test_too_little_on_chip_memory_is_not_taken_for_the_device_s():
+  error = compiling.out_of_memory(
+    'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space vmem. Used 78.25M of '
+    '63.94M vmem. Exceeded vmem capacity by 14.31M. (3.00G)'
+  )
+  assert (error.needed, error.limit) == (None, None)
+  assert 'Used 78.25M of 63.94M vmem' in str(error) and 'fusion_mib' in str(error)
+
+
+@pytest.mark.parametrize(
+  ('error', 'is_told'), [(RuntimeError('bad'), True), (compiling.OutOfMemoryError('', 0, 0), False)]
+)
+def test_the_compiler_s_log_is_passed_on_with_errors_that_say_nothing_of_memory(capfd, error, is_told):
+  with pytest.raises(type(error)), compiling._captured_stderr():
+    os.write(2, b'start' + b'x' * compiling.MOST_LOGGED + b'end')
+    raise error
+  told = capfd.readouterr().err
+  assert (told[-3:] == 'end') == is_told and 'start' not in told
+
+
 def test_memory_is_told_by_kind():
   mesh = sharding.one_device_mesh()
   where = NamedSharding(mesh, PartitionSpec())
@@ -37,7 +58,7 @@ def test_memory_is_told_by_kind():
   compiled = compiling.compile_program(program, mesh, 'cpu')
   assert compiled.bytes_per_device['left'] == 256 * 256 * 4
   assert compiled.bytes_per_device['new results'] == 256 * 256 * 4
-  assert compiled.complaints == ()
+  assert compiled.complaints == compiled.warnings == ()
   assert re.search(
     'dot|fusion|call', ' '.join(line.opcode for line in compiled.read().computations[compiled.read().entry])
   )

@@ -128,6 +128,13 @@ def test_complaints_of_the_partitioner_are_found():
   assert hlo.full_rematerialisations('noise') == []
 
 
+def test_warnings_of_options_are_told_once_without_their_times():
+  said = 'Fusion is enabled on platform x, but it is not supported. Please use it at your own risk.'
+  log = ''.join(f'W1127 03:46:0{i}.742412    574{i} flag_utils.cc:282] {said}\nnoise\n' for i in range(3))
+  assert hlo.warnings_of_options(log) == [said]
+  assert hlo.warnings_of_options('noise') == []
+
+
 def test_a_text_that_is_no_program_is_refused():
   with pytest.raises(ValueError, match='no entry'):
     hlo.Program('nothing')

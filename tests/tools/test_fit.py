@@ -70,7 +70,7 @@ def test_a_reduced_12b_compiles_for_a_pod(tmp_path):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   found = json.loads(path.read_text())
-  assert found['full_rematerialisations'] == []
+  assert found['full_rematerialisations'] == found['warnings'] == []
   assert found['parameters'] == 575_320_320
   moved = dict.fromkeys(('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute'), 0)
   for collective in found['collectives']:
