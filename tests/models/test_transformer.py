@@ -202,10 +202,12 @@ def test_a_stack_shorter_than_its_period_has_no_scan(x):
   np.testing.assert_allclose(_apply(model, params, x), _norm(expected, params['norm']), atol=2e-4)
 
 
-def test_dense_and_sparse_blocks_are_one_model():
-  # The block uses the sparse computation; the oracle above the dense mask. Here at a size with several blocks.
-  pattern = Pattern('row', 3, 9)
-  block, shape = Block(BlockShape(1, 4, 1), pattern), (1, pattern.length, 4)
+@pytest.mark.parametrize('kind', ['row', 'column'])
+@pytest.mark.parametrize('rotary', [False, True], ids=['', 'rotary'])
+def test_dense_and_sparse_blocks_are_one_model(kind, rotary):
+  # The block uses the sparse computation, from `sparse_attention.SHORT` slots on; the oracles above the dense mask.
+  pattern = Pattern(kind, 3, 17)
+  block, shape = Block(BlockShape(1, 4, 1, rotary=rotary), pattern), (1, pattern.length, 4)
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   p = nn.unbox(block.init(jax.random.key(0), x)['params'])
   query, key, value = block.apply({'params': p}, x, jnp.arange(pattern.length), method='_qkv')
