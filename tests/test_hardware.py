@@ -23,6 +23,6 @@ def test_options_of_compilers_are_for_the_chips_that_have_them():
 
 
 def test_no_chip_is_given_options_of_which_its_compiler_warns():
-  # libtpu on v4, v5p and v6e: "not supported/recommended on platforms other than Viperlite [v5e] ... incorrect results".
+  # libtpu: "not supported/recommended on platforms other than Viperlite [v5e] ... incorrect results, hang, SDC".
   for kind in ('TPU v4', 'TPU v5', 'TPU v5p', 'TPU v6 lite', 'TPU v6e'):
     assert not any('async_collective_fusion' in name for name in hardware.compiler_options(kind, 24)), kind
