@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dalle_jax import hardware
 from dalle_jax.config import TrainingConfig
 from dalle_jax.sharding import batch_sharding, replicated, to_global
+from dalle_jax.training import compiler
 from dalle_jax.training.keys import step_key
 from dalle_jax.training.schedule import rate_in_force
 from dalle_jax.training.state import TrainState, abstract_state, changing
@@ -60,7 +60,7 @@ def make_train_step(
 
   abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  options = hardware.compiler_options(mesh.devices.flat[0].device_kind, config.fusion_mib)
+  options = compiler.options_of_steps(mesh, config.fusion_mib)
   return jax.jit(
     train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)), compiler_options=options or None
   )
