@@ -72,7 +72,9 @@ def batch_divisor(mesh: Mesh) -> int:
 def axes_of(name: str | None) -> tuple[str, ...]:
   """The mesh axes over which a named axis is split where they divide it, in this order."""
   axes = RULES[name] if name is not None else None
-  return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+  if axes is None:
+    return ()
+  return axes if isinstance(axes, tuple) else (axes,)
 
 
 def _spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -80,14 +82,14 @@ def _spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> 
   unknown = [name for name in names if name is not None and name not in RULES]
   assert not unknown, f'logical axes without a rule: {unknown}'
   taken: set[str] = set()
-  spec: list[Any] = []
+  spec: list[tuple[str, ...]] = []
   for name, size in zip(names, shape, strict=True):
     own: tuple[str, ...] = ()
     for axis in axes_of(name):
       if axis not in taken and size % math.prod(mesh.shape[part] for part in (*own, axis)) == 0:
         own = (*own, axis)
     taken.update(own)
-    spec.append(own if len(own) > 1 else own[0] if own else None)
+    spec.append(own)
   return P(*spec)
 
 

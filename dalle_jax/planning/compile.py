@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from dalle_jax import sharding
 from dalle_jax.planning import hlo
 from dalle_jax.planning.programs import Program, shard_bytes
+from dalle_jax.training import compiler
 
 MOST_LOGGED = 20_000  # bytes of the compiler's log that are passed on
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -64,13 +65,12 @@ class Compiled:
     return hlo.Program(self.text, self.program.passes)
 
 
-def compile_program(program: Program, mesh: Mesh, platform: str) -> Compiled:
+def compile_program(program: Program, mesh: Mesh) -> Compiled:
   """Compiles for the devices of the mesh.
 
   Args:
     program: what to compile.
     mesh: of devices that need not be there.
-    platform: what they are, 'tpu', 'gpu' or 'cpu'.
 
   Raises:
     OutOfMemoryError: it does not fit their memory.
@@ -78,9 +78,7 @@ def compile_program(program: Program, mesh: Mesh, platform: str) -> Compiled:
   started = time.monotonic()
   with sharding.use_mesh(mesh), _captured_stderr() as log:
     try:
-      # Without the choice of a platform it would be lowered for the host's.
-      lowered = program.jitted.trace(*program.arguments).lower(lowering_platforms=(_lowering(platform),))
-      executable = lowered.compile()
+      executable = compiler.lower(program.jitted, mesh, *program.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
@@ -96,10 +94,6 @@ def compile_program(program: Program, mesh: Mesh, platform: str) -> Compiled:
     tuple(hlo.full_rematerialisations(log())),
     tuple(hlo.warnings_of_options(log())),
   )
-
-
-def _lowering(platform: str) -> str:
-  return 'cuda' if platform == 'gpu' else platform
 
 
 def out_of_memory(message: str) -> OutOfMemoryError:

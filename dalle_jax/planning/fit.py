@@ -55,7 +55,7 @@ def fit_training(config: Config, stage: str, topology: Topology, efficiency: flo
   work = programs.training_work(config, stage)
   tell(f'compiling the {program.name} for {len(devices)} devices of {topology.name}')
   try:
-    compiled = compile_program(program, mesh, topology.platform)
+    compiled = compile_program(program, mesh)
   except OutOfMemoryError as error:
     return _refused(program, topology, error, Estimate(0, 0, 0, work, topology, 'refused'), common)
   if topology.platform == 'gpu':
@@ -85,7 +85,7 @@ def fit_drawing(config: Config, topology: Topology, tell: Tell = print) -> Repor
 
   def compiled(program: programs.Program) -> Any:
     tell(f'compiling {program.name} for {len(devices)} devices of {topology.name}')
-    done.append(compile_program(program, mesh, topology.platform))
+    done.append(compile_program(program, mesh))
     return done[-1].executable
 
   program = programs.Program('drawing images', None, (), {})

@@ -4,6 +4,7 @@ Names of options come and go with versions of XLA, and one that is not known mak
 """
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,12 @@ def options_of_steps(mesh: Mesh, fusion_mib: int) -> dict[str, str]:
   return known(hardware.compiler_options(mesh.devices.flat[0].device_kind, fusion_mib), mesh)
 
 
+def lower(jitted: Any, mesh: Mesh, *arguments: Any) -> Any:
+  """A jitted function lowered for the mesh's devices, which may be another platform's than this process's."""
+  platform = mesh.devices.flat[0].platform
+  return jitted.trace(*arguments).lower(lowering_platforms=('cuda' if platform == 'gpu' else platform,))
+
+
 def known(options: dict[str, str], mesh: Mesh) -> dict[str, str]:
   """The options without those that the compiler of the mesh's devices does not know, each told in the log.
 
@@ -28,10 +35,7 @@ def known(options: dict[str, str], mesh: Mesh) -> dict[str, str]:
   options = dict(options)
   while options:
     try:
-      # Lowered for where it would run: the devices may be another platform's than this process's.
-      platform = mesh.devices.flat[0].platform
-      traced = jax.jit(jnp.negative, compiler_options=options).trace(scalar)
-      traced.lower(lowering_platforms=('cuda' if platform == 'gpu' else platform,)).compile()
+      lower(jax.jit(jnp.negative, compiler_options=options), mesh, scalar).compile()
       break
     except jax.errors.JaxRuntimeError as error:
       unknown = re.search(r"No such compile option: '(\w+)'", str(error))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dalle_jax.models import attention, transformer
+from dalle_jax.models import attention, sparse_attention, transformer
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.layers import Norm
 from dalle_jax.models.transformer import Block, BlockShape, Transformer
@@ -207,6 +207,7 @@ def test_a_stack_shorter_than_its_period_has_no_scan(x):
 def test_dense_and_sparse_blocks_are_one_model(kind, rotary):
   # The block uses the sparse computation, from `sparse_attention.SHORT` slots on; the oracles above the dense mask.
   pattern = Pattern(kind, 3, 17)
+  assert pattern.length > sparse_attention.SHORT
   block, shape = Block(BlockShape(1, 4, 1, rotary=rotary), pattern), (1, pattern.length, 4)
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   p = nn.unbox(block.init(jax.random.key(0), x)['params'])

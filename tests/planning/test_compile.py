@@ -55,7 +55,7 @@ def test_memory_is_told_by_kind():
   where = NamedSharding(mesh, PartitionSpec())
   shape = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=where)
   program = Program('product', jax.jit(lambda a, b: (a @ b) @ b), (shape, shape), {'left': shape, 'right': shape})
-  compiled = compiling.compile_program(program, mesh, 'cpu')
+  compiled = compiling.compile_program(program, mesh)
   assert compiled.bytes_per_device['left'] == 256 * 256 * 4
   assert compiled.bytes_per_device['new results'] == 256 * 256 * 4
   assert compiled.complaints == compiled.warnings == ()
