@@ -70,7 +70,7 @@ def paper(config) -> None:
 
 
 def large(config) -> None:
-  """256x256 pictures, the released dVAE, half precision, and parameters over all devices."""
+  """256x256 pictures, the released dVAE, half precision, and parameters over as many devices as divide them."""
   config.data.source = 'folder'
   config.data.path = 'PICTURES'
   config.data.image_size = 256
@@ -79,7 +79,7 @@ def large(config) -> None:
   config.prior.dtype = 'bfloat16'
   config.prior.remat = 'full'
   config.prior.attention_block = 128
-  config.mesh.data, config.mesh.fsdp = 1, -1
+  config.mesh.data = config.mesh.fsdp = -1
   training = config.prior_training
   training.eval_every, training.sheet_every, training.checkpoint_every = 2_000, 10_000, 1_000
 

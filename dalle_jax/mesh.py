@@ -22,12 +22,12 @@ MOST_PROPOSALS = 8
 def make_mesh(
   config: MeshConfig | None = None, devices: Sequence[Any] | None = None, model: Config | None = None
 ) -> Mesh:
-  """The mesh of all devices, with -1 replaced by what is left.
+  """The mesh of all devices, with -1 replaced by what is left; see `MeshConfig`.
 
   Args:
     config: the sizes; None: the batch is split over all devices, however many slices they are in.
     devices: None for all there are; or others, such as those of a topology that is compiled for ahead of time.
-    model: the configuration whose heads and width the sizes proposed in errors divide.
+    model: the configuration whose widths `fsdp` divides where it is open, as sizes proposed in errors divide heads too.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices; `dcn_data` is not the number of their slices, or
@@ -71,8 +71,13 @@ def _num_slices(devices: Sequence[Any]) -> int | None:
 
 def _filled(config: MeshConfig, count: int, slices: int | None, model: Config | None) -> dict[str, int]:
   given = {name: getattr(config, name) for name in AXES}
-  fixed = math.prod(size for size in given.values() if size != -1)
-  sizes = {name: count // fixed if size == -1 else size for name, size in given.items()}
+  left = count // math.prod(size for size in given.values() if size != -1)
+  sizes = dict(given)
+  if given['data'] == given['fsdp'] == -1:
+    widths = [width for *_, width in heads_and_widths(model)] if model else []
+    sizes['fsdp'] = max(size for size in [1, *divisors(left)] if not any(width % size for width in widths))
+    left //= sizes['fsdp']
+  sizes = {name: left if size == -1 else size for name, size in sizes.items()}
   if math.prod(sizes.values()) == count:
     return sizes
   proposals = ', '.join('x'.join(map(str, found)) for found in _proposals(given, count, slices, model))

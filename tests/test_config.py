@@ -298,7 +298,7 @@ def test_every_number_and_choice_is_checked():
     (_with('dvae', {'bottleneck': 'fsq'}), ['config.dvae.fsq_levels', '8,5,5,5']),
     (_with('dvae', {'bottleneck': 'fsq', 'fsq_levels': (4, 5)}), ['image_vocab_size is 8192', '(4, 5)', '20']),
     (_with('prior', {'attention_pattern': ('conv',)}), ['conv_kernel_size 11', '4 x 4']),
-    (_with('mesh', {'data': -1, 'fsdp': -1}), ['config.mesh', '-1']),
+    (_with('mesh', {'data': -1, 'tensor': -1}), ['config.mesh', '-1']),
     (_with('prior.image_loss_weight', -0.5), ['image_loss_weight', '-0.5']),
     (_with('prior', {'text_loss_weight': 0.0, 'image_loss_weight': 0.0}), ['config.prior.text_loss_weight', 'both']),
     ({'sampling': {'top_k': 9}, 'dvae': {'image_vocab_size': 8}}, ['config.sampling.top_k is 9', '8']),

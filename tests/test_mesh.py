@@ -70,6 +70,30 @@ def test_meshes_are_filled_up(given, expected):
   assert _sizes(make(hosts(1, 8), **dict(zip(meshes.AXES, given, strict=True)))) == expected
 
 
+@pytest.mark.parametrize(
+  ('count', 'given', 'expected'),
+  [
+    (8, {}, (1, 1, 8, 1)),
+    (512, {}, (1, 4, 128, 1)),  # 3968 is 2^7 x 31
+    (96, {}, (1, 3, 32, 1)),
+    (512, {'tensor': 2}, (1, 2, 128, 2)),
+    (512, {'dcn_data': 2}, (2, 2, 128, 1)),
+  ],
+)
+def test_where_data_and_fsdp_are_open_fsdp_takes_what_divides_the_model(count, given, expected):
+  model = Config.from_dict({'prior': {'num_heads': 62, 'embed_dim': 3968}})
+  assert _sizes(make(hosts(count // 4, 4), model, data=-1, fsdp=-1, **given)) == expected
+  assert _sizes(make(hosts(count // 4, 4), None, data=-1, fsdp=-1, **given))[1] == 1
+
+
+def test_data_and_fsdp_that_are_open_do_not_hide_what_does_not_fit():
+  assert _proposed(hosts(1, 8), None, data=-1, fsdp=-1, tensor=3)[0] == (1, 1, 8, 1)
+  assert _proposed(hosts(1, 8), None, data=-1, fsdp=-1, tensor=16)[0] == (1, 1, 8, 1)
+  for pair in ({'data': -1, 'tensor': -1}, {'data': -1, 'fsdp': -1, 'tensor': -1}):
+    with pytest.raises(ValueError, match=r'At most one axis of config\.mesh may be -1, or data and fsdp'):
+      MeshConfig(**pair)
+
+
 def test_one_device_makes_a_mesh_of_automatic_axes():
   for mesh in (make_mesh(), make_mesh(MeshConfig()), meshes.one_device_mesh()):
     assert _sizes(mesh) == (1, 1, 1, 1)

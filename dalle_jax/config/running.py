@@ -9,7 +9,10 @@ MOST = 1e6  # of temperatures, scales and waits, far from where 32 bits end
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Sizes of the device mesh's axes; one of them may be -1 and takes what is left."""
+  """Sizes of the device mesh's axes; one of them may be -1 and takes what is left.
+
+  Where `data` and `fsdp` both are -1, `fsdp` takes as much as divides the model's widths, and `data` the rest.
+  """
 
   dcn_data: int = 1  # slices of TPUs, or groups of other hosts, between which only gradients are summed
   data: int = -1  # splits the batch; parameters are copied
@@ -20,7 +23,11 @@ class MeshConfig:
     sizes = dataclasses.asdict(self)
     for name, value in sizes.items():
       require(value == -1 or value > 0, f'config.mesh.{name} is {value}; it must be -1 (what is left) or above 0.')
-    require(list(sizes.values()).count(-1) <= 1, f'At most one axis of config.mesh may be -1; given {sizes}.')
+    open_axes = [name for name, value in sizes.items() if value == -1]
+    require(
+      len(open_axes) <= 1 or open_axes == ['data', 'fsdp'],
+      f'At most one axis of config.mesh may be -1, or data and fsdp; given {sizes}.',
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from dalle_jax.planning.estimate import Estimate, exchange_seconds
 from dalle_jax.planning.hlo import Collective
 from dalle_jax.planning.report import MOST_COSTS, Report
 from dalle_jax.planning.topologies import Topology
-from dalle_jax.training.stages import training_of
+from dalle_jax.training import mesh_costs
+from dalle_jax.training.stages import make_task, training_of
 
 Tell = Callable[[str], None]
 
@@ -51,6 +52,8 @@ def fit_training(config: Config, stage: str, topology: Topology, efficiency: flo
   common = {'mesh': dict(mesh.shape), 'settings': settings_of(config, stage), 'num_steps': training.num_steps}
   if not devices:
     return _by_arithmetic(config, stage, topology, mesh, efficiency, common)
+  for line in mesh_costs.lines(make_task(config, stage), training, config, mesh):
+    tell(line)
   program = programs.training_program(config, stage, mesh)
   work = programs.training_work(config, stage)
   tell(f'compiling the {program.name} for {len(devices)} devices of {topology.name}')
