@@ -47,11 +47,11 @@ def main(action: str, argv: list[str]) -> int:
   if action != 'info' and _MODEL.value is None:
     raise ValueError(f'{action} needs --model=DIR, a model directory as training writes it (WORKDIR/model).')
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
-  from dalle_jax.pipeline import compress
-  from dalle_jax.pipeline.settings import CompressionSettings
+  from dalle_jax.jobs.compress import commands
+  from dalle_jax.sampling.draw_settings import CompressionSettings
 
   if action == 'info':
-    compress.info(*paths)
+    commands.info(*paths)
     return 0
   settings = CompressionSettings(
     coder=_CODER.value, batch_size=_BATCH_SIZE.value, verify=_VERIFY.value, lossy=_LOSSY.value, resize=_RESIZE.value,
@@ -59,11 +59,11 @@ def main(action: str, argv: list[str]) -> int:
   )  # fmt: skip
   doors.start_jax(distributed=False)
   if action == 'encode':
-    compress.encode(
+    commands.encode(
       _MODEL.value, *paths, settings, overwrite=_OVERWRITE.value, compare=_COMPARE.value, report=_REPORT.value
     )
   else:
-    compress.decode(_MODEL.value, *paths, recover=_RECOVER.value, overwrite=_OVERWRITE.value)
+    commands.decode(_MODEL.value, *paths, recover=_RECOVER.value, overwrite=_OVERWRITE.value)
   return 0
 
 

@@ -57,8 +57,8 @@ def _radii() -> tuple[float, ...]:
 
 def main(argv: list[str]) -> int:
   del argv
-  from dalle_jax.pipeline import evaluate
-  from dalle_jax.pipeline.evaluation_settings import Settings
+  from dalle_jax.jobs.evaluate import evaluation_run
+  from dalle_jax.jobs.evaluate.evaluation_settings import Settings
 
   settings = Settings(
     model=_MODEL.value,
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     blur_radii=_radii(),
   )
   doors.start_jax(distributed=False)
-  evaluate.evaluate(settings)
+  evaluation_run.evaluate(settings)
   return 0
 
 

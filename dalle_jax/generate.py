@@ -60,15 +60,15 @@ _GIVEN = ('mask', 'keep_top', *_BOXES, 'variation')
 
 def main(argv: list[str]) -> int:
   del argv
-  from dalle_jax.pipeline import again, codes
-  from dalle_jax.pipeline.settings import DrawSettings
+  from dalle_jax.jobs.draw import again, code_files
+  from dalle_jax.sampling.draw_settings import DrawSettings
 
   _check_flags()
   values = {name: flags.FLAGS[name].value for name in _SETTINGS}
   settings = DrawSettings(num_images=_num_images(), **values)
   if _ENCODE.value or _DECODE.value:
     doors.start_jax(distributed=False)
-    one = codes.encode if _ENCODE.value else codes.decode
+    one = code_files.encode if _ENCODE.value else code_files.decode
     for file in one(_MODEL.value, _IMAGE.value if _ENCODE.value else _DECODE.value, _OUT.value):
       print(file)
     return 0
@@ -110,13 +110,13 @@ def _check_flags() -> None:
 
 
 def _draw(settings: Any, given: Any) -> int:
-  from dalle_jax.pipeline import draw, write
+  from dalle_jax.jobs.draw import generation, text_samples
 
   named = _PROMPTS_FILE.value or any(_PROMPT.value)
-  prompts = draw.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if named else ['']
-  of_text = write.holds_text(_MODEL.value)
-  if not named and not of_text and not given and draw.takes_prompts(_MODEL.value):
-    prompts = draw.read_prompts(_PROMPT.value, '')  # which says what is missing
+  prompts = generation.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if named else ['']
+  of_text = text_samples.holds_text(_MODEL.value)
+  if not named and not of_text and not given and generation.takes_prompts(_MODEL.value):
+    prompts = generation.read_prompts(_PROMPT.value, '')  # which says what is missing
   doors.start_jax(distributed=False)
   if of_text:
     names = ('out', 'preview_every', 'reranker', 'image', 'truncate', 'guidance_scale', 'guidance_ramp')
@@ -124,9 +124,9 @@ def _draw(settings: Any, given: Any) -> int:
     ignored = [name for name in names if flags.FLAGS[name].present]
     if ignored:
       raise ValueError(f'{_MODEL.value} (--model) is a model of text; leave out --{", --".join(ignored)}.')
-    write.show(prompts, write.write(_MODEL.value, prompts, settings))
+    text_samples.show(prompts, text_samples.write(_MODEL.value, prompts, settings))
     return 0
-  files = draw.draw(
+  files = generation.draw(
     _MODEL.value, prompts, settings, out=_OUT.value, given=given, reranker=_RERANKER.value,
     preview_every=_PREVIEW_EVERY.value,
   )  # fmt: skip
@@ -146,7 +146,7 @@ def _given() -> Any:
     if found:
       raise ValueError(f'--{found[0]} says what stays of a picture; give the picture with --image.')
     return None
-  from dalle_jax.pipeline.given import Given
+  from dalle_jax.jobs.draw.given_picture import Given
 
   for name in _BOXES:
     try:

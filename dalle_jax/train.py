@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
   config = Config.from_dict(_CONFIG.value)  # refused before JAX starts
   doors.start_jax(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_HOSTS.value, _HOST_INDEX.value)
-  from dalle_jax.pipeline import run
+  from dalle_jax.jobs.train import run
 
   return run.main(config, _WORKDIR.value, _STOP_AFTER.value)
 

@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
   del argv
   layers, heads = numbers('--layers', _LAYERS.value), numbers('--heads', _HEADS.value)
   doors.start_jax(distributed=False)
-  from dalle_jax.pipeline import attention
+  from dalle_jax.jobs.study import attention_study
 
-  path = attention.show(
+  path = attention_study.show(
     _MODEL.value, _PROMPT.value, out=_OUT.value, image=_IMAGE.value, num_images=_NUM_IMAGES.value, seed=_SEED.value,
     temperature=_TEMPERATURE.value, top_k=_TOP_K.value, layers=layers, heads=heads, truncate=_TRUNCATE.value,
     continuation=_CONTINUATION.value,

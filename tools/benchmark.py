@@ -67,7 +67,7 @@ def training_step(config: Any, stage: str, mesh: Any) -> tuple[Callable[[], Any]
 
   from dalle_jax import sharding
   from dalle_jax.training.optimizer import make_optimizer
-  from dalle_jax.training.stages import make_task, training_of
+  from dalle_jax.training.stage_tasks import make_task, training_of
   from dalle_jax.training.state import create_state
   from dalle_jax.training.step import make_train_step
 
@@ -94,7 +94,7 @@ def drawing(config: Any, mesh: Any) -> tuple[Callable[[], Any], int, int]:
 
   from dalle_jax.bundle import init_params
   from dalle_jax.factory import make_dvae, make_prior
-  from dalle_jax.sampling.generate import Sampler
+  from dalle_jax.sampling.sampler import Sampler
 
   vocab_size = config.tokenizer.vocab_size
   params = jax.jit(lambda: nn.unbox(init_params(config, vocab_size)))()

@@ -88,8 +88,8 @@ def parse(config: str, fixed: list[str], overrides: Mapping[str, str]) -> Any:
 def sweep() -> int:
   if _CONFIG.value is None or not _OUT.value:
     raise ValueError('sweep needs --config=FILE and --out=DIRECTORY.')
-  from dalle_jax.pipeline import ladder
-  from dalle_jax.pipeline import sweep as sweeping
+  from dalle_jax.jobs.study import ladder
+  from dalle_jax.jobs.study import sweep as sweeping
   from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted
 
   config, fixed = fixed_arguments()
@@ -126,28 +126,28 @@ def after_sweep(subject: str) -> int:
   if subject == 'plan' and _COMPUTE.value is None:
     raise ValueError('plan needs --compute=FLOPS, such as 1e15.')
   from dalle_jax.evaluation import scaling_fits
-  from dalle_jax.pipeline import scaling
+  from dalle_jax.jobs.study import scaling_study
 
   path, coverage = Path(_RESULTS.value), _COVERAGE.value
-  table, left_out = scaling.load(path, _PARAMS.value)
+  table, left_out = scaling_study.load(path, _PARAMS.value)
   for line in left_out:
     print(line)
   if subject == 'fit':
-    found = scaling.fit(table, coverage, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
-    print(scaling.report(*found, table, coverage))
-    out = (path if path.is_dir() else path.parent) / scaling.FITS
-    scaling.write(out, *found, coverage)
+    found = scaling_study.fit(table, coverage, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
+    print(scaling_study.report(*found, table, coverage))
+    out = (path if path.is_dir() else path.parent) / scaling_study.FITS
+    scaling_study.write(out, *found, coverage)
     print(out)
     return 0
   fits, missing = scaling_fits.fit_laws(table, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
   if subject == 'plot':
-    scaling.plot(table, fits, coverage, Path(_OUT.value))
+    scaling_study.plot(table, fits, coverage, Path(_OUT.value))
     print(_OUT.value)
     return 0
   if 'L(N, D)' not in fits:
     raise ValueError('\n'.join(['No plan without the law of size and data.', *missing]))
   found = scaling_fits.plan(table, fits['L(N, D)'], _COMPUTE.value, coverage)
-  print(scaling.describe_plan(found, table.unit, coverage))
+  print(scaling_study.describe_plan(found, table.unit, coverage))
   for warning in fits['L(N, D)'].warnings:
     print(f'warning: L(N, D): {warning}')
   return 0

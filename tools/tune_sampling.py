@@ -55,16 +55,16 @@ def _numbers(action: str) -> dict[str, list[Any]]:
 
 def main(action: str, argv: list[str]) -> int:
   del argv
-  from dalle_jax.pipeline import outputs
+  from dalle_jax import files
 
   values, out = _numbers(action), Path(_OUT.value)
   if out.suffix != '.json':
     raise ValueError(f'--out={out} must end in .json.')
   if _MOST.value < 1:
     raise ValueError(f'--most is {_MOST.value}; it must be at least 1.')
-  outputs.check_out(out)
+  files.check_out(out)
   doors.start_jax(distributed=False)
-  from dalle_jax.pipeline import tuning
+  from dalle_jax.jobs.study import tuning
 
   model, prompts = tuning.prepare(_MODEL.value, _DATA_DIR.value, _NUM_PROMPTS.value)
   facts = {'model': model.info.get('params', ''), 'seed': _SEED.value, 'num_prompts': _NUM_PROMPTS.value}
@@ -78,14 +78,14 @@ def main(action: str, argv: list[str]) -> int:
 
 
 def _candidates(model: Any, prompts: Any, values: dict[str, Any]) -> dict[str, Any]:
-  from dalle_jax.pipeline import tuning
-  from dalle_jax.pipeline.settings import DrawSettings
+  from dalle_jax.jobs.study import tuning
   from dalle_jax.reporting import curves
   from dalle_jax.reporting.sheets import write_whole
+  from dalle_jax.sampling.draw_settings import DrawSettings
 
   ranker = None
   if _RERANKER.value:
-    from dalle_jax.pipeline import ranker as rankers
+    from dalle_jax.jobs import ranker as rankers
 
     ranker = rankers.load(_RERANKER.value, model.mesh)
   ranks = _RANKS.value or tuning.possible_ranks(model, ranker)

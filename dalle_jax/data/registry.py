@@ -11,7 +11,7 @@ from dalle_jax.config import DataConfig
 from dalle_jax.data import folder, tfds_source
 
 if TYPE_CHECKING:  # importing Grain takes a second
-  from dalle_jax.data.pipeline import Source
+  from dalle_jax.data.batches import Source
 
 # Called with (done, total) while a data set is made or checked.
 Progress = Callable[[int, int], None]
@@ -135,5 +135,5 @@ SOURCES: dict[str, Callable[[DataConfig, Path, Progress | None], Dataset]] = {
   'captioned_shapes': _captioned_shapes,
   'folder': _folder,
   'tfds': _tfds,
-  'text': _text,  # `data.text` reads it
+  'text': _text,  # `data.corpus` reads it
 }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dalle_jax.evaluation.text import mean_and_stderr
+from dalle_jax.evaluation.sequence_likelihood import mean_and_stderr
 
 
 class Figure(NamedTuple):

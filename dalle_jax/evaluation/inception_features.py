@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
-from dalle_jax.evaluation.batches import in_batches
+from dalle_jax.evaluation.row_batches import in_batches
 from dalle_jax.models.inception import Inception, prepare
 
 
@@ -15,7 +15,7 @@ class InceptionFeatures:
   """uint8 [N, H, W, 3] of any size to float32 [N, 2048]."""
 
   def __init__(self, params: Any, mesh: Mesh, batch_size: int):
-    """`params` as `importing.inception` reads them; `batch_size` pictures are computed at a time."""
+    """`params` as `importing.inception_weights` reads them; `batch_size` pictures are computed at a time."""
     self._params = jax.device_put(params, sharding.replicated(mesh))
     self._mesh, self._batch_size = mesh, batch_size
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax.evaluation.batches import in_batches
+from dalle_jax.evaluation.row_batches import in_batches
 from dalle_jax.models import bottleneck
 from dalle_jax.models.dvae import Dvae
 

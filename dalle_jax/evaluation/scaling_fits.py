@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dalle_jax.evaluation import scaling
-from dalle_jax.evaluation.scaling import Fit, Law
+from dalle_jax.evaluation import scaling_laws
+from dalle_jax.evaluation.scaling_laws import Fit, Law
 from dalle_jax.evaluation.scaling_runs import Run, frontier
 
 COUNTS = {'non_embedding': 'num_non_embedding', 'total': 'num_params'}  # what N counts
@@ -86,7 +86,7 @@ def fit_laws(table: Table, num_samples: int = 1_000, seed: int = 0) -> tuple[dic
   fits, missing = {}, []
   for name, (inputs, values, rows, chosen) in recipes.items():
     try:
-      fits[name] = scaling.fit(inputs, values, rows.losses, num_samples=num_samples, seed=seed, chosen=chosen)
+      fits[name] = scaling_laws.fit(inputs, values, rows.losses, num_samples=num_samples, seed=seed, chosen=chosen)
     except ValueError as error:
       missing.append(f'{name} is not fitted: {error}')
   return fits, missing
@@ -107,13 +107,13 @@ def extrapolate(table: Table, coverage: float, num_samples: int = 1_000, seed: i
   """
   last = int(np.argmax(table.flops))
   rest = table.where(np.arange(len(table.losses)) != last)
-  fitted = scaling.fit(('N', 'D'), rest.sizes_and_tokens, rest.losses, num_samples=num_samples, seed=seed)
+  fitted = scaling_laws.fit(('N', 'D'), rest.sizes_and_tokens, rest.losses, num_samples=num_samples, seed=seed)
   point = table.sizes_and_tokens[:, last, None]
   return Extrapolation(
     name=table.names[last],
     seen=float(table.losses[last]),
     predicted=float(fitted.law(point)[0]),
-    interval=scaling.percentiles(fitted.samples(point)[:, 0], coverage),
+    interval=scaling_laws.percentiles(fitted.samples(point)[:, 0], coverage),
     factor=float(table.flops[last] / rest.flops.max()),
   )
 
@@ -164,7 +164,7 @@ def plan(table: Table, fitted: Fit, compute: float, coverage: float) -> Plan:
   laws = (Law(*parts) for parts in zip(samples.entropy, samples.log_coefficients, samples.exponents, strict=True))
   found = np.array([allocate(law, compute, per_token) for law in laws])
   params, tokens, loss = (
-    (value, *scaling.percentiles(column, coverage)) for value, column in zip(best, found.T, strict=True)
+    (value, *scaling_laws.percentiles(column, coverage)) for value, column in zip(best, found.T, strict=True)
   )
   edge = np.mean((found[:, 0] <= _SIZES[1]) | (found[:, 0] >= _SIZES[-2]))
   return Plan(compute, params, tokens, loss, float(np.log10(compute / table.flops.max())), _notes(table, best, edge))
@@ -188,7 +188,7 @@ def as_json(
 
   def one(fitted: Fit) -> dict[str, Any]:
     values = {
-      name: {'value': value, 'interval': scaling.percentiles(samples, coverage)}
+      name: {'value': value, 'interval': scaling_laws.percentiles(samples, coverage)}
       for name, (value, samples) in fitted.parameters().items()
     }
     names = ('num_runs', 'decades', 'pure_exponent', 'threshold', 'gradient_norm', 'warnings')

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax.evaluation.batches import Progress, in_batches
+from dalle_jax.evaluation.row_batches import Progress, in_batches
 from dalle_jax.models.sequence import SequenceModel, token_nll
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dalle_jax.evaluation.text import context_lengths, mean_and_stderr, perplexity
+from dalle_jax.evaluation.sequence_likelihood import context_lengths, mean_and_stderr, perplexity
 
 
 def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[str, float]:

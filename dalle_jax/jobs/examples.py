@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import sharding
 from dalle_jax.config import Config
-from dalle_jax.data.pipeline import Preprocess, Source
+from dalle_jax.data.batches import Preprocess, Source
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import PAD, Tokenizer
 

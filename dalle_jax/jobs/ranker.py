@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from dalle_jax import bundle
 from dalle_jax.bundle import Bundle
 from dalle_jax.data.crops import fit_bicubic
-from dalle_jax.evaluation.batches import in_batches
+from dalle_jax.evaluation.row_batches import in_batches
 
 
 class Ranker:

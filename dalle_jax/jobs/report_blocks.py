@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.evaluation import text as evaluation
-from dalle_jax.pipeline import examples
-from dalle_jax.pipeline.sheets import Drawn
+from dalle_jax.evaluation import sequence_likelihood as evaluation
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.train.sheet_hooks import Drawn
 from dalle_jax.reporting import codebook as codebook_page
-from dalle_jax.reporting import gallery, likelihood
+from dalle_jax.reporting import gallery, likelihood_maps
 
 Block = tuple[str, str]  # title and HTML
 
@@ -112,7 +112,7 @@ def blocks(
     scores = -part[..., model.text_length :].sum(axis=-1)
     shown.append((group.title, _samples(group, scores)))
     readings += _drawn_readings(model, tokenizer, group, part, -(-NUM_READINGS // len(groups)))
-  return [*shown, ('Likelihood of tokens', likelihood.maps(readings))]
+  return [*shown, ('Likelihood of tokens', likelihood_maps.maps(readings))]
 
 
 def _samples(group: Group, scores: np.ndarray) -> str:
@@ -125,7 +125,7 @@ def _samples(group: Group, scores: np.ndarray) -> str:
 
 def _held_out_readings(
   model: Any, tokenizer: Tokenizer | None, given: HeldOut, nats: np.ndarray
-) -> list[likelihood.Reading]:
+) -> list[likelihood_maps.Reading]:
   return [
     _reading(model, tokenizer, f'{given.title} {i + 1}', given.images[i], given.text[i], nats[i])
     for i in range(len(nats))
@@ -134,7 +134,7 @@ def _held_out_readings(
 
 def _drawn_readings(
   model: Any, tokenizer: Tokenizer | None, group: Group, nats: np.ndarray, count: int
-) -> list[likelihood.Reading]:
+) -> list[likelihood_maps.Reading]:
   """Of the first image of each of the first prompts, or, without prompts, of the first images."""
   places = [(p, i) for i in range(nats.shape[1]) for p in range(len(nats))][:count]
   text, images = group.drawn.text, group.drawn.images
@@ -152,7 +152,7 @@ def _reading(
   image: np.ndarray,
   text: np.ndarray,
   nats: np.ndarray,
-) -> likelihood.Reading:
+) -> likelihood_maps.Reading:
   pieces = examples.caption_pieces(tokenizer, text) if tokenizer else []
   grid = nats[model.text_length :].reshape(model.grid_size, model.grid_size)
-  return likelihood.Reading(title, image, grid, list(zip(pieces, nats.tolist(), strict=False)))
+  return likelihood_maps.Reading(title, image, grid, list(zip(pieces, nats.tolist(), strict=False)))

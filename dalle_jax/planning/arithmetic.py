@@ -19,7 +19,7 @@ from dalle_jax.planning.programs import Work, leaf_bytes, shard_bytes, training_
 from dalle_jax.planning.topologies import Topology
 from dalle_jax.training import flops
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.stages import batch_shapes, make_task, training_of
+from dalle_jax.training.stage_tasks import batch_shapes, make_task, training_of
 from dalle_jax.training.state import TrainState, boxed_state, place
 
 # Of the peak, what matrix products reach: GPUs training large transformers had 0.4 to 0.57 with all else included

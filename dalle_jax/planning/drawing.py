@@ -12,8 +12,8 @@ from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.planning.programs import Program, Work
-from dalle_jax.sampling.generate import jitted_programs, setting_numbers
 from dalle_jax.sampling.memory import fitting_batch
+from dalle_jax.sampling.sampler import jitted_programs, setting_numbers
 from dalle_jax.training import flops
 from dalle_jax.training.tasks.codes import init_dvae
 

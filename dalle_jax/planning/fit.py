@@ -15,7 +15,7 @@ from dalle_jax.planning.hlo import Collective
 from dalle_jax.planning.report import MOST_COSTS, Report
 from dalle_jax.planning.topologies import Topology
 from dalle_jax.training import mesh_costs
-from dalle_jax.training.stages import make_task, training_of
+from dalle_jax.training.stage_tasks import make_task, training_of
 
 Tell = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.training import flops
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.stages import batch_shapes, make_task, stages_of, tokens_per_example, training_of
+from dalle_jax.training.stage_tasks import batch_shapes, make_task, stages_of, tokens_per_example, training_of
 from dalle_jax.training.state import abstract_state
 from dalle_jax.training.step import make_train_step
 

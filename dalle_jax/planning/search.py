@@ -13,7 +13,7 @@ from dalle_jax.mesh import factorings, heads_and_widths
 from dalle_jax.planning import arithmetic, fit, programs
 from dalle_jax.planning.report import Report
 from dalle_jax.planning.topologies import Topology
-from dalle_jax.training.stages import training_of
+from dalle_jax.training.stage_tasks import training_of
 
 MOST_PARTS = 16  # into which a batch is cut
 MOST_SHOWN = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle_jax.training import metrics
+from dalle_jax.training import metrics_log
 
 Series = tuple[np.ndarray, np.ndarray]  # steps int64 [N] and values float64 [N]
 
@@ -32,7 +32,7 @@ def read_metrics(path: Path) -> dict[str, Series]:
   step was logged twice the later line holds.
   """
   found: dict[str, dict[int, float]] = {}
-  for line in metrics.read_metrics(path):
+  for line in metrics_log.read_metrics(path):
     for name, value in line.items():
       if name not in ('step', 'time'):
         found.setdefault(name, {})[line['step']] = np.nan if value is None else value
@@ -70,7 +70,7 @@ def curve_svg(
 def context_svg(series: Mapping[str, Series], title: str = CONTEXT_TITLE) -> str:
   """Bits per token over the number of tokens given.
 
-  `evaluation.text.by_context` measures them for the same tokens, and `evaluation.image_tokens.by_position`, under
+  `evaluation.sequence_likelihood.by_context` measures them for the same tokens, and `evaluation.token_likelihood.by_position`, under
   POSITION_TITLE, for those that have so many before them.
 
   Args:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dalle_jax.reporting import curves as curves_lib
 from dalle_jax.reporting.sheets import RIGHT, WRONG, encode_png, write_whole
-from dalle_jax.training.metrics import FILE_NAME
+from dalle_jax.training.metrics_log import FILE_NAME
 
 
 class Curve(NamedTuple):

@@ -17,7 +17,7 @@ from dalle_jax.training.checkpoint import Checkpoints, Restored
 from dalle_jax.training.clock import IntervalClock
 from dalle_jax.training.feed import Batches, Feed
 from dalle_jax.training.flops import step_flops
-from dalle_jax.training.metrics import make_writer
+from dalle_jax.training.metrics_log import make_writer
 from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.profile import Profiler

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from absl import logging
 
+from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.image import encode_png
-from dalle_jax.data.pipeline import Batches, Preprocess
 from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.data.wrong_captions import WrongCaptions
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dalle_jax.evaluation import attention
+from dalle_jax.evaluation import attention_weights
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.language import TransformerLanguageModel
 from dalle_jax.models.ngram import Ngram
@@ -61,7 +61,7 @@ def test_weights_sum_to_one_within_the_pattern_and_logits_are_the_models(name):
   params = _params(model)
   tokens = _stream(model) if isinstance(model, Prior) else np.array([1, 0, 6, 5, 5, 2, 3])
   count, heads = model.transformer.shape.num_layers, (0, 1)
-  logits, found = attention.capture(model, params, tokens, range(count), heads)
+  logits, found = attention_weights.capture(model, params, tokens, range(count), heads)
   expected = jax.jit(model.logits)(params, tokens[None])[0]
   np.testing.assert_allclose(logits, expected, atol=2e-4, rtol=2e-4)
   size = len(tokens)
@@ -79,8 +79,8 @@ def test_weights_sum_to_one_within_the_pattern_and_logits_are_the_models(name):
 def test_only_what_is_asked_for_is_kept_and_the_mean_is_over_all():
   model = MODELS['full']
   params = _params(model)
-  _, everything = attention.capture(model, params, _stream(model), (0, 1, 2), (0, 1))
-  _, some = attention.capture(model, params, _stream(model), (2,), (1,))
+  _, everything = attention_weights.capture(model, params, _stream(model), (0, 1, 2), (0, 1))
+  _, some = attention_weights.capture(model, params, _stream(model), (2,), (1,))
   assert list(some.layers) == [2] and list(some.heads) == [(2, 1)]
   np.testing.assert_array_equal(some.heads[2, 1], everything.heads[2, 1])
   np.testing.assert_allclose(some.mean, everything.mean, atol=1e-6)
@@ -89,7 +89,7 @@ def test_only_what_is_asked_for_is_kept_and_the_mean_is_over_all():
 def test_sequences_that_training_computes_in_blocks_are_observed_all_the_same():
   model = _prior(SHAPE, grid=17)  # 293 slots, more than sparse_attention.SHORT
   params, tokens = _params(model, 0.3), _stream(model)
-  logits, found = attention.capture(model, params, tokens, (0,), (0,))
+  logits, found = attention_weights.capture(model, params, tokens, (0,), (0,))
   np.testing.assert_allclose(logits, jax.jit(model.logits)(params, tokens[None])[0], atol=5e-4, rtol=5e-4)
   np.testing.assert_array_equal(found.heads[0, 0] > 0, Pattern('row', TEXT, 17).mask())
 
@@ -97,7 +97,7 @@ def test_sequences_that_training_computes_in_blocks_are_observed_all_the_same():
 def test_certainty_by_hand():
   logits = np.log(np.array([[0.5, 0.25, 0.25, 1e-300], [0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1]]))
   logits[0, 3], logits[2] = -np.inf, 3.0
-  found = attention.certainty(logits, np.array([1, 0, 3]))
+  found = attention_weights.certainty(logits, np.array([1, 0, 3]))
   np.testing.assert_allclose(found.probability, [0.25, 0.1, 0.25], rtol=1e-5)
   entropy = [1.5, -sum(p * np.log2(p) for p in (0.1, 0.2, 0.3, 0.4)), 2]
   np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5)
@@ -107,10 +107,10 @@ def test_certainty_by_hand():
 def test_maps_put_weights_where_the_tokens_are():
   rng = np.random.default_rng(2)
   weights = rng.random((TEXT + GRID**2,) * 2)
-  maps = attention.image_maps(weights, [[1], [2, 3]], TEXT, GRID)
+  maps = attention_weights.image_maps(weights, [[1], [2, 3]], TEXT, GRID)
   assert maps.shape == (2, GRID, GRID)
   assert maps[0, 1, 2] == weights[TEXT + 5, 1] and maps[1, 2, 0] == weights[TEXT + 6, 2] + weights[TEXT + 6, 3]
-  place = attention.image_map(weights[-1], TEXT, GRID)
+  place = attention_weights.image_map(weights[-1], TEXT, GRID)
   assert place[0, 0] == weights[-1, TEXT + 1]  # the slot after start-of-image holds token 0
   assert place[2, 1] == weights[-1, -1] and place[2, 2] == 0
 
@@ -125,11 +125,11 @@ def test_offsets_by_brute_force_show_the_patterns():
       if up >= 0:
         sums[GRID - 1 - up, GRID - 1 + aside] += weights[TEXT + query, TEXT + key]
         counts[GRID - 1 - up, GRID - 1 + aside] += 1
-  np.testing.assert_allclose(attention.by_offset(weights, TEXT, GRID), sums / counts)
+  np.testing.assert_allclose(attention_weights.by_offset(weights, TEXT, GRID), sums / counts)
   column = Pattern('column', TEXT, GRID).mask().astype(float)
-  np.testing.assert_array_equal(attention.by_offset(column, TEXT, GRID) > 0, np.arange(5) == [[2]] * 3)
+  np.testing.assert_array_equal(attention_weights.by_offset(column, TEXT, GRID) > 0, np.arange(5) == [[2]] * 3)
 
 
 def test_models_without_attention_are_known():
-  assert attention.has_attention(MODELS['text']) and attention.has_attention(MODELS['full'])
-  assert not attention.has_attention(Ngram(7, 9, 3))
+  assert attention_weights.has_attention(MODELS['text']) and attention_weights.has_attention(MODELS['full'])
+  assert not attention_weights.has_attention(Ngram(7, 9, 3))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.config import MeshConfig
-from dalle_jax.evaluation.batches import in_batches
+from dalle_jax.evaluation.row_batches import in_batches
 from dalle_jax.sharding import make_mesh
 
 

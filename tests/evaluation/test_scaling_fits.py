@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from dalle_jax.evaluation import scaling, scaling_fits
-from dalle_jax.evaluation.scaling import Law
+from dalle_jax.evaluation import scaling_fits, scaling_laws
 from dalle_jax.evaluation.scaling_fits import Table
+from dalle_jax.evaluation.scaling_laws import Law
 
 LAW = Law(np.array(1.2), np.log([20.0, 60.0]), np.array([0.35, 0.3]))
 
@@ -85,7 +85,7 @@ def test_the_largest_run_is_predicted_from_the_others():
 
 def test_a_plan_holds_the_truth_and_says_how_far_it_reaches():
   table = ladder()
-  fitted = scaling.fit(('N', 'D'), table.sizes_and_tokens, table.losses, num_samples=300)
+  fitted = scaling_laws.fit(('N', 'D'), table.sizes_and_tokens, table.losses, num_samples=300)
   found = scaling_fits.plan(table, fitted, 6e15, 0.9)
   for (value, low, high), truth in zip((found.params, found.tokens), closed_form(6e15), strict=True):
     assert low <= value <= high and low <= truth <= high

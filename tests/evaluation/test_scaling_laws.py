@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from dalle_jax.evaluation import scaling
-from dalle_jax.evaluation.scaling import Law
+from dalle_jax.evaluation import scaling_laws
+from dalle_jax.evaluation.scaling_laws import Law
 
 CHINCHILLA = {'E': 1.69, 'A_N': 406.4, 'alpha_N': 0.34, 'A_D': 410.7, 'alpha_D': 0.28}  # Hoffmann et al. 2022, D.3
 
@@ -25,7 +25,7 @@ def noisy(losses, seed, noise=0.003):
 def covers(fitted, truth, coverage):
   found = {}
   for name, (_, samples) in fitted.parameters().items():
-    low, high = scaling.percentiles(samples, coverage)
+    low, high = scaling_laws.percentiles(samples, coverage)
     found[name] = low <= truth[name] <= high
   return found
 
@@ -45,22 +45,22 @@ def test_projection_is_nonnegative_least_squares(num_inputs):
   logs, losses = rng.uniform(-2, 2, (num_inputs, 9)), rng.uniform(1, 3, 9)
   weights = rng.integers(0, 3, (4, 9)).astype(float)
   exponents = rng.uniform(0.1, 1.5, (4, 5, num_inputs))
-  errors, linear = scaling.project(exponents, logs, losses, weights)
+  errors, linear = scaling_laws.project(exponents, logs, losses, weights)
   for r, g in itertools.product(range(4), range(5)):
     columns = np.stack([np.ones(9), *np.exp(-exponents[r, g][:, None] * logs)], axis=1) / losses[:, None]
     root = np.sqrt(weights[r])
     expected, norm = optimize.nnls(root[:, None] * columns, root)
     np.testing.assert_allclose(linear[r, g], expected, atol=1e-7)
     np.testing.assert_allclose(errors[r, g], norm**2, atol=1e-9)
-  shared, _ = scaling.project(exponents[:1], logs, losses, weights)
+  shared, _ = scaling_laws.project(exponents[:1], logs, losses, weights)
   np.testing.assert_allclose(shared[0], errors[0])
 
 
 def test_the_gradient_of_the_huber_loss_is_exact_on_both_sides_of_its_threshold():
   logs = np.array([[-1.0, 0.0, 0.5, 2.0], [0.3, -0.6, 1.0, -1.0]])
   theta, targets = np.array([0.1, -0.5, 0.2, 0.4, 0.7]), np.array([0.9, 1.2, 1.0, 3.0])
-  value, gradient = scaling.huber(theta, logs, targets, 0.5)
-  numeric = optimize.approx_fprime(theta, lambda t: scaling.huber(t, logs, targets, 0.5)[0], 1e-7)
+  value, gradient = scaling_laws.huber(theta, logs, targets, 0.5)
+  numeric = optimize.approx_fprime(theta, lambda t: scaling_laws.huber(t, logs, targets, 0.5)[0], 1e-7)
   np.testing.assert_allclose(gradient, numeric, rtol=1e-5)
   law = np.log(np.exp(0.1) + np.exp(-0.5 - 0.4 * logs[0]) + np.exp(0.2 - 0.7 * logs[1]))
   u = np.abs(law - targets) / 0.5
@@ -72,11 +72,11 @@ def test_the_gradient_of_the_huber_loss_is_exact_on_both_sides_of_its_threshold(
 def test_a_law_without_noise_is_found_exactly(entropy, exponent, scale):
   inputs = np.geomspace(scale, 1e4 * scale, 10)[None]
   losses = entropy + (inputs[0] / scale) ** -exponent
-  fitted = scaling.fit(['C'], inputs, losses, num_samples=20)
+  fitted = scaling_laws.fit(['C'], inputs, losses, num_samples=20)
   assert fitted.law.exponents[0] == pytest.approx(exponent, rel=2e-3)
   assert fitted.law.entropy == pytest.approx(entropy, abs=2e-3)
   np.testing.assert_allclose(fitted.law(inputs), losses, rtol=1e-5)
-  assert fitted.gradient_norm < scaling.MAX_GRADIENT
+  assert fitted.gradient_norm < scaling_laws.MAX_GRADIENT
   if entropy == 0:
     assert fitted.pure_exponent == pytest.approx(exponent, rel=1e-9)
   else:
@@ -85,14 +85,14 @@ def test_a_law_without_noise_is_found_exactly(entropy, exponent, scale):
 
 def test_published_constants_are_recovered_from_losses_made_with_them():
   inputs = grid(np.geomspace(5e7, 1.6e10, 9), np.geomspace(5e9, 5e11, 6))
-  fitted = scaling.fit(['N', 'D'], inputs, noisy(chinchilla(inputs), seed=1))
+  fitted = scaling_laws.fit(['N', 'D'], inputs, noisy(chinchilla(inputs), seed=1))
   assert all(covers(fitted, CHINCHILLA, 0.9).values())
   for name, value in (('E', 0.03), ('alpha_N', 0.02), ('alpha_D', 0.02)):
-    low, high = scaling.percentiles(fitted.parameters()[name][1], 0.9)
+    low, high = scaling_laws.percentiles(fitted.parameters()[name][1], 0.9)
     assert high - low < 2 * value  # the intervals say something
   assert fitted.warnings == ()
   assert 0.003 < fitted.threshold < 0.02  # three times the noise
-  other = scaling.fit(['N', 'D'], inputs, noisy(chinchilla(inputs), seed=1), num_samples=2, threshold=1e-3)
+  other = scaling_laws.fit(['N', 'D'], inputs, noisy(chinchilla(inputs), seed=1), num_samples=2, threshold=1e-3)
   assert other.threshold == 1e-3 and other.law.entropy != fitted.law.entropy
 
 
@@ -100,17 +100,17 @@ def test_an_outlier_moves_the_fit_less_than_least_squares():
   inputs = np.geomspace(1e10, 1e14, 12)[None]
   losses = noisy(2 + (inputs[0] / 1e10) ** -0.16, seed=3)
   losses[5] *= 1.05
-  fitted = scaling.fit(['C'], inputs, losses)
+  fitted = scaling_laws.fit(['C'], inputs, losses)
   pulled = optimize.curve_fit(lambda x, e, a, k: e + a * x**-k, inputs[0] / 1e12, losses, (2, 1, 0.16))[0][2]
   assert abs(fitted.law.exponents[0] - 0.16) < abs(pulled - 0.16)  # least squares
-  low, high = scaling.percentiles(fitted.samples.exponents[:, 0], 0.9)
+  low, high = scaling_laws.percentiles(fitted.samples.exponents[:, 0], 0.9)
   assert low < 0.16 < high and high - low < 0.16
 
 
 def test_the_same_seed_gives_the_same_intervals():
   inputs = np.geomspace(1e4, 1e7, 8)[None]
   losses = noisy(1 + 9 / inputs[0] ** 0.3, seed=0)
-  one, same, other = (scaling.fit(['N'], inputs, losses, num_samples=50, seed=seed) for seed in (0, 0, 1))
+  one, same, other = (scaling_laws.fit(['N'], inputs, losses, num_samples=50, seed=seed) for seed in (0, 0, 1))
   assert (one.samples.exponents == same.samples.exponents).all()
   assert (one.samples.exponents != other.samples.exponents).any()
   assert one.law.exponents == other.law.exponents
@@ -126,7 +126,7 @@ def test_only_chosen_runs_are_fitted_and_resamples_choose_anew():
     asked.append(held)
     return held & (np.arange(12) % 4 != 0)
 
-  fitted = scaling.fit(['N'], inputs, losses, num_samples=30, chosen=chosen)
+  fitted = scaling_laws.fit(['N'], inputs, losses, num_samples=30, chosen=chosen)
   assert fitted.num_runs == 9
   assert fitted.law.exponents[0] == pytest.approx(0.3, rel=1e-3)
   assert len(asked) == 31 and 0 < sum(held.all() for held in asked) < 31
@@ -143,21 +143,21 @@ def test_only_chosen_runs_are_fitted_and_resamples_choose_anew():
   ],
 )
 def test_what_speaks_against_a_fit_is_said(inputs, losses, words):
-  fitted = scaling.fit(['N'], inputs[None], losses(inputs), num_samples=20)
+  fitted = scaling_laws.fit(['N'], inputs[None], losses(inputs), num_samples=20)
   assert any(words in warning for warning in fitted.warnings), fitted.warnings
 
 
 def test_too_little_is_refused():
   with pytest.raises(ValueError, match='needs runs at three different N or more; given 2'):
-    scaling.fit(['N'], np.array([[1.0, 2.0] * 3]), np.ones(6))
+    scaling_laws.fit(['N'], np.array([[1.0, 2.0] * 3]), np.ones(6))
   with pytest.raises(ValueError, match='needs 6 runs or more; given 4'):
-    scaling.fit(['N', 'D'], np.arange(1.0, 9).reshape(2, 4), np.ones(4))
+    scaling_laws.fit(['N', 'D'], np.arange(1.0, 9).reshape(2, 4), np.ones(4))
 
 
 def test_intervals_hold_their_share():
   samples = np.arange(101.0)
-  assert scaling.percentiles(samples, 0.9) == (5.0, 95.0)
-  assert scaling.percentiles(np.append(samples, np.inf), 0.5)[1] < np.inf
+  assert scaling_laws.percentiles(samples, 0.9) == (5.0, 95.0)
+  assert scaling_laws.percentiles(np.append(samples, np.inf), 0.5)[1] < np.inf
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
   inputs = grid(np.geomspace(1e4, 1e6, 6), np.geomspace(1e5, 1e7, 4))
   truth = {'E': 1.2, 'A_N': 20.0, 'alpha_N': 0.35, 'A_D': 60.0, 'alpha_D': 0.35}
   losses = 1.2 + 20 / inputs[0] ** 0.35 + 60 / inputs[1] ** 0.35
-  hits = [covers(scaling.fit(['N', 'D'], inputs, noisy(losses, seed)), truth, 0.9) for seed in range(60)]
+  hits = [covers(scaling_laws.fit(['N', 'D'], inputs, noisy(losses, seed)), truth, 0.9) for seed in range(60)]
   for name in truth:
     share = np.mean([hit[name] for hit in hits])
     print(name, share)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.config import MeshConfig
-from dalle_jax.evaluation import text
+from dalle_jax.evaluation import sequence_likelihood
 from dalle_jax.models.ngram import Ngram
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training import ngram_counts
@@ -43,35 +43,35 @@ def test_nats_are_those_of_the_logits_whatever_the_batch(mesh, table, tokens):
   expected = -np.take_along_axis(logits, rows[..., None], -1)[..., 0]
   done = []
   for size in (1, 2, 5, 64):
-    found = text.nats(MODEL, table, rows, mesh, size, lambda *now: done.append(now))
+    found = sequence_likelihood.nats(MODEL, table, rows, mesh, size, lambda *now: done.append(now))
     np.testing.assert_allclose(found, expected, atol=1e-6)
   assert done[:5] == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)] and done[-1] == (5, 5)
 
 
 def test_figures_are_in_bits_of_tokens_and_bytes():
   found = np.log(2) * np.array([[1.0, 3.0], [2.0, 2.0], [4.0, 0.0]])
-  figures = text.summarize(found, num_bytes=24)
+  figures = sequence_likelihood.summarize(found, num_bytes=24)
   assert figures['bits_per_token'] == pytest.approx(2) and figures['bits_per_token_stderr'] == pytest.approx(0)
   assert figures['bits_per_byte'] == pytest.approx(12 / 24) and figures['perplexity'] == pytest.approx(4)
   assert (figures['num_tokens'], figures['num_bytes']) == (6, 24)
-  impossible = text.summarize(np.array([[1.0, np.inf], [1.0, 1.0]]), 2)
+  impossible = sequence_likelihood.summarize(np.array([[1.0, np.inf], [1.0, 1.0]]), 2)
   assert {impossible[name] for name in ('perplexity', 'bits_per_token', 'bits_per_token_stderr')} == {math.inf}
 
 
 def test_lengths_of_context_reach_the_whole_sequence():
-  assert text.context_lengths(16) == [0, 1, 2, 3, 4, 6, 8, 12, 15]
-  assert text.context_lengths(2) == [0, 1]
+  assert sequence_likelihood.context_lengths(16) == [0, 1, 2, 3, 4, 6, 8, 12, 15]
+  assert sequence_likelihood.context_lengths(2) == [0, 1]
 
 
 def test_an_ngram_looks_back_order_minus_one_tokens(mesh, table, tokens):
-  lengths = text.context_lengths(16)
-  bits = dict(zip(lengths, text.by_context(MODEL, table, tokens, mesh, 64, lengths, 200), strict=True))
+  lengths = sequence_likelihood.context_lengths(16)
+  bits = dict(zip(lengths, sequence_likelihood.by_context(MODEL, table, tokens, mesh, 64, lengths, 200), strict=True))
   assert bits[2] < bits[0] - 0.5  # one token before says nothing, two do
   np.testing.assert_allclose([bits[n] for n in lengths if n >= 2], bits[2], atol=1e-6)
   with pytest.raises(ValueError, match='10 tokens are too few for a context of 15'):
-    text.by_context(MODEL, table, tokens[:10], mesh, 64, lengths, 5)
+    sequence_likelihood.by_context(MODEL, table, tokens[:10], mesh, 64, lengths, 5)
 
 
 def test_values_are_counted(table):
-  assert text.num_values({'a': jnp.zeros((2, 3)), 'b': jnp.zeros(4)}) == 10
-  assert text.num_values(table) == sum(np.size(leaf) for leaf in jax.tree.leaves(table))
+  assert sequence_likelihood.num_values({'a': jnp.zeros((2, 3)), 'b': jnp.zeros(4)}) == 10
+  assert sequence_likelihood.num_values(table) == sum(np.size(leaf) for leaf in jax.tree.leaves(table))

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dalle_jax.evaluation import image_tokens
+from dalle_jax.evaluation import token_likelihood
 
 # Two captions, of two tokens and a pad and of none and a pad; then two image tokens.
 COUNTED = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 1, 1]], bool)
@@ -11,7 +11,7 @@ NATS = np.log(2) * np.array([[3.0, 1.0, 2.0, 5.0, 3.0], [2.0, 9.0, 9.0, 0.0, 2.0
 
 
 def test_figures_are_of_images_and_of_captions_up_to_their_first_pad():
-  figures = image_tokens.summarize(NATS, COUNTED, text_length=3)
+  figures = token_likelihood.summarize(NATS, COUNTED, text_length=3)
   expected = {
     'bits_per_image_token': 2.5,  # 8 and 2 bits
     'bits_per_image_token_stderr': 1.5,
@@ -28,17 +28,17 @@ def test_figures_are_of_images_and_of_captions_up_to_their_first_pad():
 
 
 def test_images_alone_have_no_figures_of_text():
-  figures = image_tokens.summarize(NATS[:, 3:], COUNTED[:, 3:], text_length=0)
+  figures = token_likelihood.summarize(NATS[:, 3:], COUNTED[:, 3:], text_length=0)
   assert figures['bits_per_image_token'] == pytest.approx(2.5) and not [name for name in figures if 'text' in name]
 
 
 def test_an_impossible_token_makes_figures_infinite():
-  figures = image_tokens.summarize(np.array([[1.0, np.inf], [1.0, 1.0]]), np.ones((2, 2), bool), 0)
+  figures = token_likelihood.summarize(np.array([[1.0, np.inf], [1.0, 1.0]]), np.ones((2, 2), bool), 0)
   assert figures['nats_per_image'] == figures['nats_per_image_stderr'] == figures['image_perplexity'] == math.inf
 
 
 def test_positions_are_gathered_by_the_tokens_before_them():
   nats = np.log(2) * np.array([np.arange(10.0), np.arange(10.0) + 2])
-  lengths, bits = image_tokens.by_position(nats)
+  lengths, bits = token_likelihood.by_position(nats)
   assert lengths.tolist() == [0, 1, 2, 3, 4, 6, 8, 9]
   np.testing.assert_allclose(bits, 1 + np.array([0, 1, 2, 3, 4.5, 6.5, 8, 9]))

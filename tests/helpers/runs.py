@@ -1,6 +1,6 @@
 """What the work directory of a run says that training has learnt."""
 
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 
 
 def learnt(directory):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from inception_weights import inputs, pictures, state_dict
 
-from dalle_jax.importing import inception, torch_file
+from dalle_jax.importing import inception_weights, torch_file
 from dalle_jax.models.inception import Inception, prepare
 
 
@@ -28,7 +28,7 @@ def file(monkeypatch, tmp_path, published):
 
 def test_features_are_those_of_the_published_code(file):
   path, _ = file
-  read = inception.load(path)
+  read = inception_weights.load(path)
   assert read.fingerprint == hashlib.sha256(b'weights').hexdigest()[:16]
   found = np.asarray(jax.jit(Inception().apply)({'params': read.params}, inputs()), np.float64)[0]
   # As pytorch-fid 0.3.0 with torch 2.13 gives them; see the test of parity.
@@ -44,7 +44,7 @@ def test_the_normalisation_is_folded_into_the_layer(file):
   gain, offset, mean, variance = (
     tensors[f'{name}.bn.{part}'] for part in ('weight', 'bias', 'running_mean', 'running_var')
   )
-  layer = inception.load(path).params['Mixed_7b']['branch3x3_2a']
+  layer = inception_weights.load(path).params['Mixed_7b']['branch3x3_2a']
   x = np.random.default_rng(3).normal(size=kernel.shape[1]).astype(np.float32)
   expected = (kernel @ x - mean) / np.sqrt(variance + 1e-3) * gain + offset
   np.testing.assert_allclose(x @ layer['kernel'][0, 1] + layer['bias'], expected, rtol=1e-4, atol=1e-4)
@@ -52,7 +52,7 @@ def test_the_normalisation_is_folded_into_the_layer(file):
 
 def test_the_class_weights_are_turned_round(file, published):
   path, _ = file
-  np.testing.assert_array_equal(inception.load(path).classes, published['fc.weight'].T.astype(np.float64))
+  np.testing.assert_array_equal(inception_weights.load(path).classes, published['fc.weight'].T.astype(np.float64))
 
 
 def _spoil(tensors, name, what):
@@ -77,14 +77,14 @@ def test_other_weights_are_refused(file, name, what, message):
   path, tensors = file
   _spoil(tensors, name, what)
   with pytest.raises(ValueError, match=f'--inception.*pt_inception-2015-12-05.*{message}'):
-    inception.load(path)
+    inception_weights.load(path)
 
 
 def test_unknown_tensors_are_refused(file):
   path, tensors = file
   tensors['AuxLogits.fc.weight'] = np.zeros((3, 3), np.float32)
   with pytest.raises(ValueError, match=r'AuxLogits\.fc\.weight is unknown'):
-    inception.load(path)
+    inception_weights.load(path)
 
 
 def test_a_file_whose_name_tells_its_hash_must_have_it(file, tmp_path):
@@ -92,17 +92,17 @@ def test_a_file_whose_name_tells_its_hash_must_have_it(file, tmp_path):
   good, bad = tmp_path / f'a-{digest[:8]}.pth', tmp_path / 'a-00000000.pth'
   for path in (good, bad):
     path.write_bytes(b'weights')
-  inception.load(good)
+  inception_weights.load(good)
   with pytest.raises(ValueError, match='damaged: its SHA-256 begins with'):
-    inception.load(bad)
+    inception_weights.load(bad)
 
 
 def test_a_missing_file_and_one_of_another_kind_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r'--inception .*nothing\.pth cannot be read'):
-    inception.load(tmp_path / 'nothing.pth')
+    inception_weights.load(tmp_path / 'nothing.pth')
   (tmp_path / 'text.pth').write_bytes(b'text')
   with pytest.raises(ValueError, match='not a file that torch'):
-    inception.load(tmp_path / 'text.pth')
+    inception_weights.load(tmp_path / 'text.pth')
 
 
 @pytest.mark.parametrize('archive', [True, False])
@@ -113,7 +113,7 @@ def test_parity_with_the_published_code(tmp_path, monkeypatch, published, archiv
   monkeypatch.setattr(theirs, 'load_state_dict_from_url', lambda *_, **__: tensors)
   model = theirs.InceptionV3([3], resize_input=False, normalize_input=False).eval()
   torch.save(tensors, tmp_path / 'weights.pth', _use_new_zipfile_serialization=archive)
-  read = inception.load(tmp_path / 'weights.pth')
+  read = inception_weights.load(tmp_path / 'weights.pth')
   for x in (inputs(), np.asarray(prepare(pictures()))):
     with torch.no_grad():
       expected = model(torch.tensor(x).permute(0, 3, 1, 2))[0][:, :, 0, 0].numpy()

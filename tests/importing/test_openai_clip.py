@@ -19,7 +19,7 @@ from dalle_jax.config import MeshConfig
 from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.factory import make_reranker
 from dalle_jax.importing import openai_clip, torch_file
-from dalle_jax.pipeline import run
+from dalle_jax.jobs.train import run
 from dalle_jax.sharding import make_mesh
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'import_openai_clip.py'

@@ -10,8 +10,8 @@ from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
-from dalle_jax.pipeline import ranker as module
-from dalle_jax.pipeline import run
+from dalle_jax.jobs import ranker as module
+from dalle_jax.jobs.train import run
 from dalle_jax.sharding import make_mesh
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'

@@ -7,11 +7,11 @@ from web_page import Page
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.factory import make_dvae, make_stream_model
+from dalle_jax.jobs import report_blocks
+from dalle_jax.jobs.train.sheet_hooks import Drawn
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.sequence import token_nll
-from dalle_jax.pipeline import gallery
-from dalle_jax.pipeline.sheets import Drawn
-from dalle_jax.sampling.generate import encode_prompts
+from dalle_jax.sampling.sampler import encode_prompts
 from dalle_jax.sharding import make_mesh
 
 TOKENIZER = caption_tokenizer()
@@ -48,7 +48,7 @@ def _pictures(codes):
 def test_nats_of_tokens_are_those_that_training_minimises(params):
   model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2)
-  nats = gallery.token_nats(model, params[part], text, codes, MESH)
+  nats = report_blocks.token_nats(model, params[part], text, codes, MESH)
   flat = jnp.asarray(codes.reshape(2, -1))
   text_logits, image_logits = model.split_logits(params['prior'], text, flat)
   np.testing.assert_allclose(nats[:, 6:], token_nll(image_logits, flat), rtol=1e-5)
@@ -59,12 +59,12 @@ def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_what_they_c
   model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2, 3)
   drawn = Drawn(text, codes, _pictures(codes))
-  groups = [gallery.Group('Samples', 'As they came.', PROMPTS, drawn, None)]
-  held_out = gallery.HeldOut('picture', text, codes[:, 0], drawn.images[:, 0])
-  blocks = dict(gallery.blocks(model, params[part], TOKENIZER, groups, held_out, MESH))
+  groups = [report_blocks.Group('Samples', 'As they came.', PROMPTS, drawn, None)]
+  held_out = report_blocks.HeldOut('picture', text, codes[:, 0], drawn.images[:, 0])
+  blocks = dict(report_blocks.blocks(model, params[part], TOKENIZER, groups, held_out, MESH))
   assert list(blocks) == ['Samples', 'Likelihood of tokens']
   all_text = text.repeat(3, axis=0)
-  nats = gallery.token_nats(model, params[part], all_text, codes.reshape(6, *codes.shape[2:]), MESH)
+  nats = report_blocks.token_nats(model, params[part], all_text, codes.reshape(6, *codes.shape[2:]), MESH)
   costs = nats[:, 6:].sum(axis=1).reshape(2, 3)
   page = Page(blocks['Samples'])
   order = [(p, i) for p in range(2) for i in np.argsort(costs[p])]
@@ -87,19 +87,19 @@ def test_images_alone_have_no_captions():
   model, part = make_stream_model(IMAGES_ALONE, 0)
   codes = _codes(1, 4)
   drawn = Drawn(np.zeros((1, 0), np.int32), codes, _pictures(codes))
-  held_out = gallery.HeldOut('picture', np.zeros((2, 0), np.int32), codes[0, :2], drawn.images[0, :2])
-  groups = [gallery.Group('Samples', '', [''], drawn, None)]
-  blocks = dict(gallery.blocks(model, params[part], None, groups, held_out, MESH))
+  held_out = report_blocks.HeldOut('picture', np.zeros((2, 0), np.int32), codes[0, :2], drawn.images[0, :2])
+  groups = [report_blocks.Group('Samples', '', [''], drawn, None)]
+  blocks = dict(report_blocks.blocks(model, params[part], None, groups, held_out, MESH))
   page = Page(blocks['Likelihood of tokens'])
   assert page.text('h4')[2:] == [f'Samples, image {i}' for i in (1, 2, 3, 4)] and not page.of('span')
   assert not Page(blocks['Samples']).of('h3')
-  ((title, block),) = gallery.blocks(model, params[part], None, [], held_out, MESH)
+  ((title, block),) = report_blocks.blocks(model, params[part], None, [], held_out, MESH)
   assert title == 'Likelihood of tokens' and Page(block).text('h4') == ['picture 1', 'picture 2']
 
 
 def test_the_most_used_codes_are_shown_as_what_grids_of_them_decode_to(params):
   dvae, codes = make_dvae(CONFIG.dvae), np.array([[[5]], [[2]], [[5]]]).repeat(4, axis=1)
-  title, block = gallery.codebook(dvae, params['dvae'], codes, MESH)
+  title, block = report_blocks.codebook(dvae, params['dvae'], codes, MESH)
   page = Page(block)
   assert title == 'Codebook' and '2 of 8 codes are used (25.0%) in 12 tokens' in page.text('p')[0]
   assert page.text('figcaption') == ['5: 66.7%', '2: 33.3%']
@@ -111,7 +111,7 @@ def test_the_most_used_codes_are_shown_as_what_grids_of_them_decode_to(params):
 def test_reconstructions_are_ordered_by_what_they_lose():
   originals = _pictures(_codes(3))
   decoded = originals + np.array([0, 9, 3], np.uint8)[:, None, None, None]
-  title, block = gallery.reconstructions(originals, decoded)
+  title, block = report_blocks.reconstructions(originals, decoded)
   psnr = reconstruction.psnr(originals, decoded)
   assert title == 'Reconstructions'
   assert Page(block).text('figcaption') == [f'{value:.1f} dB' for value in np.sort(psnr)]

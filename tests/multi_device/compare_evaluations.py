@@ -14,9 +14,9 @@ from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax import sharding
 from dalle_jax.config import Config, MeshConfig
-from dalle_jax.pipeline import measured
-from dalle_jax.pipeline.evaluate import evaluate
-from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate import measured
+from dalle_jax.jobs.evaluate.evaluation_run import evaluate
+from dalle_jax.jobs.evaluate.evaluation_settings import Settings
 
 RERANKER = {
   'embed_dim': 8, 'patch_size': 4, 'image_width': 8, 'image_num_layers': 1, 'image_num_heads': 2, 'text_width': 8,

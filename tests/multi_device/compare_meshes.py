@@ -24,7 +24,7 @@ from dalle_jax.config.models import SEQUENCE_KINDS
 from dalle_jax.factory import make_dvae, make_prior
 from dalle_jax.models import sparse_attention
 from dalle_jax.models.attention import Pattern
-from dalle_jax.sampling.generate import Sampler
+from dalle_jax.sampling.sampler import Sampler
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.state import all_params, create_state
 from dalle_jax.training.step import make_train_step

@@ -16,7 +16,7 @@ from toy_training import QUIET, LinearTask, Stream
 from dalle_jax import sharding
 from dalle_jax.config import MeshConfig, TrainingConfig
 from dalle_jax.training.loop import train
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 
 SIZE = 8
 MESHES = (

@@ -6,7 +6,7 @@ import signal
 import pytest
 from processes import ROOT, Processes, free_port
 
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.signals import EXIT_INTERRUPTED
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from web_page import NASTY, Page
 
-from dalle_jax.reporting import attention
+from dalle_jax.reporting import attention_page
 from dalle_jax.reporting.attention_script import SCRIPT
 
 TEXT, GRID = 4, 3
@@ -22,15 +22,15 @@ def _weights(seed):
 
 def _tokens(size):
   rng = np.random.default_rng(5)
-  return attention.Tokens(rng.random(size), 3 * rng.random(size), rng.integers(1, 9, size))
+  return attention_page.Tokens(rng.random(size), 3 * rng.random(size), rng.integers(1, 9, size))
 
 
 def _layers(offsets):
-  matrices = [attention.Matrix('head 1', _weights(1), offsets)]
-  return [attention.Layer('Layer 1 of 1: row', MASK, matrices)]
+  matrices = [attention_page.Matrix('head 1', _weights(1), offsets)]
+  return [attention_page.Layer('Layer 1 of 1: row', MASK, matrices)]
 
 
-VIEWS = [attention.View('all, mean', _weights(0)), attention.View('layer 1 of 1 (row), head 1', _weights(1))]
+VIEWS = [attention_page.View('all, mean', _weights(0)), attention_page.View('layer 1 of 1 (row), head 1', _weights(1))]
 
 
 def _picture(**changes):
@@ -42,19 +42,19 @@ def _picture(**changes):
     'word_maps': np.ones((1, GRID, GRID)), 'chosen': 4, 'chosen_map': np.full((GRID, GRID), 0.01),
     'tokens': _tokens(LENGTH), 'views': VIEWS, 'layers': _layers(np.ones((GRID, 2 * GRID - 1))),
   }  # fmt: skip
-  return attention.Picture(**{**values, **changes})
+  return attention_page.Picture(**{**values, **changes})
 
 
 def _text(**changes):
   pieces = [NASTY, *(f' w{i}' for i in range(LENGTH - 1))]
   values = {'title': 'Text 0', 'pieces': pieces, 'given': 2, 'tokens': _tokens(LENGTH), 'views': VIEWS}
-  return attention.Text(**{**values, 'layers': _layers(None), **changes})
+  return attention_page.Text(**{**values, 'layers': _layers(None), **changes})
 
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
   path = tmp_path_factory.mktemp('page') / 'attention.html'
-  attention.write(path, f'Attention: {NASTY}', ['A note.'], [_picture(), _text()])
+  attention_page.write(path, f'Attention: {NASTY}', ['A note.'], [_picture(), _text()])
   return Page(path.read_text())
 
 
@@ -78,7 +78,7 @@ def test_every_view_can_be_chosen_and_its_weights_are_on_the_page(page):
   assert page.text('option') == [view.name for view in VIEWS] * 3
   for data in (picture, text):
     for view, packed in zip(VIEWS, data['views'], strict=True):
-      assert len(packed) == attention.packed_size(LENGTH)
+      assert len(packed) == attention_page.packed_size(LENGTH)
       np.testing.assert_allclose(_unpack(packed), view.weights, atol=0.004)
   assert picture['keys'] == [[0], [1, 2], [3], [4]] and (picture['grid'], picture['text']) == (GRID, TEXT)
   assert picture['rank'] == _tokens(LENGTH).rank.tolist()
@@ -96,21 +96,21 @@ def test_without_the_script_there_are_words_bars_maps_and_frames(page):
 
 
 def test_texts_without_attention_are_coloured_all_the_same(tmp_path):
-  attention.write(tmp_path / 'a.html', 'Text', [], [_text(views=[], layers=[])])
+  attention_page.write(tmp_path / 'a.html', 'Text', [], [_text(views=[], layers=[])])
   page = Page((tmp_path / 'a.html').read_text())
   assert len(page.of('span', 'token')) == 2 * LENGTH and not page.of('select') and not page.of('script', 'data')
   assert any('no attention' in text for text in page.text('p'))
 
 
 def test_the_given_picture_stands_beside_what_its_tokens_say(tmp_path):
-  attention.write(tmp_path / 'a.html', 'Picture', [], [_picture(original=np.zeros((6, 6, 3), np.uint8))])
+  attention_page.write(tmp_path / 'a.html', 'Picture', [], [_picture(original=np.zeros((6, 6, 3), np.uint8))])
   titles = Page((tmp_path / 'a.html').read_text()).text('h4')
   assert titles[:2] == ['as given', 'as decoded from its tokens']
 
 
 @pytest.mark.skipif(shutil.which('node') is None, reason='runs the script of the page, with node')
 def test_the_script_reads_the_weights_that_were_written(tmp_path):
-  packed = attention.pack(VIEWS[1].weights)
+  packed = attention_page.pack(VIEWS[1].weights)
   before = (
     'const document = {documentElement: {classList: {add() {}}}, getElementById: () => ({textContent: "[]"}), '
     'querySelectorAll: () => []};'

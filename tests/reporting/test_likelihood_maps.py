@@ -1,7 +1,7 @@
 import numpy as np
 from web_page import NASTY, Page
 
-from dalle_jax.reporting import heat, likelihood
+from dalle_jax.reporting import heat, likelihood_maps
 
 NATS = np.array([[0.0, 1.0], [4.0, 0.25]])
 IMAGE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
@@ -9,11 +9,11 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
 
 def _reading(**changes):
   values = {'title': 'a', 'image': IMAGE, 'nats': NATS, 'caption': [('red', 0.5), (NASTY, 2.0), ('(end)', 0.0)]}
-  return likelihood.Reading(**{**values, **changes})
+  return likelihood_maps.Reading(**{**values, **changes})
 
 
 def _page(*readings):
-  page = Page(likelihood.maps(readings))
+  page = Page(likelihood_maps.maps(readings))
   maps, lit = ([image.pixels() for image in page.of('img', style)] for style in ('map', 'lit'))
   return page, maps, lit
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.reporting import scaling
-from dalle_jax.reporting.scaling import Panel
+from dalle_jax.reporting import scaling_plots
+from dalle_jax.reporting.scaling_plots import Panel
 
 
 def panels():
@@ -20,7 +20,7 @@ def panels():
 
 def test_a_drawing_shows_everything_and_is_the_same_each_time(tmp_path):
   for name in ('a.svg', 'b.svg'):
-    scaling.draw(panels(), 'nats per token', tmp_path / name)
+    scaling_plots.draw(panels(), 'nats per token', tmp_path / name)
   svg = (tmp_path / 'a.svg').read_text()
   for words in ('Loss and compute', 'parameters N', 'N = 20', 'E + A/C^0.050', 'nats per token'):
     assert f'>{words}<' in svg
@@ -29,6 +29,6 @@ def test_a_drawing_shows_everything_and_is_the_same_each_time(tmp_path):
 
 @pytest.mark.parametrize('name', ['a.png'])
 def test_a_picture_is_wide_enough_to_read(tmp_path, name):
-  scaling.draw(panels(), 'nats per token', tmp_path / name)
+  scaling_plots.draw(panels(), 'nats per token', tmp_path / name)
   with Image.open(tmp_path / name) as image:
     assert image.width > 1_000 and image.height > 300

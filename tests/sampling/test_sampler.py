@@ -13,7 +13,7 @@ from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import PAD, Prior
 from dalle_jax.models.transformer import BlockShape, Transformer
 from dalle_jax.sampling.decode import decode
-from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.sampling.sampler import Sampler, encode_prompts
 from dalle_jax.sharding import make_mesh
 
 PRIOR = Prior(7, 8, Transformer(BlockShape(1, 8, 2), (Pattern('full', 4, 2),)))

@@ -8,8 +8,8 @@ import pytest
 from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax.config import Config
-from dalle_jax.pipeline import tuning
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.jobs.study import tuning
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 DATA = {'source': 'captioned_shapes', 'num_train': 8, 'num_validation': 40, 'num_held_out': 40}
 CONFIG = Config.from_dict(

@@ -13,7 +13,7 @@ import pytest
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.checkpoint_format import FORMAT_VERSION
 from dalle_jax.training.loop import train
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoints'
 VERSIONS = sorted(int(path.name) for path in GOLDEN.iterdir())

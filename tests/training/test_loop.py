@@ -12,7 +12,7 @@ from dalle_jax import hardware
 from dalle_jax.training import loop
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.loop import Hook, train
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.signals import Interrupted

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_jax.config import LoggingConfig
-from dalle_jax.training.metrics import (
+from dalle_jax.training.metrics_log import (
   JsonlWriter,
   MultiWriter,
   TensorBoardWriter,

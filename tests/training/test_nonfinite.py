@@ -5,7 +5,7 @@ import pytest
 
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.loop import Hook, train
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.nonfinite import NonFiniteError, shown_records
 
 

@@ -7,7 +7,7 @@ import toy_run
 from processes import Processes
 from runs import learnt
 
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 
 POLL_S = 0.002
 

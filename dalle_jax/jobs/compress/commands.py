@@ -19,14 +19,14 @@ from dalle_jax import bundle, sharding
 from dalle_jax.bundle import Bundle
 from dalle_jax.compression.coders import CODERS
 from dalle_jax.compression.container import Damaged, Header, Reader, Unreadable, Writer
-from dalle_jax.evaluation.text import num_values
-from dalle_jax.pipeline.compress_pictures import PictureJob
-from dalle_jax.pipeline.compress_text import TextJob
-from dalle_jax.pipeline.draw import drawing_parts
-from dalle_jax.pipeline.outputs import check_directory, check_file, replacing
-from dalle_jax.pipeline.settings import CompressionSettings
-from dalle_jax.pipeline.workspace import is_not_finite, say
-from dalle_jax.pipeline.write import holds_text
+from dalle_jax.evaluation.sequence_likelihood import num_values
+from dalle_jax.files import check_directory, check_file, replacing
+from dalle_jax.jobs.compress.picture_job import PictureJob
+from dalle_jax.jobs.compress.text_job import TextJob
+from dalle_jax.jobs.draw.generation import drawing_parts
+from dalle_jax.jobs.draw.text_samples import holds_text
+from dalle_jax.jobs.train.workspace import is_not_finite, say
+from dalle_jax.sampling.draw_settings import CompressionSettings
 from dalle_jax.training.signals import terminations_as_interrupts
 
 

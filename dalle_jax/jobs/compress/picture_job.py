@@ -19,8 +19,8 @@ from dalle_jax.config import Config
 from dalle_jax.data import folder, image
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD
-from dalle_jax.pipeline.settings import CompressionSettings
-from dalle_jax.pipeline.workspace import say
+from dalle_jax.jobs.train.workspace import say
+from dalle_jax.sampling.draw_settings import CompressionSettings
 from dalle_jax.training.progress import Progress
 
 

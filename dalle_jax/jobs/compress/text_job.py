@@ -11,7 +11,7 @@ from dalle_jax.compression import baselines, text
 from dalle_jax.compression.container import Chunk, Damaged, Header, Reader, Unreadable, Writer
 from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.config import Config
-from dalle_jax.pipeline.settings import CompressionSettings
+from dalle_jax.sampling.draw_settings import CompressionSettings
 from dalle_jax.training.progress import Progress
 
 

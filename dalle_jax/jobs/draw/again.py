@@ -9,9 +9,9 @@ from PIL import Image
 
 from dalle_jax import bundle
 from dalle_jax.config import SamplingConfig
-from dalle_jax.pipeline.draw import draw, drawing_parts
-from dalle_jax.pipeline.given import Given
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.jobs.draw.generation import draw, drawing_parts
+from dalle_jax.jobs.draw.given_picture import Given
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 # What a picture must carry, and of which type, to be drawn again.
 _CARRIED: dict[str, type] = {

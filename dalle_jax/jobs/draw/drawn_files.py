@@ -12,14 +12,14 @@ from absl import logging
 
 import dalle_jax
 from dalle_jax.config import SamplingConfig
-from dalle_jax.pipeline.given import Given
-from dalle_jax.pipeline.model import Drawing, Model
-from dalle_jax.pipeline.outputs import make_directory
-from dalle_jax.pipeline.ranking import Scorer
-from dalle_jax.pipeline.settings import DrawSettings
-from dalle_jax.pipeline.sheets import lay_out
+from dalle_jax.files import make_directory
+from dalle_jax.jobs.draw.given_picture import Given
+from dalle_jax.jobs.draw.model import Drawing, Model
+from dalle_jax.jobs.draw.ranking import Scorer
+from dalle_jax.jobs.train.sheet_hooks import lay_out
 from dalle_jax.reporting import gallery, sheets
-from dalle_jax.sampling.generate import Drawn, Preview
+from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.sampler import Drawn, Preview
 
 PREVIEWS, CANDIDATES = 'previews', 'candidates.html'
 SHEET_IMAGES = 512  # at most on a contact sheet

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from dalle_jax import bundle
 from dalle_jax.config import MeshConfig
-from dalle_jax.pipeline.drawn_files import PREVIEWS, Previews, Writer, carried_facts
-from dalle_jax.pipeline.given import Given
-from dalle_jax.pipeline.model import Model, load
-from dalle_jax.pipeline.outputs import make_directory
-from dalle_jax.pipeline.ranking import Scorer
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.files import make_directory
+from dalle_jax.jobs.draw.drawn_files import PREVIEWS, Previews, Writer, carried_facts
+from dalle_jax.jobs.draw.given_picture import Given
+from dalle_jax.jobs.draw.model import Model, load
+from dalle_jax.jobs.draw.ranking import Scorer
+from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.training.progress import Progress
 
 
@@ -123,6 +123,6 @@ def takes_prompts(model: str) -> bool:
 def _load_reranker(reranker: str, model: Model) -> Scorer | None:
   if not reranker:
     return None
-  from dalle_jax.pipeline import ranker
+  from dalle_jax.jobs import ranker
 
   return ranker.load(reranker, model.mesh)

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from dalle_jax.data import image as image_lib
-from dalle_jax.pipeline.model import Model
+from dalle_jax.jobs.draw.model import Model
 from dalle_jax.sampling import completion
-from dalle_jax.sampling.generate import Known
+from dalle_jax.sampling.sampler import Known
 
 WHITE = 128  # grey values from which a mask says "draw here"
 

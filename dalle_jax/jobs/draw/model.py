@@ -22,11 +22,12 @@ from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD, shortened
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.pipeline import ranker, ranking
-from dalle_jax.pipeline.settings import DrawSettings
-from dalle_jax.pipeline.sheets import make_sampler
+from dalle_jax.jobs import ranker
+from dalle_jax.jobs.draw import ranking
+from dalle_jax.jobs.train.sheet_hooks import make_sampler
 from dalle_jax.sampling import completion
-from dalle_jax.sampling.generate import Drawn, Known, Preview, Sampler, encode_prompts
+from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.sampler import Drawn, Known, Preview, Sampler, encode_prompts
 
 CANDIDATES_OF_HOLES = 8  # drawn for each completion whose mask is followed by something that stays
 
@@ -38,7 +39,7 @@ class Drawing(NamedTuple):
 
   images: np.ndarray  # uint8 [P, N, H, W, 3]
   codes: np.ndarray  # int32 [P, N, h, w]
-  nats: np.ndarray  # float32 [P, N, h, w], as in `sampling.generate.Drawn`
+  nats: np.ndarray  # float32 [P, N, h, w], as in `sampling.sampler.Drawn`
   scores: np.ndarray | None  # float32 [P, N]; None where all are kept as they come
   kept: np.ndarray  # int [P, K]: which are kept, best first
   settings: DrawSettings  # as they were carried out
@@ -89,7 +90,7 @@ class Model:
       options['reranker'] = ranker.load(str(options['reranker']), self.mesh)
     unknown = set(settings) - {field.name for field in dataclasses.fields(DrawSettings)}
     if unknown:
-      raise ValueError(f'Unknown setting {sorted(unknown)[0]!r}; see dalle_jax.pipeline.settings.DrawSettings.')
+      raise ValueError(f'Unknown setting {sorted(unknown)[0]!r}; see dalle_jax.sampling.draw_settings.DrawSettings.')
     single = isinstance(prompts, str)
     whole = DrawSettings(num_images=num_images, **settings)
     drawn = self.draw([prompts] if single else prompts, whole, known=known, **options)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle_jax import bundle, sharding
-from dalle_jax.pipeline.settings import DrawSettings
-from dalle_jax.sampling.text import continue_text
+from dalle_jax.sampling.continuation import continue_text
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 
 def holds_text(model: str) -> bool:

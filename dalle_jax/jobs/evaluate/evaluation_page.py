@@ -8,15 +8,15 @@ import numpy as np
 
 from dalle_jax.evaluation import judge
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.pipeline import gallery
-from dalle_jax.pipeline.measured import Measured, encoded
-from dalle_jax.pipeline.sheets import Drawn
+from dalle_jax.jobs import report_blocks
+from dalle_jax.jobs.evaluate.measured import Measured, encoded
+from dalle_jax.jobs.train.sheet_hooks import Drawn
 from dalle_jax.reporting import html
 
 NUM_PROMPTS = 8  # whose images are shown
 
 
-def blocks(measured: Measured) -> list[gallery.Block]:
+def blocks(measured: Measured) -> list[report_blocks.Block]:
   """Reconstructions, the codebook, samples by prompt and likelihoods, of those that the metrics have asked for.
 
   All processes call it together.
@@ -24,14 +24,14 @@ def blocks(measured: Measured) -> list[gallery.Block]:
   found = []
   if measured.has('reconstructed'):
     codes, pictures = measured.reconstructed
-    found.append(gallery.reconstructions(measured.pictures, pictures))
-    found.append(gallery.codebook(measured.loaded.dvae, measured.loaded.params['dvae'], codes, measured.mesh))
+    found.append(report_blocks.reconstructions(measured.pictures, pictures))
+    found.append(report_blocks.codebook(measured.loaded.dvae, measured.loaded.params['dvae'], codes, measured.mesh))
   if measured.has('samples'):
     found += _samples(measured)
   return found
 
 
-def _samples(measured: Measured) -> list[gallery.Block]:
+def _samples(measured: Measured) -> list[report_blocks.Block]:
   """Images of the first prompts in the order of their likelihood, and the likelihood of their tokens."""
   loaded, samples = measured.loaded, measured.samples
   rows = (
@@ -49,14 +49,14 @@ def _samples(measured: Measured) -> list[gallery.Block]:
     f'top_p {sampling.top_p:g}, seed {measured.settings.seed}; none was picked by hand.'
   )
   drawn = Drawn(encoded(loaded, prompts), samples.all_codes[rows], images)
-  group = gallery.Group(f'Samples: {measured.settings.split}', note, prompts, drawn, right)
-  count = min(gallery.NUM_READINGS, measured.count)
+  group = report_blocks.Group(f'Samples: {measured.settings.split}', note, prompts, drawn, right)
+  count = min(report_blocks.NUM_READINGS, measured.count)
   codes, _ = measured.reconstructed
-  held_out = gallery.HeldOut(
+  held_out = report_blocks.HeldOut(
     f'{measured.settings.split} picture', measured.text[:count], codes[:count], measured.pictures[:count]
   )
   model, part = loaded.stream_model
-  return gallery.blocks(model, loaded.params[part], loaded.tokenizer, [group], held_out, measured.mesh)
+  return report_blocks.blocks(model, loaded.params[part], loaded.tokenizer, [group], held_out, measured.mesh)
 
 
 def write(
@@ -64,7 +64,7 @@ def write(
   result: Mapping[str, Any],
   figures: Mapping[str, Figure],
   curves: Mapping[str, str],
-  shown: list[gallery.Block],
+  shown: list[report_blocks.Block],
 ) -> None:
   """Writes the page.
 

@@ -18,13 +18,13 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import DataConfig
 from dalle_jax.data import registry
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.pipeline import evaluation_page, features, metrics
-from dalle_jax.pipeline.evaluation_settings import Settings
-from dalle_jax.pipeline.gallery import Block
-from dalle_jax.pipeline.measured import Measured
-from dalle_jax.pipeline.outputs import check_out
-from dalle_jax.pipeline.ranker import load as load_ranker
-from dalle_jax.pipeline.workspace import is_not_finite, say
+from dalle_jax.files import check_out
+from dalle_jax.jobs.evaluate import evaluation_page, features, metrics
+from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.measured import Measured
+from dalle_jax.jobs.ranker import load as load_ranker
+from dalle_jax.jobs.report_blocks import Block
+from dalle_jax.jobs.train.workspace import is_not_finite, say
 from dalle_jax.reporting import curves
 from dalle_jax.reporting.sheets import write_whole
 

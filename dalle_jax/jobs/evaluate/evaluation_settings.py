@@ -3,7 +3,7 @@
 import dataclasses
 
 from dalle_jax.config import Config, SamplingConfig
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 FEATURES = ('reranker', 'inception')
 DEFAULT_NUM_IMAGES = 1024

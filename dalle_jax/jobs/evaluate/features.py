@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax.evaluation.inception import InceptionFeatures
-from dalle_jax.importing import inception as weights
-from dalle_jax.pipeline.evaluation_settings import Settings
-from dalle_jax.pipeline.ranker import Ranker
-from dalle_jax.pipeline.workspace import say
+from dalle_jax.evaluation.inception_features import InceptionFeatures
+from dalle_jax.importing import inception_weights as weights
+from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.ranker import Ranker
+from dalle_jax.jobs.train.workspace import say
 from dalle_jax.reporting.sheets import write_whole
 
 FORMAT = 1  # of the files

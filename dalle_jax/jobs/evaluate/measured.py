@@ -15,12 +15,12 @@ from dalle_jax.bundle import Bundle
 from dalle_jax.config import SamplingConfig
 from dalle_jax.data.registry import Dataset
 from dalle_jax.evaluation import blur, reconstruction
-from dalle_jax.pipeline import examples
-from dalle_jax.pipeline.evaluation_settings import Settings
-from dalle_jax.pipeline.features import Cache, Extractor
-from dalle_jax.pipeline.ranker import Ranker
-from dalle_jax.pipeline.sheets import make_sampler
-from dalle_jax.sampling.generate import Drawn, encode_prompts
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.features import Cache, Extractor
+from dalle_jax.jobs.ranker import Ranker
+from dalle_jax.jobs.train.sheet_hooks import make_sampler
+from dalle_jax.sampling.sampler import Drawn, encode_prompts
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
 

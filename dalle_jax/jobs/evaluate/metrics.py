@@ -8,23 +8,23 @@ import numpy as np
 from absl import logging
 
 from dalle_jax.config import Config
-from dalle_jax.evaluation import (
+from dalle_jax.evaluation import (  # fmt: skip
   diversity,
   elbo,
   figures,
   frechet,
-  image_tokens,
   inception_score,
   judge,
   kernel,
   manifold,
   prompt_accuracy,
   reconstruction,
-  text,
-)  # fmt: skip
+  sequence_likelihood,
+  token_likelihood,
+)
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.pipeline.evaluation_settings import ALL, Settings
-from dalle_jax.pipeline.measured import Measured
+from dalle_jax.jobs.evaluate.evaluation_settings import ALL, Settings
+from dalle_jax.jobs.evaluate.measured import Measured
 
 Figures = dict[str, Figure]
 
@@ -67,8 +67,10 @@ def measure_likelihood(measured: Measured) -> Figures:
   model, part = loaded.stream_model
   rows = np.asarray(model.stream(measured.text, codes.reshape(len(codes), -1)))
   with measured.progress('likelihood', len(rows)) as progress:
-    nats = text.nats(model, loaded.params[part], rows, measured.mesh, measured.settings.rows, progress.update_of)
-  flat = image_tokens.summarize(nats, np.asarray(model.counted(rows)), model.text_length)
+    nats = sequence_likelihood.nats(
+      model, loaded.params[part], rows, measured.mesh, measured.settings.rows, progress.update_of
+    )
+  flat = token_likelihood.summarize(nats, np.asarray(model.counted(rows)), model.text_length)
   found = figures.from_flat(flat, measured.count)
   per_image = found['nats_per_image']
   chosen = {'bits_per_image_token': found['bits_per_image_token']}

@@ -15,17 +15,17 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import BlocksConfig, Config, SequenceConfig
 from dalle_jax.data import crops
 from dalle_jax.data.tokenizer import PAD
-from dalle_jax.evaluation import attention, reconstruction
-from dalle_jax.pipeline import examples
-from dalle_jax.pipeline.draw import drawing_parts
-from dalle_jax.pipeline.given import read_picture
-from dalle_jax.pipeline.outputs import check_out
-from dalle_jax.pipeline.settings import DrawSettings
-from dalle_jax.pipeline.sheets import make_sampler
-from dalle_jax.pipeline.write import holds_text
-from dalle_jax.reporting import attention as page
-from dalle_jax.sampling.generate import encode_prompts, paint_rows
-from dalle_jax.sampling.text import continue_text
+from dalle_jax.evaluation import attention_weights, reconstruction
+from dalle_jax.files import check_out
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.draw.generation import drawing_parts
+from dalle_jax.jobs.draw.given_picture import read_picture
+from dalle_jax.jobs.draw.text_samples import holds_text
+from dalle_jax.jobs.train.sheet_hooks import make_sampler
+from dalle_jax.reporting import attention_page as page
+from dalle_jax.sampling.continuation import continue_text
+from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.sampler import encode_prompts, paint_rows
 
 BUDGET = 6_000_000  # bytes of weights on a page, unless layers or heads are asked for
 MOST = 40_000_000  # bytes of weights that a page may hold at all
@@ -259,8 +259,8 @@ def _picture_article(
   return page.Picture(
     title=title, image=image, original=picture, frames=_frames(loaded, codes), grid_size=grid, text_length=length,
     caption=caption, keys=keys, words=shown,
-    word_maps=attention.image_maps(mean, [keys[i][1] for i in shown], length, grid),
-    chosen=chosen, chosen_map=attention.image_map(mean[length + chosen], length, grid), tokens=tokens, views=views,
+    word_maps=attention_weights.image_maps(mean, [keys[i][1] for i in shown], length, grid),
+    chosen=chosen, chosen_map=attention_weights.image_map(mean[length + chosen], length, grid), tokens=tokens, views=views,
     layers=layers,
   )  # fmt: skip
 
@@ -299,8 +299,8 @@ def _look(
   """What the page shows of a sequence [T]: views, the matrices of every layer, and how sure the model was."""
   if choice is None:
     logits = np.asarray(jax.jit(model.logits)(params, np.asarray(tokens)[None]))[0]
-    return [], [], page.Tokens(*attention.certainty(logits, tokens))
-  logits, found = attention.capture(model, params, tokens, choice.layers, choice.heads)
+    return [], [], page.Tokens(*attention_weights.certainty(logits, tokens))
+  logits, found = attention_weights.capture(model, params, tokens, choice.layers, choice.heads)
   patterns, size = model.transformer.layer_patterns, len(tokens)
   views, layers = [page.View('all layers and heads, mean', found.mean)], []
   for layer in choice.layers:
@@ -311,8 +311,8 @@ def _look(
     views += [page.View(f'{name} ({pattern.kind}), {which}', values) for which, values in weights]
     matrices = [page.Matrix(which, values, _offsets(values, pattern, grid)) for which, values in weights]
     layers.append(page.Layer(f'{name.capitalize()}: {pattern.kind}', pattern.mask()[:size, :size], matrices))
-  return views, layers, page.Tokens(*attention.certainty(logits, tokens))
+  return views, layers, page.Tokens(*attention_weights.certainty(logits, tokens))
 
 
 def _offsets(weights: np.ndarray, pattern: Any, grid: int) -> np.ndarray | None:
-  return attention.by_offset(weights, pattern.text_length, grid) if grid else None
+  return attention_weights.by_offset(weights, pattern.text_length, grid) if grid else None

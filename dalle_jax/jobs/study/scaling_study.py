@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_jax.evaluation import scaling, scaling_fits, scaling_runs
-from dalle_jax.evaluation.scaling import Fit
+from dalle_jax.evaluation import scaling_fits, scaling_laws, scaling_runs
 from dalle_jax.evaluation.scaling_fits import Extrapolation, Plan, Table
-from dalle_jax.reporting import scaling as drawing
-from dalle_jax.reporting.scaling import Panel
+from dalle_jax.evaluation.scaling_laws import Fit
+from dalle_jax.reporting import scaling_plots as drawing
+from dalle_jax.reporting.scaling_plots import Panel
 
 FITS = 'fits.json'
 LABELS = {'N': 'parameters N', 'D': 'training tokens D', 'C': 'training FLOPs C'}
@@ -43,7 +43,7 @@ def report(
     decades = ', '.join(f'{key} {span:.1f}' for key, span in zip(fitted.names, fitted.decades, strict=True))
     lines.append(f'{name}: {fitted.num_runs} runs, decades: {decades}, gradient {fitted.gradient_norm:.0e}')
     for key, (value, samples) in fitted.parameters().items():
-      low, high = scaling.percentiles(samples, coverage)
+      low, high = scaling_laws.percentiles(samples, coverage)
       lines.append(f'  {key:<8} {value:>10.4g}  [{low:.4g}, {high:.4g}]')
     if fitted.pure_exponent is not None:
       lines.append(f'  without E the exponent would be {fitted.pure_exponent:.4f}')

@@ -13,9 +13,9 @@ from scipy import optimize
 
 from dalle_jax.evaluation import scaling_runs
 from dalle_jax.evaluation.scaling_runs import Run
-from dalle_jax.pipeline.ladder import MEASURES, Rung
-from dalle_jax.pipeline.workspace import say
-from dalle_jax.training import metrics
+from dalle_jax.jobs.study.ladder import MEASURES, Rung
+from dalle_jax.jobs.train.workspace import say
+from dalle_jax.training import metrics_log
 from dalle_jax.training.progress import format_duration
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
 
@@ -118,8 +118,8 @@ def _one(rung: Rung, out: Path, train: Train) -> Run:
 def _held_out_loss(rung: Rung, workdir: Path) -> float | None:
   """Of the last step, in nats, NaN where it was not finite; None where it was not measured."""
   name, factor, _ = MEASURES[rung.stage]
-  file = workdir / rung.stage / metrics.FILE_NAME
-  for line in reversed(metrics.read_metrics(file) if file.exists() else []):
+  file = workdir / rung.stage / metrics_log.FILE_NAME
+  for line in reversed(metrics_log.read_metrics(file) if file.exists() else []):
     if line['step'] == rung.training.num_steps and f'eval/{name}' in line:
       value = line[f'eval/{name}']
       return math.nan if value is None else factor * value

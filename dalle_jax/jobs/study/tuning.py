@@ -11,9 +11,10 @@ import numpy as np
 from dalle_jax import bundle
 from dalle_jax.data import registry
 from dalle_jax.evaluation import candidates, judge, prompt_accuracy
-from dalle_jax.pipeline import examples, ranking
-from dalle_jax.pipeline.model import Model, load
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.draw import ranking
+from dalle_jax.jobs.draw.model import Model, load
+from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.training.progress import Progress
 
 SPLITS = ('validation', 'held_out')

@@ -15,15 +15,16 @@ from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import prompt_accuracy, reconstruction
 from dalle_jax.factory import make_dvae, make_stream_model
-from dalle_jax.pipeline import examples, gallery, image_tokens, retrieval
-from dalle_jax.pipeline.sheets import NUM_RECONSTRUCTIONS, Drawn, draw_sheet, lay_out, make_sampler
-from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.jobs import examples, report_blocks
+from dalle_jax.jobs.train import image_token_run, reranker_scores
+from dalle_jax.jobs.train.sheet_hooks import NUM_RECONSTRUCTIONS, Drawn, draw_sheet, lay_out, make_sampler
+from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.reporting import gallery as gallery_page
 from dalle_jax.reporting import html, sheets
-from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.sampling.sampler import Sampler, encode_prompts
 from dalle_jax.training.keys import stream_seed
-from dalle_jax.training.metrics import FILE_NAME as METRICS
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import FILE_NAME as METRICS
+from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.progress import Progress
 
 CONTRAST_NOTE = (
@@ -44,7 +45,7 @@ class Results(NamedTuple):
 
   scores: dict[str, float]
   pictures: list[Picture]
-  blocks: list[gallery.Block]
+  blocks: list[report_blocks.Block]
   curves: list[tuple[str, str]]  # title and SVG
 
 
@@ -69,10 +70,13 @@ def measure(
   scores = reconstruction.scores(originals, decoded, codes, config.dvae.image_vocab_size)
   sheet = sheets.reconstruction_sheet(originals[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
   pictures = [Picture('reconstructions.png', sheet)]
-  blocks = [gallery.reconstructions(originals, decoded), gallery.codebook(dvae, params['dvae'], codes, mesh)]
+  blocks = [
+    report_blocks.reconstructions(originals, decoded),
+    report_blocks.codebook(dvae, params['dvae'], codes, mesh),
+  ]
   curves = []
   if config.task == 'sequence':
-    figures, curves = image_tokens.measure(config, dataset, tokenizer, params, mesh)
+    figures, curves = image_token_run.measure(config, dataset, tokenizer, params, mesh)
     scores |= figures
   if config.task != 'dvae':
     sampler = make_sampler(config, tokenizer, mesh, config.sampling)
@@ -81,13 +85,13 @@ def measure(
     scores, pictures = scores | figures, pictures + sampled
     held_out = _held_out(config, dataset, tokenizer, split, codes, originals, mesh)
     model, part = make_stream_model(config, tokenizer.vocab_size if tokenizer else 0)
-    blocks[1:1] = gallery.blocks(model, params[part], tokenizer, groups, held_out, mesh)
+    blocks[1:1] = report_blocks.blocks(model, params[part], tokenizer, groups, held_out, mesh)
   return Results(scores, pictures, blocks, curves)
 
 
 def _retrieval(config: Config, dataset: Dataset, tokenizer: Tokenizer, params: dict[str, Any], mesh: Mesh) -> Results:
   """What the reranker finds, and how well it tells pictures apart."""
-  scores, found = retrieval.measure(config, dataset, Bundle(config, tokenizer, params, {}), mesh)
+  scores, found = reranker_scores.measure(config, dataset, Bundle(config, tokenizer, params, {}), mesh)
   pictures, blocks = [], []
   for split, (prompts, images, cosines) in found.items():
     right = _judge_sheet(prompts, images) if config.data.source == 'captioned_shapes' else None
@@ -103,30 +107,30 @@ def _retrieval(config: Config, dataset: Dataset, tokenizer: Tokenizer, params: d
 def _held_out(
   config: Config, dataset: Dataset, tokenizer: Tokenizer | None, split: str, codes: np.ndarray, images: np.ndarray,
   mesh: Mesh,
-) -> gallery.HeldOut:  # fmt: skip
+) -> report_blocks.HeldOut:  # fmt: skip
   """The first pictures of a split with their captions."""
-  count = min(gallery.NUM_READINGS, len(images))
+  count = min(report_blocks.NUM_READINGS, len(images))
   text = np.zeros((count, 0), np.int32)
   if tokenizer:
     ((_, batch),) = examples.batches(config, tokenizer, dataset.open(split), count, count, mesh)
     text = batch['text'][:count]
-  return gallery.HeldOut(f'{split} picture', text, codes[:count], images[:count])
+  return report_blocks.HeldOut(f'{split} picture', text, codes[:count], images[:count])
 
 
 def _samples(
   config: Config, dataset: Dataset, tokenizer: None, sampler: Sampler, params: dict[str, Any]
-) -> tuple[dict[str, float], list[Picture], list[gallery.Group]]:
+) -> tuple[dict[str, float], list[Picture], list[report_blocks.Group]]:
   """Images drawn without a caption."""
   del dataset
   drawn = draw_sheet(config, tokenizer, sampler, params, [])
   codes, images = (found.reshape(1, -1, *found.shape[2:]) for found in (drawn.codes, drawn.images))
-  group = gallery.Group('Samples', _sampling_words(config), [''], Drawn(drawn.text[:1], codes, images), None)
+  group = report_blocks.Group('Samples', _sampling_words(config), [''], Drawn(drawn.text[:1], codes, images), None)
   return {}, [Picture('samples.png', lay_out([], drawn.images))], [group]
 
 
 def _captioned_samples(
   config: Config, dataset: Dataset, tokenizer: Tokenizer, sampler: Sampler, params: dict[str, Any]
-) -> tuple[dict[str, float], list[Picture], list[gallery.Group]]:
+) -> tuple[dict[str, float], list[Picture], list[report_blocks.Group]]:
   """Images for captions of each split, and how many show what their prompts say where that can be judged."""
   scores, pictures, groups = {}, [], []
   judged = config.data.source == 'captioned_shapes'
@@ -135,7 +139,7 @@ def _captioned_samples(
     drawn = draw_sheet(config, tokenizer, sampler, params, prompts)
     right = _judge_sheet(prompts, drawn.images) if judged else None
     pictures.append(Picture(f'samples_{split}.png', lay_out(prompts, drawn.images, right)))
-    groups.append(gallery.Group(f'Samples: {name}', _sampling_words(config), prompts, drawn, right))
+    groups.append(report_blocks.Group(f'Samples: {name}', _sampling_words(config), prompts, drawn, right))
   if judged:
     for split in ('validation', 'held_out'):
       scores |= _prompt_accuracy(config, dataset, tokenizer, sampler, params, split)

@@ -11,10 +11,10 @@ from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.evaluation import image_tokens as evaluation
-from dalle_jax.evaluation import text
-from dalle_jax.pipeline import examples
-from dalle_jax.pipeline.sequence import count_ngrams
+from dalle_jax.evaluation import sequence_likelihood
+from dalle_jax.evaluation import token_likelihood as evaluation
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.train.text_run import count_ngrams
 from dalle_jax.reporting import curves
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.tasks.sequence import ImageTokensTask
@@ -68,10 +68,12 @@ def measure(
   most = max(config.evaluation.num_tokens // model.length, 1)
   rows = np.concatenate(list(streams(config, dataset, split, tokenizer, params, mesh, most)))
   with Progress('measuring', len(rows), 'image', enabled=jax.process_index() == 0) as progress:
-    nats = text.nats(model, params['model'], rows, mesh, config.evaluation.batch_size, progress.update_of)
+    nats = sequence_likelihood.nats(
+      model, params['model'], rows, mesh, config.evaluation.batch_size, progress.update_of
+    )
   figures = evaluation.summarize(nats, np.asarray(model.counted(rows)), model.text_length)
   scores = {f'{split}/{name}': value for name, value in figures.items()}
-  scores['model/num_values'] = float(text.num_values(params['model']))
+  scores['model/num_values'] = float(sequence_likelihood.num_values(params['model']))
   if model.text_length:
     return scores, []
   lengths, bits = evaluation.by_position(nats)

@@ -3,9 +3,9 @@
 from jax.sharding import Mesh
 
 from dalle_jax.config import Config
-from dalle_jax.pipeline.workspace import say
+from dalle_jax.jobs.train.workspace import say
 from dalle_jax.training import mesh_costs
-from dalle_jax.training.stages import make_task, stages_of, training_of
+from dalle_jax.training.stage_tasks import make_task, stages_of, training_of
 
 
 def say_costs(config: Config, mesh: Mesh) -> None:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.config.models import DVAE_SHAPE
-from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.jobs.train.workspace import Workspace
 
 FLAG = 'config.dvae.pretrained'
 

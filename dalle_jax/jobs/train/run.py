@@ -1,6 +1,6 @@
 """The main job: data, tokenizer, dVAE and prior (or both at once), model directory, scores and report.
 
-With `config.task='sequence'` a model of image tokens takes the prior's place; of text, see `pipeline.sequence`. With
+With `config.task='sequence'` a model of image tokens takes the prior's place; of text, see `jobs.train.text_run`. With
 'reranker' a model that scores pictures by captions takes the place of both.
 
 Every stage continues where an earlier start of the same command left it.
@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.data import registry
-from dalle_jax.data.pipeline import Batches, Preprocess
+from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.wrong_captions import WrongCaptions
-from dalle_jax.pipeline import finish, image_tokens, mesh_costs, pretrained, sequence, sheets
-from dalle_jax.pipeline.workspace import Workspace, say
+from dalle_jax.jobs.train import finish, image_token_run, mesh_costs, pretrained, sheet_hooks, text_run
+from dalle_jax.jobs.train.workspace import Workspace, say
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
@@ -30,7 +30,7 @@ from dalle_jax.training.loop import Hook, train
 from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
-from dalle_jax.training.stages import make_task
+from dalle_jax.training.stage_tasks import make_task
 from dalle_jax.training.state import TrainState, all_params
 from dalle_jax.training.tasks import Task
 
@@ -69,7 +69,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   """
   hosts.agree(hosts.facts(config.to_dict(), workdir=workdir, stop_after=stop_after))
   if config.models_text:
-    return sequence.run(config, workdir, stop_after)
+    return text_run.run(config, workdir, stop_after)
   mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   if config.tokenizer.kind == 'clip':
@@ -201,7 +201,7 @@ def make_batches(
 
 def _train_dvae(config: Config, space: Workspace, dataset: Dataset, mesh: Mesh) -> Any:
   task = make_task(config, 'dvae')
-  draw = sheets.ReconstructionHook(config, dataset, mesh, space.path / 'dvae' / 'sheets')
+  draw = sheet_hooks.ReconstructionHook(config, dataset, mesh, space.path / 'dvae' / 'sheets')
   return vector_quantizer.merged(_train(config, space, dataset, mesh, task, config.dvae_training, draw))
 
 
@@ -209,7 +209,7 @@ def _train_prior(
   config: Config, space: Workspace, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, dvae_params: Any
 ) -> dict[str, Any]:
   task = make_task(config, 'prior', tokenizer.vocab_size)
-  draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / 'prior' / 'sheets')
+  draw = sheet_hooks.SampleHook(config, dataset, tokenizer, mesh, space.path / 'prior' / 'sheets')
   initial = {'dvae': dvae_params}
   return _train(config, space, dataset, mesh, task, config.prior_training, draw, tokenizer, initial)
 
@@ -219,9 +219,9 @@ def _fit_sequence_model(
 ) -> dict[str, Any]:
   """Trains the sequence model of the dVAE's codes, or counts it."""
   if config.model.kind == 'ngram':
-    return image_tokens.count_streams(config, dataset, tokenizer, dvae, mesh)
-  task = image_tokens.make_task(config, tokenizer)
-  draw = sheets.SampleHook(config, dataset, tokenizer, mesh, space.path / task.name / 'sheets')
+    return image_token_run.count_streams(config, dataset, tokenizer, dvae, mesh)
+  task = image_token_run.make_task(config, tokenizer)
+  draw = sheet_hooks.SampleHook(config, dataset, tokenizer, mesh, space.path / task.name / 'sheets')
   return _train(config, space, dataset, mesh, task, config.sequence_training, draw, tokenizer, {'dvae': dvae})
 
 
@@ -231,8 +231,8 @@ def _train_joint(
   task = make_task(config, 'joint', tokenizer.vocab_size)
   directory = space.path / 'joint' / 'sheets'
   draws = (
-    sheets.ReconstructionHook(config, dataset, mesh, directory / 'reconstructions'),
-    sheets.SampleHook(config, dataset, tokenizer, mesh, directory / 'samples'),
+    sheet_hooks.ReconstructionHook(config, dataset, mesh, directory / 'reconstructions'),
+    sheet_hooks.SampleHook(config, dataset, tokenizer, mesh, directory / 'samples'),
   )
 
   def draw(state: TrainState, step: int) -> None:

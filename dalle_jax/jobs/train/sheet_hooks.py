@@ -14,9 +14,9 @@ from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.factory import make_dvae, make_stream_model
-from dalle_jax.pipeline import examples
+from dalle_jax.jobs import examples
 from dalle_jax.reporting import sheets
-from dalle_jax.sampling.generate import Sampler, encode_prompts
+from dalle_jax.sampling.sampler import Sampler, encode_prompts
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.state import TrainState, all_params
 

@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 
 from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config, SequenceConfig
-from dalle_jax.data import text, text_tokenizer
-from dalle_jax.data.pipeline import Batches
+from dalle_jax.data import corpus, text_tokenizer
+from dalle_jax.data.batches import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
-from dalle_jax.evaluation import text as evaluation
-from dalle_jax.pipeline import mesh_costs
-from dalle_jax.pipeline.workspace import Workspace, say
+from dalle_jax.evaluation import sequence_likelihood as evaluation
+from dalle_jax.jobs.train import mesh_costs
+from dalle_jax.jobs.train.workspace import Workspace, say
 from dalle_jax.reporting import curves, html
-from dalle_jax.sampling.text import continue_text
+from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.training import ngram_counts
 from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
@@ -45,21 +45,21 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   with space.timed('data'):
     data = config.data
     with hosts.together('reading the text'):
-      corpus = text.read_corpus(data.path, data.validation_path, data.validation_fraction)
-  say('data: ' + ', '.join(f'{sum(map(len, texts)):,} bytes {split}' for split, texts in corpus.items()))
+      texts = corpus.read_corpus(data.path, data.validation_path, data.validation_fraction)
+  say('data: ' + ', '.join(f'{sum(map(len, parts)):,} bytes {split}' for split, parts in texts.items()))
   if stop_after == 'data':
     return {}
   with space.timed('tokenizer'):
-    tokenizer = _tokenizer(config, space, corpus)
-    tokens = {split: tokenizer.encode(b'\n'.join(texts)) for split, texts in corpus.items()}
+    tokenizer = _tokenizer(config, space, texts)
+    tokens = {split: tokenizer.encode(b'\n'.join(parts)) for split, parts in texts.items()}
   counts = ', '.join(f'{len(ids):,} {split}' for split, ids in tokens.items())
   say(f'tokenizer: {tokenizer.vocab_size} ids, {counts}')
   for ids in tokens.values():
-    text.Windows(ids, config.model.length)  # refused before anything long begins
+    corpus.Windows(ids, config.model.length)  # refused before anything long begins
   if stop_after == 'tokenizer':
     return {}
   task = SequenceTask(config, tokenizer.vocab_size)
-  fingerprint = text.fingerprint(corpus)
+  fingerprint = corpus.fingerprint(texts)
   with space.timed('sequence'):
     if config.model.kind == 'ngram':
       params = count_ngrams(config.model, [tokens['train']], task.vocab_size, mesh, starts=False)
@@ -73,11 +73,11 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   return _write(config, space, scores, series, samples)
 
 
-def _tokenizer(config: Config, space: Workspace, corpus: dict[str, list[bytes]]) -> TextTokenizer:
+def _tokenizer(config: Config, space: Workspace, texts: dict[str, list[bytes]]) -> TextTokenizer:
   """Loads the run's tokenizer, after process 0 has learnt it from the training text where there was none."""
   with hosts.together('learning the tokenizer'):
     if jax.process_index() == 0 and config.tokenizer.kind != 'bytes' and not space.tokenizer.exists():
-      space.keep_tokenizer(text_tokenizer.train_pieces(corpus['train'], config.tokenizer.vocab_size))
+      space.keep_tokenizer(text_tokenizer.train_pieces(texts['train'], config.tokenizer.vocab_size))
   return text_tokenizer.load(config.tokenizer.kind, space.tokenizer)
 
 
@@ -89,11 +89,11 @@ def _train(config: Config, space: Workspace, task: SequenceTask, tokens: Tokens,
     num_threads=config.data.num_threads, fingerprint=fingerprint,
   )  # fmt: skip
   seed = stream_seed(config.seed, task.name)
-  stream = make(text.Windows(tokens['train'], length), text.Crop(length, random=True), seed=seed)
-  held_out = text.Windows(tokens['validation'], length) if 'validation' in tokens else None
+  stream = make(corpus.Windows(tokens['train'], length), corpus.Crop(length, random=True), seed=seed)
+  held_out = corpus.Windows(tokens['validation'], length) if 'validation' in tokens else None
 
   def evaluation() -> Iterator[dict]:
-    batches = make(held_out, text.Crop(length, random=False), seed=0, shuffle=False)
+    batches = make(held_out, corpus.Crop(length, random=False), seed=0, shuffle=False)
     return itertools.islice(batches, min(training.eval_batches, -(-len(held_out) // training.batch_size)))
 
   state = train(

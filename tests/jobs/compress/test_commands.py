@@ -19,8 +19,8 @@ from random_models import PICTURES, caption_tokenizer, save_random
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer, train_pieces
-from dalle_jax.pipeline import compress
-from dalle_jax.pipeline.settings import CompressionSettings
+from dalle_jax.jobs.compress import commands
+from dalle_jax.sampling.draw_settings import CompressionSettings
 from dalle_jax.training import ngram_counts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,8 +47,8 @@ def models(tmp_path_factory):
 
 def _round_trip(model, data, tmp_path, **options):
   (tmp_path / 'in').write_bytes(data)
-  figures = compress.encode(model, str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(**options))
-  compress.decode(model, str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  figures = commands.encode(model, str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(**options))
+  commands.decode(model, str(tmp_path / 'coded'), str(tmp_path / 'out'))
   assert (tmp_path / 'out').read_bytes() == data
   return figures
 
@@ -85,12 +85,12 @@ def test_the_cost_is_the_entropy_and_the_coders_own(models, coder, tmp_path):
 def test_the_report_is_what_is_printed_and_other_programs_are_measured(models, tmp_path, capsys):
   (tmp_path / 'in').write_bytes(TEXT)
   args = (models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
-  figures = compress.encode(*args, compare=True, report=str(tmp_path / 'report.json'))
+  figures = commands.encode(*args, compare=True, report=str(tmp_path / 'report.json'))
   assert json.loads((tmp_path / 'report.json').read_text()) == figures
   assert set(figures['baselines']) == {'gzip -9', 'bzip2 -9', 'xz -9e', 'zstd --ultra -22'}
   printed = capsys.readouterr().out
   assert f'{figures["file_bytes"]:,}' in printed and 'xz -9e' in printed
-  facts = compress.info(str(tmp_path / 'coded'))
+  facts = commands.info(str(tmp_path / 'coded'))
   assert facts['tokens'] == figures['num_tokens'] and facts['content_bytes'] == len(TEXT)
 
 
@@ -101,8 +101,8 @@ def test_memory_does_not_grow_with_the_file(models, tmp_path):
     (tmp_path / 'in').write_bytes(TEXT * 15 * times)
     tracemalloc.start()
     settings = CompressionSettings(batch_size=64, verify=False)
-    compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), settings, overwrite=True)
-    compress.decode(models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'), overwrite=True)
+    commands.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), settings, overwrite=True)
+    commands.decode(models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'), overwrite=True)
     peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
   assert (tmp_path / 'in').stat().st_size > 1_000_000
@@ -114,7 +114,7 @@ def coded(models, tmp_path_factory):
   """A file of several chunks."""
   root = tmp_path_factory.mktemp('coded')
   (root / 'in').write_bytes(TEXT)
-  compress.encode(models['ngram'], str(root / 'in'), str(root / 'coded'), CompressionSettings(batch_size=2))
+  commands.encode(models['ngram'], str(root / 'in'), str(root / 'coded'), CompressionSettings(batch_size=2))
   return (root / 'coded').read_bytes()
 
 
@@ -122,14 +122,14 @@ def test_a_damaged_file_is_named_and_nothing_written(models, coded, tmp_path):
   for name, data in {'cut': coded[:-70], 'changed': coded[:-70] + b'?' + coded[-69:]}.items():
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=f'{name}: (it is cut inside chunk|chunk [0-9]+ is damaged)'):
-      compress.decode(models['ngram'], str(tmp_path / name), str(tmp_path / 'out'))
+      commands.decode(models['ngram'], str(tmp_path / name), str(tmp_path / 'out'))
   assert sorted(path.name for path in tmp_path.iterdir()) == ['changed', 'cut']
 
 
 def test_whole_chunks_before_a_damage_are_recovered(models, coded, tmp_path):
   (tmp_path / 'cut').write_bytes(coded[: len(coded) // 2])
   with pytest.raises(ValueError, match=r'whole chunk.* before that'):
-    compress.decode(models['ngram'], str(tmp_path / 'cut'), str(tmp_path / 'out'), recover=True)
+    commands.decode(models['ngram'], str(tmp_path / 'cut'), str(tmp_path / 'out'), recover=True)
   found = (tmp_path / 'out').read_bytes()
   assert 100 < len(found) < len(TEXT) and TEXT.startswith(found)
 
@@ -138,7 +138,7 @@ def test_another_model_is_refused(models, coded, tmp_path):
   (tmp_path / 'coded').write_bytes(coded)
   for other in ('transformer', 'pictures'):
     with pytest.raises(ValueError, match='was coded with the model'):
-      compress.decode(models[other], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+      commands.decode(models[other], str(tmp_path / 'coded'), str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
 
 
@@ -150,7 +150,7 @@ def test_other_probabilities_are_named(models, coded, tmp_path, monkeypatch):
   monkeypatch.setattr(frequencies, 'of_logits', lambda logits: of_logits(logits * (1 + 1e-5)))
   (tmp_path / 'coded').write_bytes(coded)
   with pytest.raises(ValueError, match='other probabilities here than where the file was coded'):
-    compress.decode(models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+    commands.decode(models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
 
 
@@ -161,9 +161,9 @@ def test_a_device_that_does_not_repeat_itself_is_found_before_anything_is_writte
   monkeypatch.setattr(text, 'decode', lambda *args: decode(*args) * 0)
   (tmp_path / 'in').write_bytes(TEXT)
   with pytest.raises(ValueError, match='does not give the same probabilities twice'):
-    compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
+    commands.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
   assert [path.name for path in tmp_path.iterdir()] == ['in']
-  compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(verify=False))
+  commands.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(verify=False))
 
 
 def _command(*args, devices):
@@ -185,7 +185,7 @@ def test_a_file_of_one_device_decodes_on_eight_in_another_process(models, tmp_pa
 
 def test_parts_of_other_files_are_not_taken_for_whole(models, coded, tmp_path):
   # The second chunk of a file that differs in its header and in nothing else.
-  reader = compress.Reader(io.BytesIO(coded))
+  reader = commands.Reader(io.BytesIO(coded))
   places = []
   for chunk in reader.chunks():
     reader.skip(chunk)
@@ -193,7 +193,7 @@ def test_parts_of_other_files_are_not_taken_for_whole(models, coded, tmp_path):
   swapped = coded[: places[0]] + coded[places[1] : places[2]] + coded[places[0] : places[1]] + coded[places[2] :]
   (tmp_path / 'swapped').write_bytes(swapped)
   with pytest.raises(ValueError, match='chunk 1 is damaged, or was not written there'):
-    compress.decode(models['ngram'], str(tmp_path / 'swapped'), str(tmp_path / 'out'), recover=True)
+    commands.decode(models['ngram'], str(tmp_path / 'swapped'), str(tmp_path / 'out'), recover=True)
   assert TEXT.startswith((tmp_path / 'out').read_bytes())
 
 
@@ -208,15 +208,15 @@ def test_parts_of_other_files_are_not_taken_for_whole(models, coded, tmp_path):
   ],
 )
 def test_headers_that_do_not_fit_the_model_are_refused(models, coded, tmp_path, changes, message):
-  reader = compress.Reader(io.BytesIO(coded))
+  reader = commands.Reader(io.BytesIO(coded))
   with (tmp_path / 'changed').open('wb') as file:
-    writer = compress.Writer(file, dataclasses.replace(reader.header, **changes))
+    writer = commands.Writer(file, dataclasses.replace(reader.header, **changes))
     for chunk in reader.chunks():
       writer.chunk(chunk.count, b'', chunk.payload)
       reader.skip(chunk)
     writer.end()
   with pytest.raises(ValueError, match=message):
-    compress.decode(models['ngram'], str(tmp_path / 'changed'), str(tmp_path / 'out'))
+    commands.decode(models['ngram'], str(tmp_path / 'changed'), str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
 
 
@@ -225,7 +225,7 @@ def test_the_same_parameters_with_another_tokenizer_are_another_model(models, co
   train_pieces([TEXT.upper()], 280).save(other / 'tokenizer.model')
   (tmp_path / 'coded').write_bytes(coded)
   with pytest.raises(ValueError, match='was coded with the model'):
-    compress.decode(str(other), str(tmp_path / 'coded'), str(tmp_path / 'out'))
+    commands.decode(str(other), str(tmp_path / 'coded'), str(tmp_path / 'out'))
 
 
 def test_ctrl_c_and_a_full_disk_leave_nothing(models, tmp_path, monkeypatch):
@@ -235,7 +235,7 @@ def test_ctrl_c_and_a_full_disk_leave_nothing(models, tmp_path, monkeypatch):
   for error, kind in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, 'No space left on device'), ValueError)):
     monkeypatch.setattr(text, 'encode', unittest.mock.Mock(side_effect=error))
     with pytest.raises(kind):
-      compress.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
+      commands.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
     assert [path.name for path in tmp_path.iterdir()] == ['in']
 
 
@@ -280,6 +280,6 @@ def test_bad_input_is_named_before_anything_is_done(models, name, tmp_path, monk
   args = {'model': models['ngram'], 'source': 'in', 'out': 'coded', **changes}
   monkeypatch.setattr(bundle, 'load', lambda *a, **k: pytest.fail('the model was read'))
   with pytest.raises(ValueError, match=message):
-    compress.encode(**args, settings=CompressionSettings(**options))
+    commands.encode(**args, settings=CompressionSettings(**options))
   assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'in', 'there']
   assert (tmp_path / 'in').read_bytes() == TEXT and (tmp_path / 'there').read_bytes() == b'mine'

@@ -13,8 +13,8 @@ from random_models import PICTURES, caption_tokenizer, random_params
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data import image
-from dalle_jax.pipeline import compress
-from dalle_jax.pipeline.settings import CompressionSettings
+from dalle_jax.jobs.compress import commands
+from dalle_jax.sampling.draw_settings import CompressionSettings
 
 
 @pytest.fixture(scope='module')
@@ -48,10 +48,10 @@ def _pictures(root, *shapes):
 def test_pictures_of_any_size_come_back_without_loss(models, coder, tmp_path):
   images = _pictures(tmp_path / 'in', (8, 8), (5, 19), (1, 1))
   (tmp_path / 'in' / 'metadata.jsonl').write_text('{"file_name": "1.png", "text": "A red circle"}\n')
-  figures = compress.encode(
+  figures = commands.encode(
     models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(coder=coder, batch_size=2)
   )
-  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  commands.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
   for i, pixels in enumerate(images):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / f'{i}.png')), pixels)
   assert json.loads((tmp_path / 'out' / 'metadata.jsonl').read_text()) == {'file_name': '1.png', 'text': 'a red circle'}
@@ -63,10 +63,10 @@ def test_pictures_of_any_size_come_back_without_loss(models, coder, tmp_path):
 def test_lossy_pictures_are_what_the_dvae_makes_of_them(models, tmp_path):
   (pixels,) = _pictures(tmp_path / 'in', (8, 8))
   source = tmp_path / 'in' / '0.png'
-  figures = compress.encode(models['pictures'], str(source), str(tmp_path / 'coded'), CompressionSettings(lossy=True))
-  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out.png'))
+  figures = commands.encode(models['pictures'], str(source), str(tmp_path / 'coded'), CompressionSettings(lossy=True))
+  commands.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out.png'))
   found = np.asarray(Image.open(tmp_path / 'out.png'))
-  loaded = bundle.load(pathlib.Path(models['pictures']), compress.sharding.one_device_mesh())
+  loaded = bundle.load(pathlib.Path(models['pictures']), commands.sharding.one_device_mesh())
   variables = {'params': loaded.params['dvae']}
   codes = loaded.dvae.apply(variables, pixels[None], method='encode')
   expected = np.asarray(loaded.dvae.apply(variables, codes, method='decode'))[0]
@@ -80,10 +80,10 @@ def test_models_of_image_tokens_compress_pictures_without_captions(models, tmp_p
   (pixels,) = _pictures(tmp_path / 'in', (8, 8))
   args = (models['codes'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
   with pytest.raises(ValueError, match=r'--caption: .* without captions'):
-    compress.encode(*args, CompressionSettings(caption='a circle'))
-  figures = compress.encode(*args, CompressionSettings())
+    commands.encode(*args, CompressionSettings(caption='a circle'))
+  figures = commands.encode(*args, CompressionSettings())
   assert figures['code_bits'] == pytest.approx(16 * 3, rel=1e-5)  # 4 x 4 codes, 8 of them equally likely
-  compress.decode(models['codes'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  commands.decode(models['codes'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '0.png')), pixels)
 
 
@@ -91,21 +91,21 @@ def test_transparent_pictures_need_to_be_resized_or_lossy(models, tmp_path):
   Image.new('RGBA', (20, 10), (255, 0, 0, 90)).save(tmp_path / 'in.png')
   args = (models['pictures'], str(tmp_path / 'in.png'), str(tmp_path / 'coded'))
   with pytest.raises(ValueError, match=r'in.png: it has transparency.*--resize or --lossy'):
-    compress.encode(*args, CompressionSettings())
+    commands.encode(*args, CompressionSettings())
   assert not (tmp_path / 'coded').exists()
-  figures = compress.encode(*args, CompressionSettings(resize=True, caption='a red circle'))
+  figures = commands.encode(*args, CompressionSettings(resize=True, caption='a red circle'))
   assert figures['num_pixels'] == 64
-  compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  commands.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
   assert np.asarray(Image.open(tmp_path / 'out')).shape == (8, 8, 3)
 
 
 def test_pictures_before_a_damage_are_recovered(models, tmp_path):
   images = _pictures(tmp_path / 'in', *[(8, 8)] * 4)
-  compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
+  commands.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
   data = (tmp_path / 'coded').read_bytes()
   (tmp_path / 'coded').write_bytes(data[:-80])
   with pytest.raises(ValueError, match='1 whole chunk'):
-    compress.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'), recover=True)
+    commands.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'), recover=True)
   assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['0.png', '1.png']
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '1.png')), images[1])
 
@@ -113,15 +113,15 @@ def test_pictures_before_a_damage_are_recovered(models, tmp_path):
 def test_the_tiles_of_one_picture_that_are_there_are_recovered(models, tmp_path, capsys):
   (pixels,) = _pictures(tmp_path / 'in', (8, 32))
   source = str(tmp_path / 'in' / '0.png')
-  compress.encode(models['pictures'], source, str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
+  commands.encode(models['pictures'], source, str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
   (tmp_path / 'coded').write_bytes((tmp_path / 'coded').read_bytes()[:-80])
   (tmp_path / 'out').write_bytes(b'former')
   args = (models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
   with pytest.raises(ValueError, match='cut'):
-    compress.decode(*args, overwrite=True)
+    commands.decode(*args, overwrite=True)
   assert (tmp_path / 'out').read_bytes() == b'former'
   with pytest.raises(ValueError, match='1 whole chunk'):
-    compress.decode(*args, overwrite=True, recover=True)
+    commands.decode(*args, overwrite=True, recover=True)
   found = np.asarray(Image.open(tmp_path / 'out'))
   np.testing.assert_array_equal(found[:, :16], pixels[:, :16])
   assert (found[:, 16:] == 128).all() and 'tiles are missing' in capsys.readouterr().out
@@ -130,13 +130,13 @@ def test_the_tiles_of_one_picture_that_are_there_are_recovered(models, tmp_path,
 def test_pictures_are_only_written_to_a_new_or_empty_directory(models, tmp_path):
   _pictures(tmp_path / 'in', (8, 8))
   args = (models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
-  compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(lossy=True))
+  commands.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(lossy=True))
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out' / 'mine').touch()
   with pytest.raises(ValueError, match='new or empty'):
-    compress.decode(*args, overwrite=True)
+    commands.decode(*args, overwrite=True)
   (tmp_path / 'out' / 'mine').unlink()
-  compress.decode(*args)
+  commands.decode(*args)
   assert [path.name for path in (tmp_path / 'out').iterdir()] == ['0.png']
 
 
@@ -147,14 +147,14 @@ def test_pictures_that_could_not_be_written_again_are_refused(models, tmp_path, 
   Image.fromarray(pixels).save(tmp_path / 'in' / '0.jpg')
   (tmp_path / 'in' / '0.png').rename(tmp_path / 'in' / '0.jpg.png')
   with pytest.raises(ValueError, match=r"two pictures that would both be written to '0.jpg.png'"):
-    compress.encode(*args, CompressionSettings())
+    commands.encode(*args, CompressionSettings())
   (tmp_path / 'in' / '0.jpg').rename(tmp_path / 'in' / 'a\\b.jpg')
   with pytest.raises(ValueError, match='a picture named'):
-    compress.encode(*args, CompressionSettings())
+    commands.encode(*args, CompressionSettings())
 
 
 def test_a_picture_that_changes_meanwhile_is_named(models, tmp_path, monkeypatch):
-  from dalle_jax.pipeline.compress_pictures import PictureJob
+  from dalle_jax.jobs.compress.picture_job import PictureJob
 
   _pictures(tmp_path / 'in', (8, 8))
   inputs = PictureJob.inputs
@@ -166,7 +166,7 @@ def test_a_picture_that_changes_meanwhile_is_named(models, tmp_path, monkeypatch
 
   monkeypatch.setattr(PictureJob, 'inputs', staticmethod(change))
   with pytest.raises(ValueError, match='has been changed since'):
-    compress.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
+    commands.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
   assert not (tmp_path / 'coded').exists()
 
 
@@ -174,10 +174,10 @@ def test_captions_that_cannot_be_used_or_change_are_told(models, tmp_path, capsy
   _pictures(tmp_path / 'in', (8, 8))
   (tmp_path / 'in' / 'README.txt').write_text('my pictures')
   args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
-  compress.encode(*args, CompressionSettings(lossy=True))
+  commands.encode(*args, CompressionSettings(lossy=True))
   assert 'no captions are used' in capsys.readouterr().out
   (tmp_path / 'in' / '0.txt').write_text('A Red Circle')
-  compress.encode(*args, CompressionSettings(lossy=True, verify=False), overwrite=True)
+  commands.encode(*args, CompressionSettings(lossy=True, verify=False), overwrite=True)
   assert '1 caption(s) will come back' in capsys.readouterr().out
 
 
@@ -188,6 +188,6 @@ def test_other_formats_are_measured_at_their_best(models, tmp_path):
     (tmp_path / name).mkdir()
     Image.fromarray(pixels).save(tmp_path / name / '0.png')
     args = (models['pictures'], str(tmp_path / name), str(tmp_path / f'{name}.djxc'))
-    sizes = compress.encode(*args, CompressionSettings(lossy=True, verify=False), compare=True)['baselines']
+    sizes = commands.encode(*args, CompressionSettings(lossy=True, verify=False), compare=True)['baselines']
     assert set(sizes) == {'PNG, one by one', 'WebP lossless, one by one'}
     assert sizes['PNG, one by one'] < (400 if name == 'grey' else 250)  # RGB takes 8 bits a value

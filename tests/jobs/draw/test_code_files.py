@@ -4,7 +4,7 @@ from PIL import Image
 from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax.config import Config
-from dalle_jax.pipeline import codes
+from dalle_jax.jobs.draw import code_files
 
 
 @pytest.fixture(scope='module')
@@ -15,17 +15,17 @@ def model(tmp_path_factory):
 def test_codes_are_written_and_decode_to_what_was_shown(model, tmp_path):
   file = tmp_path / 'a.png'
   Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)).save(file)
-  numbers, shown = codes.encode(model, str(file), str(tmp_path / 'out'))
+  numbers, shown = code_files.encode(model, str(file), str(tmp_path / 'out'))
   assert (numbers.name, shown.name, np.load(numbers).shape) == ('a.npy', 'a_decoded.png', (4, 4))
-  (decoded,) = codes.decode(model, str(numbers), str(tmp_path / 'again'))
+  (decoded,) = code_files.decode(model, str(numbers), str(tmp_path / 'again'))
   np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(shown)))
   before = file.read_bytes()
-  codes.decode(model, str(numbers), str(tmp_path))
+  code_files.decode(model, str(numbers), str(tmp_path))
   assert (tmp_path / 'a_decoded.png').exists() and file.read_bytes() == before
   file.rename(tmp_path / 'a.v2.png')
-  assert codes.encode(model, str(tmp_path / 'a.v2.png'), str(tmp_path))[0].name == 'a.v2.npy'
+  assert code_files.encode(model, str(tmp_path / 'a.v2.png'), str(tmp_path))[0].name == 'a.v2.npy'
   np.save(tmp_path / 'two.npy', np.zeros((2, 4, 4), np.uint8))
-  assert [file.name for file in codes.decode(model, str(tmp_path / 'two.npy'), str(tmp_path / 'out'))] == [
+  assert [file.name for file in code_files.decode(model, str(tmp_path / 'two.npy'), str(tmp_path / 'out'))] == [
     'two_000_decoded.png', 'two_001_decoded.png'
   ]  # fmt: skip
 
@@ -44,15 +44,15 @@ def test_files_that_hold_no_codes_are_refused(model, tmp_path, content, message)
   if content is not None:
     np.save(tmp_path / 'codes.npy', content)
   with pytest.raises(ValueError, match=message):
-    codes.decode(model, str(tmp_path / 'codes.npy'), str(tmp_path))
+    code_files.decode(model, str(tmp_path / 'codes.npy'), str(tmp_path))
 
 
 def test_an_archive_of_arrays_is_refused(model, tmp_path):
   np.savez(tmp_path / 'codes.npz', a=np.zeros((4, 4), int))
   with pytest.raises(ValueError, match='archive of several arrays'):
-    codes.decode(model, str(tmp_path / 'codes.npz'), str(tmp_path))
+    code_files.decode(model, str(tmp_path / 'codes.npz'), str(tmp_path))
 
 
 def test_encoding_needs_a_picture(model, tmp_path):
   with pytest.raises(ValueError, match='--encode needs a picture; give it with --image'):
-    codes.encode(model, '', str(tmp_path))
+    code_files.encode(model, '', str(tmp_path))

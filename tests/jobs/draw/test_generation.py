@@ -9,12 +9,12 @@ from random_models import PICTURES, caption_tokenizer, save_random
 import dalle_jax
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.pipeline import drawn_files
-from dalle_jax.pipeline.again import draw_again
-from dalle_jax.pipeline.draw import draw, read_prompts
-from dalle_jax.pipeline.given import Given
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.jobs.draw import drawn_files
+from dalle_jax.jobs.draw.again import draw_again
+from dalle_jax.jobs.draw.generation import draw, read_prompts
+from dalle_jax.jobs.draw.given_picture import Given
 from dalle_jax.reporting import sheets
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 CONFIG = Config.from_dict({**PICTURES, 'sampling': {'temperature': 0.9, 'batch_size': 2}})
 PROMPTS = ['A red circle', 'a blue square']

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.pipeline.given import Given, read_mask
+from dalle_jax.jobs.draw.given_picture import Given, read_mask
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from random_models import PICTURES, caption_tokenizer, random_params, save_rando
 import dalle_jax
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 CONFIG = Config.from_dict(
   {**PICTURES, 'prior': {**PICTURES['prior'], 'caption_drop': 0.1}, 'sampling': {'temperature': 0.9, 'batch_size': 2}}
@@ -134,13 +134,13 @@ def test_previews_show_what_is_there_so_far(model, images):
 
 
 def test_memory_that_is_short_halves_the_batch(model, images, monkeypatch, caplog):
-  from dalle_jax.sampling import generate, memory
+  from dalle_jax.sampling import memory, sampler
 
   monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 1)
   np.testing.assert_array_equal(model.generate(PROMPTS, 3, seed=4, batch_size=6), images)
   assert 'batch_size 6 is cut to 1' in caplog.text
   monkeypatch.undo()
-  draw_batch, sizes = generate.Sampler._draw_batch, []
+  draw_batch, sizes = sampler.Sampler._draw_batch, []
 
   def short(self, params, prepared, rows, *args):
     sizes.append(len(rows['text']))
@@ -148,7 +148,7 @@ def test_memory_that_is_short_halves_the_batch(model, images, monkeypatch, caplo
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 byte')
     return draw_batch(self, params, prepared, rows, *args)
 
-  monkeypatch.setattr(generate.Sampler, '_draw_batch', short)
+  monkeypatch.setattr(sampler.Sampler, '_draw_batch', short)
   np.testing.assert_array_equal(model.generate(PROMPTS, 3, seed=4, batch_size=6), images)
   assert sizes == [6, 3, 2, 2, 2]
 

@@ -14,12 +14,12 @@ from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data import registry
 from dalle_jax.data.tokenizer import train_tokenizer
-from dalle_jax.pipeline import examples
-from dalle_jax.pipeline.draw import draw
-from dalle_jax.pipeline.evaluate import evaluate
-from dalle_jax.pipeline.evaluation_settings import Settings
-from dalle_jax.pipeline.ranker import Ranker
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.draw.generation import draw
+from dalle_jax.jobs.evaluate.evaluation_run import evaluate
+from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.ranker import Ranker
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 RERANKER = {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dalle_jax.pipeline.features import Cache, Extractor
+from dalle_jax.jobs.evaluate.features import Cache, Extractor
 
 FEATURES = np.arange(12, dtype=np.float32).reshape(4, 3)
 FACTS = {'data set': 'abc', 'number of pictures': 4}

@@ -2,8 +2,8 @@ import pytest
 from random_models import PICTURES
 
 from dalle_jax.config import Config
-from dalle_jax.pipeline import metrics
-from dalle_jax.pipeline.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate import metrics
+from dalle_jax.jobs.evaluate.evaluation_settings import Settings
 
 FOLDER = Config.from_dict(PICTURES)
 SHAPES = Config.from_dict({**PICTURES, 'data': {'image_size': 32}})

@@ -8,10 +8,10 @@ from random_models import caption_tokenizer, save_random
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer
-from dalle_jax.pipeline import attention
-from dalle_jax.pipeline.draw import draw
-from dalle_jax.pipeline.settings import DrawSettings
-from dalle_jax.reporting import attention as page
+from dalle_jax.jobs.draw.generation import draw
+from dalle_jax.jobs.study import attention_study
+from dalle_jax.reporting import attention_page as page
+from dalle_jax.sampling.draw_settings import DrawSettings
 
 CONFIG = Config.from_dict({
   'data': {'source': 'folder', 'path': 'unused', 'image_size': 12},
@@ -60,7 +60,7 @@ def written():
 @pytest.fixture(scope='module')
 def articles(model, tmp_path_factory, written):
   """The first two images of a prompt."""
-  attention.show(model, PROMPT, out=str(tmp_path_factory.mktemp('page') / 'a.html'), num_images=2, seed=4)
+  attention_study.show(model, PROMPT, out=str(tmp_path_factory.mktemp('page') / 'a.html'), num_images=2, seed=4)
   return written['articles']
 
 
@@ -106,7 +106,7 @@ def test_a_given_picture_is_resized_and_seen_as_its_tokens_in_the_layers_asked_f
   pixels = np.random.default_rng(1).integers(0, 256, (24, 30, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'given.png')
   given = {'image': str(tmp_path / 'given.png'), 'layers': [3], 'heads': [2]}
-  attention.show(model, PROMPT, out=str(tmp_path / 'a.html'), **given)
+  attention_study.show(model, PROMPT, out=str(tmp_path / 'a.html'), **given)
   (article,) = written['articles']
   middle = pixels[:, 3:27].astype(float).reshape(12, 2, 12, 2, 3).mean(axis=(1, 3))
   np.testing.assert_allclose(article.original, middle, atol=0.51)
@@ -119,23 +119,23 @@ def test_a_given_picture_is_resized_and_seen_as_its_tokens_in_the_layers_asked_f
 
 def test_models_of_text_are_continued_or_read_as_given(tmp_path, written):
   model = _text_model(tmp_path, 'transformer')
-  attention.show(model, 'to be', out=str(tmp_path / 'a.html'), num_images=2)
+  attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), num_images=2)
   first, second = written['articles']
   assert len(first.pieces) == 16 and first.pieces[:5] == second.pieces[:5] == list('to be') and first.given == 5
   assert first.pieces != second.pieces and first.views[0].weights.shape == (16, 16)
-  attention.show(model, 'to be', out=str(tmp_path / 'a.html'), continuation=False)
+  attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), continuation=False)
   (article,) = written['articles']
   assert article.pieces == list('to be') and article.layers[1].mask.sum() == 15
 
 
 def test_models_without_attention_tell_how_sure_they_are(tmp_path, written):
   model = _text_model(tmp_path, 'lstm')
-  attention.show(model, 'to be', out=str(tmp_path / 'a.html'))
+  attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'))
   (article,) = written['articles']
   assert article.views == [] and len(article.tokens.probability) == 16
   assert 'no attention' in (tmp_path / 'a.html').read_text()
   with pytest.raises(ValueError, match='kind lstm has no attention'):
-    attention.show(model, 'to be', out=str(tmp_path / 'a.html'), layers=[1])
+    attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), layers=[1])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_models_without_attention_tell_how_sure_they_are(tmp_path, written):
 def test_what_cannot_be_shown_is_refused(model, tmp_path, changes, message):
   values = {'model': model, 'prompt': PROMPT, 'out': str(tmp_path / 'a.html')}
   with pytest.raises(ValueError, match=re.escape(message)):
-    attention.show(**{**values, **changes})
+    attention_study.show(**{**values, **changes})
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_read(model, tmp_path, monkeypatch):
@@ -163,35 +163,35 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_read(model
   (tmp_path / 'file').touch()
   for out in (tmp_path, tmp_path / 'file' / 'a.html'):
     with pytest.raises(ValueError, match='cannot be written'):
-      attention.show(model, PROMPT, out=str(out))
+      attention_study.show(model, PROMPT, out=str(out))
 
 
 def test_a_dvae_alone_is_refused(model, tmp_path):
-  whole = bundle.load(model, attention.sharding.make_mesh())
+  whole = bundle.load(model, attention_study.sharding.make_mesh())
   bundle.save(tmp_path / 'dvae', CONFIG, None, {'dvae': whole.params['dvae']}, 'data')
   with pytest.raises(ValueError, match='holds the dvae only'):
-    attention.show(str(tmp_path / 'dvae'), PROMPT, out=str(tmp_path / 'a.html'))
+    attention_study.show(str(tmp_path / 'dvae'), PROMPT, out=str(tmp_path / 'a.html'))
 
 
 def test_a_sequence_model_of_images_is_refused(model, tmp_path, monkeypatch):
-  monkeypatch.setattr(attention, 'drawing_parts', lambda _: ('dvae', 'model'))
+  monkeypatch.setattr(attention_study, 'drawing_parts', lambda _: ('dvae', 'model'))
   with pytest.raises(ValueError, match='give a prior, or a model of text'):
-    attention.show(model, PROMPT, out=str(tmp_path / 'a.html'))
+    attention_study.show(model, PROMPT, out=str(tmp_path / 'a.html'))
 
 
 def test_long_texts_are_refused(tmp_path):
   model = _text_model(tmp_path, 'transformer')
   with pytest.raises(ValueError, match='--prompt has 16 tokens, and the model reads 16, some of which'):
-    attention.show(model, 'x' * 16, out=str(tmp_path / 'a.html'))
+    attention_study.show(model, 'x' * 16, out=str(tmp_path / 'a.html'))
 
 
 def test_small_models_are_shown_whole_and_large_ones_in_part():
   kinds = ['row', 'column', 'row', 'row'] * 16
   kinds[-1] = 'conv'
-  assert attention.choose(kinds[:4], 4, 84, 1, None, None) == attention.Choice((0, 1, 2, 3), (0, 1, 2, 3))
-  paper = attention.choose(kinds, 62, 1280, 1, None, None)
-  assert paper == attention.Choice((0, 1, 21, 63), (), reduced=True)  # one of each pattern among them
-  assert attention.choose(kinds, 62, 1280, 1, [5, 9], [1, 2, 3]) == attention.Choice((4, 8), (0, 1, 2))
-  assert attention.choose(kinds, 62, 1280, 1, [5], None) == attention.Choice((4,), (), reduced=True)
+  assert attention_study.choose(kinds[:4], 4, 84, 1, None, None) == attention_study.Choice((0, 1, 2, 3), (0, 1, 2, 3))
+  paper = attention_study.choose(kinds, 62, 1280, 1, None, None)
+  assert paper == attention_study.Choice((0, 1, 21, 63), (), reduced=True)  # one of each pattern among them
+  assert attention_study.choose(kinds, 62, 1280, 1, [5, 9], [1, 2, 3]) == attention_study.Choice((4, 8), (0, 1, 2))
+  assert attention_study.choose(kinds, 62, 1280, 1, [5], None) == attention_study.Choice((4,), (), reduced=True)
   with pytest.raises(ValueError, match=r'page of about 71 MB; at most 40 MB .*--heads=mean'):
-    attention.choose(kinds, 62, 1280, 1, [1], range(1, 64))
+    attention_study.choose(kinds, 62, 1280, 1, [1], range(1, 64))

@@ -1,8 +1,8 @@
 import pytest
 
 from dalle_jax.config import base_config
-from dalle_jax.pipeline import ladder
-from dalle_jax.training.stages import tokens_per_example
+from dalle_jax.jobs.study import ladder
+from dalle_jax.training.stage_tasks import tokens_per_example
 
 
 def text():

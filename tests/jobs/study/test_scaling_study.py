@@ -5,7 +5,7 @@ import pytest
 
 from dalle_jax.evaluation import scaling_fits, scaling_runs
 from dalle_jax.evaluation.scaling_runs import Run
-from dalle_jax.pipeline import scaling
+from dalle_jax.jobs.study import scaling_study
 
 
 def ladder(sizes=(1e4, 3e4, 1e5, 3e5, 1e6), budgets=(1e5, 4e5, 2e6, 1e7)):
@@ -31,18 +31,18 @@ def results(tmp_path):
 def test_results_are_found_by_directory_or_file_and_what_is_wrong_is_said(results):
   file = results / scaling_runs.FILE_NAME
   file.write_text(file.read_text() + '{"half\n')
-  (table, said), (same, _) = scaling.load(results, 'non_embedding'), scaling.load(file, 'total')
+  (table, said), (same, _) = scaling_study.load(results, 'non_embedding'), scaling_study.load(file, 'total')
   assert len(table.losses) == 20 and (same.params == 2 * table.params).all()
   assert len(said) == 1 and 'line 21 is damaged' in said[0]
   file.write_text('{"half\n')
   with pytest.raises(ValueError, match=r'holds no run with a loss.\n.*line 1 is damaged'):
-    scaling.load(results, 'total')
+    scaling_study.load(results, 'total')
 
 
 def test_everything_that_was_fitted_is_told_and_kept(results):
-  table, _ = scaling.load(results, 'non_embedding')
-  found = scaling.fit(table, 0.9, 20, 0)
-  text = scaling.report(*found, table, 0.9)
+  table, _ = scaling_study.load(results, 'non_embedding')
+  found = scaling_study.fit(table, 0.9, 20, 0)
+  text = scaling_study.report(*found, table, 0.9)
   for words in (
     'L(N): 5 runs',
     'L(D): 4 runs',
@@ -53,30 +53,30 @@ def test_everything_that_was_fitted_is_told_and_kept(results):
     'Test: ',
   ):
     assert words in text
-  scaling.write(results / scaling.FITS, *found, 0.9)
-  kept = json.loads((results / scaling.FITS).read_text())
+  scaling_study.write(results / scaling_study.FITS, *found, 0.9)
+  kept = json.loads((results / scaling_study.FITS).read_text())
   assert kept['fits']['L(N, D)']['num_runs'] == 20 and kept['missing'] == []
-  scaling.plot(table, found[0], 0.9, results / 'a.svg')
+  scaling_study.plot(table, found[0], 0.9, results / 'a.svg')
   assert '>Loss and compute<' in (results / 'a.svg').read_text()
-  drawn = scaling.panels(table, found[0], 0.9)
+  drawn = scaling_study.panels(table, found[0], 0.9)
   assert [len(panel.series) for panel in drawn] == [5, 4, 5] and all(panel.law for panel in drawn)
   for bad, message in (('a.pdf', 'must end in'), (f'{scaling_runs.FILE_NAME}/a.svg', 'cannot be written')):
     with pytest.raises(ValueError, match=message):
-      scaling.plot(table, found[0], 0.9, results / bad)
+      scaling_study.plot(table, found[0], 0.9, results / bad)
 
 
 def test_a_plan_is_told_with_its_reach(results):
-  table, _ = scaling.load(results, 'non_embedding')
+  table, _ = scaling_study.load(results, 'non_embedding')
   fits, _ = scaling_fits.fit_laws(table, num_samples=20)
-  beyond = scaling.describe_plan(scaling_fits.plan(table, fits['L(N, D)'], 6e15, 0.9), table.unit, 0.9)
+  beyond = scaling_study.describe_plan(scaling_fits.plan(table, fits['L(N, D)'], 6e15, 0.9), table.unit, 0.9)
   assert '2.0 decades beyond the largest run' in beyond and 'warning: D lies' in beyond
-  inside = scaling.describe_plan(scaling_fits.plan(table, fits['L(N, D)'], 1e12, 0.9), table.unit, 0.9)
+  inside = scaling_study.describe_plan(scaling_fits.plan(table, fits['L(N, D)'], 1e12, 0.9), table.unit, 0.9)
   assert 'within the ladder' in inside and 'warning' not in inside
 
 
 def test_a_ladder_too_small_says_so_and_has_no_test(tmp_path):
   scaling_runs.write(tmp_path / 'results.jsonl', ladder(sizes=(1e4, 1e5)))
-  table, _ = scaling.load(tmp_path, 'non_embedding')
-  fits, missing, test = scaling.fit(table, 0.9, 20, 0)
+  table, _ = scaling_study.load(tmp_path, 'non_embedding')
+  fits, missing, test = scaling_study.fit(table, 0.9, 20, 0)
   assert test is None and 'L(N, D)' not in fits
-  assert 'No test on the largest run' in scaling.report(fits, missing, test, table, 0.9)
+  assert 'No test on the largest run' in scaling_study.report(fits, missing, test, table, 0.9)

@@ -5,7 +5,7 @@ import pytest
 
 from dalle_jax.config import base_config
 from dalle_jax.evaluation import scaling_runs
-from dalle_jax.pipeline import ladder, sweep
+from dalle_jax.jobs.study import ladder, sweep
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted
 
 SIZES = [{'config.model.embed_dim': '16'}, {'config.model.embed_dim': '32'}]

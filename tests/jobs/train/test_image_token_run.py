@@ -14,12 +14,14 @@ from web_page import Page
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
-from dalle_jax.pipeline import features, image_tokens, run, write
-from dalle_jax.pipeline.draw import draw, takes_prompts
-from dalle_jax.pipeline.evaluate import evaluate
-from dalle_jax.pipeline.evaluation_settings import Settings
-from dalle_jax.pipeline.features import Extractor
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.jobs.draw import text_samples
+from dalle_jax.jobs.draw.generation import draw, takes_prompts
+from dalle_jax.jobs.evaluate import features
+from dalle_jax.jobs.evaluate.evaluation_run import evaluate
+from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.features import Extractor
+from dalle_jax.jobs.train import image_token_run, run
+from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -104,7 +106,7 @@ def test_the_directory_gives_back_the_model_and_its_dvae(runs, dvae, tokens):
   jax.tree.map(np.testing.assert_array_equal, loaded.params['dvae'], former)
   assert loaded.model.length == config.sequence_length == (84 if loaded.tokenizer else 64)
   dataset = registry.prepare(config.data, workdir / 'data')
-  again, _ = image_tokens.measure(config, dataset, loaded.tokenizer, loaded.params, make_mesh(MeshConfig()))
+  again, _ = image_token_run.measure(config, dataset, loaded.tokenizer, loaded.params, make_mesh(MeshConfig()))
   assert {name: scores[name] for name in again} == again
 
 
@@ -112,7 +114,7 @@ def test_ngrams_are_counted_over_the_whole_training_split_from_its_images_beginn
   config, workdir, _ = runs['image']
   loaded, mesh = _load(workdir), make_mesh(MeshConfig())
   dataset = registry.prepare(config.data, workdir / 'data')
-  batches = list(image_tokens.streams(config, dataset, 'train', None, loaded.params, mesh))
+  batches = list(image_token_run.streams(config, dataset, 'train', None, loaded.params, mesh))
   rows = np.concatenate(batches)
   assert rows.shape == (64, 64) and rows.max() < 256
   firsts = np.unique(rows[:, 0])
@@ -140,7 +142,7 @@ def test_stages_can_be_stopped_after(make_config, tmp_path):
 def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
   image, captioned = (str(runs[tokens][1] / 'model') for tokens in KINDS)
   assert (takes_prompts(image), takes_prompts(captioned)) == (False, True)
-  assert not write.holds_text(image) and not write.holds_text(captioned)
+  assert not text_samples.holds_text(image) and not text_samples.holds_text(captioned)
   files = draw(image, [''], DrawSettings(num_images=3, seed=1), out=str(tmp_path / 'a'))
   assert [file.name for file in files] == [*(f'000_image_{i:03d}.png' for i in range(3)), 'contact_sheet.png']
   again = draw(image, [''], DrawSettings(num_images=3, seed=1, batch_size=2), out=str(tmp_path / 'b'))
@@ -151,7 +153,7 @@ def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
   with pytest.raises(ValueError, match=r'--prompt, --prompts_file\) are for models that have read captions'):
     draw(image, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'd'))
   with pytest.raises(ValueError, match='this needs a model of text'):
-    write.write(image, [''], DrawSettings(num_images=1))
+    text_samples.write(image, [''], DrawSettings(num_images=1))
 
 
 @pytest.mark.parametrize('tokens', KINDS)

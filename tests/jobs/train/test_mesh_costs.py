@@ -5,7 +5,7 @@ from jax.sharding import AbstractMesh
 
 from dalle_jax import sharding
 from dalle_jax.config import Config
-from dalle_jax.pipeline.mesh_costs import say_costs
+from dalle_jax.jobs.train.mesh_costs import say_costs
 from dalle_jax.training import mesh_costs
 
 SHAPES = {

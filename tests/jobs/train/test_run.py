@@ -17,13 +17,14 @@ from web_page import Page
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
-from dalle_jax.pipeline import examples, run, sheets
-from dalle_jax.pipeline.draw import draw
-from dalle_jax.pipeline.settings import DrawSettings
-from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.draw.generation import draw
+from dalle_jax.jobs.train import run, sheet_hooks
+from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training import loop
-from dalle_jax.training.metrics import read_metrics
+from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.signals import EXIT_INTERRUPTED
 
@@ -150,12 +151,12 @@ def without_prior(finished, tmp_path):
 
 def test_an_interrupted_run_continues_to_the_same_model(finished, without_prior, monkeypatch, capsys):
   with monkeypatch.context() as patch:
-    patch.setattr(sheets.SampleHook, '__call__', lambda hook, state, step: os.kill(os.getpid(), signal.SIGTERM))
+    patch.setattr(sheet_hooks.SampleHook, '__call__', lambda hook, state, step: os.kill(os.getpid(), signal.SIGTERM))
     assert run.main(CONFIG, str(without_prior), 'prior') == EXIT_INTERRUPTED
   assert 'Stopped on request at step 5 of 12' in capsys.readouterr().out
   assert not (without_prior / 'model').exists()
   with monkeypatch.context() as patch:
-    patch.setattr(sheets.SampleHook, '__call__', lambda hook, state, step: None)
+    patch.setattr(sheet_hooks.SampleHook, '__call__', lambda hook, state, step: None)
     assert run.main(CONFIG, str(without_prior), 'prior') == 0
   assert _facts(without_prior) == _facts(finished[0])
   mesh = make_mesh(MeshConfig())

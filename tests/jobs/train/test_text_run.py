@@ -11,9 +11,10 @@ import pytest
 
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
-from dalle_jax.pipeline import run, write
-from dalle_jax.pipeline.draw import draw
-from dalle_jax.pipeline.settings import DrawSettings
+from dalle_jax.jobs.draw import text_samples
+from dalle_jax.jobs.draw.generation import draw
+from dalle_jax.jobs.train import run
+from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training.signals import Interrupted
 
@@ -64,7 +65,7 @@ def test_the_other_kinds_are_trained_too(kind, tmp_path):
   config = _config(kind, tokenizer={'kind': 'bytes'})
   assert run.run(config, str(tmp_path), stop_after='sequence') == {}
   loaded = bundle.load(tmp_path / 'model', make_mesh(MeshConfig()), needs=('model',))
-  assert loaded.model.vocab_size == 256 and write.holds_text(str(tmp_path / 'model'))
+  assert loaded.model.vocab_size == 256 and text_samples.holds_text(str(tmp_path / 'model'))
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not(runs, tmp_path, monkeypatch):
@@ -86,14 +87,14 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not(runs, tmp_path, monkeypatc
 
 def test_texts_begin_with_the_prompt_and_depend_on_the_seed_not_on_the_batch(runs, capsys):
   model = str(runs['lstm'][0] / 'model')
-  texts = write.write(model, ['The', ''], DrawSettings(num_images=3, seed=1))
+  texts = text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=1))
   assert [len(samples) for samples in texts] == [3, 3] and all(text.startswith('The') for text in texts[0])
-  assert write.write(model, ['The', ''], DrawSettings(num_images=3, seed=1, batch_size=1)) == texts
-  assert write.write(model, ['The', ''], DrawSettings(num_images=3, seed=2)) != texts
-  assert len(set(write.write(model, ['The'], DrawSettings(num_images=2, seed=1, temperature=0.0))[0])) == 1
-  long = write.write(model, ['a long prompt ' * 30], DrawSettings(num_images=1, seed=1))
+  assert text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=1, batch_size=1)) == texts
+  assert text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=2)) != texts
+  assert len(set(text_samples.write(model, ['The'], DrawSettings(num_images=2, seed=1, temperature=0.0))[0])) == 1
+  long = text_samples.write(model, ['a long prompt ' * 30], DrawSettings(num_images=1, seed=1))
   assert len(long[0][0]) > 8
-  write.show(['The', ''], texts)
+  text_samples.show(['The', ''], texts)
   assert capsys.readouterr().out.count("---- prompt 0 ('The'), text") == 3
 
 
@@ -102,9 +103,9 @@ def test_models_of_the_other_kind_are_refused(runs, tmp_path):
   with pytest.raises(ValueError, match='holds a model of text, and this needs one that draws pictures'):
     draw(model, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path))
   with pytest.raises(ValueError, match=r'--top_k is 1000; the model has 400 tokens'):
-    write.write(model, [''], DrawSettings(num_images=1, seed=0, top_k=1000))
+    text_samples.write(model, [''], DrawSettings(num_images=1, seed=0, top_k=1000))
   with pytest.raises(ValueError, match='--seed is -1'):
-    write.write(model, [''], DrawSettings(num_images=1, seed=-1))
+    text_samples.write(model, [''], DrawSettings(num_images=1, seed=-1))
 
 
 def test_a_text_that_is_too_short_is_refused_before_anything_long(tmp_path):

@@ -14,7 +14,7 @@ from web_page import Page
 
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
-from dalle_jax.pipeline import run
+from dalle_jax.jobs.train import run
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training.loop import Hook
 from dalle_jax.training.signals import Interrupted
@@ -34,7 +34,7 @@ def _config(root, file='quickstart', variant='tiny', dvae=(), **changes):
   values['data'] |= {'data_dir': str(root / f'data_{file}'), 'num_threads': 1}
   values['dvae'] |= dict(dvae)
   for stage in ('dvae', 'prior', 'joint'):
-    # AdamW's step compiles in a fraction of the time of Muon's, which tests/pipeline/test_run.py has.
+    # AdamW's step compiles in a fraction of the time of Muon's, which tests/jobs/train/test_run.py has.
     values[f'{stage}_training'] |= {'sheet_every': 0, 'optimizer': 'adamw'}
   return Config.from_dict(values | changes)
 

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from dalle_jax.config import Config
-from dalle_jax.pipeline.workspace import Workspace
+from dalle_jax.jobs.train.workspace import Workspace
 
 
 def _config(**groups):
