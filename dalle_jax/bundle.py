@@ -329,3 +329,34 @@ def init_params(config: Config, text_vocab_size: int | None, ngrams: list[int] |
   if config.task == 'sequence' or text_vocab_size is None:
     return {'dvae': dvae, **model}
   return {'dvae': dvae, 'prior': make_prior(config, text_vocab_size).init(key)}
+
+
+def drawing_parts(model: str) -> tuple[str, str]:
+  """The parts of a model directory that draw: the dVAE, and the prior or what stands in its place.
+
+  Raises:
+    ValueError: the directory holds no such model.
+  """
+  parts = check(Path(model), needs=('dvae',)).get('parts', [])
+  needs = ('dvae', 'model' if 'model' in parts else 'prior')
+  check(Path(model), needs)
+  return needs
+
+
+def takes_prompts(model: str) -> bool:
+  """Whether a model directory holds a model that draws for prompts.
+
+  Raises:
+    ValueError: it holds no model that draws.
+  """
+  drawing_parts(model)
+  return read_config(Path(model)).reads_captions
+
+
+def holds_text(model: str) -> bool:
+  """Whether a model directory holds a model of text.
+
+  Raises:
+    ValueError: the directory is missing, half-written or damaged.
+  """
+  return check(Path(model), needs=()).get('parts') == ['model']

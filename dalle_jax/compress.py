@@ -47,8 +47,8 @@ def main(action: str, argv: list[str]) -> int:
   if action != 'info' and _MODEL.value is None:
     raise ValueError(f'{action} needs --model=DIR, a model directory as training writes it (WORKDIR/model).')
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
+  from dalle_jax.compression.settings import CompressionSettings
   from dalle_jax.jobs.compress import commands
-  from dalle_jax.sampling.draw_settings import CompressionSettings
 
   if action == 'info':
     commands.info(*paths)

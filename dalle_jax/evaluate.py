@@ -58,9 +58,9 @@ def _radii() -> tuple[float, ...]:
 def main(argv: list[str]) -> int:
   del argv
   from dalle_jax.jobs.evaluate import evaluation_run
-  from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+  from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 
-  settings = Settings(
+  settings = EvaluationSettings(
     model=_MODEL.value,
     metrics=tuple(_METRICS.value),
     split=_SPLIT.value,

@@ -1,6 +1,7 @@
 """Files that a command writes: checked before any work, whole or not there, and never over what was not meant."""
 
 import contextlib
+import math
 import os
 import shutil
 import stat
@@ -84,3 +85,19 @@ def replacing(out: Path) -> Iterator[Path]:
     os.replace(scratch / 'out', out)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_not_finite(value: object) -> bool:
+  return isinstance(value, float) and not math.isfinite(value)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+  """Writes a file beside its place and renames it into it; missing directories are made."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.partial')
+  try:
+    partial.write_bytes(content)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)

@@ -110,12 +110,13 @@ def _check_flags() -> None:
 
 
 def _draw(settings: Any, given: Any) -> int:
+  from dalle_jax.bundle import holds_text, takes_prompts
   from dalle_jax.jobs.draw import generation, text_samples
 
   named = _PROMPTS_FILE.value or any(_PROMPT.value)
   prompts = generation.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if named else ['']
-  of_text = text_samples.holds_text(_MODEL.value)
-  if not named and not of_text and not given and generation.takes_prompts(_MODEL.value):
+  of_text = holds_text(_MODEL.value)
+  if not named and not of_text and not given and takes_prompts(_MODEL.value):
     prompts = generation.read_prompts(_PROMPT.value, '')  # which says what is missing
   doors.start_jax(distributed=False)
   if of_text:
@@ -146,14 +147,14 @@ def _given() -> Any:
     if found:
       raise ValueError(f'--{found[0]} says what stays of a picture; give the picture with --image.')
     return None
-  from dalle_jax.jobs.draw.given_picture import Given
+  from dalle_jax.jobs.draw.given_picture import InputPicture
 
   for name in _BOXES:
     try:
       values[name] = None if values[name] is None else tuple(float(side) for side in values[name])
     except ValueError:
       raise ValueError(f'--{name} is {",".join(values[name])}; it must be four numbers with commas between.') from None
-  return Given(image=_IMAGE.value, **values)
+  return InputPicture(image=_IMAGE.value, **values)
 
 
 if __name__ == '__main__':

@@ -231,3 +231,9 @@ def _gather_texts(text: str) -> list[str]:
   padded = np.zeros(max(1, lengths.max()), np.uint8)
   padded[: own.size] = own
   return [row[:length].tobytes().decode() for row, length in zip(_gather(padded), lengths, strict=True)]
+
+
+def say(text: str) -> None:
+  """Prints from the first process only."""
+  if jax.process_index() == 0:
+    print(text, flush=True)

@@ -36,19 +36,19 @@ ROOMS = {
   'hosts': {'config'},
   'bundle': {'config', 'data', 'factory', 'hosts', 'models', 'sharding', 'trees'},
   'training': {'config', 'factory', 'hardware', 'hosts', 'mesh', 'models', 'sharding', 'trees'},
-  'sampling': {'config', 'models', 'sharding'},
+  'sampling': {'config', 'factory', 'models', 'sharding'},
   'evaluation': {'data', 'models', 'sharding'},
   'importing': {'config', 'factory', 'models', 'trees'},
   'planning': {'config', 'factory', 'hardware', 'mesh', 'models', 'sampling', 'sharding', 'training'},
   'compression': {'models'},
-  'reporting': {'training'},
+  'reporting': {'files', 'training'},
   'files': set(),
   'jobs': {
-    'files', 'bundle', 'compression', 'config', 'data', 'evaluation', 'factory', 'flags', 'hosts', 'importing', 'reporting',
-    'sampling', 'sharding', 'training',
+    'bundle', 'compression', 'config', 'data', 'evaluation', 'factory', 'files', 'flags', 'hosts', 'importing',
+    'reporting', 'sampling', 'sharding', 'training',
   },
   'configs': {'config'},
-  'doors': {'config', 'flags', 'jobs'},
+  'doors': {'bundle', 'compression', 'config', 'flags', 'jobs', 'sampling'},
 }  # fmt: skip
 DOORS = ('train', 'generate', 'evaluate', 'compress')
 # What variables that hold a group of the configuration are called.

@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
   del argv
   if not _REPORT.value:
     raise ValueError('Give --report=FILE, once for each report.')
+  from dalle_jax.files import write_whole
   from dalle_jax.reporting import curves
-  from dalle_jax.reporting.sheets import write_whole
 
   bars = grouped([read(Path(path)) for path in _REPORT.value])
   write_whole(

@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
   del argv
   if not _RUN.value:
     raise ValueError('Give --run=WORKDIR, once for each model.')
+  from dalle_jax.files import write_whole
   from dalle_jax.reporting import curves
-  from dalle_jax.reporting.sheets import write_whole
 
   series = {Path(run).name: read(Path(run)) for run in _RUN.value}
   if len(series) < len(_RUN.value):

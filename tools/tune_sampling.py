@@ -78,9 +78,9 @@ def main(action: str, argv: list[str]) -> int:
 
 
 def _candidates(model: Any, prompts: Any, values: dict[str, Any]) -> dict[str, Any]:
+  from dalle_jax.files import write_whole
   from dalle_jax.jobs.study import tuning
   from dalle_jax.reporting import curves
-  from dalle_jax.reporting.sheets import write_whole
   from dalle_jax.sampling.draw_settings import DrawSettings
 
   ranker = None

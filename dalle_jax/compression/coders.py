@@ -8,7 +8,7 @@ from dalle_jax.compression.huffman import HuffmanDecoder, HuffmanEncoder
 from dalle_jax.compression.range_coder import RangeDecoder, RangeEncoder
 
 
-class Encoder(Protocol):
+class SymbolEncoder(Protocol):
   def put(self, cumulative: np.ndarray, symbol: int) -> None:
     """Codes a symbol by its distribution, cumulative frequencies int32 [V + 1] (see `frequencies`)."""
 
@@ -16,12 +16,12 @@ class Encoder(Protocol):
     """All that was coded; call it once."""
 
 
-class Decoder(Protocol):
+class SymbolDecoder(Protocol):
   def get(self, cumulative: np.ndarray) -> int:
     """The next symbol, given the distribution that it was coded by."""
 
 
-CODERS: dict[str, tuple[type[Encoder], type[Decoder]]] = {
+CODERS: dict[str, tuple[type[SymbolEncoder], type[SymbolDecoder]]] = {
   'range': (RangeEncoder, RangeDecoder),
   'huffman': (HuffmanEncoder, HuffmanDecoder),
 }

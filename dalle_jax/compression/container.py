@@ -73,7 +73,7 @@ class End:
   sha256: bytes
 
 
-class Writer:
+class ContainerWriter:
   """Writes a file from front to end.
 
   Raises:
@@ -112,7 +112,7 @@ class Writer:
     return end
 
 
-class Reader:
+class ContainerReader:
   """Reads a file from front to end.
 
   Raises:

@@ -27,7 +27,7 @@ _LONGEST_NAME = 240  # bytes; most file systems have 255
 
 
 @dataclasses.dataclass
-class Costs:
+class PictureCosts:
   """What chunks cost by the model itself: the codes with their captions, and the pixels, in bits."""
 
   codes: float = 0.0
@@ -128,7 +128,7 @@ class PictureCoder:
     return np.pad(rows, [(0, self.num_tiles - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
   def encode(
-    self, tiles: np.ndarray, sizes: Sequence[tuple[int, int]], text: np.ndarray, costs: Costs
+    self, tiles: np.ndarray, sizes: Sequence[tuple[int, int]], text: np.ndarray, costs: PictureCosts
   ) -> tuple[bytes, bytes]:
     """Payload and content of a chunk; adds to `costs`.
 

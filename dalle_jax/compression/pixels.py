@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.compression import frequencies
-from dalle_jax.compression.coders import Decoder, Encoder
+from dalle_jax.compression.coders import SymbolDecoder, SymbolEncoder
 from dalle_jax.compression.frequencies import TOTAL
 
 Sizes = Sequence[tuple[int, int]]  # own pixels of each tile, rows and columns
@@ -33,7 +33,7 @@ class PixelCoder:
     self._costs = jax.jit(_costs)
 
   def encode(
-    self, location: np.ndarray, log_scale: np.ndarray, tiles: np.ndarray, sizes: Sizes, encoder: Encoder
+    self, location: np.ndarray, log_scale: np.ndarray, tiles: np.ndarray, sizes: Sizes, encoder: SymbolEncoder
   ) -> float:
     """Codes tiles uint8 [n, S, S, 3]; returns what that costs by the mixtures, in bits.
 
@@ -61,7 +61,7 @@ class PixelCoder:
       at += len(table)
     return bits
 
-  def decode(self, location: np.ndarray, log_scale: np.ndarray, sizes: Sizes, decoder: Decoder) -> np.ndarray:
+  def decode(self, location: np.ndarray, log_scale: np.ndarray, sizes: Sizes, decoder: SymbolDecoder) -> np.ndarray:
     """The tiles uint8 [n, S, S, 3]; zeros where pixels are not coded. The arguments are those of `encode`."""
     choices = np.array([decoder.get(_EVEN) for _ in sizes], np.int64)
     tiles, weights = np.zeros(location.shape, np.uint8), WEIGHTS[choices % len(WEIGHTS)]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dalle_jax.compression import frequencies
-from dalle_jax.compression.coders import Decoder, Encoder
+from dalle_jax.compression.coders import SymbolDecoder, SymbolEncoder
 from dalle_jax.models.sequence import SequenceModel, token_nll
 
 IRREPRODUCIBLE = (
@@ -51,7 +51,7 @@ class SequenceCoder:
         if t + 1 < max(lengths):
           cache, logits = self._step(self._params, cache, tokens)
 
-  def encode(self, rows: Sequence[np.ndarray], encoder: Encoder) -> float:
+  def encode(self, rows: Sequence[np.ndarray], encoder: SymbolEncoder) -> float:
     """Codes up to `batch_size` rows of at most `length` ids; returns their cost in nats by the model itself.
 
     Raises:
@@ -75,7 +75,7 @@ class SequenceCoder:
     real = np.arange(tokens.shape[1])[:, None] < np.pad(lengths, (0, self.batch_size - len(rows)))[None]
     return float(np.sum(np.asarray(jax.device_get(costs), np.float64)[real])) if costs else 0.0
 
-  def decode(self, lengths: Sequence[int], decoder: Decoder) -> list[np.ndarray]:
+  def decode(self, lengths: Sequence[int], decoder: SymbolDecoder) -> list[np.ndarray]:
     """The rows, int32, of these lengths."""
     tokens = np.zeros((self.batch_size, max(lengths, default=0)), np.int32)
 

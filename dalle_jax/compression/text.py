@@ -10,7 +10,7 @@ from dalle_jax.compression.container import Chunk, Damaged
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 
 
-class Tokenizer(Protocol):
+class ByteTokenizer(Protocol):
   """A tokenizer without loss (`data.text_tokenizer`)."""
 
   def encode(self, text: bytes) -> np.ndarray: ...
@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
   def lengths(self, ids: np.ndarray) -> np.ndarray: ...
 
 
-def chunks(file: BinaryIO, tokenizer: Tokenizer, num_tokens: int) -> Iterator[tuple[np.ndarray, bytes]]:
+def chunks(file: BinaryIO, tokenizer: ByteTokenizer, num_tokens: int) -> Iterator[tuple[np.ndarray, bytes]]:
   """Cuts a file into tokens, `num_tokens` at a time and the rest at last, with the bytes that they stand for.
 
   No more of the file is held than a chunk needs and what is read ahead for it.

@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
@@ -124,3 +125,11 @@ def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> byte
   buffer = io.BytesIO()
   Image.fromarray(np.ascontiguousarray(image)).save(buffer, 'PNG', pnginfo=info)
   return buffer.getvalue()
+
+
+def read_picture(file: str, flag: str = '--image') -> np.ndarray:
+  """A picture, uint8 [H, W, 3]. Raises ValueError if it cannot be read."""
+  try:
+    return decode(Path(file).read_bytes())
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{flag} {file} cannot be read: {error}') from None

@@ -1,10 +1,15 @@
 """How well a sequence model predicts image tokens, and captions before them."""
 
 import math
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from dalle_jax.evaluation.sequence_likelihood import context_lengths, mean_and_stderr, perplexity
+from dalle_jax.evaluation.sequence_likelihood import context_lengths, mean_and_stderr, nats, perplexity
+
+BATCH_SIZE = 8  # sequences read at a time: each has logits over both vocabularies, 126 MB in the paper's model
 
 
 def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[str, float]:
@@ -62,3 +67,20 @@ def by_position(nats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   ends = [*lengths[1:], nats.shape[1]]
   bits = [nats[:, begin:end].mean() / math.log(2) for begin, end in zip(lengths, ends, strict=True)]
   return lengths, np.asarray(bits)
+
+
+def token_nats(
+  model: Any, params: Any, text: np.ndarray, codes: np.ndarray, mesh: Mesh, batch_size: int = BATCH_SIZE
+) -> np.ndarray:
+  """-ln p of every token of streams given those before it, float64 [N, model.length].
+
+  Args:
+    model: of streams.
+    params: its parameters, on the mesh.
+    text: ids [N, text_length - 1]; [N, 0] for a model of images alone.
+    codes: [N, h, w].
+    mesh: of the devices.
+    batch_size: streams at a time.
+  """
+  rows = np.asarray(model.stream(jnp.asarray(text), jnp.asarray(codes).reshape(len(codes), -1)))
+  return nats(model, params, rows, mesh, batch_size)

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.evaluation import sequence_likelihood as evaluation
+from dalle_jax.evaluation.token_likelihood import token_nats
 from dalle_jax.jobs import examples
-from dalle_jax.jobs.train.sheet_hooks import Drawn
+from dalle_jax.jobs.sheet_samples import PromptSamples
 from dalle_jax.reporting import codebook as codebook_page
 from dalle_jax.reporting import gallery, likelihood_maps
 
@@ -28,7 +27,7 @@ class Group(NamedTuple):
   title: str
   note: str  # how they were drawn
   prompts: Sequence[str]  # [''] where they were drawn without
-  drawn: Drawn
+  drawn: PromptSamples
   right: np.ndarray | None  # bool [P, N], a judge's verdicts
 
 
@@ -62,23 +61,6 @@ def codebook(dvae: Any, params: Any, codes: np.ndarray, mesh: Mesh) -> Block:
   grids = np.broadcast_to(np.asarray(most, np.int32)[:, None, None], (len(most), *codes.shape[1:]))
   decoded = reconstruction.decode(dvae, params, grids, mesh, NUM_CODES)
   return 'Codebook', codebook_page.use(counts, perplexity, most, decoded)
-
-
-def token_nats(
-  model: Any, params: Any, text: np.ndarray, codes: np.ndarray, mesh: Mesh, batch_size: int = BATCH_SIZE
-) -> np.ndarray:
-  """-ln p of every token of streams given those before it, float64 [N, model.length].
-
-  Args:
-    model: of streams.
-    params: its parameters, on the mesh.
-    text: ids [N, text_length - 1]; [N, 0] for a model of images alone.
-    codes: [N, h, w].
-    mesh: of the devices.
-    batch_size: streams at a time.
-  """
-  rows = np.asarray(model.stream(jnp.asarray(text), jnp.asarray(codes).reshape(len(codes), -1)))
-  return evaluation.nats(model, params, rows, mesh, batch_size)
 
 
 def blocks(

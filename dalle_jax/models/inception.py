@@ -6,8 +6,8 @@ It is the network of 2015 whose weights TensorFlow published, and differs from t
 - The pooling of the last block takes the largest value, not the mean. It looks like a slip, but the weights were
   trained with it, and every published distance was measured with it.
 
-Batch normalisation is folded into the kernels and biases (`importing.inception_weights`): `conv` followed by `relu` is a layer.
-Modules have the names that the weights have.
+Batch normalisation is folded into the kernels and biases (`importing.inception_weights`): `conv` followed by `relu`
+is a layer. Modules have the names that the weights have.
 """
 
 import jax

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import sharding
 from dalle_jax.planning import hlo
+from dalle_jax.planning.hlo import HloProgram
 from dalle_jax.planning.programs import Program, shard_bytes
 from dalle_jax.training import compiler
 
@@ -61,8 +62,8 @@ class Compiled:
   def text(self) -> str:
     return self.executable.as_text()
 
-  def read(self) -> hlo.Program:
-    return hlo.Program(self.text, self.program.passes)
+  def read(self) -> HloProgram:
+    return HloProgram(self.text, self.program.passes)
 
 
 def compile_program(program: Program, mesh: Mesh) -> Compiled:

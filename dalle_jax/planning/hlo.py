@@ -80,7 +80,7 @@ class Cost:
   cycles: int
 
 
-class Program:
+class HloProgram:
   """A compiled program for one device.
 
   Args of the constructor: the text, and how often loops run whose bound the text does not tell.

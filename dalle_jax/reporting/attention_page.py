@@ -52,7 +52,7 @@ class Tokens(NamedTuple):
   rank: np.ndarray
 
 
-class Picture(NamedTuple):
+class PictureArticle(NamedTuple):
   """One drawn, or given, picture."""
 
   title: str
@@ -83,11 +83,11 @@ class Text(NamedTuple):
   layers: Sequence[Layer]
 
 
-def write(path: Path, title: str, notes: Sequence[str], articles: Sequence[Picture | Text]) -> None:
+def write(path: Path, title: str, notes: Sequence[str], articles: Sequence[PictureArticle | Text]) -> None:
   """Writes the page, as a whole or not at all. All text is escaped."""
   parts = [f'<script type="application/json" id="palette">{_json(_css_palette())}</script>']
   for article in articles:
-    parts += _picture(article) if isinstance(article, Picture) else _text(article)
+    parts += _picture(article) if isinstance(article, PictureArticle) else _text(article)
   write_page(path, title=title, notes=notes, parts=parts, style=STYLE, script=SCRIPT)
 
 
@@ -102,7 +102,7 @@ def packed_size(length: int) -> int:
   return 4 * math.ceil(length * (length + 1) / 2 / 3)
 
 
-def _picture(p: Picture) -> list[str]:
+def _picture(p: PictureArticle) -> list[str]:
   return [
     '<article class="picture">',
     _data(p.views, p.tokens, p.chosen, grid=p.grid_size, text=p.text_length, keys=[list(s) for _, s in p.keys]),
@@ -115,7 +115,7 @@ def _picture(p: Picture) -> list[str]:
   ]
 
 
-def _growth(p: Picture) -> list[str]:
+def _growth(p: PictureArticle) -> list[str]:
   final = inline_picture(Image.fromarray(p.image), 'the whole picture', 'now')
   shown = [titled('as decoded from its tokens', final)]
   if p.original is not None:
@@ -130,7 +130,7 @@ def _growth(p: Picture) -> list[str]:
   return ['<div class="row">', *shown, '</div>', slider, paragraph(note), '<div class="row">', *frames, '</div>']
 
 
-def _picture_certainty(p: Picture) -> list[str]:
+def _picture_certainty(p: PictureArticle) -> list[str]:
   spans = [_token(label, p.tokens, slot, _percent(p.tokens.probability[slot]), p.tokens.probability)
            for label, slot in p.caption]  # fmt: skip
   image = [np.asarray(part)[p.text_length :].reshape(p.grid_size, -1) for part in p.tokens]
@@ -156,7 +156,7 @@ def _heat(title: str, values: np.ndarray, most: float | None, low: str, high: st
   return titled(title, f'{shown}<p class="note">{low} {bar} {html.escape(high)}</p>')
 
 
-def _words(p: Picture) -> list[str]:
+def _words(p: PictureArticle) -> list[str]:
   figures = []
   for key, values in zip(p.words, p.word_maps, strict=True):
     maps = inline_picture(heat.heat(values), 'map', 'map') + inline_picture(heat.lit(p.image, values), 'lit', 'lit')
@@ -170,7 +170,7 @@ def _words(p: Picture) -> list[str]:
   return [_select(p.views), paragraph(text), '<div class="row">', *figures, '</div>']
 
 
-def _asked(p: Picture) -> list[str]:
+def _asked(p: PictureArticle) -> list[str]:
   row = p.views[0].weights[p.text_length + p.chosen]
   shares = [(label, float(row[list(slots)].sum())) for label, slots in p.keys]
   shares.append(('image tokens', float(p.chosen_map.sum())))

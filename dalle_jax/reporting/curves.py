@@ -70,8 +70,8 @@ def curve_svg(
 def context_svg(series: Mapping[str, Series], title: str = CONTEXT_TITLE) -> str:
   """Bits per token over the number of tokens given.
 
-  `evaluation.sequence_likelihood.by_context` measures them for the same tokens, and `evaluation.token_likelihood.by_position`, under
-  POSITION_TITLE, for those that have so many before them.
+  `evaluation.sequence_likelihood.by_context` measures them for the same tokens, and
+  `evaluation.token_likelihood.by_position`, under POSITION_TITLE, for those that have so many before them.
 
   Args:
     series: label -> (tokens given [N], bits per token [N]). On a logarithmic axis no token given stands at a half.

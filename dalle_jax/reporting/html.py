@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dalle_jax.files import write_whole
 from dalle_jax.reporting import curves as curves_lib
-from dalle_jax.reporting.sheets import RIGHT, WRONG, encode_png, write_whole
+from dalle_jax.reporting.sheets import RIGHT, WRONG, encode_png
 from dalle_jax.training.metrics_log import FILE_NAME
 
 

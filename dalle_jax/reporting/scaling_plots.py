@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dalle_jax.files import write_whole
 from dalle_jax.reporting.curves import COLOURS, GRID
-from dalle_jax.reporting.sheets import write_whole
 
 LAW, BAND = '#333333', '#33333322'
 SIZE = (11.0, 3.8)  # inches

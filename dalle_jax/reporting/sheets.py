@@ -2,12 +2,13 @@
 
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from dalle_jax.files import write_whole
 
 Colour = tuple[int, int, int]
 
@@ -133,18 +134,6 @@ def encode_png(image: Image.Image | np.ndarray, text: Mapping[str, str] | None =
 def save_png(image: Image.Image | np.ndarray, path: Path, text: Mapping[str, str] | None = None) -> None:
   """Writes a PNG file as a whole or not at all; see `encode_png` and `write_whole`."""
   write_whole(path, encode_png(image, text))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-  """Writes a file beside its place and renames it into it; missing directories are made."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
-  try:
-    partial.write_bytes(content)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _pictures(images: np.ndarray, ndim: int) -> np.ndarray:
@@ -278,3 +267,10 @@ def _sheet(blocks: Sequence[Image.Image]) -> Image.Image:
   page = Image.new('RGB', (body.width + 2 * MARGIN, body.height + 2 * MARGIN), WHITE)
   page.paste(body, (MARGIN, MARGIN))
   return page
+
+
+def lay_out(prompts: list[str], images: np.ndarray, right: np.ndarray | None = None) -> Image.Image:
+  """A sheet of images [P, N, H, W, 3] under their prompts, or, without prompts, in a grid."""
+  if prompts:
+    return sample_sheet(prompts, images, right)
+  return contact_sheet(images.reshape(-1, *images.shape[2:]))

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from dalle_jax.compression.coders import CODERS
 from dalle_jax.config import SamplingConfig
 
 RANKS = ('reranker', 'likelihood', 'caption_likelihood')
@@ -67,25 +66,3 @@ class DrawSettings:
 def _require(condition: bool, message: str) -> None:
   if not condition:
     raise ValueError(message)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompressionSettings:
-  """How to encode; the fields are flags of `python -m dalle_jax.compress encode`.
-
-  Raises:
-    ValueError: a value that cannot be.
-  """
-
-  coder: str = 'range'
-  batch_size: int = 64
-  verify: bool = True
-  lossy: bool = False
-  resize: bool = False
-  caption: str = ''
-
-  def __post_init__(self) -> None:
-    if self.coder not in CODERS:
-      raise ValueError(f'--coder is {self.coder!r}; allowed are {", ".join(CODERS)}.')
-    if not 1 <= self.batch_size <= 1 << 16:
-      raise ValueError(f'--batch_size is {self.batch_size}; it must lie in 1 to {1 << 16}.')

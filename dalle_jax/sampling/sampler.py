@@ -12,7 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
-from dalle_jax.config import SamplingConfig
+from dalle_jax.config import Config, SamplingConfig
+from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.stream import PAD, StreamModel
@@ -29,7 +30,7 @@ class Known(NamedTuple):
   bonus: float | None = None  # the log of what multiplies the odds of the other codes, in nats
 
 
-class Drawn(NamedTuple):
+class SampledImages(NamedTuple):
   """Images, and what they were made of."""
 
   codes: np.ndarray  # int32 [N, h, w]
@@ -104,8 +105,8 @@ class Sampler:
     known: Known | None = None,
     preview: Callable[[Preview], None] | None = None,
     preview_every: int = 1,
-    finished: Callable[[np.ndarray, Drawn], None] | None = None,
-  ) -> Drawn:
+    finished: Callable[[np.ndarray, SampledImages], None] | None = None,
+  ) -> SampledImages:
     """Draws one image per row.
 
     Args:
@@ -142,11 +143,11 @@ class Sampler:
       except jax.errors.JaxRuntimeError as error:
         self._halve(error)
         continue
-      batches.append(Drawn(*(part[: len(numbers)] for part in batch)))
+      batches.append(SampledImages(*(part[: len(numbers)] for part in batch)))
       done += len(numbers)
       if finished:
         finished(numbers, batches[-1])
-    return Drawn(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+    return SampledImages(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
   def _prepare(self, params: dict[str, Any]) -> Any:
     with sharding.use_mesh(self.mesh):
@@ -337,3 +338,9 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], text_length: int, tru
     ValueError: a prompt is empty, or too long and `truncate` is not set.
   """
   return np.stack([tokenizer.encode_padded(prompt, text_length - 1, truncate=truncate) for prompt in prompts])
+
+
+def make_sampler(config: Config, tokenizer: Any | None, mesh: Mesh, settings: SamplingConfig) -> Sampler:
+  """What draws with the models of a configuration: its prior, or the sequence model that stands in its place."""
+  model, part = make_stream_model(config, tokenizer.vocab_size if tokenizer else 0)
+  return Sampler(model, make_dvae(config.dvae), mesh, settings, part)

@@ -9,7 +9,7 @@ from dalle_jax.sharding import to_global
 from dalle_jax.training import nonfinite
 
 
-class Batches(Protocol):
+class BatchStream(Protocol):
   """An endless stream of numpy batches (this process's rows) whose position can be saved."""
 
   def __next__(self) -> Any: ...
@@ -32,7 +32,7 @@ class Feed:
     excluded: the numbers of those, ascending.
   """
 
-  def __init__(self, batches: Batches, mesh: jax.sharding.Mesh) -> None:
+  def __init__(self, batches: BatchStream, mesh: jax.sharding.Mesh) -> None:
     self._batches, self._mesh = batches, mesh
     self._ready: Any = None
     self._num_loaded = 0

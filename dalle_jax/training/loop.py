@@ -15,7 +15,7 @@ from dalle_jax.config import LoggingConfig, TrainingConfig
 from dalle_jax.sharding import check_batch, use_mesh
 from dalle_jax.training.checkpoint import Checkpoints, Restored
 from dalle_jax.training.clock import IntervalClock
-from dalle_jax.training.feed import Batches, Feed
+from dalle_jax.training.feed import BatchStream, Feed
 from dalle_jax.training.flops import step_flops
 from dalle_jax.training.metrics_log import make_writer
 from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics
@@ -50,7 +50,7 @@ def train(
   mesh: jax.sharding.Mesh,
   seed: int,
   workdir: Path,
-  batches: Batches,
+  batches: BatchStream,
   eval_batches: Callable[[], Iterable[Any]] | None = None,
   hooks: Sequence[Hook] = (),
   logging: LoggingConfig | None = None,

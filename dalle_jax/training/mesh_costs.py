@@ -14,9 +14,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from dalle_jax.config import Config, TrainingConfig
+from dalle_jax.hosts import say
 from dalle_jax.mesh import divisors, heads_and_widths
 from dalle_jax.sharding import axes_of, param_shardings
 from dalle_jax.training.optimizer import make_optimizer
+from dalle_jax.training.stage_tasks import make_task, stages_of, training_of
 from dalle_jax.training.tasks import Task
 
 # Below either, nothing is said.
@@ -37,10 +39,10 @@ def lines(task: Task, training: TrainingConfig, config: Config, mesh: Mesh) -> l
     return []
   params, kept = _abstract(task, training)
   found = []
-  for axis, say in (('fsdp', _say_fsdp), ('tensor', _say_tensor)):
+  for axis, describe in (('fsdp', _say_fsdp), ('tensor', _say_tensor)):
     lost = _lost(params, kept, mesh, axis)
     if lost.repeated_bytes >= max(SMALLEST_BYTES, SMALLEST_SHARE * lost.total_bytes):
-      found.append(say(lost, config, mesh))
+      found.append(describe(lost, config, mesh))
   return found
 
 
@@ -144,3 +146,13 @@ def _size(size: int) -> str:
 
 def _listed(factors: list[int]) -> str:
   return ', '.join(map(str, factors))
+
+
+def say_costs(config: Config, mesh: Mesh) -> None:
+  """Says what the sizes of the mesh cost, of every stage that will be trained; nothing where nothing is lost."""
+  for stage in stages_of(config):
+    if stage == 'sequence' and config.model.kind == 'ngram':
+      continue  # counted, not trained
+    task = make_task(config, stage)  # the tokenizer, perhaps not learnt yet, has no more ids
+    for line in lines(task, training_of(config, stage), config, mesh):
+      say(line)

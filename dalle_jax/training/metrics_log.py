@@ -15,7 +15,7 @@ from dalle_jax.config import LoggingConfig
 FILE_NAME = 'metrics.jsonl'
 
 
-class Writer(Protocol):
+class MetricsWriter(Protocol):
   """Anything that takes numbers by step."""
 
   def write(self, step: int, values: dict[str, float]) -> None: ...
@@ -90,7 +90,7 @@ class WandbWriter:
 class MultiWriter:
   """Passes everything on to several writers, or to none."""
 
-  def __init__(self, writers: Sequence[Writer]) -> None:
+  def __init__(self, writers: Sequence[MetricsWriter]) -> None:
     self._writers = tuple(writers)
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -112,7 +112,7 @@ def make_writer(workdir: Path, logging: LoggingConfig, is_main_process: bool, re
   if not is_main_process:
     return MultiWriter([])
   workdir.mkdir(parents=True, exist_ok=True)
-  writers: list[Writer] = []
+  writers: list[MetricsWriter] = []
   if logging.wandb_project:
     # First, as it may refuse, and nothing should have been opened or cut by then.
     writers.append(WandbWriter(workdir, logging.wandb_project))

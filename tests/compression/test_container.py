@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_jax.compression import container
-from dalle_jax.compression.container import Damaged, Header, Reader, Writer
+from dalle_jax.compression.container import ContainerReader, ContainerWriter, Damaged, Header
 
 HEADER = Header(
   kind='text', coder='range', model='0123', batch_size=4, length=8, settings={}, platform={'platform': 'cpu'}
@@ -24,7 +24,7 @@ CHUNKS = [(3, b'abc', b'\x01\x02'), (2, b'de', b'\x03'), (0, b'', b'')]
 
 def written(chunks=CHUNKS, header=HEADER):
   file = io.BytesIO()
-  writer = Writer(file, header)
+  writer = ContainerWriter(file, header)
   for chunk in chunks:
     writer.chunk(*chunk)
   writer.end()
@@ -34,7 +34,7 @@ def written(chunks=CHUNKS, header=HEADER):
 
 def read(data, contents=(b'abc', b'de', b'')):
   """The payloads read until the end, or an error."""
-  reader, payloads = Reader(io.BytesIO(data)), []
+  reader, payloads = ContainerReader(io.BytesIO(data)), []
   contents = iter(contents)
   for chunk in reader.chunks():
     reader.accept(chunk, next(contents))
@@ -44,7 +44,7 @@ def read(data, contents=(b'abc', b'de', b'')):
 
 
 def test_what_was_written_is_read():
-  reader = Reader(io.BytesIO(written()))
+  reader = ContainerReader(io.BytesIO(written()))
   assert reader.header == HEADER and reader.coded_on == 'platform cpu'
   assert read(written()) == [payload for _, _, payload in CHUNKS]
   assert read(written([])) == []
@@ -73,7 +73,7 @@ def test_no_cut_goes_unnoticed_and_what_is_missing_is_named():
 def test_whole_chunks_before_a_damage_are_read():
   whole = bytearray(written())
   whole[-60] ^= 1  # in the last chunk
-  reader = Reader(io.BytesIO(bytes(whole)))
+  reader = ContainerReader(io.BytesIO(bytes(whole)))
   found = []
   with pytest.raises(Damaged, match='chunk 2'):
     for chunk in reader.chunks():
@@ -97,12 +97,12 @@ def test_other_content_is_named_as_other_probabilities():
 
 def test_other_files_and_versions_are_refused():
   with pytest.raises(ValueError, match='first four bytes'):
-    Reader(io.BytesIO(b'\x1f\x8b\x08\x00' * 20))
+    ContainerReader(io.BytesIO(b'\x1f\x8b\x08\x00' * 20))
   with pytest.raises(ValueError, match='first four bytes'):
-    Reader(io.BytesIO(b''))
+    ContainerReader(io.BytesIO(b''))
   newer = written()[:4] + b'\x02\x00' + written()[6:]
   with pytest.raises(ValueError, match='version 2'):
-    Reader(io.BytesIO(newer))
+    ContainerReader(io.BytesIO(newer))
 
 
 @pytest.mark.parametrize('change', [{'batch_size': 0}, {'length': 1 << 30}, {'kind': 'sound'}, {'batch_size': 'many'}])
@@ -116,11 +116,11 @@ def test_a_header_that_unpacks_to_more_than_allowed_is_refused(monkeypatch):
   data = written(header=Header(**{**HEADER.__dict__, 'settings': {'names': 'x' * 5_000}}))
   monkeypatch.setattr(container, 'MAX_HEADER', 4_000)
   with pytest.raises(ValueError, match='4,000 bytes'):
-    Reader(io.BytesIO(data))
+    ContainerReader(io.BytesIO(data))
 
 
 def test_content_that_is_not_what_was_written_is_noticed_at_the_end():
-  reader = Reader(io.BytesIO(written()))
+  reader = ContainerReader(io.BytesIO(written()))
   for chunk in reader.chunks():
     reader.skip(chunk)
   with pytest.raises(Damaged, match='not the ones that were written'):
@@ -130,7 +130,7 @@ def test_content_that_is_not_what_was_written_is_noticed_at_the_end():
 def test_files_of_version_1_stay_readable():
   # A file of version 1, as people may have it.
   assert read(bytes.fromhex(GOLDEN)) == [payload for _, _, payload in CHUNKS]
-  assert Reader(io.BytesIO(bytes.fromhex(GOLDEN))).header == HEADER
+  assert ContainerReader(io.BytesIO(bytes.fromhex(GOLDEN))).header == HEADER
 
 
 def test_payloads_and_headers_have_limits(monkeypatch):
@@ -147,4 +147,4 @@ def test_deeply_nested_headers_are_refused():
   deep = zlib.compress(b'[' * 200_000)
   start = struct.pack('<4sHI', b'DJXC', 1, len(deep)) + deep
   with pytest.raises(ValueError, match='header cannot be used'):
-    Reader(io.BytesIO(start + struct.pack('<I', zlib.crc32(start))))
+    ContainerReader(io.BytesIO(start + struct.pack('<I', zlib.crc32(start))))

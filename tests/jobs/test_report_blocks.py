@@ -6,9 +6,10 @@ from web_page import Page
 
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.evaluation import reconstruction
+from dalle_jax.evaluation.token_likelihood import token_nats
 from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.jobs import report_blocks
-from dalle_jax.jobs.train.sheet_hooks import Drawn
+from dalle_jax.jobs.sheet_samples import PromptSamples
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.sequence import token_nll
 from dalle_jax.sampling.sampler import encode_prompts
@@ -48,7 +49,7 @@ def _pictures(codes):
 def test_nats_of_tokens_are_those_that_training_minimises(params):
   model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2)
-  nats = report_blocks.token_nats(model, params[part], text, codes, MESH)
+  nats = token_nats(model, params[part], text, codes, MESH)
   flat = jnp.asarray(codes.reshape(2, -1))
   text_logits, image_logits = model.split_logits(params['prior'], text, flat)
   np.testing.assert_allclose(nats[:, 6:], token_nll(image_logits, flat), rtol=1e-5)
@@ -58,13 +59,13 @@ def test_nats_of_tokens_are_those_that_training_minimises(params):
 def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_what_they_cost(params):
   model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2, 3)
-  drawn = Drawn(text, codes, _pictures(codes))
+  drawn = PromptSamples(text, codes, _pictures(codes))
   groups = [report_blocks.Group('Samples', 'As they came.', PROMPTS, drawn, None)]
   held_out = report_blocks.HeldOut('picture', text, codes[:, 0], drawn.images[:, 0])
   blocks = dict(report_blocks.blocks(model, params[part], TOKENIZER, groups, held_out, MESH))
   assert list(blocks) == ['Samples', 'Likelihood of tokens']
   all_text = text.repeat(3, axis=0)
-  nats = report_blocks.token_nats(model, params[part], all_text, codes.reshape(6, *codes.shape[2:]), MESH)
+  nats = token_nats(model, params[part], all_text, codes.reshape(6, *codes.shape[2:]), MESH)
   costs = nats[:, 6:].sum(axis=1).reshape(2, 3)
   page = Page(blocks['Samples'])
   order = [(p, i) for p in range(2) for i in np.argsort(costs[p])]
@@ -86,7 +87,7 @@ def test_images_alone_have_no_captions():
   params = random_params(IMAGES_ALONE, 0)
   model, part = make_stream_model(IMAGES_ALONE, 0)
   codes = _codes(1, 4)
-  drawn = Drawn(np.zeros((1, 0), np.int32), codes, _pictures(codes))
+  drawn = PromptSamples(np.zeros((1, 0), np.int32), codes, _pictures(codes))
   held_out = report_blocks.HeldOut('picture', np.zeros((2, 0), np.int32), codes[0, :2], drawn.images[0, :2])
   groups = [report_blocks.Group('Samples', '', [''], drawn, None)]
   blocks = dict(report_blocks.blocks(model, params[part], None, groups, held_out, MESH))

@@ -16,7 +16,7 @@ from dalle_jax import sharding
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.jobs.evaluate import measured
 from dalle_jax.jobs.evaluate.evaluation_run import evaluate
-from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 
 RERANKER = {
   'embed_dim': 8, 'patch_size': 4, 'image_width': 8, 'image_num_layers': 1, 'image_num_heads': 2, 'text_width': 8,
@@ -53,7 +53,7 @@ def main() -> None:
   measured.draw_samples = remember
   results = {}
   for mesh in (sharding.one_device_mesh(), sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
-    settings = Settings(
+    settings = EvaluationSettings(
       model=model, metrics=METRICS, split='train', features='reranker', reranker=reranker, images_per_prompt=3,
       diversity_prompts=5, out=str(root / f'{mesh.size}.json'), cache=str(root / f'features_{mesh.size}'),
     )  # fmt: skip

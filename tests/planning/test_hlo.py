@@ -1,6 +1,7 @@
 import pytest
 
 from dalle_jax.planning import hlo
+from dalle_jax.planning.hlo import HloProgram
 
 # A loop of 15 passes whose bound is in its condition, and in it a fusion, two collectives that block and one that does
 # not; after it a loop of which the line itself says how often it runs, and one of unknown length.
@@ -76,7 +77,7 @@ backend_config={"known_trip_count":{"n":"2"},"window_config":{"estimated_cycles"
 
 @pytest.fixture
 def program():
-  return hlo.Program(PROGRAM, unknown_trips=3)
+  return HloProgram(PROGRAM, unknown_trips=3)
 
 
 def test_cycles_count_loops_as_often_as_they_run(program):
@@ -137,4 +138,4 @@ def test_warnings_of_options_are_told_once_without_their_times():
 
 def test_a_text_that_is_no_program_is_refused():
   with pytest.raises(ValueError, match='no entry'):
-    hlo.Program('nothing')
+    HloProgram('nothing')

@@ -8,6 +8,7 @@ import pytest
 from web_page import NASTY, Page
 
 from dalle_jax.reporting import attention_page
+from dalle_jax.reporting.attention_page import PictureArticle
 from dalle_jax.reporting.attention_script import SCRIPT
 
 TEXT, GRID = 4, 3
@@ -42,7 +43,7 @@ def _picture(**changes):
     'word_maps': np.ones((1, GRID, GRID)), 'chosen': 4, 'chosen_map': np.full((GRID, GRID), 0.01),
     'tokens': _tokens(LENGTH), 'views': VIEWS, 'layers': _layers(np.ones((GRID, 2 * GRID - 1))),
   }  # fmt: skip
-  return attention_page.Picture(**{**values, **changes})
+  return PictureArticle(**{**values, **changes})
 
 
 def _text(**changes):

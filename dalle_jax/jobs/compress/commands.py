@@ -16,17 +16,15 @@ from typing import Any, BinaryIO
 import jax
 
 from dalle_jax import bundle, sharding
-from dalle_jax.bundle import Bundle
+from dalle_jax.bundle import Bundle, drawing_parts, holds_text
 from dalle_jax.compression.coders import CODERS
-from dalle_jax.compression.container import Damaged, Header, Reader, Unreadable, Writer
+from dalle_jax.compression.container import ContainerReader, ContainerWriter, Damaged, Header, Unreadable
+from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.evaluation.sequence_likelihood import num_values
-from dalle_jax.files import check_directory, check_file, replacing
+from dalle_jax.files import check_directory, check_file, is_not_finite, replacing
+from dalle_jax.hosts import say
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
-from dalle_jax.jobs.draw.generation import drawing_parts
-from dalle_jax.jobs.draw.text_samples import holds_text
-from dalle_jax.jobs.train.workspace import is_not_finite, say
-from dalle_jax.sampling.draw_settings import CompressionSettings
 from dalle_jax.training.signals import terminations_as_interrupts
 
 
@@ -95,7 +93,7 @@ def decode(model: str, source: str, out: str, *, recover: bool = False, overwrit
   """
   out_path, damage = Path(out), None
   with _readable(source), Path(source).open('rb') as file:
-    reader = Reader(file)
+    reader = ContainerReader(file)
     if reader.header.settings.get('single', True) is True:
       check_file(out_path, overwrite, 'OUT', (Path(source), Path(model)))
     else:
@@ -125,7 +123,7 @@ def info(source: str) -> dict[str, Any]:
     ValueError: it is damaged, or something else.
   """
   with _readable(source), Path(source).open('rb') as file:
-    reader = Reader(file)
+    reader = ContainerReader(file)
     sizes, counts = 0, 0
     for chunk in reader.chunks():
       sizes, counts = sizes + len(chunk.payload), counts + chunk.count
@@ -185,11 +183,11 @@ def _name(loaded: Bundle) -> str:
 
 def _writer(
   file: BinaryIO, *, kind: str, coder: str, identity: str, batch_size: int, length: int, facts: dict[str, Any]
-) -> Writer:
+) -> ContainerWriter:
   header = Header(
     kind=kind, coder=coder, model=identity, batch_size=batch_size, length=length, settings=facts, platform=platform()
   )
-  return Writer(file, header)
+  return ContainerWriter(file, header)
 
 
 def _check_model(header: Header, found: str, kind: str, model: str) -> None:

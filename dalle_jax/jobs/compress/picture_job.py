@@ -12,15 +12,15 @@ import numpy as np
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.compression import baselines, pictures
-from dalle_jax.compression.container import Damaged, Reader, Unreadable, Writer
-from dalle_jax.compression.pictures import Costs, PictureCoder
+from dalle_jax.compression.container import ContainerReader, ContainerWriter, Damaged, Unreadable
+from dalle_jax.compression.pictures import PictureCoder, PictureCosts
 from dalle_jax.compression.sequences import SequenceCoder, rows_for
+from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data import folder, image
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD
-from dalle_jax.jobs.train.workspace import say
-from dalle_jax.sampling.draw_settings import CompressionSettings
+from dalle_jax.hosts import say
 from dalle_jax.training.progress import Progress
 
 
@@ -81,13 +81,15 @@ class PictureJob:
     floor = self._loaded.config.dvae.min_log_scale
     return PictureCoder(self._loaded.dvae, params['dvae'], floor, sequences, self._model, coder, lossless)
 
-  def encode(self, inputs: Inputs, settings: CompressionSettings, start: Callable[..., Writer]) -> dict[str, Any]:
+  def encode(
+    self, inputs: Inputs, settings: CompressionSettings, start: Callable[..., ContainerWriter]
+  ) -> dict[str, Any]:
     """Writes the pictures by the writer that `start` makes; returns the figures."""
-    plan = _Plan([entry.shape for entry in inputs.listed], self._size)
+    plan = _PicturePlan([entry.shape for entry in inputs.listed], self._size)
     batch_size = rows_for(plan.num_tiles, settings.batch_size)
     coder = self._coder(batch_size, settings.coder, not settings.lossy)
     writer = start(batch_size=batch_size, length=self._model.length, facts=inputs.facts)
-    costs = Costs()
+    costs = PictureCosts()
     with Progress('encoding', plan.num_tiles, 'tile') as progress:
       tiles = self._tiles(inputs)
       for sizes in plan.chunks(batch_size):
@@ -119,7 +121,7 @@ class PictureJob:
     if changed:
       say(f'note: {changed} caption(s) will come back as the tokenizer has them: in lower case, or cut where too long')
 
-  def decode(self, reader: Reader, out: Path, size: int) -> None:
+  def decode(self, reader: ContainerReader, out: Path, size: int) -> None:
     """Writes a picture, or a directory of them.
 
     Raises:
@@ -131,7 +133,7 @@ class PictureJob:
     names, shapes = pictures.listing(header.settings, self._size)
     if header.length != self._model.length:
       raise Unreadable(f'its header says {header.length} tokens a sequence; the model has {self._model.length}')
-    plan = _Plan(shapes, self._size)
+    plan = _PicturePlan(shapes, self._size)
     if header.batch_size != rows_for(plan.num_tiles, header.batch_size):
       raise Unreadable(f'its header says {header.batch_size} sequences side by side, for {plan.num_tiles} tiles')
     coder = self._coder(header.batch_size, header.coder, header.settings['lossless'])
@@ -143,7 +145,9 @@ class PictureJob:
         say('note: of the last picture some tiles are missing; they are grey')
       raise
 
-  def _decode_chunks(self, reader: Reader, coder: PictureCoder, plan: '_Plan', writing: '_Pictures') -> None:
+  def _decode_chunks(
+    self, reader: ContainerReader, coder: PictureCoder, plan: '_PicturePlan', writing: '_Pictures'
+  ) -> None:
     sizes_of, done = plan.chunks(reader.header.batch_size), 0
     with Progress('decoding', plan.num_tiles, 'tile') as progress:
       for chunk in reader.chunks():
@@ -165,7 +169,7 @@ class PictureJob:
     return baselines.of_pictures([_read(entry.path, inputs.settings, config) for entry in inputs.listed])
 
 
-class _Plan:
+class _PicturePlan:
   """Which tiles there are."""
 
   def __init__(self, shapes: list[tuple[int, int]], size: int):
@@ -279,7 +283,9 @@ def _read(path: Path, settings: CompressionSettings, config: Config) -> np.ndarr
   return pixels
 
 
-def _figures(settings: CompressionSettings, costs: Costs, plan: _Plan, original: int, writer: Writer) -> dict[str, Any]:
+def _figures(
+  settings: CompressionSettings, costs: PictureCosts, plan: _PicturePlan, original: int, writer: ContainerWriter
+) -> dict[str, Any]:
   bits, model_bits = 8 * writer.payload_bytes, costs.codes + costs.pixels
   symbols = costs.num_tokens + (0 if settings.lossy else costs.num_values)
   mean_error = costs.squared_error / costs.num_values

@@ -8,10 +8,10 @@ from typing import Any
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.compression import baselines, text
-from dalle_jax.compression.container import Chunk, Damaged, Header, Reader, Unreadable, Writer
+from dalle_jax.compression.container import Chunk, ContainerReader, ContainerWriter, Damaged, Header, Unreadable
 from dalle_jax.compression.sequences import SequenceCoder, rows_for
+from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
-from dalle_jax.sampling.draw_settings import CompressionSettings
 from dalle_jax.training.progress import Progress
 
 
@@ -38,7 +38,9 @@ class TextJob:
       raise ValueError(f'{", ".join(given)}: for pictures; the model in --model is one of text.')
     return source
 
-  def encode(self, source: Path, settings: CompressionSettings, start: Callable[..., Writer]) -> dict[str, Any]:
+  def encode(
+    self, source: Path, settings: CompressionSettings, start: Callable[..., ContainerWriter]
+  ) -> dict[str, Any]:
     """Writes `source` by the writer that `start` makes; returns the figures."""
     model, tokenizer = self._loaded.model, self._loaded.tokenizer
     capacity = settings.batch_size * model.length
@@ -63,7 +65,7 @@ class TextJob:
   def _sequences(self, batch_size: int) -> SequenceCoder:
     return SequenceCoder(self._loaded.model, self._loaded.params['model'], batch_size)
 
-  def decode(self, reader: Reader, out: Path, size: int) -> None:
+  def decode(self, reader: ContainerReader, out: Path, size: int) -> None:
     """Writes the content of a file of `size` bytes to another.
 
     Raises:
@@ -97,7 +99,7 @@ def _check_rows(first: Chunk, header: Header) -> None:
     raise Damaged(f'its header says {header.batch_size} sequences side by side, for {first.count} tokens')
 
 
-def _figures(coder: str, model_bits: float, tokens: int, num_bytes: int, writer: Writer) -> dict[str, Any]:
+def _figures(coder: str, model_bits: float, tokens: int, num_bytes: int, writer: ContainerWriter) -> dict[str, Any]:
   bits = 8 * writer.payload_bytes
   figures = {
     'kind': 'text', 'coder': coder, 'num_tokens': tokens, 'original_bytes': num_bytes, 'file_bytes': writer.num_bytes,

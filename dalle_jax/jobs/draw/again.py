@@ -8,9 +8,10 @@ from typing import Any
 from PIL import Image
 
 from dalle_jax import bundle
+from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import SamplingConfig
-from dalle_jax.jobs.draw.generation import draw, drawing_parts
-from dalle_jax.jobs.draw.given_picture import Given
+from dalle_jax.jobs.draw.generation import draw
+from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.sampling.draw_settings import DrawSettings
 
 # What a picture must carry, and of which type, to be drawn again.
@@ -44,7 +45,7 @@ def read_facts(file: str) -> tuple[str, dict[str, Any]]:
   return prompt, facts
 
 
-def draw_again(path: str, file: str, out: str, given: Given | None = None) -> list[Path]:
+def draw_again(path: str, file: str, out: str, given: InputPicture | None = None) -> list[Path]:
   """Draws the picture in a file again, by what it carries.
 
   Args:

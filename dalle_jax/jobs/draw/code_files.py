@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dalle_jax.data.image import read_picture
 from dalle_jax.files import make_directory
-from dalle_jax.jobs.draw.given_picture import read_picture
 from dalle_jax.jobs.draw.model import load
 from dalle_jax.reporting import sheets
 

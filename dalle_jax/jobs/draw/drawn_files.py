@@ -13,13 +13,13 @@ from absl import logging
 import dalle_jax
 from dalle_jax.config import SamplingConfig
 from dalle_jax.files import make_directory
-from dalle_jax.jobs.draw.given_picture import Given
+from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.jobs.draw.model import Drawing, Model
 from dalle_jax.jobs.draw.ranking import Scorer
-from dalle_jax.jobs.train.sheet_hooks import lay_out
 from dalle_jax.reporting import gallery, sheets
+from dalle_jax.reporting.sheets import lay_out
 from dalle_jax.sampling.draw_settings import DrawSettings
-from dalle_jax.sampling.sampler import Drawn, Preview
+from dalle_jax.sampling.sampler import Preview, SampledImages
 
 PREVIEWS, CANDIDATES = 'previews', 'candidates.html'
 SHEET_IMAGES = 512  # at most on a contact sheet
@@ -55,7 +55,9 @@ def _filled(images: np.ndarray, count: int) -> np.ndarray:
   return np.concatenate([images, missing])
 
 
-def carried_facts(model: Model, settings: DrawSettings, ranker: Scorer | None, given: Given | None) -> dict[str, Any]:
+def carried_facts(
+  model: Model, settings: DrawSettings, ranker: Scorer | None, given: InputPicture | None
+) -> dict[str, Any]:
   """What every picture carries, besides its number and the settings of sampling, to be drawn again."""
   facts = {
     'seed': settings.seed, 'negative_prompt': settings.negative_prompt, 'truncate': settings.truncate,
@@ -70,7 +72,7 @@ def carried_facts(model: Model, settings: DrawSettings, ranker: Scorer | None, g
   return facts
 
 
-class Writer:
+class ImageWriter:
   """Writes pictures as they come, or once they are ranked, and what shows them together."""
 
   def __init__(
@@ -81,7 +83,7 @@ class Writer:
     self._written: list[Path] = []
     (directory / CANDIDATES).unlink(missing_ok=True)  # of an earlier command, whose pictures are replaced
 
-  def batch(self, numbers: np.ndarray, drawn: Drawn, sampling: SamplingConfig) -> None:
+  def batch(self, numbers: np.ndarray, drawn: SampledImages, sampling: SamplingConfig) -> None:
     """PNG files of a batch, whose images all are kept."""
     for number, image in zip(numbers, drawn.images, strict=True):
       prompt, place = divmod(int(number), self._count)

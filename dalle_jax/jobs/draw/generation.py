@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle_jax import bundle
+from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import MeshConfig
 from dalle_jax.files import make_directory
-from dalle_jax.jobs.draw.drawn_files import PREVIEWS, Previews, Writer, carried_facts
-from dalle_jax.jobs.draw.given_picture import Given
+from dalle_jax.jobs.draw.drawn_files import PREVIEWS, ImageWriter, Previews, carried_facts
+from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.jobs.draw.model import Model, load
 from dalle_jax.jobs.draw.ranking import Scorer
 from dalle_jax.sampling.draw_settings import DrawSettings
@@ -45,7 +46,7 @@ def draw(
   settings: DrawSettings,
   *,
   out: str,
-  given: Given | None = None,
+  given: InputPicture | None = None,
   index: int | None = None,
   reranker: str = '',
   preview_every: int = 0,
@@ -85,7 +86,7 @@ def draw(
   count = settings.num_drawn if index is None else 1
   previews = Previews(directory / PREVIEWS, prompts, count) if preview_every else None
   ranked = bool(settings.rank) or settings.num_drawn > settings.num_images
-  writer = Writer(directory, prompts, count, index, again, carried_facts(model, settings, ranker, given))
+  writer = ImageWriter(directory, prompts, count, index, again, carried_facts(model, settings, ranker, given))
   with Progress('drawing', len(prompts) * count * model.config.image_length, 'token') as progress:
     progress.message('compiling')
     drawn = model.draw(
@@ -96,28 +97,6 @@ def draw(
   if ranked:
     writer.ranked(drawn)
   return writer.finish(drawn)
-
-
-def drawing_parts(model: str) -> tuple[str, str]:
-  """The parts of a model directory that draw: the dVAE, and the prior or what stands in its place.
-
-  Raises:
-    ValueError: the directory holds no such model.
-  """
-  parts = bundle.check(Path(model), needs=('dvae',)).get('parts', [])
-  needs = ('dvae', 'model' if 'model' in parts else 'prior')
-  bundle.check(Path(model), needs)
-  return needs
-
-
-def takes_prompts(model: str) -> bool:
-  """Whether a model directory holds a model that draws for prompts.
-
-  Raises:
-    ValueError: it holds no model that draws.
-  """
-  drawing_parts(model)
-  return bundle.read_config(Path(model)).reads_captions
 
 
 def _load_reranker(reranker: str, model: Model) -> Scorer | None:

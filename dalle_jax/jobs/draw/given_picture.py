@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_jax.data import image as image_lib
+from dalle_jax.data.image import read_picture
 from dalle_jax.jobs.draw.model import Model
 from dalle_jax.sampling import completion
 from dalle_jax.sampling.sampler import Known
@@ -17,7 +17,7 @@ WHITE = 128  # grey values from which a mask says "draw here"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Given:
+class InputPicture:
   """What stays of a picture; the fields are flags of `generate`, of which one beside `image` is set.
 
   Raises:
@@ -76,14 +76,6 @@ def _four(sides: tuple[float, ...], flag: str) -> tuple[float, float, float, flo
   if len(sides) != 4:
     raise ValueError(f'{flag} needs four numbers, LEFT,TOP,RIGHT,BOTTOM; given {len(sides)}.')
   return sides
-
-
-def read_picture(file: str, flag: str = '--image') -> np.ndarray:
-  """A picture, uint8 [H, W, 3]. Raises ValueError if it cannot be read."""
-  try:
-    return image_lib.decode(Path(file).read_bytes())
-  except (OSError, ValueError) as error:
-    raise ValueError(f'{flag} {file} cannot be read: {error}') from None
 
 
 def read_mask(file: str) -> np.ndarray:

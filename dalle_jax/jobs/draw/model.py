@@ -24,10 +24,9 @@ from dalle_jax.data.tokenizer import PAD, shortened
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.jobs import ranker
 from dalle_jax.jobs.draw import ranking
-from dalle_jax.jobs.train.sheet_hooks import make_sampler
 from dalle_jax.sampling import completion
 from dalle_jax.sampling.draw_settings import DrawSettings
-from dalle_jax.sampling.sampler import Drawn, Known, Preview, Sampler, encode_prompts
+from dalle_jax.sampling.sampler import Known, Preview, SampledImages, Sampler, encode_prompts, make_sampler
 
 CANDIDATES_OF_HOLES = 8  # drawn for each completion whose mask is followed by something that stays
 
@@ -39,7 +38,7 @@ class Drawing(NamedTuple):
 
   images: np.ndarray  # uint8 [P, N, H, W, 3]
   codes: np.ndarray  # int32 [P, N, h, w]
-  nats: np.ndarray  # float32 [P, N, h, w], as in `sampling.sampler.Drawn`
+  nats: np.ndarray  # float32 [P, N, h, w], as in `sampling.sampler.SampledImages`
   scores: np.ndarray | None  # float32 [P, N]; None where all are kept as they come
   kept: np.ndarray  # int [P, K]: which are kept, best first
   settings: DrawSettings  # as they were carried out
@@ -107,7 +106,7 @@ class Model:
     progress: ProgressOf | None = None,
     preview: Callable[[Preview], None] | None = None,
     preview_every: int = 1,
-    finished: Callable[[np.ndarray, Drawn, SamplingConfig], None] | None = None,
+    finished: Callable[[np.ndarray, SampledImages, SamplingConfig], None] | None = None,
   ) -> Drawing:
     """Draws the candidates of every prompt, and says which to keep.
 
@@ -139,7 +138,7 @@ class Model:
     sampler = self._sampler(settings, len(rows))
     self._check_dvae()
 
-    def tell(numbers: np.ndarray, batch: Drawn) -> None:
+    def tell(numbers: np.ndarray, batch: SampledImages) -> None:
       finished(numbers, batch, _carried_out(sampler))
 
     drawn = sampler.draw(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
 from dalle_jax.data.tokenizer import PAD
-from dalle_jax.jobs import report_blocks
+from dalle_jax.evaluation.token_likelihood import token_nats
 from dalle_jax.sampling.draw_settings import DrawSettings
 
 
@@ -72,9 +72,7 @@ def caption_likelihood(loaded: Bundle, text: np.ndarray, codes: np.ndarray, mesh
   """
   prior, flat, rows = loaded.prior, codes.reshape(-1, *codes.shape[2:]), text.repeat(codes.shape[1], axis=0)
   given, alone = (
-    report_blocks.token_nats(prior, loaded.params['prior'], caption, flat, mesh, batch_size)[
-      :, prior.text_length :
-    ].sum(axis=1)
+    token_nats(prior, loaded.params['prior'], caption, flat, mesh, batch_size)[:, prior.text_length :].sum(axis=1)
     for caption in (rows, np.full_like(rows, PAD))
   )
   return (alone - given).reshape(codes.shape[:2]).astype(np.float32)

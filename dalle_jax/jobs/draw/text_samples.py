@@ -8,15 +8,6 @@ from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
 
 
-def holds_text(model: str) -> bool:
-  """Whether a model directory holds a model of text.
-
-  Raises:
-    ValueError: the directory is missing, half-written or damaged.
-  """
-  return bundle.check(Path(model), needs=()).get('parts') == ['model']
-
-
 def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[list[str]]:
   """`settings.num_images` continuations of each prompt, each a whole sequence that begins with it.
 

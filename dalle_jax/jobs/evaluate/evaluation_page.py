@@ -10,7 +10,7 @@ from dalle_jax.evaluation import judge
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.jobs import report_blocks
 from dalle_jax.jobs.evaluate.measured import Measured, encoded
-from dalle_jax.jobs.train.sheet_hooks import Drawn
+from dalle_jax.jobs.sheet_samples import PromptSamples
 from dalle_jax.reporting import html
 
 NUM_PROMPTS = 8  # whose images are shown
@@ -48,7 +48,7 @@ def _samples(measured: Measured) -> list[report_blocks.Block]:
     f'Drawn at temperature {sampling.temperature:g} with guidance {sampling.guidance_scale:g}, top_k {sampling.top_k}, '
     f'top_p {sampling.top_p:g}, seed {measured.settings.seed}; none was picked by hand.'
   )
-  drawn = Drawn(encoded(loaded, prompts), samples.all_codes[rows], images)
+  drawn = PromptSamples(encoded(loaded, prompts), samples.all_codes[rows], images)
   group = report_blocks.Group(f'Samples: {measured.settings.split}', note, prompts, drawn, right)
   count = min(report_blocks.NUM_READINGS, measured.count)
   codes, _ = measured.reconstructed

@@ -18,20 +18,19 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import DataConfig
 from dalle_jax.data import registry
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.files import check_out
+from dalle_jax.files import check_out, is_not_finite, write_whole
+from dalle_jax.hosts import say
 from dalle_jax.jobs.evaluate import evaluation_page, features, metrics
-from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.measured import Measured
 from dalle_jax.jobs.ranker import load as load_ranker
 from dalle_jax.jobs.report_blocks import Block
-from dalle_jax.jobs.train.workspace import is_not_finite, say
 from dalle_jax.reporting import curves
-from dalle_jax.reporting.sheets import write_whole
 
 SCHEMA = 2  # of the JSON file; docs/evaluation.md says what is in it
 
 
-def evaluate(settings: Settings, mesh: Mesh | None = None) -> dict[str, Any]:
+def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str, Any]:
   """Measures, prints a table, writes a JSON file, and returns what it holds.
 
   Args:
@@ -83,7 +82,7 @@ def evaluate(settings: Settings, mesh: Mesh | None = None) -> dict[str, Any]:
   return result
 
 
-def _data_config(settings: Settings, own: DataConfig, model_path: Path) -> tuple[DataConfig, Path]:
+def _data_config(settings: EvaluationSettings, own: DataConfig, model_path: Path) -> tuple[DataConfig, Path]:
   """The model's own data, or those that the flags name, and where generated ones are kept."""
   changes = {'source': settings.source, 'path': settings.data}
   config = dataclasses.replace(own, **{name: value for name, value in changes.items() if value is not None})
@@ -113,7 +112,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write(
-  out: Path, result: dict[str, Any], found: Mapping[str, Figure], settings: Settings, shown: list[Block]
+  out: Path, result: dict[str, Any], found: Mapping[str, Figure], settings: EvaluationSettings, shown: list[Block]
 ) -> None:
   write_whole(out, (json.dumps(result, indent=2) + '\n').encode())
   written = [out]

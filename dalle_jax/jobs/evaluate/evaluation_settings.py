@@ -12,7 +12,7 @@ ALL = 'all'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class EvaluationSettings:
   """The fields are the flags, and None stands for their defaults.
 
   Raises:

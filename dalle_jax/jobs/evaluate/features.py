@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax.evaluation.inception_features import InceptionFeatures
+from dalle_jax.files import write_whole
+from dalle_jax.hosts import say
 from dalle_jax.importing import inception_weights as weights
-from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.ranker import Ranker
-from dalle_jax.jobs.train.workspace import say
-from dalle_jax.reporting.sheets import write_whole
 
 FORMAT = 1  # of the files
 
@@ -55,7 +55,7 @@ class Extractor:
     return found
 
 
-def load_extractor(settings: Settings, mesh: Mesh, ranker: Ranker | None) -> Extractor | None:
+def load_extractor(settings: EvaluationSettings, mesh: Mesh, ranker: Ranker | None) -> Extractor | None:
   """What --features names, or None.
 
   Raises:

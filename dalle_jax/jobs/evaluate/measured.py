@@ -16,11 +16,10 @@ from dalle_jax.config import SamplingConfig
 from dalle_jax.data.registry import Dataset
 from dalle_jax.evaluation import blur, reconstruction
 from dalle_jax.jobs import examples
-from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.features import Cache, Extractor
 from dalle_jax.jobs.ranker import Ranker
-from dalle_jax.jobs.train.sheet_hooks import make_sampler
-from dalle_jax.sampling.sampler import Drawn, encode_prompts
+from dalle_jax.sampling.sampler import SampledImages, encode_prompts, make_sampler
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
 
@@ -52,7 +51,7 @@ class Measured:
   """
 
   def __init__(
-    self, settings: Settings, loaded: Bundle, dataset: Dataset, count: int, mesh: Mesh,
+    self, settings: EvaluationSettings, loaded: Bundle, dataset: Dataset, count: int, mesh: Mesh,
     extractor: Extractor | None, ranker: Ranker | None, cache: Cache, grouped: bool,
   ):  # fmt: skip
     self.settings, self.loaded, self.config = settings, loaded, loaded.config
@@ -180,7 +179,9 @@ def encoded(loaded: Bundle, prompts: Sequence[str]) -> np.ndarray:
   return encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate=True)
 
 
-def draw_samples(loaded: Bundle, mesh: Mesh, prompts: Sequence[str], seed: int, settings: SamplingConfig) -> Drawn:
+def draw_samples(
+  loaded: Bundle, mesh: Mesh, prompts: Sequence[str], seed: int, settings: SamplingConfig
+) -> SampledImages:
   """Images for N prompts.
 
   Args:

@@ -23,7 +23,7 @@ from dalle_jax.evaluation import (  # fmt: skip
   token_likelihood,
 )
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.jobs.evaluate.evaluation_settings import ALL, Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import ALL, EvaluationSettings
 from dalle_jax.jobs.evaluate.measured import Measured
 
 Figures = dict[str, Figure]
@@ -168,28 +168,28 @@ def _num_dims(config: Config) -> int:
 # --- What metrics need: a word about what is missing, or '' ---
 
 
-def _draws(settings: Settings, config: Config, parts: Sequence[str]) -> str:
+def _draws(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> str:
   return '' if {'prior', 'model'} & set(parts) else 'a model that draws, and this one holds the dVAE alone'
 
 
-def _reads_captions(settings: Settings, config: Config, parts: Sequence[str]) -> str:
+def _reads_captions(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> str:
   return '' if config.reads_captions else 'a model that draws for captions (a prior, or config.model.tokens=text_image)'
 
 
-def _features(settings: Settings, config: Config, parts: Sequence[str]) -> str:
+def _features(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> str:
   choice = '--features=reranker --reranker=DIR, or --features=inception --inception=FILE'
   return '' if settings.features else f'features of pictures: {choice}'
 
 
-def _inception(settings: Settings, config: Config, parts: Sequence[str]) -> str:
+def _inception(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> str:
   return '' if settings.features == 'inception' else '--features=inception --inception=FILE'
 
 
-def _reranker(settings: Settings, config: Config, parts: Sequence[str]) -> str:
+def _reranker(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> str:
   return '' if settings.reranker else '--reranker=DIR, the model directory of a reranker'
 
 
-def _shapes(settings: Settings, config: Config, parts: Sequence[str]) -> str:
+def _shapes(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> str:
   source = settings.source_of(config)
   return '' if source == 'captioned_shapes' else f'captioned_shapes, which can be judged; these data are {source}'
 
@@ -197,7 +197,7 @@ def _shapes(settings: Settings, config: Config, parts: Sequence[str]) -> str:
 @dataclasses.dataclass(frozen=True)
 class Metric:
   measure: Callable[[Measured], Figures]
-  needs: tuple[Callable[[Settings, Config, Sequence[str]], str], ...] = ()
+  needs: tuple[Callable[[EvaluationSettings, Config, Sequence[str]], str], ...] = ()
   min_images: int = 1
 
 
@@ -217,7 +217,7 @@ METRICS = {
 }
 
 
-def choose(settings: Settings, config: Config, parts: Sequence[str]) -> list[str]:
+def choose(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> list[str]:
   """The names of the metrics to measure; of ALL those that can be.
 
   Args:
@@ -242,7 +242,7 @@ def choose(settings: Settings, config: Config, parts: Sequence[str]) -> list[str
   return chosen
 
 
-def _missing(metric: Metric, settings: Settings, config: Config, parts: Sequence[str]) -> list[str]:
+def _missing(metric: Metric, settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> list[str]:
   return [word for need in metric.needs if (word := need(settings, config, parts))]
 
 

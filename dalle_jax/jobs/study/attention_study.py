@@ -12,20 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax import bundle, sharding
+from dalle_jax.bundle import drawing_parts, holds_text
 from dalle_jax.config import BlocksConfig, Config, SequenceConfig
 from dalle_jax.data import crops
+from dalle_jax.data.image import read_picture
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention_weights, reconstruction
 from dalle_jax.files import check_out
 from dalle_jax.jobs import examples
-from dalle_jax.jobs.draw.generation import drawing_parts
-from dalle_jax.jobs.draw.given_picture import read_picture
-from dalle_jax.jobs.draw.text_samples import holds_text
-from dalle_jax.jobs.train.sheet_hooks import make_sampler
 from dalle_jax.reporting import attention_page as page
+from dalle_jax.reporting.attention_page import PictureArticle
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
-from dalle_jax.sampling.sampler import encode_prompts, paint_rows
+from dalle_jax.sampling.sampler import encode_prompts, make_sampler, paint_rows
 
 BUDGET = 6_000_000  # bytes of weights on a page, unless layers or heads are asked for
 MOST = 40_000_000  # bytes of weights that a page may hold at all
@@ -242,7 +241,7 @@ def _frames(loaded: bundle.Bundle, codes: np.ndarray) -> list[tuple[str, np.ndar
 def _picture_article(
   loaded: bundle.Bundle, text: np.ndarray, codes: np.ndarray, image: np.ndarray, picture: np.ndarray | None,
   number: int, choice: Choice,
-) -> page.Picture:  # fmt: skip
+) -> PictureArticle:  # fmt: skip
   model = loaded.prior
   grid, length = model.grid_size, model.text_length
   stream = np.asarray(model.stream(jnp.asarray(text)[None], jnp.asarray(codes).reshape(1, -1)))[0]
@@ -256,12 +255,12 @@ def _picture_article(
   mean, chosen = views[0].weights, grid // 2 * grid + grid // 2
   caption = [(piece, i) for i, piece in enumerate(examples.caption_pieces(loaded.tokenizer, text))]
   title = 'The picture' if picture is not None else f'Image {number}'
-  return page.Picture(
+  return PictureArticle(
     title=title, image=image, original=picture, frames=_frames(loaded, codes), grid_size=grid, text_length=length,
     caption=caption, keys=keys, words=shown,
     word_maps=attention_weights.image_maps(mean, [keys[i][1] for i in shown], length, grid),
-    chosen=chosen, chosen_map=attention_weights.image_map(mean[length + chosen], length, grid), tokens=tokens, views=views,
-    layers=layers,
+    chosen=chosen, chosen_map=attention_weights.image_map(mean[length + chosen], length, grid), tokens=tokens,
+    views=views, layers=layers,
   )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dalle_jax.config import Config, TrainingConfig
-from dalle_jax.jobs.train.workspace import fixed
+from dalle_jax.config.binding import fixed
 from dalle_jax.training import flops
 from dalle_jax.training.stage_tasks import batch_shapes, make_task, stages_of, tokens_per_example, training_of
 

@@ -13,8 +13,8 @@ from scipy import optimize
 
 from dalle_jax.evaluation import scaling_runs
 from dalle_jax.evaluation.scaling_runs import Run
+from dalle_jax.hosts import say
 from dalle_jax.jobs.study.ladder import MEASURES, Rung
-from dalle_jax.jobs.train.workspace import say
 from dalle_jax.training import metrics_log
 from dalle_jax.training.progress import format_duration
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts

@@ -16,12 +16,14 @@ from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import prompt_accuracy, reconstruction
 from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.jobs import examples, report_blocks
+from dalle_jax.jobs.sheet_samples import PromptSamples, draw_sheet
 from dalle_jax.jobs.train import image_token_run, reranker_scores
-from dalle_jax.jobs.train.sheet_hooks import NUM_RECONSTRUCTIONS, Drawn, draw_sheet, lay_out, make_sampler
+from dalle_jax.jobs.train.sheet_hooks import NUM_RECONSTRUCTIONS
 from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.reporting import gallery as gallery_page
 from dalle_jax.reporting import html, sheets
-from dalle_jax.sampling.sampler import Sampler, encode_prompts
+from dalle_jax.reporting.sheets import lay_out
+from dalle_jax.sampling.sampler import Sampler, encode_prompts, make_sampler
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.metrics_log import FILE_NAME as METRICS
 from dalle_jax.training.metrics_log import read_metrics
@@ -33,7 +35,7 @@ CONTRAST_NOTE = (
 )
 
 
-class Picture(NamedTuple):
+class SheetFile(NamedTuple):
   """A sheet and the file it goes into, under the work directory."""
 
   name: str
@@ -44,7 +46,7 @@ class Results(NamedTuple):
   """What is found of trained models."""
 
   scores: dict[str, float]
-  pictures: list[Picture]
+  pictures: list[SheetFile]
   blocks: list[report_blocks.Block]
   curves: list[tuple[str, str]]  # title and SVG
 
@@ -69,7 +71,7 @@ def measure(
   codes, decoded = reconstruction.reconstruct(dvae, params['dvae'], originals, mesh, config.evaluation.batch_size)
   scores = reconstruction.scores(originals, decoded, codes, config.dvae.image_vocab_size)
   sheet = sheets.reconstruction_sheet(originals[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
-  pictures = [Picture('reconstructions.png', sheet)]
+  pictures = [SheetFile('reconstructions.png', sheet)]
   blocks = [
     report_blocks.reconstructions(originals, decoded),
     report_blocks.codebook(dvae, params['dvae'], codes, mesh),
@@ -99,7 +101,7 @@ def _retrieval(config: Config, dataset: Dataset, tokenizer: Tokenizer, params: d
     words = (
       f'The best of {number} pictures of the {split} split for some of its captions: below each the cosine of the two.'
     )
-    pictures.append(Picture(f'found_{split}.png', lay_out(prompts, images, right)))
+    pictures.append(SheetFile(f'found_{split}.png', lay_out(prompts, images, right)))
     blocks.append((f'Found: {split}', gallery_page.samples(prompts, images, cosines, words, right)))
   return Results(scores, pictures, blocks, [])
 
@@ -119,18 +121,20 @@ def _held_out(
 
 def _samples(
   config: Config, dataset: Dataset, tokenizer: None, sampler: Sampler, params: dict[str, Any]
-) -> tuple[dict[str, float], list[Picture], list[report_blocks.Group]]:
+) -> tuple[dict[str, float], list[SheetFile], list[report_blocks.Group]]:
   """Images drawn without a caption."""
   del dataset
   drawn = draw_sheet(config, tokenizer, sampler, params, [])
   codes, images = (found.reshape(1, -1, *found.shape[2:]) for found in (drawn.codes, drawn.images))
-  group = report_blocks.Group('Samples', _sampling_words(config), [''], Drawn(drawn.text[:1], codes, images), None)
-  return {}, [Picture('samples.png', lay_out([], drawn.images))], [group]
+  group = report_blocks.Group(
+    'Samples', _sampling_words(config), [''], PromptSamples(drawn.text[:1], codes, images), None
+  )
+  return {}, [SheetFile('samples.png', lay_out([], drawn.images))], [group]
 
 
 def _captioned_samples(
   config: Config, dataset: Dataset, tokenizer: Tokenizer, sampler: Sampler, params: dict[str, Any]
-) -> tuple[dict[str, float], list[Picture], list[report_blocks.Group]]:
+) -> tuple[dict[str, float], list[SheetFile], list[report_blocks.Group]]:
   """Images for captions of each split, and how many show what their prompts say where that can be judged."""
   scores, pictures, groups = {}, [], []
   judged = config.data.source == 'captioned_shapes'
@@ -138,7 +142,7 @@ def _captioned_samples(
     prompts = _sheet_prompts(config, examples.captions(dataset, split), judged)
     drawn = draw_sheet(config, tokenizer, sampler, params, prompts)
     right = _judge_sheet(prompts, drawn.images) if judged else None
-    pictures.append(Picture(f'samples_{split}.png', lay_out(prompts, drawn.images, right)))
+    pictures.append(SheetFile(f'samples_{split}.png', lay_out(prompts, drawn.images, right)))
     groups.append(report_blocks.Group(f'Samples: {name}', _sampling_words(config), prompts, drawn, right))
   if judged:
     for split in ('validation', 'held_out'):

@@ -8,9 +8,9 @@ from dalle_jax.config import Config
 from dalle_jax.data.batches import Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.evaluation import contrasts, retrieval
+from dalle_jax.hosts import say
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.ranker import Ranker
-from dalle_jax.jobs.train.workspace import say
 from dalle_jax.training.keys import stream_seed
 
 # By split: prompts, their best pictures uint8 [P, N, H, W, 3], the best first, and the cosines [P, N].

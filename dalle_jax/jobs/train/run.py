@@ -21,12 +21,14 @@ from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.wrong_captions import WrongCaptions
-from dalle_jax.jobs.train import finish, image_token_run, mesh_costs, pretrained, sheet_hooks, text_run
-from dalle_jax.jobs.train.workspace import Workspace, say
+from dalle_jax.hosts import say
+from dalle_jax.jobs.train import finish, image_token_run, pretrained, sheet_hooks, text_run
+from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.loop import Hook, train
+from dalle_jax.training.mesh_costs import say_costs
 from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
@@ -77,7 +79,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   with hosts.together('the models that config names'):
     pretrained.check(config)
   space = Workspace(workdir, config)
-  mesh_costs.say_costs(config, mesh)
+  say_costs(config, mesh)
   dvae = pretrained.load_dvae(config, space, mesh)
   with space.timed('data'):
     dataset = _prepare_data(config, space)

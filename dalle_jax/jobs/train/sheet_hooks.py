@@ -2,21 +2,20 @@
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
-from dalle_jax.config import Config, SamplingConfig
+from dalle_jax.config import Config
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.factory import make_dvae, make_stream_model
+from dalle_jax.factory import make_dvae
 from dalle_jax.jobs import examples
+from dalle_jax.jobs.sheet_samples import draw_sheet
 from dalle_jax.reporting import sheets
-from dalle_jax.sampling.sampler import Sampler, encode_prompts
+from dalle_jax.reporting.sheets import lay_out
+from dalle_jax.sampling.sampler import Sampler, make_sampler
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.state import TrainState, all_params
 
@@ -59,43 +58,6 @@ class SampleHook:
     params = all_params(state, ema=True)
     drawn = draw_sheet(self._config, self._tokenizer, self._sampler, params, self._prompts)
     _save(lay_out(self._prompts, drawn.images), self._directory, step)
-
-
-def make_sampler(config: Config, tokenizer: Tokenizer | None, mesh: Mesh, settings: SamplingConfig) -> Sampler:
-  """What draws with the models of a configuration: its prior, or the sequence model that stands in its place."""
-  model, part = make_stream_model(config, tokenizer.vocab_size if tokenizer else 0)
-  return Sampler(model, make_dvae(config.dvae), mesh, settings, part)
-
-
-class Drawn(NamedTuple):
-  """N images for each of P prompts."""
-
-  text: np.ndarray  # int32 [P, text_length - 1]; [P, 0] without prompts
-  codes: np.ndarray  # int32 [P, N, h, w]
-  images: np.ndarray  # uint8 [P, N, H, W, 3]
-
-
-def draw_sheet(
-  config: Config, tokenizer: Tokenizer | None, sampler: Sampler, params: dict, prompts: list[str]
-) -> Drawn:
-  """Draws N = config.evaluation.images_per_prompt images for each of P prompts.
-
-  Without a tokenizer, and so without prompts, P is config.evaluation.sheet_prompts.
-  """
-  count = config.evaluation.images_per_prompt
-  text = np.zeros((config.evaluation.sheet_prompts, 0), np.int32)
-  if tokenizer:
-    text = encode_prompts(tokenizer, prompts, config.tokenizer.text_length, truncate=True)
-  drawn = sampler.draw(params, text.repeat(count, axis=0), seed=config.seed)
-  shaped = (found.reshape(len(text), count, *found.shape[1:]) for found in (drawn.codes, drawn.images))
-  return Drawn(text, *shaped)
-
-
-def lay_out(prompts: list[str], images: np.ndarray, right: np.ndarray | None = None) -> Image.Image:
-  """A sheet of images [P, N, H, W, 3] under their prompts, or, without prompts, in a grid."""
-  if prompts:
-    return sheets.sample_sheet(prompts, images, right)
-  return sheets.contact_sheet(images.reshape(-1, *images.shape[2:]))
 
 
 def _save(picture, directory: Path, step: int) -> None:

@@ -15,14 +15,15 @@ from dalle_jax.data import corpus, text_tokenizer
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.evaluation import sequence_likelihood as evaluation
-from dalle_jax.jobs.train import mesh_costs
-from dalle_jax.jobs.train.workspace import Workspace, say
+from dalle_jax.hosts import say
+from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.reporting import curves, html
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.training import ngram_counts
 from dalle_jax.training.description import describe
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.loop import train
+from dalle_jax.training.mesh_costs import say_costs
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.state import all_params
 from dalle_jax.training.tasks.sequence import SequenceTask
@@ -41,7 +42,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
   mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   space = Workspace(workdir, config)
-  mesh_costs.say_costs(config, mesh)
+  say_costs(config, mesh)
   with space.timed('data'):
     data = config.data
     with hosts.together('reading the text'):

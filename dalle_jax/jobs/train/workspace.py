@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +11,8 @@ import jax
 
 from dalle_jax import hosts
 from dalle_jax.config import Config, difference
-
-# Groups and keys that may change between restarts: none of them changes what is learnt.
-_FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
-_FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
-# What to do where a run cannot go on may be chosen when it could not; and how the compiler fuses, when time is short.
-_FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite', 'fusion_mib')
-
-
-def say(text: str) -> None:
-  """Prints from the first process only."""
-  if jax.process_index() == 0:
-    print(text, flush=True)
+from dalle_jax.config.binding import fixed
+from dalle_jax.files import is_not_finite
 
 
 class Workspace:
@@ -132,17 +121,3 @@ def _with_defaults(values: dict) -> dict:
     return json.loads(json.dumps(Config.from_dict(values).to_dict()))
   except ValueError:
     return values
-
-
-def is_not_finite(value: object) -> bool:
-  return isinstance(value, float) and not math.isfinite(value)
-
-
-def fixed(config: dict) -> dict:
-  """The part of a configuration that a work directory is bound to."""
-  kept = {name: value for name, value in config.items() if name not in _FREE_GROUPS}
-  for name, group in kept.items():
-    free = _FREE_DATA_KEYS if name == 'data' else _FREE_TRAINING_KEYS if name.endswith('_training') else ()
-    if free:
-      kept[name] = {key: value for key, value in group.items() if key not in free}
-  return kept

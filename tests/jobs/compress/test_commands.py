@@ -17,13 +17,13 @@ import pytest
 from random_models import PICTURES, caption_tokenizer, save_random
 
 from dalle_jax import bundle
+from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer, train_pieces
 from dalle_jax.jobs.compress import commands
-from dalle_jax.sampling.draw_settings import CompressionSettings
 from dalle_jax.training import ngram_counts
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 TEXT = b'the cat sat on the mat and the dog lay on the log, and the mat was flat. ' * 30
 TEXT_CONFIG = {'task': 'sequence', 'data': {'source': 'text'}}
 

@@ -11,10 +11,10 @@ from PIL import Image
 from random_models import PICTURES, caption_tokenizer, random_params
 
 from dalle_jax import bundle
+from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data import image
 from dalle_jax.jobs.compress import commands
-from dalle_jax.sampling.draw_settings import CompressionSettings
 
 
 @pytest.fixture(scope='module')

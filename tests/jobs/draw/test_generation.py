@@ -12,7 +12,7 @@ from dalle_jax.config import Config
 from dalle_jax.jobs.draw import drawn_files
 from dalle_jax.jobs.draw.again import draw_again
 from dalle_jax.jobs.draw.generation import draw, read_prompts
-from dalle_jax.jobs.draw.given_picture import Given
+from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.reporting import sheets
 from dalle_jax.sampling.draw_settings import DrawSettings
 
@@ -156,12 +156,12 @@ def picture(tmp_path):
 
 
 def test_completions_are_drawn_again_if_the_picture_is_given_again(model, picture, tmp_path):
-  given = Given(image=picture, redraw_box=(0.0, 0.3, 1.0, 0.6))
+  given = InputPicture(image=picture, redraw_box=(0.0, 0.3, 1.0, 0.6))
   files = _draw(model, PROMPTS[:1], tmp_path / 'a', num_images=1, given=given)
   assert _facts(files[0])['candidates'] == 8
   again = draw_again(model, str(files[0]), str(tmp_path / 'b'), given)
   np.testing.assert_array_equal(*_pixels([files[0], again[0]]))
-  for other in (None, Given(image=picture, keep_top=0.5)):
+  for other in (None, InputPicture(image=picture, keep_top=0.5)):
     with pytest.raises(ValueError, match=r'was drawn from the given picture .*--image'):
       draw_again(model, str(files[0]), str(tmp_path / 'c'), other)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.jobs.draw.given_picture import Given, read_mask
+from dalle_jax.jobs.draw.given_picture import InputPicture, read_mask
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def test_white_or_transparent_is_drawn_and_the_rest_stays(tmp_path):
 
 
 def test_a_picture_is_named_by_what_it_holds_and_what_stays(picture, tmp_path):
-  facts = Given(image=picture, keep_box=(0.0, 0.0, 0.5, 1.0)).facts()
+  facts = InputPicture(image=picture, keep_box=(0.0, 0.0, 0.5, 1.0)).facts()
   assert facts == {'image': facts['image'], 'keep_box': [0.0, 0.0, 0.5, 1.0]} and len(facts['image']) == 16
   Image.fromarray(np.ones((6, 9, 3), np.uint8)).save(tmp_path / 'other.png')
-  assert Given(image=str(tmp_path / 'other.png'), variation=0.5).facts()['image'] != facts['image']
+  assert InputPicture(image=str(tmp_path / 'other.png'), variation=0.5).facts()['image'] != facts['image']
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_a_picture_is_named_by_what_it_holds_and_what_stays(picture, tmp_path):
 )
 def test_mistakes_are_named_before_any_model_is_read(picture, values, message):
   with pytest.raises(ValueError, match=message):
-    Given(**{'image': picture, **values})
+    InputPicture(**{'image': picture, **values})

@@ -17,11 +17,11 @@ from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.draw.generation import draw
 from dalle_jax.jobs.evaluate.evaluation_run import evaluate
-from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.ranker import Ranker
 from dalle_jax.sampling.draw_settings import DrawSettings
 
-QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart.py'
+QUICKSTART = Path(__file__).parents[3] / 'configs' / 'quickstart.py'
 RERANKER = {
   'embed_dim': 8, 'patch_size': 16, 'image_width': 8, 'image_num_layers': 1, 'image_num_heads': 2, 'text_width': 8,
   'text_num_layers': 1, 'text_num_heads': 2,
@@ -63,7 +63,7 @@ def whole(model, reranker):
   """Everything but the evidence lower bound and what needs Inception."""
   names = ('reconstruction', 'codebook', 'likelihood', 'fid', 'kid', 'precision_recall', 'blurred_fid', 'clip_score',
            'prompt_accuracy', 'diversity')  # fmt: skip
-  settings = Settings(model=str(model), metrics=names, features='reranker', reranker=reranker, **FLAGS)
+  settings = EvaluationSettings(model=str(model), metrics=names, features='reranker', reranker=reranker, **FLAGS)
   return settings, evaluate(settings)
 
 
@@ -85,14 +85,16 @@ def test_settings_of_sampling_are_those_of_the_flags(whole, tmp_path):
 
 
 def test_the_bound_is_printed_and_written_and_does_not_depend_on_the_batch(model, capsys):
-  result = evaluate(Settings(model=str(model), num_images=10, batch_size=4))
+  result = evaluate(EvaluationSettings(model=str(model), num_images=10, batch_size=4))
   printed = capsys.readouterr().out
   assert 'elbo/sampled/gain/nats' in printed and '+-' in printed
   assert json.loads((model.parent / 'evaluation_validation.json').read_text()) == result
   assert (result['num_images'], result['split'], result['seed']) == (10, 'validation', 0)
   figures = result['figures']
   assert figures['elbo/argmax/kl_uniform']['value'] == pytest.approx(64 * np.log(256), rel=1e-5)
-  again = evaluate(Settings(model=str(model), num_images=10, batch_size=7, out=str(model.parent / 'x' / 'y.json')))
+  again = evaluate(
+    EvaluationSettings(model=str(model), num_images=10, batch_size=7, out=str(model.parent / 'x' / 'y.json'))
+  )
   for name, figure in figures.items():
     assert again['figures'][name] == pytest.approx(figure, rel=1e-5, abs=1e-9)
   assert (model.parent / 'x' / 'y.json').exists()
@@ -131,7 +133,7 @@ def test_units_of_the_likelihood_agree(whole):
 
 
 def test_what_a_caption_costs_is_what_the_bound_says(whole, model):
-  bound = evaluate(Settings(model=str(model), num_images=12, out=str(model.parent / 'bound.json')))['figures']
+  bound = evaluate(EvaluationSettings(model=str(model), num_images=12, out=str(model.parent / 'bound.json')))['figures']
   figures = whole[1]['figures']
   assert figures['likelihood/nats_per_caption']['value'] == pytest.approx(bound['elbo/text/nats']['value'], rel=1e-4)
   image = bound['elbo/argmax/kl_prior']  # the entropy of a point mass is 0
@@ -173,7 +175,7 @@ def test_few_pictures_for_many_features_are_warned_of(whole, caplog):
 
 
 def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_alone, tmp_path):
-  figures = evaluate(Settings(model=str(dvae_alone), num_images=4))['figures']
+  figures = evaluate(EvaluationSettings(model=str(dvae_alone), num_images=4))['figures']
   assert 'elbo/sampled/uniform/bits_per_dim' in figures
   assert not [name for name in figures if '/prior/' in name or 'text' in name]
   with pytest.raises(ValueError, match=r'holds the dvae only.*config\.dvae\.pretrained'):
@@ -204,5 +206,5 @@ def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_
 )
 def test_bad_settings_are_refused(model, changes, message):
   with pytest.raises(ValueError, match=message):
-    evaluate(Settings(**{'model': str(model), **changes}))
+    evaluate(EvaluationSettings(**{'model': str(model), **changes}))
   assert not (model.parent / 'evaluation_test.json').exists()

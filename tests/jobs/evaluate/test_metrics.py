@@ -3,7 +3,7 @@ from random_models import PICTURES
 
 from dalle_jax.config import Config
 from dalle_jax.jobs.evaluate import metrics
-from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 
 FOLDER = Config.from_dict(PICTURES)
 SHAPES = Config.from_dict({**PICTURES, 'data': {'image_size': 32}})
@@ -12,7 +12,7 @@ OF_THE_DVAE = ['elbo', 'reconstruction', 'codebook']
 
 
 def _choose(names, config=SHAPES, parts=WHOLE, **flags):
-  return metrics.choose(Settings(model='model', metrics=names, **flags), config, parts)
+  return metrics.choose(EvaluationSettings(model='model', metrics=names, **flags), config, parts)
 
 
 def test_all_are_those_that_can_be_measured():

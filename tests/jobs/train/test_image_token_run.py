@@ -12,19 +12,20 @@ from PIL import Image
 from web_page import Page
 
 from dalle_jax import bundle
+from dalle_jax.bundle import holds_text, takes_prompts
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
 from dalle_jax.jobs.draw import text_samples
-from dalle_jax.jobs.draw.generation import draw, takes_prompts
+from dalle_jax.jobs.draw.generation import draw
 from dalle_jax.jobs.evaluate import features
 from dalle_jax.jobs.evaluate.evaluation_run import evaluate
-from dalle_jax.jobs.evaluate.evaluation_settings import Settings
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.features import Extractor
 from dalle_jax.jobs.train import image_token_run, run
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
 KINDS = {'image': 'ngram', 'text_image': 'lstm'}
 
 
@@ -142,7 +143,7 @@ def test_stages_can_be_stopped_after(make_config, tmp_path):
 def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
   image, captioned = (str(runs[tokens][1] / 'model') for tokens in KINDS)
   assert (takes_prompts(image), takes_prompts(captioned)) == (False, True)
-  assert not text_samples.holds_text(image) and not text_samples.holds_text(captioned)
+  assert not holds_text(image) and not holds_text(captioned)
   files = draw(image, [''], DrawSettings(num_images=3, seed=1), out=str(tmp_path / 'a'))
   assert [file.name for file in files] == [*(f'000_image_{i:03d}.png' for i in range(3)), 'contact_sheet.png']
   again = draw(image, [''], DrawSettings(num_images=3, seed=1, batch_size=2), out=str(tmp_path / 'b'))
@@ -161,7 +162,7 @@ def test_evaluate_agrees_with_the_report_and_draws(runs, monkeypatch, tokens):
   _, workdir, scores = runs[tokens]
   colours = Extractor('inception', 'mean colours', lambda images: images.mean(axis=(1, 2)).astype(np.float32))
   monkeypatch.setattr(features, 'load_extractor', lambda *_: colours)
-  settings = Settings(
+  settings = EvaluationSettings(
     model=str(workdir / 'model'), metrics=('elbo', 'likelihood', 'fid'), features='inception', inception='unused',
     num_images=int(scores['validation/num_images']),
   )  # fmt: skip

@@ -28,7 +28,7 @@ from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.nonfinite import NonFiniteError
 from dalle_jax.training.signals import EXIT_INTERRUPTED
 
-QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
+QUICKSTART = pathlib.Path(__file__).parents[3] / 'configs' / 'quickstart.py'
 
 
 def _config():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dalle_jax import bundle
+from dalle_jax.bundle import holds_text
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.jobs.draw import text_samples
 from dalle_jax.jobs.draw.generation import draw
@@ -18,7 +19,7 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training.signals import Interrupted
 
-CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'language.py'
+CONFIG = pathlib.Path(__file__).parents[3] / 'configs' / 'language.py'
 KINDS = ('ngram', 'neural_ngram', 'rnn', 'lstm', 'transformer')
 
 
@@ -65,7 +66,7 @@ def test_the_other_kinds_are_trained_too(kind, tmp_path):
   config = _config(kind, tokenizer={'kind': 'bytes'})
   assert run.run(config, str(tmp_path), stop_after='sequence') == {}
   loaded = bundle.load(tmp_path / 'model', make_mesh(MeshConfig()), needs=('model',))
-  assert loaded.model.vocab_size == 256 and text_samples.holds_text(str(tmp_path / 'model'))
+  assert loaded.model.vocab_size == 256 and holds_text(str(tmp_path / 'model'))
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not(runs, tmp_path, monkeypatch):

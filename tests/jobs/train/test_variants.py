@@ -19,7 +19,7 @@ from dalle_jax.sharding import make_mesh
 from dalle_jax.training.loop import Hook
 from dalle_jax.training.signals import Interrupted
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
 FSQ = {'bottleneck': 'fsq', 'fsq_levels': (4, 4, 4, 4)}
 
 

@@ -5,8 +5,8 @@ from jax.sharding import AbstractMesh
 
 from dalle_jax import sharding
 from dalle_jax.config import Config
-from dalle_jax.jobs.train.mesh_costs import say_costs
 from dalle_jax.training import mesh_costs
+from dalle_jax.training.mesh_costs import say_costs
 
 SHAPES = {
   'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
