@@ -69,6 +69,12 @@ def batch_divisor(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in RULES['batch'])
 
 
+def rounded_batch(batch_size: int, mesh: Mesh) -> int:
+  """Round a batch size up to a multiple of the number of devices that split it (`batch_divisor`)."""
+  divisor = batch_divisor(mesh)
+  return -(-batch_size // divisor) * divisor
+
+
 def axes_of(name: str | None) -> tuple[str, ...]:
   """The mesh axes over which a named axis is split where they divide it, in this order."""
   axes = RULES[name] if name is not None else None

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from dalle_jax import sharding
 from dalle_jax.config import Config
-from dalle_jax.sharding import batch_divisor, make_mesh
+from dalle_jax.sharding import batch_divisor, make_mesh, rounded_batch
 
 
 def _mesh(sizes):
@@ -22,6 +22,12 @@ def _mesh(sizes):
 @pytest.mark.parametrize(('sizes', 'shards'), [((8, 1, 1), 8), ((2, 3, 2), 6), ((2, 2, 3, 5), 12)])
 def test_batches_are_split_over_all_axes_but_tensor(sizes, shards):
   assert batch_divisor(_mesh(sizes)) == shards
+
+
+@pytest.mark.parametrize(('batch_size', 'rounded'), [(1, 6), (6, 6), (7, 12), (12, 12), (13, 18)])
+def test_batch_sizes_are_rounded_up_to_a_multiple_of_the_batch_shards(batch_size, rounded):
+  assert rounded_batch(batch_size, _mesh((2, 3, 2))) == rounded
+  assert rounded_batch(batch_size, _mesh((1, 1, 4))) == batch_size
 
 
 def _box(shape, *names):

@@ -35,8 +35,7 @@ def in_batches(
     prepare: makes the array [B, ...] of a batch of rows.
     whole: fills the batch up also if there are fewer rows than that, so that results do not depend on their number.
   """
-  divisor = sharding.batch_divisor(mesh)
-  size = -(-(batch_size if whole else min(batch_size, len(rows))) // divisor) * divisor
+  size = sharding.rounded_batch(batch_size if whole else min(batch_size, len(rows)), mesh)
   run = _jitted(run, mesh)
   parts = []
   for begin in range(0, len(rows), size):

@@ -39,8 +39,7 @@ def batches(
     image_size=config.data.image_size, resampling=config.data.resampling, tokenizer=tokenizer,
     text_length=config.tokenizer.text_length,
   )  # fmt: skip
-  divisor = sharding.batch_divisor(mesh)
-  size = -(-batch_size // divisor) * divisor
+  size = sharding.rounded_batch(batch_size, mesh)
   for begin in range(0, count, size):
     rows = [min(i, count - 1) for i in range(begin, begin + size)]
     generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip, no dropout

@@ -47,8 +47,7 @@ def continue_text(
   Raises:
     ValueError: the logits are not finite.
   """
-  divisor = sharding.batch_divisor(mesh)
-  size = -(-min(batch_size, num_samples) // divisor) * divisor
+  size = sharding.rounded_batch(min(batch_size, num_samples), mesh)
   draw = functools.partial(_draw, model, temperature=temperature, top_k=top_k, top_p=top_p if top_p < 1 else None)
   run = jax.jit(draw, out_shardings=sharding.replicated(mesh))
   drawn = []

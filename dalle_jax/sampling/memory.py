@@ -111,7 +111,7 @@ def fitting_batch(asked: int, one: int, free: int | None, mesh: Mesh) -> int:
     mesh: of the devices.
   """
   divisor = sharding.batch_divisor(mesh)
-  rows = -(-asked // divisor)  # on each device
+  rows = sharding.rounded_batch(asked, mesh) // divisor  # on each device
   if free is not None:
     rows = min(rows, max(1, int(HEADROOM * free) // max(one, 1)))
   return rows * divisor

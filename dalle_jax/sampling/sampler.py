@@ -71,9 +71,8 @@ class Sampler:
       ValueError: the settings do not fit the model.
     """
     self.model, self.mesh, self.settings, self._dvae, self._part = model, mesh, settings, dvae, part
-    divisor = sharding.batch_divisor(mesh)
-    # A batch is rounded up to what the devices divide; rows too many are computed and dropped.
-    self.batch_size = -(-settings.batch_size // divisor) * divisor
+    # The devices must divide a batch; the surplus rows are computed and dropped.
+    self.batch_size = sharding.rounded_batch(settings.batch_size, mesh)
     if settings.top_k > model.image_vocab_size:
       raise ValueError(
         f'top_k {settings.top_k} is more than the {model.image_vocab_size} image tokens there are; '
@@ -217,12 +216,11 @@ class Sampler:
 
   def _halve(self, error: Exception) -> None:
     """Halves the batch where memory was too short for it; passes on any other error, and one of a single row."""
-    divisor = sharding.batch_divisor(self.mesh)
     if 'RESOURCE_EXHAUSTED' not in str(error) or jax.process_count() > 1:  # the other hosts know nothing of it
       raise error
-    if self.batch_size <= divisor:
+    if self.batch_size <= sharding.batch_divisor(self.mesh):
       raise ValueError(f'Memory does not hold a single image on each device: {str(error)[:200]}') from error
-    size = -(-self.batch_size // 2 // divisor) * divisor
+    size = sharding.rounded_batch((self.batch_size + 1) // 2, self.mesh)
     logging.warning('Memory does not hold %d images at a time; going on with %d.', self.batch_size, size)
     self.batch_size = size
 
