@@ -1,8 +1,9 @@
 """Devices, logs, and what is drawn and measured: nothing here changes what is learnt."""
 
 import dataclasses
+from collections.abc import Mapping
 
-from dalle_jax.config.checks import require, require_fraction, require_positive
+from dalle_jax.config.checks import require, require_positive
 
 MOST = 1e6  # of temperatures, scales and waits, far from where 32 bits end
 
@@ -57,18 +58,30 @@ class SamplingConfig:
   batch_size: int = 64
 
   def __post_init__(self) -> None:
-    require(
-      0 <= self.temperature <= MOST,
-      f'config.sampling.temperature is {self.temperature}; it must be 0 to {MOST:,.0f}.',
-    )
-    require(self.top_k >= 0, f'config.sampling.top_k is {self.top_k}; it must be 0 (all tokens) or more.')
-    require(0 < self.top_p <= 1, f'config.sampling.top_p is {self.top_p}; it must be above 0 and at most 1 (all).')
-    require(
-      0 <= self.guidance_scale <= MOST,
-      f'config.sampling.guidance_scale is {self.guidance_scale}; it must be 0 to {MOST:,.0f}; 1 is none.',
-    )
-    require_fraction('sampling', self, 'guidance_ramp')
-    require_positive('sampling', self, 'batch_size')
+    check_sampling(dataclasses.asdict(self))
+
+
+def check_sampling(values: Mapping[str, float], prefix: str = 'config.sampling.') -> None:
+  """Check the ranges of sampling settings.
+
+  Args:
+    values: from field names of `SamplingConfig` to values; missing fields are not checked.
+    prefix: stands before the field name in messages: 'config.sampling.' for keys of a configuration, '--' for flags.
+
+  Raises:
+    ValueError: a value is out of range.
+  """
+  limits = {
+    'temperature': (lambda value: 0 <= value <= MOST, f'be 0 to {MOST:,.0f}'),
+    'top_k': (lambda value: value >= 0, 'be 0 (all tokens) or more'),
+    'top_p': (lambda value: 0 < value <= 1, 'be above 0 and at most 1 (all)'),
+    'guidance_scale': (lambda value: 0 <= value <= MOST, f'be 0 to {MOST:,.0f}; 1 is none'),
+    'guidance_ramp': (lambda value: 0 <= value <= 1, 'lie in [0, 1]'),
+    'batch_size': (lambda value: value > 0, 'be above 0'),
+  }
+  for name, value in values.items():
+    is_allowed, allowed = limits[name]
+    require(is_allowed(value), f'{prefix}{name} is {value}; it must {allowed}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

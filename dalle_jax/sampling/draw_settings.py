@@ -3,6 +3,7 @@
 import dataclasses
 
 from dalle_jax.config import SamplingConfig
+from dalle_jax.config.running import check_sampling
 
 RANKS = ('reranker', 'likelihood', 'caption_likelihood')
 
@@ -35,10 +36,7 @@ class DrawSettings:
   def __post_init__(self) -> None:
     _require(self.num_images >= 1, f'--num_images (--keep) is {self.num_images}; it must be at least 1.')
     _require(0 <= self.seed < 2**31, f'--seed is {self.seed}; it must lie in [0, 2^31).')
-    try:
-      SamplingConfig(**self._given)
-    except ValueError as error:
-      raise ValueError(str(error).replace('config.sampling.', '--')) from None
+    check_sampling(self._given, prefix='--')
     if self.rank and self.rank not in RANKS:
       raise ValueError(f'--rank is {self.rank!r}; allowed are {", ".join(RANKS)}.')
     _require(
