@@ -13,7 +13,7 @@ from dalle_jax.config import Config
 from dalle_jax.factory import make_dvae, make_stream_model
 from dalle_jax.planning.programs import Program, Work
 from dalle_jax.sampling.memory import fitting_batch
-from dalle_jax.sampling.sampler import jitted_programs, setting_numbers
+from dalle_jax.sampling.sampler import jitted_programs, loop_arguments
 from dalle_jax.training import flops
 from dalle_jax.training.tasks.codes import init_dvae
 
@@ -76,7 +76,7 @@ def programs(config: Config, mesh: Mesh, compiled: Any) -> list[Program]:
   text = jax.ShapeDtypeStruct((count, max(model.text_length - 1, 0)), jnp.int32, sharding=rows)
   index = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=rows)
   unconditional = text if config.sampling.guidance_scale != 1 else None
-  numbers = (np.int32(0), index, setting_numbers(config.sampling, model), None, None, None)
+  loop_inputs = loop_arguments(config.sampling, model, np.int32(0), index)
 
   def one(name: str, function: Any, *arguments: Any, passes: int = 1, **kinds: Any) -> tuple[Program, Any]:
     program = Program(name, function, arguments, kinds, passes)
@@ -87,7 +87,7 @@ def programs(config: Config, mesh: Mesh, compiled: Any) -> list[Program]:
     'reading captions', jitted.begin, prepared, text, unconditional, None, parameters=params, prepared=prepared
   )
   loop, state = one(
-    'drawing tokens', jitted.advance, prepared, state, np.int32(model.length - 1), *numbers,
+    'drawing tokens', jitted.advance, prepared, state, np.int32(model.length - 1), *loop_inputs,
     passes=model.image_length - 1, parameters=params, prepared=prepared, caches=state,
   )  # fmt: skip
   tokens = jax.ShapeDtypeStruct((count, model.length), jnp.int32, sharding=rows)

@@ -161,21 +161,16 @@ class Sampler:
       on_mesh = sharding.from_whole(rows, self.mesh)
       lead = on_mesh['codes'][:, :start] if start else None
       state = programs.begin(prepared, on_mesh['text'], on_mesh.get('unconditional'), lead)
-      numbers = (
-        seed,
-        on_mesh['index'],
-        setting_numbers(settings, model),
-        on_mesh.get('codes'),
-        on_mesh.get('keep'),
-        bonus,
+      arguments = loop_arguments(
+        settings, model, seed, on_mesh['index'], on_mesh.get('codes'), on_mesh.get('keep'), bonus
       )
       last = model.length - 1
       for row in range(start // size + 1, size + 1) if watch.wanted else (size,):
-        state = programs.advance(prepared, state, min(model.text_length + row * size, last), *numbers)
+        state = programs.advance(prepared, state, min(model.text_length + row * size, last), *arguments)
         if watch.wanted and row < size:
           jax.block_until_ready(state.position)
           watch.row(row, functools.partial(self._paint_rows, params, state.tokens, row))
-      tokens, nats, not_finite = programs.finish(state, *numbers)
+      tokens, nats, not_finite = programs.finish(state, *arguments)
       codes, images, is_finite = programs.paint(params['dvae'], tokens)
       drawn = jax.device_get((codes, images, nats, not_finite, is_finite))
     self._check_finite(drawn[3], drawn[4], rows['index'])
@@ -261,8 +256,31 @@ def _batch(rows: dict[str, np.ndarray], first: int, size: int) -> dict[str, np.n
   return {name: values[take] for name, values in rows.items()}
 
 
-def setting_numbers(settings: SamplingConfig, model: Prior | StreamModel) -> decode.Settings:
-  """The settings as arguments of the compiled programs; what is off is None, and not computed."""
+def loop_arguments(
+  settings: SamplingConfig,
+  model: Prior | StreamModel,
+  seed: jax.Array | np.int32 | int,
+  index: jax.Array | jax.ShapeDtypeStruct,
+  codes: jax.Array | None = None,
+  keep: jax.Array | None = None,
+  bonus: np.float32 | None = None,
+) -> tuple[Any, ...]:
+  """The arguments that `Programs.advance` and `Programs.finish` both take last, in their order.
+
+  Args:
+    settings: the sampling settings.
+    model: the model that draws the tokens.
+    seed: the seed of the noise.
+    index: int32 [B], the number of each image under the seed.
+    codes: int32 [B, image_length], the known codes; None if all codes are drawn.
+    keep: bool [B, image_length], which of the known codes stay; None with `codes`.
+    bonus: added to the logits of the other known codes, in nats; None for no bonus.
+  """
+  return seed, index, _decode_settings(settings, model), codes, keep, bonus
+
+
+def _decode_settings(settings: SamplingConfig, model: Prior | StreamModel) -> decode.Settings:
+  """The settings as arguments of the compiled programs. What is off is None and is not computed."""
   guidance = None
   if settings.guidance_scale != 1:
     ramp = settings.guidance_ramp * model.image_length
