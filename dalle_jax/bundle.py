@@ -24,20 +24,17 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import dalle_jax
-from dalle_jax import hosts, sharding, trees
+from dalle_jax import hosts, sharding, stages, trees
 from dalle_jax.config import Config
 from dalle_jax.data import clip_tokenizer, text_tokenizer
 from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model, make_stream_model
-from dalle_jax.models import reranker
 from dalle_jax.models.dvae import Dvae
-from dalle_jax.models.ngram import Ngram
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.reranker import Reranker
 from dalle_jax.models.sequence import SequenceModel
-from dalle_jax.models.stream import StreamModel
 
 FORMAT_VERSION = 1
 # By what a bundle is for: what it holds, and what is needed where another is given.
@@ -307,28 +304,28 @@ def _read_params(path: Path, abstract: Any) -> Any:
 
 
 def init_params(config: Config, text_vocab_size: int | None, ngrams: list[int] | None = None) -> dict[str, Any]:
-  """Fresh parameters, boxed, whose shapes are what a bundle holds.
+  """Fresh parameters, boxed, with the shapes that a bundle of the configuration holds.
 
   Args:
-    config: of the model.
-    text_vocab_size: ids of the tokenizer; None without one, which is {'dvae'} alone but in a model of image tokens.
-    ngrams: entries of each order, in a model of n-grams.
+    config: The model's configuration.
+    text_vocab_size: The number of the tokenizer's ids; None without a tokenizer.
+    ngrams: The number of entries of each order, for a model of n-grams.
   """
   key = jax.random.key(0)
-  model = {}
-  if config.task == 'sequence':
-    whole = make_sequence_model(config, text_vocab_size or 0)
-    flat = whole.inner if isinstance(whole, StreamModel) else whole
-    model = {'model': flat.empty(ngrams or []) if isinstance(flat, Ngram) else flat.init(key)}
+  return {
+    part: stages.part_initializer(part)(config, text_vocab_size or 0, ngrams or [], key)
+    for part in _parts(config, text_vocab_size)
+  }
+
+
+def _parts(config: Config, text_vocab_size: int | None) -> list[str]:
+  """The parts that a bundle of the configuration holds."""
+  parts = [part for part, _ in stages.of_task(config.task)[-1].parts]
   if config.models_text:
-    return model
-  if config.task == 'reranker':
-    return {'reranker': reranker.init(make_reranker(config, text_vocab_size), key)}
-  image = jax.numpy.zeros((1, config.data.image_size, config.data.image_size, 3), jax.numpy.uint8)
-  dvae = make_dvae(config.dvae).init(key, image)['params']
-  if config.task == 'sequence' or text_vocab_size is None:
-    return {'dvae': dvae, **model}
-  return {'dvae': dvae, 'prior': make_prior(config, text_vocab_size).init(key)}
+    parts.remove('dvae')
+  if text_vocab_size is None and 'prior' in parts:
+    parts.remove('prior')  # a dVAE alone, such as an imported one
+  return parts
 
 
 def drawing_parts(model: str) -> tuple[str, str]:

@@ -3,9 +3,11 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from dalle_jax.config import BlocksConfig, Config, DvaeConfig, SequenceConfig
+from dalle_jax.models import reranker
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.language import TransformerLanguageModel
@@ -149,3 +151,32 @@ def make_reranker(config: Config, text_vocab_size: int) -> Reranker:
     end_of_text='largest_id' if config.tokenizer.kind == 'clip' else 'first_pad',
   )
   return Reranker(image, text)
+
+
+# The initializers of the parts of a model directory, which `stages.STAGES` names. All return boxed parameters.
+
+
+def init_dvae(config: Config, text_vocab_size: int, ngrams: list[int], key: jax.Array) -> Any:
+  """The dVAE's parameters."""
+  del text_vocab_size, ngrams
+  image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3), jnp.uint8)
+  return make_dvae(config.dvae).init(key, image)['params']
+
+
+def init_prior(config: Config, text_vocab_size: int, ngrams: list[int], key: jax.Array) -> Any:
+  """The prior's parameters."""
+  del ngrams
+  return make_prior(config, text_vocab_size).init(key)
+
+
+def init_sequence_model(config: Config, text_vocab_size: int, ngrams: list[int], key: jax.Array) -> Any:
+  """The sequence model's parameters; for n-grams an empty table with `ngrams` entries of each order."""
+  model = make_sequence_model(config, text_vocab_size)
+  flat_model = model.inner if isinstance(model, StreamModel) else model
+  return flat_model.empty(ngrams) if isinstance(flat_model, Ngram) else flat_model.init(key)
+
+
+def init_reranker(config: Config, text_vocab_size: int, ngrams: list[int], key: jax.Array) -> Any:
+  """The reranker's parameters."""
+  del ngrams
+  return reranker.init(make_reranker(config, text_vocab_size), key)

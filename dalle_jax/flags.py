@@ -9,8 +9,12 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
+
+if TYPE_CHECKING:
+  from dalle_jax.config import Config
 
 EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130  # the shell's own for a program that SIGINT ended
@@ -86,6 +90,22 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
   except ValueError as error:
     sys.exit(_fail(str(error)))
   app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def read_config(name: str = 'config') -> 'Config':
+  """The configuration of the flag --config, after a check of the keys that the command line set.
+
+  Raises:
+    ValueError: A value is not allowed, or the configuration's task does not read a key that was set.
+  """
+  from ml_collections import config_flags
+
+  from dalle_jax.config import Config, overrides
+
+  flag = flags.FLAGS[name]
+  config = Config.from_dict(flag.value)
+  overrides.check(config, config_flags.get_override_values(flag))
+  return config
 
 
 def take_subject(argv: list[str], subjects: Sequence[str]) -> str:

@@ -7,13 +7,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from dalle_jax import flags as doors
+from dalle_jax import stages
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, for instance configs/quickstart.py.')
+config_flags.DEFINE_config_file('config', None, 'Experiment, for instance configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory for checkpoints, metrics, the model and the report.')
 _STOP_AFTER = flags.DEFINE_enum(
   'stop_after',
   'report',
-  ['data', 'tokenizer', 'dvae', 'prior', 'sequence', 'reranker', 'report'],
+  ['data', 'tokenizer', *stages.names(), 'report'],
   'Last stage to run; joint training counts as both. A task without it runs to its end.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -27,9 +28,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def main(argv: list[str]) -> int:
   del argv
-  from dalle_jax.config import Config
-
-  config = Config.from_dict(_CONFIG.value)  # refused before JAX starts
+  config = doors.read_config()  # errors come before JAX starts
   doors.start_jax(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_HOSTS.value, _HOST_INDEX.value)
   from dalle_jax.jobs.train import run
 

@@ -25,7 +25,7 @@ from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.joint import JointTask
 from dalle_jax.training.tasks.prior import PriorTask
 from dalle_jax.training.tasks.reranker import RerankerTask
-from dalle_jax.training.tasks.sequence import make_sequence_task
+from dalle_jax.training.tasks.sequence import make_task as make_sequence_task
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = pathlib.Path(__file__).parent / 'golden' / 'partition_specs'

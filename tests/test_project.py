@@ -24,9 +24,10 @@ MAX_LINES = 450
 
 # Which rooms a room may import, besides itself; docs/design.md tells why.
 ROOMS = {
-  'config': set(),
+  'stages': set(),
+  'config': {'stages'},
   'hardware': set(),
-  'flags': set(),
+  'flags': {'config'},
   'trees': set(),
   'models': set(),
   'factory': {'config', 'models'},
@@ -34,21 +35,21 @@ ROOMS = {
   'sharding': {'config', 'mesh'},
   'data': {'config'},
   'hosts': {'config'},
-  'bundle': {'config', 'data', 'factory', 'hosts', 'models', 'sharding', 'trees'},
-  'training': {'config', 'factory', 'hardware', 'hosts', 'mesh', 'models', 'sharding', 'trees'},
+  'bundle': {'config', 'data', 'factory', 'hosts', 'models', 'sharding', 'stages', 'trees'},
+  'training': {'config', 'factory', 'hardware', 'hosts', 'mesh', 'models', 'sharding', 'stages', 'trees'},
   'sampling': {'config', 'factory', 'models', 'sharding'},
   'evaluation': {'data', 'models', 'sharding'},
   'importing': {'config', 'factory', 'models', 'trees'},
   'planning': {'config', 'factory', 'hardware', 'mesh', 'models', 'sampling', 'sharding', 'training'},
   'compression': {'models'},
-  'reporting': {'files', 'training'},
+  'reporting': {'files', 'stages', 'training'},
   'files': set(),
   'jobs': {
     'bundle', 'compression', 'config', 'data', 'evaluation', 'factory', 'files', 'flags', 'hosts', 'importing',
     'reporting', 'sampling', 'sharding', 'training',
   },
   'configs': {'config'},
-  'doors': {'bundle', 'compression', 'config', 'flags', 'jobs', 'sampling'},
+  'doors': {'bundle', 'compression', 'config', 'flags', 'jobs', 'sampling', 'stages'},
 }  # fmt: skip
 DOORS = ('train', 'generate', 'evaluate', 'compress')
 # What variables that hold a group of the configuration are called.

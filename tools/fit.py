@@ -75,10 +75,9 @@ def main(argv: list[str]) -> int:
   if _SEARCH.value and _TASK.value == 'sample':
     raise ValueError('--search tries training steps; leave --task=sample out.')
   sizes = batch_sizes()
-  from dalle_jax.config import Config
   from dalle_jax.planning import topologies
 
-  config = Config.from_dict(_CONFIG.value)
+  config = doors.read_config()
   topology = topologies.parse(_TOPOLOGY.value, _SLICES.value)
   if topology.platform == 'tpu':
     topologies.compiler_version()

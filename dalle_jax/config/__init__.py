@@ -6,8 +6,8 @@ unknown keys and validate themselves; every message names the key to change. Not
 """
 
 from dalle_jax.config.data import DataConfig, TokenizerConfig
-from dalle_jax.config.experiment import Config, apply_variant, base_config, choose, difference, shrink
 from dalle_jax.config.models import BlocksConfig, DvaeConfig, PriorConfig, RerankerConfig, SequenceConfig
+from dalle_jax.config.root import Config, apply_variant, base_config, choose, difference, shrink
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
 

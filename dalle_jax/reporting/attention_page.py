@@ -13,7 +13,8 @@ from PIL import Image
 
 from dalle_jax.reporting import heat
 from dalle_jax.reporting.attention_script import SCRIPT, STYLE
-from dalle_jax.reporting.html import inline_picture, paragraph, section, titled, token, write_page
+from dalle_jax.reporting.blocks import inline_picture, paragraph, section, titled, token
+from dalle_jax.reporting.html import write_page
 
 SLOTS = (
   'Slot t predicts token t. It holds the token before it, and attends to itself and to slots before it. So "token A '

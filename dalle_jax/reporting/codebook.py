@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dalle_jax.reporting.blocks import drawing, format_number, paragraph
 from dalle_jax.reporting.curves import curve_svg
 from dalle_jax.reporting.gallery import picture
-from dalle_jax.reporting.html import drawing, format_number, paragraph
 
 TITLE = 'Codes by rank'
 MOST_POINTS = 200  # of the curve, at even distances on its logarithmic axis

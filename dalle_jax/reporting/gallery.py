@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_jax.reporting.html import config_details, inline_picture, paragraph, section, write_page
+from dalle_jax.reporting.blocks import config_details, inline_picture, paragraph, section
+from dalle_jax.reporting.html import write_page
 
 MOST_PIXELS = 4_000_000  # of all pictures of a block: beyond it they are made smaller, so that a browser likes the page
 MOST_REJECTED = 2_000  # pictures of a page of candidates

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dalle_jax.reporting import heat
+from dalle_jax.reporting.blocks import inline_picture, paragraph, titled, token
 from dalle_jax.reporting.gallery import picture
-from dalle_jax.reporting.html import inline_picture, paragraph, titled, token
 
 
 class Reading(NamedTuple):

@@ -1,72 +1,65 @@
-"""From a configuration and the name of a stage to what it trains, and to the shapes of its batches."""
+"""What `stages.STAGES` names for a stage: its task, its training configuration and the shapes of its batches."""
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from dalle_jax import stages
 from dalle_jax.config import Config, TrainingConfig
 from dalle_jax.sharding import batch_sharding
 from dalle_jax.training.tasks import Task
-from dalle_jax.training.tasks.dvae import DvaeTask
-from dalle_jax.training.tasks.joint import JointTask
-from dalle_jax.training.tasks.prior import PriorTask
-from dalle_jax.training.tasks.reranker import RerankerTask
-from dalle_jax.training.tasks.sequence import make_sequence_task
 
 NUM_BYTES = 256
-_OF_TEXT = {'prior': PriorTask, 'joint': JointTask, 'reranker': RerankerTask, 'sequence': make_sequence_task}
+
+
+def task_module(stage: str) -> ModuleType:
+  """The module of a stage's task; see `dalle_jax/training/tasks/__init__.py`."""
+  return importlib.import_module(stages.find(stage).module)
 
 
 def stages_of(config: Config) -> list[str]:
-  """The stages that the task trains, in their order."""
-  return [group.removesuffix('_training') for group in config.training_groups]
+  """The names of the stages that the configuration trains, in their order."""
+  return [stage.name for stage in config.trained_stages]
 
 
 def training_of(config: Config, stage: str) -> TrainingConfig:
-  return getattr(config, f'{stage}_training')
+  """The configuration of a stage's training."""
+  return getattr(config, stages.find(stage).training_group)
 
 
 def make_task(config: Config, stage: str, text_vocab_size: int | None = None) -> Task:
   """The task of a stage.
 
   Args:
-    config: of the experiment.
-    stage: one of `stages_of`.
-    text_vocab_size: ids of the tokenizer; None where it is not known: at most so many as the configuration asks for.
+    config: The experiment's configuration.
+    stage: The stage's name, one of `stages_of`.
+    text_vocab_size: The number of the tokenizer's ids. None, before the tokenizer is trained, means the most that the
+      configuration allows.
   """
-  if stage == 'dvae':
-    return DvaeTask(config.dvae, config.data.image_size)
-  expected = NUM_BYTES if config.tokenizer.kind == 'bytes' else config.tokenizer.vocab_size
+  most = NUM_BYTES if config.tokenizer.kind == 'bytes' else config.tokenizer.vocab_size
   has_text = config.models_text or config.reads_captions
-  return _OF_TEXT[stage](config, (text_vocab_size or expected) * has_text)
+  return task_module(stage).make_task(config, (text_vocab_size or most) if has_text else 0)
 
 
 def batch_shapes(config: Config, stage: str, batch_size: int, mesh: Mesh | None = None) -> dict[str, Any]:
-  """The shapes of a batch, split over a mesh where one is given."""
+  """The shapes of a stage's batch.
+
+  Args:
+    config: The experiment's configuration.
+    stage: The stage's name.
+    batch_size: The number of examples.
+    mesh: The devices over which the batch is split; None for shapes without shardings.
+  """
   where = batch_sharding(mesh) if mesh else None
-
-  def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
-
-  if config.models_text:
-    return {'tokens': rows(jnp.int32, config.sequence_length)}
-  size = config.data.image_size
-  batch = {'image': rows(jnp.uint8, size, size, 3)}
-  if stage != 'dvae' and config.reads_captions:
-    batch['text'] = rows(jnp.int32, config.tokenizer.text_length - 1)
-  if stage == 'reranker' and config.reranker.wrong_captions:
-    batch['wrong'] = rows(jnp.int32, config.tokenizer.text_length - 1)
-  return batch
+  fields = task_module(stage).batch_fields(config)
+  return {
+    name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where) for name, (shape, dtype) in fields.items()
+  }
 
 
 def tokens_per_example(config: Config, stage: str) -> int:
   """Positions of one example on which the model of a stage spends compute."""
-  if stage == 'sequence':
-    return config.sequence_length
-  if stage == 'dvae':
-    return config.image_length
-  if stage == 'reranker':
-    return (config.data.image_size // config.reranker.patch_size) ** 2 + config.tokenizer.text_length
-  return config.image_length + config.tokenizer.text_length
+  return task_module(stage).tokens_per_example(config)

@@ -14,7 +14,7 @@ from dalle_jax.config.models import DVAE_SHAPE
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.prior import PriorTask
 from dalle_jax.training.tasks.reranker import RerankerTask
-from dalle_jax.training.tasks.sequence import make_sequence_task
+from dalle_jax.training.tasks.sequence import make_task as make_sequence_task
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('[!_]*.py'))
 SIZES = ('12b', '12b_padded', '5b', '2b', '1b', '300m', 'small')

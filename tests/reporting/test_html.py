@@ -1,12 +1,11 @@
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 from web_page import NASTY, Page
 
 from dalle_jax.config import Config
-from dalle_jax.reporting import html
+from dalle_jax.reporting import blocks, html
+from dalle_jax.reporting.blocks import format_number, inline_picture, paragraph, titled
 from dalle_jax.reporting.curves import curve_svg
 
 SUMMARY = {
@@ -59,7 +58,7 @@ def test_scores_are_the_numbers_given_grouped_by_prefix(tmp_path):
   ],
 )
 def test_numbers_are_shown_as_people_read_them(value, shown):
-  assert html.format_number(value) == shown
+  assert format_number(value) == shown
 
 
 def test_standard_errors_stand_beside_their_scores(tmp_path):
@@ -91,7 +90,7 @@ def test_everything_from_outside_is_escaped(tmp_path):
   assert not page.of('script')
   assert page.text('h1') == page.text('p') == page.text('h3') == page.text('pre') == [NASTY]
   assert page.text('td').count(NASTY) == 2 and NASTY in page.text('h2')
-  shown = html.titled(NASTY, html.paragraph(NASTY, 'note') + html.token(NASTY, 0.5, NASTY, NASTY), 'a')
+  shown = titled(NASTY, paragraph(NASTY, 'note') + blocks.token(NASTY, 0.5, NASTY, NASTY), 'a')
   page = Page(shown)
   assert page.text('h4') == page.text('p', 'note') == page.text('small') == [NASTY]
   (token,) = page.of('span', 'token')
@@ -99,7 +98,7 @@ def test_everything_from_outside_is_escaped(tmp_path):
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
-  image = html.inline_picture(Image.new('RGB', (2, 2)), 'a')
+  image = inline_picture(Image.new('RGB', (2, 2)), 'a')
   page = write(tmp_path / 'report.html', blocks=[('A', image)])
   assert not {'script', 'link', 'iframe'} & {element.tag for element in page.found}
   links = page.addresses()
@@ -110,7 +109,7 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path):
 
 def test_pictures_are_embedded_whole():
   array = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
-  (image,) = Page(html.inline_picture(Image.fromarray(array), NASTY)).of('img')
+  (image,) = Page(inline_picture(Image.fromarray(array), NASTY)).of('img')
   assert (image.attrs['width'], image.attrs['height'], image.attrs['alt']) == ('5', '7', NASTY)
   np.testing.assert_array_equal(image.pixels(), array)
 
@@ -154,32 +153,3 @@ def test_a_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='disk full'):
     write(path, title='another')
   assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
-
-
-def write_metrics(path, *lines):
-  path.parent.mkdir(parents=True)
-  path.write_text(''.join(json.dumps({'time': 0.0, **values}) + '\n' for values in lines), encoding='utf-8')
-
-
-def test_run_curves_draws_only_what_has_data(tmp_path):
-  assert html.run_curves(tmp_path) == []
-  write_metrics(
-    tmp_path / 'dvae' / 'metrics.jsonl',
-    {'step': 1, 'loss': 2.0, 'temperature': None, 'unknown': 1.0},
-    {'step': 2, 'loss': 1.0, 'temperature': None},
-    {'step': 2, 'eval/psnr_hard': 20.0},
-  )
-  drawn = dict(html.run_curves(tmp_path))
-  assert list(drawn) == ['dVAE: loss', 'dVAE: PSNR']
-  assert 'relaxed codes' not in drawn['dVAE: PSNR']
-  write_metrics(tmp_path / 'prior' / 'metrics.jsonl', {'step': 1, 'eval/image_bits_per_dim': 0.5, 'loss': 1.0})
-  assert [title for title, _ in html.run_curves(tmp_path)][2:] == ['Prior: loss', 'Prior: image bits per dimension']
-
-
-def test_every_curve_is_drawn_from_a_full_run(tmp_path):
-  for stage, (_, found) in html.STAGES.items():
-    metrics = {metric: 1.0 for curve in found for metric in curve.series.values()}
-    write_metrics(tmp_path / stage / 'metrics.jsonl', {'step': 1, **metrics}, {'step': 2, **metrics})
-  drawn = html.run_curves(tmp_path)
-  assert len(drawn) == sum(len(found) for _, found in html.STAGES.values())
-  assert len({title for title, _ in drawn}) == len(drawn)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
+from dalle_jax import files
 from dalle_jax.reporting import sheets
 
 
@@ -155,7 +156,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
   def fail(source, target):
     raise OSError('disk full')
 
-  monkeypatch.setattr(sheets.os, 'replace', fail)
+  monkeypatch.setattr(files.os, 'replace', fail)
   with pytest.raises(OSError, match='disk full'):
     sheets.save_png(flat(1, first=9)[0], path)
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -19,9 +19,10 @@ from dalle_jax.jobs import examples, report_blocks
 from dalle_jax.jobs.sheet_samples import PromptSamples, draw_sheet
 from dalle_jax.jobs.train import image_token_run, reranker_scores
 from dalle_jax.jobs.train.sheet_hooks import NUM_RECONSTRUCTIONS
-from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.jobs.train.workspace import Workspace, print_scores
 from dalle_jax.reporting import gallery as gallery_page
 from dalle_jax.reporting import html, sheets
+from dalle_jax.reporting.run_curves import run_curves
 from dalle_jax.reporting.sheets import lay_out
 from dalle_jax.sampling.sampler import Sampler, encode_prompts, make_sampler
 from dalle_jax.training.keys import stream_seed
@@ -196,12 +197,12 @@ def write(config: Config, space: Workspace, results: Results) -> dict[str, float
     title=f'dalle_jax: {space.path.name}',
     summary=scores,
     config=config.to_dict(),
-    curves=[*results.curves, *html.run_curves(space.path)],
+    curves=[*results.curves, *run_curves(space.path)],
     blocks=results.blocks,
     notes=_notes(config),
   )
   written = [*(picture.name for picture in results.pictures), 'scores.json', 'report.html', 'model']
-  html.print_scores(space.path, scores, written)
+  print_scores(space.path, scores, written)
   return scores
 
 

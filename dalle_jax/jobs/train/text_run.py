@@ -16,8 +16,9 @@ from dalle_jax.data.batches import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.evaluation import sequence_likelihood as evaluation
 from dalle_jax.hosts import say
-from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.jobs.train.workspace import Workspace, print_scores
 from dalle_jax.reporting import curves, html
+from dalle_jax.reporting.run_curves import run_curves
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.training import ngram_counts
 from dalle_jax.training.description import describe
@@ -168,9 +169,9 @@ def _write(
     title=f'dalle_jax: {space.path.name}',
     summary=scores,
     config=config.to_dict(),
-    curves=[(curves.CONTEXT_TITLE, curves.context_svg({'held out': series})), *html.run_curves(space.path)],
+    curves=[(curves.CONTEXT_TITLE, curves.context_svg({'held out': series})), *run_curves(space.path)],
     texts=[(f'Sample {i}', sample) for i, sample in enumerate(samples)],
     notes=[f'A {config.model.kind} of text. Samples: temperature {config.sampling.temperature:g}, none picked.'],
   )
-  html.print_scores(space.path, scores, ['samples.txt', 'scores.json', 'report.html', 'model'])
+  print_scores(space.path, scores, ['samples.txt', 'scores.json', 'report.html', 'model'])
   return scores

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +121,14 @@ def _with_defaults(values: dict) -> dict:
     return json.loads(json.dumps(Config.from_dict(values).to_dict()))
   except ValueError:
     return values
+
+
+def print_scores(workdir: Path, scores: Mapping[str, float], names: Sequence[str]) -> None:
+  """Prints scores, and where the files of those names are."""
+  width = max(len(name) for name in scores)
+  for name, value in scores.items():
+    print(f'{name:<{width}}  {value:.4g}')
+  print()
+  for name in names:
+    print(workdir / name)
+  print(flush=True)

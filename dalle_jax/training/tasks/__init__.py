@@ -1,19 +1,54 @@
-"""Tasks: what the training loop trains. A new task is one file here, and one line where its stage is run."""
+"""Tasks: what the training loop trains.
 
-from typing import Any, Protocol
+A task is one file here. `dalle_jax/stages.py` names the file in one entry, and reads four things from it:
+
+- `make_task(config, text_vocab_size) -> Task`;
+- `batch_fields(config) -> Fields`: the arrays of one example of a batch;
+- `tokens_per_example(config) -> int`: the positions of one example on which the model spends compute;
+- `CURVES`: the curves of the metrics, for the report.
+"""
+
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
+from dalle_jax.config import Config
+
 Params = dict[str, Any]
+Fields = dict[str, tuple[tuple[int, ...], Any]]  # name -> shape of one example, dtype
+
+
+class Curve(NamedTuple):
+  """One plot of a stage's metrics.
+
+  Attributes:
+    title: The plot's title, without the stage's.
+    y_label: The label of the y axis.
+    series: Label in the legend -> name of the metric in metrics.jsonl; held-out metrics begin with 'eval/'.
+    log: Whether the y axis is logarithmic.
+  """
+
+  title: str
+  y_label: str
+  series: dict[str, str]
+  log: bool = False
 
 
 class Task(Protocol):
-  """Functions of a batch, and the names of the collections that change."""
+  """Functions of a batch, and the names of the collections that training changes."""
 
-  name: str
-  trainable: tuple[str, ...]  # top-level collections of the parameters that follow the gradient
-  updated: tuple[str, ...]  # those that `update` changes after each step; the others stay frozen
+  @property
+  def name(self) -> str:
+    """The stage's name."""
+
+  @property
+  def trainable(self) -> tuple[str, ...]:
+    """Top-level collections of the parameters that follow the gradient."""
+
+  @property
+  def updated(self) -> tuple[str, ...]:
+    """Collections that `update` changes after each step. All other collections stay frozen."""
 
   def init(self, key: jax.Array) -> Params:
     """Parameters by collection, boxed with their logical axis names."""
@@ -25,7 +60,26 @@ class Task(Protocol):
     """New values of the updated collections, from the statistics of all micro-batches, stacked along a first axis."""
 
   def evaluate(self, params: Params, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    """Held-out figures, averaged over the batch; vectors (a code histogram) are allowed."""
+    """Held-out metrics averaged over the batch. Vectors, such as a histogram of codes, are allowed."""
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
     """Scalars from the averages of `evaluate` over batches, with `loss` among them."""
+
+
+def image_field(config: Config) -> Fields:
+  """The field 'image' of a batch: uint8 [image_size, image_size, 3]."""
+  size = config.data.image_size
+  return {'image': ((size, size, 3), np.uint8)}
+
+
+def text_field(config: Config, name: str = 'text') -> Fields:
+  """A field of caption ids: int32 [text_length - 1]."""
+  return {name: ((config.tokenizer.text_length - 1,), np.int32)}
+
+
+TEXT_CURVE = Curve(
+  'text', 'nats per token', {'training': 'text_nats_per_token', 'evaluation': 'eval/text_nats_per_token'}
+)
+IMAGE_CURVE = Curve(
+  'image', 'nats per token', {'training': 'image_nats_per_token', 'evaluation': 'eval/image_nats_per_token'}
+)

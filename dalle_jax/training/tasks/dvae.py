@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dalle_jax.config import DvaeConfig
+from dalle_jax.config import Config, DvaeConfig
 from dalle_jax.factory import make_dvae
 from dalle_jax.models import bottleneck, likelihood
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.training import vector_quantizer
+from dalle_jax.training.tasks import Curve, image_field
 
 
 def cosine_ramp(step: jax.Array, start: float, end: float, num_steps: int) -> jax.Array:
@@ -166,3 +167,42 @@ class DvaeTask:
 def psnr(mse: Any) -> Any:
   """Peak signal-to-noise ratio in dB of a mean squared error on [0, 1]."""
   return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
+
+
+def make_task(config: Config, text_vocab_size: int) -> DvaeTask:
+  """The dVAE's task. It reads no text."""
+  del text_vocab_size
+  return DvaeTask(config.dvae, config.data.image_size)
+
+
+batch_fields = image_field
+
+
+def tokens_per_example(config: Config) -> int:
+  """Image tokens of one picture."""
+  return config.image_length
+
+
+CURVES = (
+  Curve('loss', 'nats per dimension', {'training objective (relaxed)': 'loss', 'evaluation (hard codes)': 'eval/loss'}),
+  Curve(
+    'negative log likelihood',
+    'nats per dimension',
+    {
+      'training (relaxed)': 'nll_relaxed',
+      'evaluation, relaxed codes': 'eval/nll_relaxed',
+      'evaluation, hard codes': 'eval/nll_hard',
+    },
+  ),
+  Curve('what hard codes cost more than relaxed ones', 'nats per dimension', {'evaluation': 'eval/relaxation_gap'}),
+  Curve('PSNR', 'dB', {'relaxed codes': 'eval/psnr_relaxed', 'hard codes': 'eval/psnr_hard'}),
+  Curve('bits per dimension', 'bits', {'evaluation': 'eval/bits_per_dim'}),
+  Curve('temperature', '', {'temperature': 'temperature'}),
+  Curve('KL divergence', 'nats per position', {'training': 'kl_per_position', 'evaluation': 'eval/kl_per_position'}),
+  Curve('commitment loss', '', {'training': 'commitment'}),
+  Curve(
+    'codebook perplexity', 'codes', {'training': 'codebook_perplexity', 'evaluation': 'eval/codebook_perplexity'},
+    log=True,
+  ),
+  Curve('codebook use', 'share of codes', {'training': 'codebook_use', 'evaluation': 'eval/codebook_use'}),
+)  # fmt: skip

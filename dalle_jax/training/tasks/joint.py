@@ -31,6 +31,7 @@ from dalle_jax.factory import make_prior
 from dalle_jax.models import bottleneck
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.prior import Prior
+from dalle_jax.training.tasks import dvae, prior
 from dalle_jax.training.tasks.dvae import DvaeTask, psnr
 
 
@@ -126,3 +127,13 @@ class JointTask:
 def _in_line(grid: jax.Array) -> jax.Array:
   """[B, h, w, K] in raster order: [B, h * w, K]."""
   return grid.reshape(grid.shape[0], -1, grid.shape[-1])
+
+
+def make_task(config: Config, text_vocab_size: int) -> JointTask:
+  """The task of joint training for a tokenizer of `text_vocab_size` ids."""
+  return JointTask(config, text_vocab_size)
+
+
+batch_fields = prior.batch_fields
+tokens_per_example = prior.tokens_per_example
+CURVES = (*dvae.CURVES, *prior.TOKEN_CURVES)

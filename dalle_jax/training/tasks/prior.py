@@ -10,6 +10,7 @@ from dalle_jax.config import Config
 from dalle_jax.factory import make_prior
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.prior import Prior
+from dalle_jax.training.tasks import IMAGE_CURVE, TEXT_CURVE, Curve, Fields, image_field, text_field
 from dalle_jax.training.tasks.codes import encode, init_dvae
 
 
@@ -67,3 +68,26 @@ class PriorTask:
     per_dim = self.config.image_length / (3 * self.config.data.image_size**2)
     bits = float(means['image_nats_per_token']) / np.log(2)
     return {**{name: float(value) for name, value in means.items()}, 'image_bits_per_dim': bits * per_dim}
+
+
+def make_task(config: Config, text_vocab_size: int) -> PriorTask:
+  """The prior's task for a tokenizer of `text_vocab_size` ids."""
+  return PriorTask(config, text_vocab_size)
+
+
+def batch_fields(config: Config) -> Fields:
+  """Pictures and their captions."""
+  return image_field(config) | text_field(config)
+
+
+def tokens_per_example(config: Config) -> int:
+  """Text and image tokens of one example."""
+  return config.image_length + config.tokenizer.text_length
+
+
+TOKEN_CURVES = (
+  TEXT_CURVE,
+  IMAGE_CURVE,
+  Curve('image bits per dimension', 'bits', {'evaluation': 'eval/image_bits_per_dim'}),
+)
+CURVES = (Curve('loss', 'weighted nats per token', {'training': 'loss', 'evaluation': 'eval/loss'}), *TOKEN_CURVES)

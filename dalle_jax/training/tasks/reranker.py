@@ -11,6 +11,7 @@ from dalle_jax.config import Config
 from dalle_jax.factory import make_reranker
 from dalle_jax.models import reranker
 from dalle_jax.models.reranker import Reranker
+from dalle_jax.training.tasks import Curve, Fields, image_field, text_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,3 +62,34 @@ class RerankerTask:
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: float(value) for name, value in means.items()}
+
+
+def make_task(config: Config, text_vocab_size: int) -> RerankerTask:
+  """The reranker's task for a tokenizer of `text_vocab_size` ids."""
+  return RerankerTask(config, text_vocab_size)
+
+
+def batch_fields(config: Config) -> Fields:
+  """Pictures, their captions and, with `config.reranker.wrong_captions`, a wrong caption each."""
+  wrong = text_field(config, 'wrong') if config.reranker.wrong_captions else {}
+  return image_field(config) | text_field(config) | wrong
+
+
+def tokens_per_example(config: Config) -> int:
+  """Patches of one picture and tokens of its caption."""
+  return (config.data.image_size // config.reranker.patch_size) ** 2 + config.tokenizer.text_length
+
+
+CURVES = (
+  Curve('loss', 'nats', {'training': 'loss', 'evaluation': 'eval/loss'}),
+  Curve(
+    'retrieval within the batch', 'share of examples',
+    {
+      'text of an image, training': 'image_to_text_accuracy',
+      'text of an image, evaluation': 'eval/image_to_text_accuracy',
+      'image of a text, training': 'text_to_image_accuracy',
+      'image of a text, evaluation': 'eval/text_to_image_accuracy',
+    },
+  ),
+  Curve('scale of the logits', '', {'training': 'logit_scale'}),
+)  # fmt: skip

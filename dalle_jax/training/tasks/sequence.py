@@ -12,6 +12,7 @@ from dalle_jax.config import Config
 from dalle_jax.factory import make_sequence_model
 from dalle_jax.models.sequence import SequenceModel, token_nll
 from dalle_jax.models.stream import StreamModel
+from dalle_jax.training.tasks import IMAGE_CURVE, TEXT_CURVE, Curve, Fields, image_field, text_field
 from dalle_jax.training.tasks.codes import encode, init_dvae
 
 
@@ -89,6 +90,25 @@ class ImageTokensTask(SequenceTask):
     return found
 
 
-def make_sequence_task(config: Config, vocab_size: int) -> SequenceTask:
-  """The task of config.model.tokens; `vocab_size` as in the task."""
-  return (SequenceTask if config.model.tokens == 'text' else ImageTokensTask)(config, vocab_size)
+def make_task(config: Config, text_vocab_size: int) -> SequenceTask:
+  """The task of `config.model.tokens` for a tokenizer of `text_vocab_size` ids; image tokens alone need none."""
+  return (SequenceTask if config.models_text else ImageTokensTask)(config, text_vocab_size)
+
+
+def batch_fields(config: Config) -> Fields:
+  """Windows of text; or pictures, with their captions where the model reads them."""
+  if config.models_text:
+    return {'tokens': ((config.sequence_length,), np.int32)}
+  return image_field(config) | (text_field(config) if config.reads_captions else {})
+
+
+def tokens_per_example(config: Config) -> int:
+  """Tokens of one sequence."""
+  return config.sequence_length
+
+
+CURVES = (
+  Curve('loss', 'nats per token', {'training': 'nats_per_token', 'evaluation': 'eval/nats_per_token'}),
+  TEXT_CURVE,
+  IMAGE_CURVE,
+)

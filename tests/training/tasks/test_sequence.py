@@ -7,7 +7,8 @@ import pytest
 from dalle_jax.config import Config
 from dalle_jax.models import prior
 from dalle_jax.training.tasks.codes import encode
-from dalle_jax.training.tasks.sequence import ImageTokensTask, SequenceTask, make_sequence_task
+from dalle_jax.training.tasks.sequence import ImageTokensTask, SequenceTask
+from dalle_jax.training.tasks.sequence import make_task as make_sequence_task
 
 VOCAB = 11
 STEP = jnp.asarray(3)

@@ -8,13 +8,12 @@ from typing import Any
 
 import ml_collections
 
+from dalle_jax import stages
 from dalle_jax.config.checks import require
 from dalle_jax.config.data import DataConfig, TokenizerConfig
 from dalle_jax.config.models import DvaeConfig, PriorConfig, RerankerConfig, SequenceConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
 from dalle_jax.config.training import TrainingConfig
-
-TASKS = ('all', 'dvae', 'joint', 'sequence', 'reranker')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,12 +42,20 @@ class Config:
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
   @property
+  def trained_stages(self) -> tuple[stages.Stage, ...]:
+    """The stages that the task trains, in their order. A pretrained dVAE is not trained again."""
+    has_dvae = bool(self.dvae.pretrained) or self.models_text
+    return tuple(stage for stage in stages.of_task(self.task) if not (stage.name == 'dvae' and has_dvae))
+
+  @property
   def training_groups(self) -> tuple[str, ...]:
-    """The groups of the stages that the task trains."""
-    if self.task in ('joint', 'sequence', 'reranker'):
-      return (f'{self.task}_training',)
-    dvae = () if self.dvae.pretrained else ('dvae_training',)
-    return dvae if self.task == 'dvae' else (*dvae, 'prior_training')
+    """The configuration groups of the trained stages' training."""
+    return tuple(stage.training_group for stage in self.trained_stages)
+
+  @property
+  def counts_ngrams(self) -> bool:
+    """Whether the sequence model is counted in one pass, without gradients."""
+    return self.task == 'sequence' and self.model.kind == 'ngram'
 
   @property
   def grid_size(self) -> int:
@@ -68,7 +75,9 @@ class Config:
   @property
   def reads_captions(self) -> bool:
     """Whether what is trained reads the captions of pictures."""
-    return self.model.tokens == 'text_image' if self.task == 'sequence' else self.task != 'dvae'
+    return (
+      self.model.tokens == 'text_image' if self.task == 'sequence' else 'text' in stages.of_task(self.task)[-1].reads
+    )
 
   @property
   def sequence_length(self) -> int:
@@ -87,7 +96,7 @@ class Config:
       f'config.sampling.top_k is {self.sampling.top_k}, more than config.dvae.image_vocab_size '
       f'{self.dvae.image_vocab_size}; 0 keeps all tokens.',
     )
-    require(self.task in TASKS, f'config.task is {self.task!r}; allowed are {", ".join(TASKS)}.')
+    require(self.task in stages.tasks(), f'config.task is {self.task!r}; allowed are {", ".join(stages.tasks())}.')
     require(
       self.task != 'dvae' or not self.dvae.pretrained,
       f'config.task is dvae, but config.dvae.pretrained {self.dvae.pretrained} leaves nothing to train; empty one.',
@@ -274,8 +283,8 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.sampling.batch_size = 8
   config.reranker.image_num_layers, config.reranker.text_num_layers = 1, 1
   config.reranker.image_width, config.reranker.text_width = 32, 32
-  for stage in ('dvae', 'prior', 'joint', 'sequence', 'reranker'):
-    training = config[f'{stage}_training']
+  for group in stages.training_groups():
+    training = config[group]
     training.num_steps, training.batch_size, training.warmup_steps = 12, 8, 4
     training.ema_every = min(training.ema_every, 2)
     training.log_every, training.eval_every, training.eval_batches = 4, 8, 2

@@ -1,0 +1,121 @@
+"""The blocks of HTML pages: sections, tables, figures, tokens and inline pictures."""
+
+import base64
+import html
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from dalle_jax.reporting.sheets import encode_png
+
+
+def format_number(value: float | None) -> str:
+  """A number as people read it: whole ones with thousands separators, others with four significant digits."""
+  if value is None or not math.isfinite(value):
+    return '–'
+  if value == int(value) or abs(value) >= 1000:
+    return f'{value:,.0f}' if abs(value) < 1e15 else f'{value:.4g}'
+  return f'{value:.4g}'
+
+
+def section(title: str, blocks: Sequence[str], style: str = '') -> list[str]:
+  """A heading and what belongs under it; nothing where there is nothing."""
+  if not blocks:
+    return []
+  return ['<section>', f'<h2>{title}</h2>', f'<div class="{style}">', *blocks, '</div>', '</section>']
+
+
+def score_tables(summary: Mapping[str, float | None]) -> list[str]:
+  groups: dict[str, list[tuple[str, str]]] = {}
+  errors = {name: error for name in summary for error in _error_names(name) if error in summary}
+  for name, value in summary.items():
+    if name in errors.values():
+      continue
+    prefix, _, rest = name.rpartition('/')
+    cell = _number(value) + (f' ± {_number(summary[errors[name]])}' if name in errors else '')
+    groups.setdefault(prefix, []).append((rest, cell))
+  return [_table(prefix, rows) for prefix, rows in groups.items()]
+
+
+def _error_names(name: str) -> tuple[str, str]:
+  """What the standard error of a score may be called."""
+  group, _, rest = name.partition('/')
+  return f'{name}_stderr', f'{group}_stderr/{rest}'
+
+
+def _number(value: float | None) -> str:
+  exact = '' if value is None else repr(float(value))
+  return f'<data value="{exact}" title="{exact}">{format_number(value)}</data>'
+
+
+def config_details(config: Mapping[str, Any]) -> list[str]:
+  """Tables of a nested mapping, one for each of its groups, folded away; nothing where it is empty."""
+  groups: dict[str, list[tuple[str, str]]] = {}
+  for prefix, name, value in _leaves(config):
+    groups.setdefault(prefix, []).append((name, html.escape(str(value))))
+  if not groups:
+    return []
+  tables = [_table(prefix, rows) for prefix, rows in groups.items()]
+  return ['<details>', '<summary>Every key and its value</summary>', '<div class="grid">', *tables, '</div></details>']
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str, Any]]:
+  """(dotted path of the group, key, value) of a nested mapping."""
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f'{prefix}.{name}'.lstrip('.'))
+    else:
+      yield prefix, str(name), value
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+  """Rows of (name, cell), the cell being HTML."""
+  caption = f'<caption>{html.escape(title)}</caption>' if title else ''
+  body = '\n'.join(f'<tr><th scope="row">{html.escape(name)}</th><td>{cell}</td></tr>' for name, cell in rows)
+  return f'<div><table>{caption}\n{body}\n</table></div>'
+
+
+def drawing(title: str, svg: str) -> str:
+  """A <figure> of an SVG element, which goes in as it is."""
+  return f'<figure aria-label="{html.escape(title)}">{svg}</figure>'
+
+
+def quotation(title: str, text: str) -> str:
+  return f'<figure><h3>{html.escape(title)}</h3><pre>{html.escape(text)}</pre></figure>'
+
+
+def paragraph(text: str, style: str = '') -> str:
+  """A <p> of text, with a class where `style` names one."""
+  return f'<p class="{style}">{html.escape(text)}</p>' if style else f'<p>{html.escape(text)}</p>'
+
+
+def titled(title: str, content: str, style: str = '') -> str:
+  """A <figure> of HTML under its title, with a class where `style` names one."""
+  named = f' class="{style}"' if style else ''
+  return f'<figure{named}><h4>{html.escape(title)}</h4>{content}</figure>'
+
+
+def token(text: str, depth: float, hint: str, below: str = '') -> str:
+  """A token on orange.
+
+  Args:
+    text: of the token.
+    depth: of the colour, from 0 to 1.
+    hint: text shown when the pointer rests on it.
+    below: a small line beneath.
+  """
+  style = f'background:rgba(224, 112, 27, {0.75 * depth:.2f})'
+  small = f'<small>{html.escape(below)}</small>' if below else ''
+  return f'<span class="token" style="{style}" title="{html.escape(hint)}">{html.escape(text)}{small}</span>'
+
+
+def inline_picture(picture: Image.Image, alt: str, style: str = '') -> str:
+  """An <img> that holds its picture, with a class where `style` names one."""
+  data = base64.b64encode(encode_png(picture)).decode('ascii')
+  named = f'class="{style}" ' if style else ''
+  return (
+    f'<img {named}src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
+    f'alt="{html.escape(alt)}">'
+  )

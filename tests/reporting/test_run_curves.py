@@ -1,0 +1,37 @@
+"""The curves of a run, from the metrics of its stages."""
+
+import json
+
+from dalle_jax import stages
+from dalle_jax.reporting.run_curves import COMMON, run_curves
+from dalle_jax.training.stage_tasks import task_module
+
+
+def write_metrics(path, *lines):
+  path.parent.mkdir(parents=True)
+  path.write_text(''.join(json.dumps({'time': 0.0, **values}) + '\n' for values in lines), encoding='utf-8')
+
+
+def test_run_curves_draws_only_what_has_data(tmp_path):
+  assert run_curves(tmp_path) == []
+  write_metrics(
+    tmp_path / 'dvae' / 'metrics.jsonl',
+    {'step': 1, 'loss': 2.0, 'temperature': None, 'unknown': 1.0},
+    {'step': 2, 'loss': 1.0, 'temperature': None},
+    {'step': 2, 'eval/psnr_hard': 20.0},
+  )
+  drawn = dict(run_curves(tmp_path))
+  assert list(drawn) == ['dVAE: loss', 'dVAE: PSNR']
+  assert 'relaxed codes' not in drawn['dVAE: PSNR']
+  write_metrics(tmp_path / 'prior' / 'metrics.jsonl', {'step': 1, 'eval/image_bits_per_dim': 0.5, 'loss': 1.0})
+  assert [title for title, _ in run_curves(tmp_path)][2:] == ['Prior: loss', 'Prior: image bits per dimension']
+
+
+def test_every_curve_is_drawn_from_a_full_run(tmp_path):
+  curves = {stage: (*task_module(stage).CURVES, *COMMON) for stage in stages.names()}
+  for stage, stage_curves in curves.items():
+    metrics = {metric: 1.0 for curve in stage_curves for metric in curve.series.values()}
+    write_metrics(tmp_path / stage / 'metrics.jsonl', {'step': 1, **metrics}, {'step': 2, **metrics})
+  drawn = run_curves(tmp_path)
+  assert len(drawn) == sum(map(len, curves.values()))
+  assert len({title for title, _ in drawn}) == len(drawn)
