@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,19 @@ class Bundle:
     return make_reranker(self.config, self.tokenizer.vocab_size)
 
   @property
+  def drawing_part(self) -> str | None:
+    """The part that samples images: 'prior', 'model' in its place, or None for a dVAE or a reranker alone."""
+    return drawing_part_of(self.params)
+
+  @property
   def stream_model(self) -> tuple[Any, str]:
     """What draws images, and the part of the parameters that it has."""
     return make_stream_model(self.config, self.tokenizer.vocab_size if self.tokenizer else 0)
+
+
+def drawing_part_of(parts: Iterable[str]) -> str | None:
+  """The part of a model of pictures that samples images: 'prior', 'model' in its place, or None."""
+  return next((part for part in ('prior', 'model') if part in parts), None)
 
 
 def fingerprint(params: Any) -> str:
@@ -335,7 +346,7 @@ def drawing_parts(model: str) -> tuple[str, str]:
     ValueError: the directory holds no such model.
   """
   parts = check(Path(model), needs=('dvae',)).get('parts', [])
-  needs = ('dvae', 'model' if 'model' in parts else 'prior')
+  needs = ('dvae', drawing_part_of(parts) or 'prior')
   check(Path(model), needs)
   return needs
 

@@ -7,6 +7,7 @@ the best match explains it: blobs, noise and leftovers are no scenes.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -268,3 +269,14 @@ def judge(captions: list[str], images: np.ndarray) -> np.ndarray:
   # Read all captions first: a bad one is told before the slow part.
   claims = [parse(text) for text in captions]
   return np.array([satisfies(claim, image) for claim, image in zip(claims, images, strict=True)], bool)
+
+
+def judge_grid(prompts: Sequence[str], images: np.ndarray) -> np.ndarray:
+  """The judge's verdicts on several images of each prompt, bool [P, N].
+
+  Args:
+    prompts: P captions of captioned_shapes.
+    images: uint8 [P, N, H, W, 3].
+  """
+  repeated = [prompt for prompt in prompts for _ in range(images.shape[1])]
+  return judge(repeated, images.reshape(-1, *images.shape[2:])).reshape(images.shape[:2])

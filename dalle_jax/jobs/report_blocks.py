@@ -97,6 +97,22 @@ def blocks(
   return [*shown, ('Likelihood of tokens', likelihood_maps.maps(readings))]
 
 
+def token_blocks(measured: Any, groups: Sequence[Group]) -> list[Block]:
+  """The blocks of `blocks` for the first pictures of a measured split and groups of samples.
+
+  Args:
+    measured: The measured model and split, `jobs.evaluate.measured.Measured`.
+    groups: What was sampled.
+  """
+  count = min(NUM_READINGS, measured.count)
+  codes, _ = measured.reconstructed
+  title = f'{measured.settings.split} picture'
+  held_out = HeldOut(title, measured.text[:count], codes[:count], measured.pictures[:count])
+  model, part = measured.loaded.stream_model
+  loaded = measured.loaded
+  return blocks(model, loaded.params[part], loaded.tokenizer, groups, held_out, measured.mesh)
+
+
 def _samples(group: Group, scores: np.ndarray) -> str:
   order = 'Right ones first, then by' if group.right is not None else 'By'
   note = (

@@ -76,3 +76,11 @@ def merged(collections: dict[str, Any]) -> Any:
   if 'codebook' not in collections:
     return collections['dvae']
   return {**collections['dvae'], 'code': collections['codebook']}
+
+
+def merge_parts(collections: dict[str, Any]) -> dict[str, Any]:
+  """The collections as parts of a model: a dVAE's codebook becomes part of 'dvae' again."""
+  if 'codebook' not in collections:
+    return collections
+  parts = {name: tree for name, tree in collections.items() if name != 'codebook'}
+  return parts | {'dvae': merged(collections)}

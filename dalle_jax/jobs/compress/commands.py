@@ -178,7 +178,7 @@ def _identity(path: Path, loaded: Bundle) -> str:
 
 
 def _name(loaded: Bundle) -> str:
-  return loaded.config.model.kind if 'model' in loaded.params else 'prior'
+  return 'prior' if loaded.drawing_part == 'prior' else loaded.config.model.kind
 
 
 def _writer(

@@ -51,7 +51,7 @@ class PictureJob:
   def __init__(self, loaded: Bundle):
     self._loaded = loaded
     self._size = loaded.config.data.image_size
-    self._part = 'prior' if 'prior' in loaded.params else 'model'
+    self._part = loaded.drawing_part
     self._model = loaded.prior if self._part == 'prior' else loaded.model
     self._text_length = max(self._model.text_length - 1, 0)
 

@@ -56,7 +56,7 @@ class Model:
   def __init__(self, loaded: bundle.Bundle, mesh: Mesh):
     self.config, self.tokenizer, self.info = loaded.config, loaded.tokenizer, loaded.info
     self.mesh, self._loaded = mesh, loaded
-    self.part = next((part for part in ('prior', 'model') if part in loaded.params), None)
+    self.part = loaded.drawing_part
 
   @property
   def reads_captions(self) -> bool:

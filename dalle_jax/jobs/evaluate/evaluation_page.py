@@ -41,8 +41,7 @@ def _samples(measured: Measured) -> list[report_blocks.Block]:
   right = None
   judged = measured.settings.source_of(measured.config) == 'captioned_shapes'
   if judged and measured.config.reads_captions:
-    repeated = [prompt for prompt in prompts for _ in range(rows.shape[1])]
-    right = judge.judge(repeated, images.reshape(-1, *images.shape[2:])).reshape(rows.shape)
+    right = judge.judge_grid(prompts, images)
   sampling = measured.settings.sampling(measured.config.sampling, len(samples.prompts))
   note = (
     f'Drawn at temperature {sampling.temperature:g} with guidance {sampling.guidance_scale:g}, top_k {sampling.top_k}, '
@@ -50,13 +49,7 @@ def _samples(measured: Measured) -> list[report_blocks.Block]:
   )
   drawn = PromptSamples(encoded(loaded, prompts), samples.all_codes[rows], images)
   group = report_blocks.Group(f'Samples: {measured.settings.split}', note, prompts, drawn, right)
-  count = min(report_blocks.NUM_READINGS, measured.count)
-  codes, _ = measured.reconstructed
-  held_out = report_blocks.HeldOut(
-    f'{measured.settings.split} picture', measured.text[:count], codes[:count], measured.pictures[:count]
-  )
-  model, part = loaded.stream_model
-  return report_blocks.blocks(model, loaded.params[part], loaded.tokenizer, [group], held_out, measured.mesh)
+  return report_blocks.token_blocks(measured, [group])
 
 
 def write(

@@ -57,7 +57,10 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
   metrics.check_count(chosen, count)
   loaded = bundle.load(model_path, mesh, needs=('dvae',))
   cache = features.Cache(Path(settings.cache or model_path.parent / 'features').absolute())
-  measured = Measured(settings, loaded, dataset, count, mesh, extractor, ranker, cache, grouped='diversity' in chosen)
+  measured = Measured(
+    settings, loaded, dataset, count, mesh, extractor=extractor, ranker=ranker, cache=cache,
+    grouped='diversity' in chosen,
+  )  # fmt: skip
   found, seconds = _measure(chosen, measured)
   result = {
     'schema': SCHEMA,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import SamplingConfig
 from dalle_jax.data.registry import Dataset
-from dalle_jax.evaluation import blur, reconstruction
+from dalle_jax.evaluation import blur, reconstruction, sequence_likelihood
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.features import Cache, Extractor
@@ -44,19 +44,24 @@ class Measured:
     dataset: whose split.
     count: pictures.
     mesh: of the devices.
-    extractor: of features, or None.
-    ranker: or None.
-    cache: of features.
-    grouped: whether several images of one prompt are needed.
+    extractor: The extractor of features, if metrics need one.
+    ranker: The reranker, if metrics need one.
+    cache: The cache of features of real pictures, if metrics need features.
+    grouped: Whether metrics need several images of one prompt.
+    prompts: What to sample images for; None for the captions of the pictures.
+    sample_seed: The seed of the sampled images; None derives it from the settings.
+    sampling: How to sample; None takes the model's settings with those of the command.
   """
 
   def __init__(
-    self, settings: EvaluationSettings, loaded: Bundle, dataset: Dataset, count: int, mesh: Mesh,
-    extractor: Extractor | None, ranker: Ranker | None, cache: Cache, grouped: bool,
+    self, settings: EvaluationSettings, loaded: Bundle, dataset: Dataset, count: int, mesh: Mesh, *,
+    extractor: Extractor | None = None, ranker: Ranker | None = None, cache: Cache | None = None, grouped: bool = False,
+    prompts: list[str] | None = None, sample_seed: int | None = None, sampling: SamplingConfig | None = None,
   ):  # fmt: skip
     self.settings, self.loaded, self.config = settings, loaded, loaded.config
     self.count, self.mesh, self.extractor, self.ranker = count, mesh, extractor, ranker
     self._dataset, self._cache, self._grouped = dataset, cache, grouped
+    self._prompts, self._sample_seed, self._sampling = prompts, sample_seed, sampling
     self.source = dataset.open(settings.split)
 
   def has(self, name: str) -> bool:
@@ -115,13 +120,25 @@ class Measured:
     return reconstruction.reconstruct(dvae, params, self.pictures, self.mesh, self.settings.rows)
 
   @functools.cached_property
+  def token_nats(self) -> tuple[np.ndarray, np.ndarray]:
+    """Captions and codes as token streams, int32 [N, T], and -ln p of each token, float64 [N, T]."""
+    model, part = self.loaded.stream_model
+    codes, _ = self.reconstructed
+    rows = np.asarray(model.stream(self.text, codes.reshape(len(codes), -1)))
+    with self.progress('likelihood', len(rows)) as progress:
+      params, batch_size = self.loaded.params[part], self.settings.rows
+      return rows, sequence_likelihood.nats(model, params, rows, self.mesh, batch_size, progress.update_of)
+
+  @functools.cached_property
   def samples(self) -> Samples:
     """One image for each caption, and the further ones of the first different captions where they are needed.
 
     The noise of an image depends on its number, and those of single captions come first: they are the same whether or
     not there are others.
     """
-    prompts = [self.captions[i] for i in self.captioned] if self.config.reads_captions else [''] * self.count
+    prompts = self._prompts
+    if prompts is None:
+      prompts = [self.captions[i] for i in self.captioned] if self.config.reads_captions else [''] * self.count
     groups = np.zeros((0, self.settings.images_per_prompt), int)
     if self._grouped:
       first = sorted({prompt: row for row, prompt in reversed(list(enumerate(prompts)))}.values())
@@ -129,11 +146,10 @@ class Measured:
       others = len(prompts) + np.arange(len(first) * (self.settings.images_per_prompt - 1)).reshape(len(first), -1)
       groups = np.concatenate([np.array(first)[:, None], others], axis=1)
     further = [prompts[group[0]] for group in groups for _ in group[1:]]
-    seed = stream_seed(self.settings.seed, 'samples')
+    seed = stream_seed(self.settings.seed, 'samples') if self._sample_seed is None else self._sample_seed
     everything = [*prompts, *further]
-    drawn = draw_samples(
-      self.loaded, self.mesh, everything, seed, self.settings.sampling(self.config.sampling, len(everything))
-    )
+    sampling = self._sampling or self.settings.sampling(self.config.sampling, len(everything))
+    drawn = draw_samples(self.loaded, self.mesh, everything, seed, sampling)
     codes, images = drawn.codes, drawn.images
     count = len(prompts)
     return Samples(prompts, codes[:count], images[:count], groups, codes, images)

@@ -19,7 +19,6 @@ from dalle_jax.evaluation import (  # fmt: skip
   manifold,
   prompt_accuracy,
   reconstruction,
-  sequence_likelihood,
   token_likelihood,
 )
 from dalle_jax.evaluation.figures import Figure
@@ -63,13 +62,8 @@ def measure_codebook(measured: Measured) -> Figures:
 
 def measure_likelihood(measured: Measured) -> Figures:
   """What captions and codes cost, by the prior or by the sequence model in its place."""
-  loaded, (codes, _) = measured.loaded, measured.reconstructed
-  model, part = loaded.stream_model
-  rows = np.asarray(model.stream(measured.text, codes.reshape(len(codes), -1)))
-  with measured.progress('likelihood', len(rows)) as progress:
-    nats = sequence_likelihood.nats(
-      model, loaded.params[part], rows, measured.mesh, measured.settings.rows, progress.update_of
-    )
+  model, _ = measured.loaded.stream_model
+  rows, nats = measured.token_nats
   flat = token_likelihood.summarize(nats, np.asarray(model.counted(rows)), model.text_length)
   found = figures.from_flat(flat, measured.count)
   per_image = found['nats_per_image']

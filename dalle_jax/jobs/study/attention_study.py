@@ -110,7 +110,7 @@ def _check(model: str, prompt: str, image: str, num_images: int, continuation: b
   if not prompt.strip():
     raise ValueError('--prompt is empty; give at least one word.')
   of_text = holds_text(model)
-  if not of_text and 'model' in drawing_parts(model):
+  if not of_text and drawing_parts(model)[1] == 'model':
     raise ValueError(
       f'{model} (--model) holds a model of config.task=sequence that draws; give a prior, or a model of text.'
     )
@@ -140,7 +140,7 @@ def _choice(
   """What is shown of `count` sequences; None where there is no attention."""
   if not _has_layers(group):
     return None
-  sequence = loaded.prior if 'prior' in loaded.params else loaded.model
+  sequence = loaded.prior if loaded.drawing_part == 'prior' else loaded.model
   kinds = [pattern.kind for pattern in sequence.transformer.layer_patterns]
   return choose(kinds, group.num_heads, sequence.length, count, layers, heads)
 

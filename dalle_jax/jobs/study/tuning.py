@@ -119,8 +119,7 @@ def choosing(
     ranking.check(dataclasses.replace(wanted, rank=rank), model.config, model.part, reranker, prompts[0].texts)
   for part in prompts:
     drawn = _with_progress(f'{part.split}: {most} candidates', model, part.texts, wanted)
-    flat = drawn.images.reshape(-1, *drawn.images.shape[2:])
-    right = judge.judge([text for text in part.texts for _ in range(most)], flat).reshape(len(part.texts), most)
+    right = judge.judge_grid(part.texts, drawn.images)
     scores = {rank: model.scores(rank, part.texts, drawn, reranker) for rank in ranks} | {
       'any': right.astype(np.float32)
     }

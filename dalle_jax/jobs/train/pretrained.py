@@ -20,25 +20,25 @@ def check(config: Config) -> None:
   Raises:
     ValueError: there is no such model, or its shape is another than the configuration's.
   """
-  if config.dvae.pretrained:
+  if config.dvae.pretrained and not config.models_text:
     path = Path(config.dvae.pretrained)
     bundle.check(path, needs=('dvae',), flag=FLAG)
     _check_shape(config, bundle.read_config(path), path)
 
 
-def load_dvae(config: Config, space: Workspace, mesh: Mesh) -> Any:
-  """Parameters of the dVAE in config.dvae.pretrained, on the mesh; None where the key is empty.
+def load(config: Config, space: Workspace, mesh: Mesh) -> dict[str, Any]:
+  """The parts that are trained already: {'dvae': parameters on the mesh}, or {} if config.dvae.pretrained is empty.
 
   Raises:
     ValueError: the run began with another.
   """
-  if not config.dvae.pretrained:
-    return None
+  if not config.dvae.pretrained or config.models_text:
+    return {}
   path = Path(config.dvae.pretrained)
   loaded = bundle.load(path, mesh, needs=('dvae',), flag=FLAG)
   # Not the names or sizes of files, which change when the same model is written again.
   _check_same(space, {'params': loaded.info.get('params', '')})
-  return loaded.params['dvae']
+  return {'dvae': loaded.params['dvae']}
 
 
 def _check_shape(config: Config, trained: Config, path: Path) -> None:

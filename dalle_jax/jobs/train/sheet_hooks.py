@@ -1,21 +1,19 @@
-"""Pictures on the way: sheets of reconstructions and of samples, drawn by hooks of the training loop."""
+"""Hooks of the training loop that draw sheets of pictures on the way."""
 
 import functools
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
+from PIL import Image
 
-from dalle_jax.config import Config
-from dalle_jax.data.registry import Dataset
-from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.factory import make_dvae
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.sheet_samples import draw_sheet
+from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.reporting import sheets
-from dalle_jax.reporting.sheets import lay_out
 from dalle_jax.sampling.sampler import Sampler, make_sampler
+from dalle_jax.stages import Stage
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.state import TrainState, all_params
 
@@ -23,43 +21,59 @@ NUM_RECONSTRUCTIONS = 32  # pictures on a reconstruction sheet
 
 
 class ReconstructionHook:
-  """Writes WORKDIR/dvae/sheets/STEP.png: held-out pictures above their reconstructions."""
+  """Write DIRECTORY/STEP.png: held-out pictures above their reconstructions."""
 
-  def __init__(self, config: Config, dataset: Dataset, mesh: Mesh, directory: Path):
-    self._config, self._dataset, self._mesh, self._directory = config, dataset, mesh, directory
+  def __init__(self, experiment: Experiment, directory: Path):
+    self._experiment, self._directory = experiment, directory
 
   def __call__(self, state: TrainState, step: int) -> None:
-    split = examples.held_out_split(self._dataset)
-    images = examples.first_images(self._config, self._dataset, split, NUM_RECONSTRUCTIONS)
+    config, dataset = self._experiment.config, self._experiment.dataset
+    images = examples.first_images(config, dataset, examples.held_out_split(dataset), NUM_RECONSTRUCTIONS)
     params = vector_quantizer.merged(all_params(state, ema=True))
-    _, pictures = reconstruction.reconstruct(make_dvae(self._config.dvae), params, images, self._mesh, len(images))
+    dvae, mesh = make_dvae(config.dvae), self._experiment.mesh
+    _, pictures = reconstruction.reconstruct(dvae, params, images, mesh, len(images))
     _save(sheets.reconstruction_sheet(images, pictures), self._directory, step)
 
 
 class SampleHook:
-  """Writes WORKDIR/STAGE/sheets/STEP.png: images drawn for captions that are not trained on, or without a caption."""
+  """Write DIRECTORY/STEP.png: images sampled for held-out captions, or without captions if the model reads none."""
 
-  def __init__(self, config: Config, dataset: Dataset, tokenizer: Tokenizer | None, mesh: Mesh, directory: Path):
-    self._config, self._dataset, self._tokenizer = config, dataset, tokenizer
-    self._mesh, self._directory = mesh, directory
+  def __init__(self, experiment: Experiment, directory: Path):
+    self._experiment, self._directory = experiment, directory
 
   @functools.cached_property
   def _sampler(self) -> Sampler:
-    return make_sampler(self._config, self._tokenizer, self._mesh, self._config.sampling)
+    config = self._experiment.config
+    return make_sampler(config, self._experiment.tokenizer, self._experiment.mesh, config.sampling)
 
   @functools.cached_property
   def _prompts(self) -> list[str]:
-    if self._tokenizer is None:
+    if self._experiment.tokenizer is None:
       return []
-    split = list(examples.sheet_splits(self._dataset))[-1]
-    return examples.spread(examples.captions(self._dataset, split), self._config.evaluation.sheet_prompts)
+    config, dataset = self._experiment.config, self._experiment.dataset
+    split = list(examples.sheet_splits(dataset))[-1]
+    return examples.spread(examples.captions(dataset, split), config.evaluation.sheet_prompts)
 
   def __call__(self, state: TrainState, step: int) -> None:
     params = all_params(state, ema=True)
-    drawn = draw_sheet(self._config, self._tokenizer, self._sampler, params, self._prompts)
-    _save(lay_out(self._prompts, drawn.images), self._directory, step)
+    config, tokenizer = self._experiment.config, self._experiment.tokenizer
+    samples = draw_sheet(config, tokenizer, self._sampler, params, self._prompts)
+    _save(sheets.lay_out(self._prompts, samples.images), self._directory, step)
 
 
-def _save(picture, directory: Path, step: int) -> None:
+HOOKS = {'reconstructions': ReconstructionHook, 'samples': SampleHook}  # by the names in `Stage.sheets`
+
+
+def make_hooks(experiment: Experiment, stage: Stage) -> list[ReconstructionHook | SampleHook]:
+  """The hooks of a stage, which write to WORKDIR/STAGE/sheets, or to a directory below for each of several hooks."""
+  if experiment.config.models_text:
+    return []
+  directory = experiment.space.path / stage.name / 'sheets'
+  if len(stage.sheets) == 1:
+    return [HOOKS[stage.sheets[0]](experiment, directory)]
+  return [HOOKS[name](experiment, directory / name) for name in stage.sheets]
+
+
+def _save(picture: Image.Image, directory: Path, step: int) -> None:
   if jax.process_index() == 0:
     sheets.save_png(picture, directory / f'{step:08d}.png', None)

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 from web_page import Page
 
-from dalle_jax import bundle
+from dalle_jax import bundle, stages
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.draw.generation import draw
-from dalle_jax.jobs.train import run, sheet_hooks
+from dalle_jax.jobs.train import picture_data, run, sheet_hooks
+from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
@@ -119,7 +120,7 @@ def no_training(monkeypatch):
     raise AssertionError('trained again')
 
   monkeypatch.setattr(loop, 'make_train_step', fail)
-  monkeypatch.setattr(run, 'train_tokenizer', fail)
+  monkeypatch.setattr(picture_data, 'train_tokenizer', fail)
 
 
 def _facts(workdir):
@@ -192,7 +193,8 @@ def test_checkpoints_are_not_continued_with_other_data(folder, tmp_path):
   streams = []
   for data in ('one', 'another'):
     dataset = dataclasses.replace(registry.prepare(config.data, tmp_path), fingerprint=data)
-    streams.append(run.make_batches(config, dataset, config.dvae_training, 'dvae', None, make_mesh(MeshConfig()))[0])
+    experiment = Experiment(config, Workspace(str(tmp_path / 'run'), config), make_mesh(MeshConfig()), dataset, None)
+    streams.append(picture_data.make_batches(experiment, stages.find('dvae'))[0])
   streams[0].restore(streams[0].state())
   with pytest.raises(ValueError, match='fingerprint: one -> another'):
     streams[1].restore(streams[0].state())
@@ -224,10 +226,12 @@ def folder(tmp_path):
 
 
 def _batches(config, workdir, stage='dvae'):
-  space = Workspace(str(workdir), config)
-  dataset = run._prepare_data(config, space)
   training = dataclasses.replace(config.dvae_training, batch_size=4, eval_batches=3)
-  return dataset, run.make_batches(config, dataset, training, stage, None, make_mesh(MeshConfig()))
+  config = dataclasses.replace(config, **{f'{stage}_training': training})
+  space = Workspace(str(workdir), config)
+  dataset = picture_data.prepare(config, space)
+  experiment = Experiment(config, space, make_mesh(MeshConfig()), dataset, None)
+  return dataset, picture_data.make_batches(experiment, stages.find(stage))
 
 
 def test_folders_are_split_and_evaluated_in_one_order(folder, tmp_path):

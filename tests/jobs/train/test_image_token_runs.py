@@ -21,7 +21,9 @@ from dalle_jax.jobs.evaluate import features
 from dalle_jax.jobs.evaluate.evaluation_run import evaluate
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.features import Extractor
-from dalle_jax.jobs.train import image_token_run, run
+from dalle_jax.jobs.train import picture_data, picture_report, run
+from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 
@@ -107,7 +109,8 @@ def test_the_directory_gives_back_the_model_and_its_dvae(runs, dvae, tokens):
   jax.tree.map(np.testing.assert_array_equal, loaded.params['dvae'], former)
   assert loaded.model.length == config.sequence_length == (84 if loaded.tokenizer else 64)
   dataset = registry.prepare(config.data, workdir / 'data')
-  again, _ = image_token_run.measure(config, dataset, loaded.tokenizer, loaded.params, make_mesh(MeshConfig()))
+  experiment = Experiment(config, Workspace(str(workdir), config), make_mesh(MeshConfig()), dataset, loaded.tokenizer)
+  again = picture_report.measure(experiment, loaded.params).scores
   assert {name: scores[name] for name in again} == again
 
 
@@ -115,7 +118,8 @@ def test_ngrams_are_counted_over_the_whole_training_split_from_its_images_beginn
   config, workdir, _ = runs['image']
   loaded, mesh = _load(workdir), make_mesh(MeshConfig())
   dataset = registry.prepare(config.data, workdir / 'data')
-  batches = list(image_token_run.streams(config, dataset, 'train', None, loaded.params, mesh))
+  experiment = Experiment(config, Workspace(str(workdir), config), mesh, dataset, None)
+  batches = list(picture_data.token_streams(experiment, 'train', loaded.params))
   rows = np.concatenate(batches)
   assert rows.shape == (64, 64) and rows.max() < 256
   firsts = np.unique(rows[:, 0])

@@ -1,0 +1,147 @@
+"""Captioned pictures for training: the data set, the captions' tokenizer, batches, and n-grams of image tokens."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from dalle_jax import hosts, sharding
+from dalle_jax.config import Config
+from dalle_jax.data import registry
+from dalle_jax.data.batches import Batches, Preprocess
+from dalle_jax.data.registry import Dataset
+from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.data.wrong_captions import WrongCaptions
+from dalle_jax.hosts import say
+from dalle_jax.jobs import examples
+from dalle_jax.jobs.train import pretrained
+from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.text_data import estimate_ngrams
+from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.stages import Stage
+from dalle_jax.training.keys import stream_seed
+from dalle_jax.training.progress import Progress
+from dalle_jax.training.stage_tasks import task_module, training_of
+
+
+def check(config: Config) -> None:
+  """Check what the configuration names besides its data, before anything is made.
+
+  Raises:
+    ValueError: The tokenizer cannot be trained, or the dVAE in config.dvae.pretrained cannot be used.
+  """
+  if config.tokenizer.kind == 'clip':
+    raise ValueError(
+      "config.tokenizer.kind is 'clip', which only tools/import_openai_clip.py makes; set it to 'captions' to train."
+    )
+  with hosts.together('checking the models that the configuration names'):
+    pretrained.check(config)
+
+
+def prepare(config: Config, space: Workspace) -> Dataset:
+  """Make the data set on host 0 and open it on all hosts, which share one file system."""
+  with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
+    make = functools.partial(registry.prepare, config.data, space.data(config))
+    with hosts.together('making the data'):
+      if jax.process_index() == 0:
+        dataset = make(progress.update_of)
+    with hosts.together('opening the data'):
+      dataset = dataset if jax.process_index() == 0 else make(None)
+  counts = ', '.join(f'{len(dataset.open(split))} {split}' for split in dataset.splits)
+  say(f'data: {config.data.source} with {counts}')
+  return dataset
+
+
+def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Dataset, Tokenizer | None]:
+  """The data set, and the run's tokenizer; None if nothing reads captions.
+
+  Host 0 trains the tokenizer on the training captions unless an earlier start did.
+  """
+  if not config.reads_captions:
+    return dataset, None
+  with space.timed('tokenizer'):
+    with hosts.together('training the tokenizer'):
+      if jax.process_index() == 0 and not space.tokenizer.exists():
+        source = dataset.open('train')
+        captions = (source[i]['caption'] for i in range(len(source)))
+        space.keep_tokenizer(train_tokenizer(captions, config.tokenizer.vocab_size))
+    tokenizer = Tokenizer.load(space.tokenizer)
+  say(f'tokenizer: {tokenizer.vocab_size} pieces')
+  return dataset, tokenizer
+
+
+def make_batches(
+  experiment: Experiment, stage: Stage
+) -> tuple[Batches, Callable[[], Iterator[dict[str, np.ndarray]]] | None]:
+  """The endless stream of training batches, and a maker of held-out passes; None if no split is held out."""
+  config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
+  training, fields = training_of(config, stage.name), task_module(stage.name).batch_fields(config)
+  transform = functools.partial(
+    Preprocess, image_size=config.data.image_size, resampling=config.data.resampling,
+    tokenizer=experiment.tokenizer if 'text' in fields else None, text_length=config.tokenizer.text_length,
+  )  # fmt: skip
+  options = {
+    'batch_size': training.batch_size,
+    'rows': sharding.own_rows(mesh, training.batch_size),
+    'num_threads': config.data.num_threads,
+    'fingerprint': dataset.fingerprint,
+  }
+  # A mirrored picture may contradict its caption, which may name left, right or writing.
+  flip = config.data.flip and stage.mirrors
+  crop = config.data.crop
+  if crop == 'paper':
+    crop = 'paper_dvae' if stage.mirrors else 'paper_prior'
+  source, wrong_captions = dataset.open('train'), None
+  if 'wrong' in fields:
+    wrong_captions = WrongCaptions(source[i]['caption'] for i in range(len(source)))
+  augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, wrong_captions=wrong_captions)
+  stream = Batches(
+    source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=config.data.num_workers, **options
+  )
+  if 'validation' not in dataset.splits:
+    return stream, None
+  held_out = dataset.open('validation')
+  num_batches = min(training.eval_batches, -(-len(held_out) // training.batch_size))
+
+  def evaluation() -> Iterator[dict[str, np.ndarray]]:
+    batches = Batches(held_out, transform(crop='center', flip=False), seed=0, shuffle=False, **options)
+    return itertools.islice(batches, num_batches)
+
+  return stream, evaluation
+
+
+def token_streams(
+  experiment: Experiment, split: str, params: dict[str, Any], most: int | None = None
+) -> Iterator[np.ndarray]:
+  """The token streams of a split's first records, int32 [B, length] a batch; the devices encode the pictures.
+
+  Every host reads all records. Pictures are cropped at the centre.
+
+  Args:
+    experiment: A run of a sequence model of image tokens.
+    split: The split's name.
+    params: The parts of the model, the dVAE among them.
+    most: The number of records; None for all.
+  """
+  config, mesh, tokenizer = experiment.config, experiment.mesh, experiment.tokenizer
+  source = experiment.dataset.open(split)
+  number = min(most or len(source), len(source))
+  encode = jax.jit(experiment.task('sequence').tokens, out_shardings=sharding.replicated(mesh))
+  with Progress(f'encoding {split}', number, 'image', enabled=jax.process_index() == 0) as progress:
+    done = 0
+    for rows, batch in examples.batches(config, tokenizer, source, number, config.evaluation.batch_size, mesh):
+      with sharding.use_mesh(mesh):
+        streams = jax.device_get(encode(params, sharding.from_whole(batch, mesh)))
+      yield streams[:rows]
+      done += rows
+      progress.update(done)
+
+
+def count_ngrams(experiment: Experiment, params: dict[str, Any]) -> Any:
+  """The table of n-grams of the training split's token streams; each stream has a beginning."""
+  rows = (row for batch in token_streams(experiment, 'train', params) for row in batch)
+  vocab_size = experiment.task('sequence').model.vocab_size
+  return estimate_ngrams(experiment.config.model, rows, vocab_size, experiment.mesh, starts=True)

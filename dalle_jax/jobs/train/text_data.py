@@ -1,0 +1,124 @@
+"""Text for training: the corpus, its tokenizer, batches of windows, and n-grams."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle_jax import hosts, sharding
+from dalle_jax.config import Config, SequenceConfig
+from dalle_jax.data import corpus, text_tokenizer
+from dalle_jax.data.batches import Batches
+from dalle_jax.data.text_tokenizer import TextTokenizer
+from dalle_jax.hosts import say
+from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.stages import Stage
+from dalle_jax.training import ngram_counts
+from dalle_jax.training.keys import stream_seed
+from dalle_jax.training.stage_tasks import training_of
+
+
+@dataclasses.dataclass(frozen=True)
+class TextData:
+  """Text of each split: bytes until it is tokenized, then ids.
+
+  Attributes:
+    texts: The documents of each split.
+    fingerprint: Of the text.
+    ids: The token ids of each split, int [N]; empty before `tokenize`.
+  """
+
+  texts: dict[str, list[bytes]]
+  fingerprint: str
+  ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def prepare(config: Config, space: Workspace) -> TextData:
+  """Read the corpus.
+
+  Raises:
+    ValueError: A file is missing or cannot be read, or there is no text.
+  """
+  del space
+  data = config.data
+  with hosts.together('reading the text'):
+    texts = corpus.read_corpus(data.path, data.validation_path, data.validation_fraction)
+  say('data: ' + ', '.join(f'{sum(map(len, parts)):,} bytes {split}' for split, parts in texts.items()))
+  return TextData(texts, corpus.fingerprint(texts))
+
+
+def tokenize(config: Config, space: Workspace, dataset: TextData) -> tuple[TextData, TextTokenizer]:
+  """The data set with its token ids, and the run's tokenizer.
+
+  Host 0 trains the tokenizer on the training text unless an earlier start did.
+
+  Raises:
+    ValueError: A split has too little text for one window.
+  """
+  with space.timed('tokenizer'):
+    with hosts.together('training the tokenizer'):
+      if jax.process_index() == 0 and config.tokenizer.kind != 'bytes' and not space.tokenizer.exists():
+        space.keep_tokenizer(text_tokenizer.train_pieces(dataset.texts['train'], config.tokenizer.vocab_size))
+    tokenizer = text_tokenizer.load(config.tokenizer.kind, space.tokenizer)
+    ids = {split: tokenizer.encode(b'\n'.join(texts)) for split, texts in dataset.texts.items()}
+  counts = ', '.join(f'{len(split_ids):,} {split}' for split, split_ids in ids.items())
+  say(f'tokenizer: {tokenizer.vocab_size} ids, {counts}')
+  for split_ids in ids.values():
+    corpus.Windows(split_ids, config.model.length)  # refuses a split that is too short before training begins
+  return dataclasses.replace(dataset, ids=ids), tokenizer
+
+
+def make_batches(
+  experiment: Experiment, stage: Stage
+) -> tuple[Batches, Callable[[], Iterator[dict[str, np.ndarray]]] | None]:
+  """The endless stream of training batches, and a maker of held-out passes; None if no text is held out."""
+  config, data = experiment.config, experiment.dataset
+  training, length = training_of(config, stage.name), config.model.length
+  make = functools.partial(
+    Batches, batch_size=training.batch_size, rows=sharding.own_rows(experiment.mesh, training.batch_size),
+    num_threads=config.data.num_threads, fingerprint=data.fingerprint,
+  )  # fmt: skip
+  seed = stream_seed(config.seed, stage.name)
+  stream = make(corpus.Windows(data.ids['train'], length), corpus.Crop(length, random=True), seed=seed)
+  if 'validation' not in data.ids:
+    return stream, None
+  held_out = corpus.Windows(data.ids['validation'], length)
+  num_batches = min(training.eval_batches, -(-len(held_out) // training.batch_size))
+
+  def evaluation() -> Iterator[dict[str, np.ndarray]]:
+    batches = make(held_out, corpus.Crop(length, random=False), seed=0, shuffle=False)
+    return itertools.islice(batches, num_batches)
+
+  return stream, evaluation
+
+
+def count_ngrams(experiment: Experiment, params: dict[str, Any]) -> Any:
+  """The table of n-grams of the training text, which has no beginning: windows start anywhere."""
+  del params
+  ids, vocab_size = experiment.dataset.ids['train'], experiment.text_vocab_size
+  return estimate_ngrams(experiment.config.model, [ids], vocab_size, experiment.mesh, starts=False)
+
+
+def estimate_ngrams(
+  model: SequenceConfig, sequences: Iterable[np.ndarray], vocab_size: int, mesh: Mesh, starts: bool
+) -> Any:
+  """The table of n-grams of sequences, replicated over the mesh. Counting is fast, so nothing is saved on the way.
+
+  Args:
+    model: The order and the smoothing.
+    sequences: The ids of each sequence, int [T_i]; read once.
+    vocab_size: Ids lie below it.
+    mesh: The devices.
+    starts: Whether sequences have a beginning, or are cut from longer ones at any place.
+  """
+  levels = ngram_counts.count(sequences, vocab_size, model.order, starts)
+  table = ngram_counts.estimate(levels, smoothing=model.smoothing, discount=model.discount, add_k=model.add_k)
+  sizes = ', '.join(f'{len(level["token"]):,} of order {k}' for k, level in enumerate(table, start=1))
+  say(f'n-grams: {sizes}')
+  return jax.device_put(table, sharding.replicated(mesh))

@@ -1,0 +1,82 @@
+"""Scores, samples and the report of a model of text."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dalle_jax.evaluation import sequence_likelihood
+from dalle_jax.files import write_whole
+from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.workspace import print_scores
+from dalle_jax.reporting import curves, html
+from dalle_jax.reporting.run_curves import run_curves
+from dalle_jax.sampling.continuation import continue_text
+from dalle_jax.training.keys import stream_seed
+from dalle_jax.training.progress import Progress
+
+
+class TextResults(NamedTuple):
+  """The scores of a model of text, the curve of bits per token by context length, and samples of text."""
+
+  scores: dict[str, float]
+  context_curve: curves.Series
+  samples: list[str]
+
+
+def measure(experiment: Experiment, params: dict) -> TextResults:
+  """Measure the model on held-out text and sample from it.
+
+  Args:
+    experiment: A run of a sequence model of text.
+    params: The parts of the model: {'model'}.
+  """
+  config, mesh, tokenizer, tokens = experiment.config, experiment.mesh, experiment.tokenizer, experiment.dataset.ids
+  settings, model, table = config.evaluation, experiment.task('sequence').model, params['model']
+  split = 'validation' if 'validation' in tokens else 'train'
+  count = min(settings.num_tokens, len(tokens[split])) // model.length * model.length
+  ids = tokens[split][:count]
+  is_main = jax.process_index() == 0
+  with Progress('measuring', count // model.length, 'sequence', enabled=is_main) as progress:
+    rows = ids.reshape(-1, model.length)
+    nats = sequence_likelihood.nats(model, table, rows, mesh, settings.batch_size, progress.update_of)
+  num_bytes = int(tokenizer.lengths(ids).sum())
+  scores = {f'{split}/{name}': value for name, value in sequence_likelihood.summarize(nats, num_bytes).items()}
+  lengths = sequence_likelihood.context_lengths(model.length)
+  with Progress('context', len(lengths), 'length', enabled=is_main) as progress:
+    bits = sequence_likelihood.by_context(
+      model, table, tokens[split], mesh, settings.batch_size, lengths, settings.num_context_targets, progress.update_of
+    )
+  scores |= {f'context/{length}': float(value) for length, value in zip(lengths, bits, strict=True)}
+  scores['model/num_values'] = float(sequence_likelihood.num_values(table))
+  sampling = config.sampling
+  sampled_ids = continue_text(
+    model, table, [np.empty(0, np.int32)], settings.num_text_samples, mesh, seed=stream_seed(config.seed, 'samples'),
+    temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, batch_size=sampling.batch_size,
+  )  # fmt: skip
+  samples = [tokenizer.decode(ids).decode('utf-8', 'replace') for ids in sampled_ids[0]]
+  return TextResults(scores, (np.asarray(lengths), bits), samples)
+
+
+def write(experiment: Experiment, results: TextResults) -> dict[str, float]:
+  """Write scores.json, samples.txt and report.html, print where they are, and return all scores."""
+  config, space = experiment.config, experiment.space
+  scores = results.scores | space.seconds()
+  if jax.process_index() != 0:
+    return scores
+  space.write('scores.json', scores)
+  write_whole(space.path / 'samples.txt', ('\n\n----\n\n'.join(results.samples) + '\n').encode())
+  html.write_report(
+    space.path / 'report.html',
+    title=f'dalle_jax: {space.path.name}',
+    summary=scores,
+    config=config.to_dict(),
+    curves=[
+      (curves.CONTEXT_TITLE, curves.context_svg({'held out': results.context_curve})),
+      *run_curves(space.path),
+    ],
+    texts=[(f'Sample {i}', sample) for i, sample in enumerate(results.samples)],
+    notes=[f'A {config.model.kind} of text. Samples: temperature {config.sampling.temperature:g}, none picked.'],
+  )
+  print_scores(space.path, scores, ['samples.txt', 'scores.json', 'report.html', 'model'])
+  return scores
