@@ -1,26 +1,28 @@
-"""Files that a command writes: checked before any work, whole or not there, and never over what was not meant."""
+"""Output files: check them before any work, and write them whole or not at all."""
 
 import contextlib
+import json
 import math
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] = ()) -> None:
-  """Whether a file may be written.
+  """Check that a file may be written.
 
   Args:
-    out: the file.
-    overwrite: whether it may exist.
-    what: it is, for messages.
-    others: files and directories that the command reads or writes too.
+    out: The file.
+    overwrite: Whether it may exist.
+    what: The flag or argument that named it, for messages.
+    others: Files and directories that the command also reads or writes.
 
   Raises:
-    ValueError: it exists, is no regular file, is one of `others`, or its directory cannot be written to.
+    ValueError: The file exists, is not a regular file, is one of `others`, or its directory is not writable.
   """
   _check_parent(out, what)
   if os.path.lexists(out):
@@ -34,34 +36,34 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
 
 
 def check_out(out: Path) -> None:
-  """Whether the file of --out can be written, over another one too; makes its directory.
+  """Check that the file of --out can be written, also over an existing one, and make its directory.
 
   Raises:
-    ValueError: it is a directory, or cannot be written.
+    ValueError: It is a directory or cannot be written.
   """
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     existed = out.exists()
     with out.open('a'):
       pass
-    if not existed:  # nothing is left behind, whatever goes wrong later
+    if not existed:  # leave nothing behind if the command fails later
       out.unlink()
   except OSError as error:
-    raise ValueError(f'--out {out} cannot be written: {error}') from None
+    raise ValueError(f'--out {out} cannot be written: {error}. Name a file in a writable directory.') from None
 
 
 def make_directory(out: str) -> Path:
-  """The directory of --out, made if it is not there. Raises ValueError if it cannot be."""
+  """The directory of --out, made if it does not exist. Raises ValueError if it cannot be made."""
   directory = Path(out)
   try:
     directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f'--out {out} cannot be made: {error}') from None
+    raise ValueError(f'--out {out} cannot be made: {error}. Name a writable directory.') from None
   return directory
 
 
 def check_directory(out: Path, what: str) -> None:
-  """Whether a directory may be made. Raises ValueError if it is there and not empty, or cannot be."""
+  """Check that a directory may be made. Raises ValueError if it exists and is not empty, or cannot be made."""
   _check_parent(out, what)
   if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
     raise ValueError(f'{what}: {out} exists; several pictures need a directory that is new or empty.')
@@ -75,7 +77,7 @@ def _check_parent(out: Path, what: str) -> None:
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-  """A path to write a file or a directory to, which takes the place of `out` if all goes well and is removed if not."""
+  """A temporary path for a file or a directory, which replaces `out` on success and is removed on failure."""
   scratch = Path(tempfile.mkdtemp(prefix='.writing-', dir=out.absolute().parent))
   try:
     yield scratch / 'out'
@@ -87,12 +89,8 @@ def replacing(out: Path) -> Iterator[Path]:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def is_not_finite(value: object) -> bool:
-  return isinstance(value, float) and not math.isfinite(value)
-
-
 def write_whole(path: Path, content: bytes) -> None:
-  """Writes a file beside its place and renames it into it; missing directories are made."""
+  """Write a file whole or not at all: beside its place, then renamed. Missing directories are made."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
@@ -101,3 +99,18 @@ def write_whole(path: Path, content: bytes) -> None:
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+  """Write a JSON file whole or not at all; see `write_whole`."""
+  write_whole(path, (json.dumps(values, indent=2) + '\n').encode())
+
+
+def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with None in place of infinite numbers and NaN, which JSON cannot hold."""
+  return {name: None if is_not_finite(value) else value for name, value in values.items()}
+
+
+def is_not_finite(value: object) -> bool:
+  """Whether a value is an infinite number or NaN."""
+  return isinstance(value, float) and not math.isfinite(value)

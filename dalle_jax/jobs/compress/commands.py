@@ -21,7 +21,7 @@ from dalle_jax.compression.coders import CODERS
 from dalle_jax.compression.container import ContainerReader, ContainerWriter, Damaged, Header, Unreadable
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.evaluation.sequence_likelihood import num_values
-from dalle_jax.files import check_directory, check_file, is_not_finite, replacing
+from dalle_jax.files import check_directory, check_file, finite_or_null, replacing, write_json
 from dalle_jax.hosts import say
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
@@ -72,8 +72,7 @@ def encode(
       if compare:
         figures['baselines'] = job.baselines(inputs)
     if report:
-      finite = {name: None if is_not_finite(value) else value for name, value in figures.items()}
-      Path(report).write_text(json.dumps(finite, indent=2) + '\n')
+      write_json(Path(report), finite_or_null(figures))
   _print(figures)
   return figures
 

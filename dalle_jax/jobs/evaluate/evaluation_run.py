@@ -18,7 +18,7 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import DataConfig
 from dalle_jax.data import registry
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.files import check_out, is_not_finite, write_whole
+from dalle_jax.files import check_out, is_not_finite, write_json, write_whole
 from dalle_jax.hosts import say
 from dalle_jax.jobs.evaluate import evaluation_page, features, metrics
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
@@ -117,7 +117,7 @@ def _versions() -> dict[str, str]:
 def _write(
   out: Path, result: dict[str, Any], found: Mapping[str, Figure], settings: EvaluationSettings, shown: list[Block]
 ) -> None:
-  write_whole(out, (json.dumps(result, indent=2) + '\n').encode())
+  write_json(out, result)
   written = [out]
   drawings = _drawings(found)
   for name, svg in drawings.items():

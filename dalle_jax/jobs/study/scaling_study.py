@@ -1,6 +1,5 @@
 """What `tools/scaling.py` prints, writes and draws of a ladder's results."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from dalle_jax.evaluation import scaling_fits, scaling_laws, scaling_runs
 from dalle_jax.evaluation.scaling_fits import Extrapolation, Plan, Table
 from dalle_jax.evaluation.scaling_laws import Fit
+from dalle_jax.files import write_json
 from dalle_jax.reporting import scaling_plots as drawing
 from dalle_jax.reporting.scaling_plots import Panel
 
@@ -77,10 +77,8 @@ def fit(
 def write(
   path: Path, fits: dict[str, Fit], missing: Sequence[str], test: Extrapolation | None, coverage: float
 ) -> None:
-  """Writes fits.json as a whole or not at all."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(scaling_fits.as_json(fits, missing, test, coverage), indent=2) + '\n', encoding='utf-8')
-  partial.replace(path)
+  """Write fits.json whole or not at all."""
+  write_json(path, scaling_fits.as_json(fits, missing, test, coverage))
 
 
 def describe_plan(found: Plan, unit: str, coverage: float) -> str:

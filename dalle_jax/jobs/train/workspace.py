@@ -12,7 +12,7 @@ import jax
 from dalle_jax import hosts
 from dalle_jax.config import Config, difference
 from dalle_jax.config.binding import fixed
-from dalle_jax.files import is_not_finite
+from dalle_jax.files import finite_or_null, replacing, write_json
 
 
 class Workspace:
@@ -86,17 +86,13 @@ class Workspace:
     """
     if not self._is_main:
       return
-    values = {name: None if is_not_finite(value) else value for name, value in values.items()}
-    partial = self.path / f'{name}.partial'
-    partial.write_text(json.dumps(values, indent=2) + '\n')
-    partial.rename(self.path / name)
+    write_json(self.path / name, finite_or_null(values))
 
   def keep_tokenizer(self, tokenizer: Any) -> None:
     """Saves a tokenizer, as a whole or not at all; does nothing in other processes than the first."""
     if self._is_main:
-      partial = self.tokenizer.with_suffix('.partial')
-      tokenizer.save(partial)
-      partial.rename(self.tokenizer)
+      with replacing(self.tokenizer) as partial:
+        tokenizer.save(partial)
 
   @contextlib.contextmanager
   def timed(self, stage: str) -> Iterator[None]:

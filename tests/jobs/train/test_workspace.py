@@ -92,7 +92,7 @@ def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
   def fail(path, text):
     raise PermissionError(13, 'Permission denied')
 
-  monkeypatch.setattr('pathlib.Path.write_text', fail)
+  monkeypatch.setattr('pathlib.Path.write_bytes', fail)
   with pytest.raises(ValueError, match=r'--workdir .*run cannot be made or written to: .*Permission denied'):
     Workspace(str(tmp_path / 'run'), Config())
 
