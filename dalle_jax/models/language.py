@@ -1,4 +1,4 @@
-"""A decoder-only transformer over a single vocabulary, as a sequence model."""
+"""A transformer with full causal attention over a single vocabulary, as a sequence model."""
 
 import dataclasses
 from typing import Any

@@ -10,7 +10,7 @@ from flax import linen as nn
 NORMS = ('layernorm', 'rmsnorm')
 MLPS = ('quick_gelu', 'gelu', 'swiglu')
 EPSILON = 1e-5  # added to the variance or the mean square, in both norms
-ROTARY_BASE = 10_000.0  # 1 / rate of the slowest rotary frequency, nearly
+ROTARY_BASE = 10_000.0  # base of the geometric series of rotation rates
 
 
 class Norm(nn.Module):
