@@ -1,12 +1,16 @@
-"""Which keys a query sees (section 2.2, appendix B.1, figure 11), and dense attention over them.
+"""Attention patterns: which keys each query attends to (section 2.2, appendix B.1, figure 11); dense attention.
 
-A sequence holds `text_length` text slots, then the `grid_size`^2 image slots in raster order. A text slot sees the
-text slots up to itself. An image slot sees all text slots, and some of the image slots up to itself: those whose
-distance back in raster order is one of its pattern's `offsets`. That set states the pattern, once. The dense mask
-below, the sparse computation (`sparse_attention`) and the decoding cache (`attention_cache`) are all derived from it.
+A sequence holds `text_length` text slots, followed by `grid_size`^2 image slots in raster order.
 
-Distances in raster order wrap around the ends of rows, as the paper's patterns do: the row pattern sees the last
-`grid_size` slots and itself, not its own row only.
+- A text slot attends to itself and to all earlier text slots.
+- An image slot attends to all text slots, to itself and to some earlier image slots. The pattern's `offsets` are the
+  distances, in raster order, to those image slots.
+
+The offsets define the pattern. The dense mask below, the sparse computation (`sparse_attention`) and the decoding cache
+(`attention_cache`) are all derived from them.
+
+Distances in raster order wrap around the ends of rows, as in the paper. For example, the row pattern attends to the
+previous `grid_size` slots even if some of them lie in the row above.
 """
 
 import dataclasses
@@ -24,10 +28,20 @@ KINDS = ('full', 'row', 'column', 'conv')
 
 @dataclasses.dataclass(frozen=True)
 class Pattern(Layout):
-  """What the slots of one layer see.
+  """The attention pattern of one layer.
 
-  Kinds: 'full', all image slots so far; 'row', back to the slot above; 'column', the slots of the same column;
-  'conv', a window of `kernel_size` by `kernel_size` slots around itself, as far as it lies before itself.
+  The kind says to which image slots an image slot attends, besides itself:
+
+  - 'full': all earlier image slots.
+  - 'row': the previous `grid_size` image slots, so back to the slot directly above.
+  - 'column': the earlier slots of the same column.
+  - 'conv': the earlier slots in a window of `kernel_size` x `kernel_size` slots centred on itself.
+
+  Attributes:
+    kind: one of `KINDS`.
+    text_length: number of text slots.
+    grid_size: image slots along each side of the grid.
+    kernel_size: slots along each side of the 'conv' window; the other kinds ignore it.
 
   Raises:
     ValueError: the kind is unknown, or the window does not fit the grid.
@@ -40,57 +54,64 @@ class Pattern(Layout):
 
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
-      raise ValueError(f'Attention pattern {self.kind!r} is unknown; there are {", ".join(KINDS)}.')
+      raise ValueError(f'Attention pattern {self.kind!r} is unknown; choose one of {", ".join(KINDS)}.')
     if self.kind == 'conv' and (self.kernel_size % 2 == 0 or not 0 < self.kernel_size <= self.grid_size):
       raise ValueError(
         f'A conv pattern of {self.kernel_size} x {self.kernel_size} slots does not fit a grid of {self.grid_size} x '
-        f'{self.grid_size}; its size must be odd and at most that of the grid.'
+        f'{self.grid_size}; kernel_size must be odd and at most {self.grid_size}, the grid size.'
       )
 
   @functools.cached_property
   def offsets(self) -> tuple[int, ...]:
-    """How far back, in raster order, the image slots lie that an image slot sees; ascending from 0, itself."""
+    """Distances back, in raster order, to the image slots that an image slot attends to; ascending from 0, itself."""
     g, h = self.grid_size, self.kernel_size // 2
-    found = {
+    candidates = {
       'full': range(self.image_length),
       'row': range(g + 1),
       'column': range(0, self.image_length, max(g, 1)),
       'conv': (-(row * g + column) for row in range(-h, 1) for column in range(-h, h + 1)),
     }[self.kind]
-    return tuple(sorted({offset for offset in found if 0 <= offset < self.image_length}))
+    return tuple(sorted({offset for offset in candidates if 0 <= offset < self.image_length}))
 
   @functools.cached_property
   def stride(self) -> int:
-    """Slots apart by no multiple of this never see each other: image slots fall into `stride` separate classes."""
+    """The greatest common divisor of the offsets.
+
+    Two image slots whose distance is not a multiple of the stride never attend to each other. So the image slots fall
+    into `stride` independent classes: the columns for 'column', a single class for the other kinds.
+    """
     return math.gcd(*self.offsets) or 1
 
   @functools.cached_property
   def runs(self) -> tuple[tuple[int, int], ...]:
-    """The offsets in units of the stride, as intervals (first, last) without gaps."""
+    """The offsets in units of the stride, as maximal intervals (first, last) of consecutive integers."""
     steps = [offset // self.stride for offset in self.offsets]
     starts = [step for step in steps if step - 1 not in steps]
     ends = [step for step in steps if step + 1 not in steps]
     return tuple(zip(starts, ends, strict=True))
 
   def mask(self) -> np.ndarray:
-    """Bool [length, length]: entry [t, s] says whether slot t sees slot s."""
+    """Bool [length, length]: entry [t, s] is True if slot t attends to slot s."""
     text, image = np.arange(self.text_length), np.arange(self.image_length)
-    seen = np.zeros((self.length, self.length), bool)
-    seen[: self.text_length, : self.text_length] = text[:, None] >= text
-    seen[self.text_length :, : self.text_length] = True
-    seen[self.text_length :, self.text_length :] = np.isin(image[:, None] - image, self.offsets)
-    return seen
+    mask = np.zeros((self.length, self.length), bool)
+    mask[: self.text_length, : self.text_length] = text[:, None] >= text
+    mask[self.text_length :, : self.text_length] = True
+    mask[self.text_length :, self.text_length :] = np.isin(image[:, None] - image, self.offsets)
+    return mask
 
 
 @dataclasses.dataclass(frozen=True)
 class Unmasked(Layout):
-  """Every slot sees every slot, as in encoders; for whole sequences only. The slots count as text."""
+  """The pattern of encoders: every slot attends to every slot.
+
+  It works on whole sequences only; prefill and decoding need a causal pattern. All slots count as text slots.
+  """
 
   text_length: int
   grid_size: int = 0
 
   def mask(self) -> np.ndarray:
-    """Bool [length, length], all true."""
+    """Bool [length, length], all True."""
     return np.ones((self.length, self.length), bool)
 
 
@@ -101,7 +122,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
     query: [B, T, N, H].
     key: [B, S, N, H].
     value: [B, S, N, H].
-    mask: bool, broadcastable to [B, N, T, S]; True where the query sees the key.
+    mask: bool, broadcastable to [B, N, T, S]; True where the query attends to the key.
 
   Returns:
     [B, T, N, H] in the dtype of `value`.
@@ -110,12 +131,15 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
 
 
 def weigh(query: jax.Array, key: jax.Array, mask: jax.Array | np.ndarray) -> jax.Array:
-  """The weights of attention, float32 [B, N, T, S]: of every query they sum to 1, and are 0 where it does not see."""
+  """Attention weights, float32 [B, N, T, S], for the arguments of `attend`.
+
+  The weights of each query sum to 1. They are 0 where the mask is False.
+  """
   scores = jnp.einsum('BTNH,BSNH->BNTS', query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-  seen = jnp.broadcast_to(mask, scores.shape)
-  return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+  mask = jnp.broadcast_to(mask, scores.shape)
+  return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
 
 
 def mix(weights: jax.Array, value: jax.Array) -> jax.Array:
-  """Sums of values [B, S, N, H] by weights [B, N, T, S]: [B, T, N, H] in the dtype of `value`."""
+  """Weighted sums of the values [B, S, N, H] with weights [B, N, T, S]: [B, T, N, H] in the dtype of `value`."""
   return jnp.einsum('BNTS,BSNH->BTNH', weights.astype(value.dtype), value)

@@ -1,9 +1,14 @@
-"""The keys and values that decoding keeps, as many as the layer's pattern can still see.
+"""The cache of keys and values for decoding, no larger than the layer's attention pattern needs.
 
-A cache holds the text slots, and for each class of image slots (see `attention.Pattern.stride`) a ring as long as the
-pattern reaches back. So a row layer keeps the text and the last `grid_size` + 1 slots; a conv layer the text and as
-many slots as its window reaches back; a column layer keeps all columns, but a step reads only its own; a full layer
-keeps and reads everything.
+A cache holds the text slots, followed by one ring buffer for each class of image slots. `attention.Pattern.stride`
+defines the classes. A ring is as long as the pattern reaches back:
+
+- A row layer keeps the text and the last `grid_size` + 1 image slots.
+- A conv layer keeps the text and the image slots back to the start of its window.
+- A column layer keeps the text and all columns, but a step reads only the text and its own column.
+- A full layer keeps and reads everything.
+
+Below, a *slot* is a position in the sequence and a *place* is a position in the cache.
 """
 
 import functools
@@ -14,98 +19,103 @@ import numpy as np
 
 from dalle_jax.models.attention import Pattern
 
-Cache = dict[str, jax.Array]  # 'key' and 'value', [B, size, N, H]: text slots, then the ring of each class
+Cache = dict[str, jax.Array]  # 'key' and 'value', each [B, size, N, H]: the text slots, then one ring per class
 
 
 def ring_length(pattern: Pattern) -> int:
-  """Slots that a class keeps: itself and as far back as the pattern sees; at most all it has."""
+  """Places in the ring of one class: the current slot and all slots back to the pattern's largest offset."""
   return pattern.offsets[-1] // pattern.stride + 1 if pattern.offsets else 0
 
 
 def size(pattern: Pattern) -> int:
-  """Slots of the cache."""
+  """Number of places in the cache."""
   return pattern.text_length + pattern.stride * ring_length(pattern)
 
 
 def from_prefix(pattern: Pattern, key: jax.Array, value: jax.Array) -> Cache:
-  """The cache after a prefix.
+  """Build the cache from the keys and values of a prefix.
 
   Args:
-    pattern: the layer's.
-    key: [B, P, N, H], of the slots 0..P-1.
-    value: [B, P, N, H].
+    pattern: the layer's attention pattern.
+    key: keys of the slots 0 to P - 1, [B, P, N, H].
+    value: values of the same slots, [B, P, N, H].
   """
-  one_empty = ((0, 0), (0, 1), (0, 0), (0, 0))
-  held = _held(pattern, key.shape[1])
-  return {name: jnp.pad(x, one_empty)[:, held] for name, x in (('key', key), ('value', value))}
+  one_empty = ((0, 0), (0, 1), (0, 0), (0, 0))  # zeros at index -1, for the places that hold no slot yet
+  slots = _slots_by_place(pattern, key.shape[1])
+  return {name: jnp.pad(x, one_empty)[:, slots] for name, x in (('key', key), ('value', value))}
 
 
 @functools.cache
-def _held(pattern: Pattern, length: int) -> np.ndarray:
-  """Which slot of a prefix each place of the cache holds, int [size]; -1, the last, for none."""
-  held = np.full(size(pattern), -1)
+def _slots_by_place(pattern: Pattern, length: int) -> np.ndarray:
+  """The slot that each place of the cache holds after `length` slots, int [size]; -1 for empty places."""
+  slots = np.full(size(pattern), -1)
   text = min(length, pattern.text_length)
-  held[:text] = np.arange(text)
-  for slot in range(pattern.text_length, length):  # later slots overwrite those that are out of sight
-    held[_place(pattern, slot)] = slot
-  return held
+  slots[:text] = np.arange(text)
+  for slot in range(pattern.text_length, length):  # later slots overwrite slots that the pattern no longer reaches
+    slots[_place(pattern, slot)] = slot
+  return slots
 
 
-def _place(pattern: Pattern, index):
-  """Where the cache holds the slot `index`, a number or an array."""
-  where = jnp.where if isinstance(index, jax.Array) else np.where
-  image = where(index < pattern.text_length, 0, index - pattern.text_length)
+def _place(pattern: Pattern, slot):
+  """The place in the cache that holds `slot`, an integer or an integer array."""
+  where = jnp.where if isinstance(slot, jax.Array) else np.where
+  image = where(slot < pattern.text_length, 0, slot - pattern.text_length)
   in_class, ring = image // pattern.stride, max(ring_length(pattern), 1)
   place = pattern.text_length + image % pattern.stride * ring + in_class % ring
-  return where(index < pattern.text_length, index, place)
+  return where(slot < pattern.text_length, slot, place)
 
 
 def attend(
   pattern: Pattern, query: jax.Array, key: jax.Array, value: jax.Array, cache: Cache, index: jax.Array
 ) -> tuple[jax.Array, Cache]:
-  """One query over what it sees of the slots so far.
+  """Attend from one slot to itself and to the earlier slots in the cache.
 
   Args:
-    pattern: the layer's.
-    query: [B, 1, N, H], like key and value: those of the slot `index`.
-    key: see above.
-    value: see above.
-    cache: filled up to `index`.
+    pattern: the layer's attention pattern.
+    query: query of the slot `index`, [B, 1, N, H].
+    key: key of the same slot, [B, 1, N, H].
+    value: value of the same slot, [B, 1, N, H].
+    cache: cache of the slots before `index`.
     index: int32 scalar.
 
   Returns:
-    The attention output [B, 1, N, H] and the cache with this slot in it.
+    The attention output [B, 1, N, H], and the cache with the slot `index` added.
   """
   place = _place(pattern, jnp.asarray(index))
   new = {'key': key, 'value': value}
   cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], x, place, axis=1) for name, x in new.items()}
-  parts, scores = _read(pattern, cache, index), []
-  for part in parts:
-    score = jnp.einsum('BTNH,BSNH->BNTS', query, part['key'], preferred_element_type=jnp.float32)
-    scores.append(jnp.where(part['seen'], score * query.shape[-1] ** -0.5, -jnp.inf))
+  sections, scores = _read(pattern, cache, index), []
+  for section in sections:
+    score = jnp.einsum('BTNH,BSNH->BNTS', query, section['key'], preferred_element_type=jnp.float32)
+    scores.append(jnp.where(section['mask'], score * query.shape[-1] ** -0.5, -jnp.inf))
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
   begin, mixed = 0, 0
-  for part in parts:
-    end = begin + part['seen'].size
-    mixed += jnp.einsum('BNTS,BSNH->BTNH', weights[..., begin:end], part['value'])
+  for section in sections:
+    end = begin + section['mask'].size
+    mixed += jnp.einsum('BNTS,BSNH->BTNH', weights[..., begin:end], section['value'])
     begin = end
   return mixed, cache
 
 
 def _read(pattern: Pattern, cache: Cache, index: jax.Array) -> list[dict[str, jax.Array]]:
-  """What the slot `index` reads, in one part or two: keys, values, and which of them it sees, bool [S]."""
+  """The sections of the cache that the slot `index` reads.
+
+  Returns:
+    One or two dicts with 'key' and 'value', each [B, S, N, H], and 'mask', bool [S]: True where the slot attends. With
+    a stride of 1 there is one section, the whole cache. Otherwise there are two: the text, and the ring of one class.
+  """
   text, ring = pattern.text_length, ring_length(pattern)
-  seen_text = jnp.arange(text) <= index
+  text_mask = jnp.arange(text) <= index
   image = jnp.maximum(index - text, 0)
   in_class = image // pattern.stride
-  age = (in_class - jnp.arange(ring)) % max(ring, 1)  # of each place in the ring, in steps
-  steps = np.isin(np.arange(ring) * pattern.stride, pattern.offsets)
-  seen_ring = (index >= text) & (age <= in_class) & jnp.asarray(steps)[age]
+  age = (in_class - jnp.arange(ring)) % max(ring, 1)  # strides between the slot in each place and the current one
+  in_pattern = np.isin(np.arange(ring) * pattern.stride, pattern.offsets)  # by age
+  ring_mask = (index >= text) & (age <= in_class) & jnp.asarray(in_pattern)[age]
   if pattern.stride == 1:
-    return [{**cache, 'seen': jnp.concatenate([seen_text, seen_ring])}]
+    return [{**cache, 'mask': jnp.concatenate([text_mask, ring_mask])}]
   begin = text + image % pattern.stride * ring
-  of_class = {name: jax.lax.dynamic_slice_in_dim(x, begin, ring, axis=1) for name, x in cache.items()}
+  class_ring = {name: jax.lax.dynamic_slice_in_dim(x, begin, ring, axis=1) for name, x in cache.items()}
   return [
-    {**{name: x[:, :text] for name, x in cache.items()}, 'seen': seen_text},
-    {**of_class, 'seen': seen_ring},
+    {**{name: x[:, :text] for name, x in cache.items()}, 'mask': text_mask},
+    {**class_ring, 'mask': ring_mask},
   ]

@@ -1,16 +1,21 @@
-"""The discrete bottleneck, in three kinds with one interface.
+"""Discrete bottlenecks between encoder and decoder: three kinds with one interface.
 
-Each kind is a module between encoder and decoder:
+Each kind is a Flax module with these members:
 
-    channels                            of the encoder's output
-    codes(z)                            int32 [...] of encoder outputs [..., channels]
-    vectors(codes)                      decoder inputs [..., C] of integer codes
-    relax(z, key, temperature)          decoder inputs [..., C] through which gradients reach the encoder
+    channels                      number of channels of the encoder's output
+    codes(z)                      encoder outputs [..., channels] to integer codes, int32 [...]
+    vectors(codes)                integer codes [...] to decoder inputs [..., C]
+    relax(z, key, temperature)    encoder outputs [..., channels] to decoder inputs [..., C], differentiable in z
 
-`GumbelCodebook` is the paper's (section 2.1, appendix A.2). `VectorCodebook` is that of VQ-VAE (van den Oord et al.
-2017); its codebook is a moving average of encoder outputs and gets no gradient. `ScalarCodebook` is FSQ (Mentzer et
-al. 2023), which rounds a few channels and has no codebook. The last two are deterministic: neither reads key or
-temperature.
+The kinds:
+
+- `GumbelCodebook` is the paper's bottleneck (section 2.1, appendix A.2).
+- `VectorCodebook` is VQ-VAE's (van den Oord et al. 2017). Its codebook is a moving average of encoder outputs and gets
+  no gradient.
+- `ScalarCodebook` is finite scalar quantisation, FSQ (Mentzer et al. 2023). It rounds a few channels and has no
+  codebook.
+
+The last two are deterministic: their `relax` ignores `key` and `temperature`.
 """
 
 import math
@@ -20,66 +25,74 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-FSQ_MARGIN = 1e-3  # keeps bounded values away from the point where they would round to a level that is not there
+FSQ_MARGIN = 1e-3  # keeps bounded values from rounding to a level outside the valid range
 
 
 def gumbel_softmax(logits: jax.Array, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
-  """A relaxed sample, soft forward and backward: softmax((logits + Gumbel noise) / temperature).
+  """Sample from the Gumbel-softmax distribution: softmax((logits + Gumbel noise) / temperature).
+
+  The sample is soft in the forward and in the backward pass.
 
   Args:
     logits: [..., K].
-    key: typed PRNG key of the noise.
-    temperature: positive scalar; towards 0 the sample becomes one-hot.
+    key: typed PRNG key for the noise.
+    temperature: positive scalar; the sample approaches a one-hot vector as the temperature approaches 0.
 
   Returns:
-    Points [..., K] on the simplex.
+    Points on the simplex, float32 [..., K].
   """
   noise = jax.random.gumbel(key, logits.shape, jnp.float32)
   return jax.nn.softmax((logits.astype(jnp.float32) + noise) / temperature, axis=-1)
 
 
 def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
-  """The value of `hard` with the gradient of `soft`, both of one shape."""
+  """Return the value of `hard` with the gradient of `soft`; both have the same shape."""
   return soft + jax.lax.stop_gradient(hard - soft)
 
 
 def kl_to_uniform(logits: jax.Array) -> jax.Array:
-  """KL(softmax(logits) || uniform) in nats for logits [..., K]: ln K - entropy, whatever the temperature."""
+  """KL(softmax(logits) || uniform) = ln K - entropy, in nats: logits [..., K] to [...]. Ignores the temperature."""
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   return math.log(logits.shape[-1]) + jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
 def code_histogram(codes: jax.Array, vocab_size: int) -> jax.Array:
-  """Share of each code, [vocab_size], among integer codes of any shape."""
+  """Relative frequency of each code, float32 [vocab_size], among integer codes of any shape."""
   return jnp.bincount(codes.reshape(-1), length=vocab_size).astype(jnp.float32) / codes.size
 
 
 def perplexity(histogram: jax.Array) -> jax.Array:
-  """exp(entropy) of a distribution [K]: the number of codes in even use."""
+  """exp(entropy) of a distribution [K]: the effective number of codes in use, from 1 to K."""
   logs = jnp.log(jnp.where(histogram > 0, histogram, 1.0))
   return jnp.exp(-jnp.sum(histogram * logs))
 
 
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-  """`x @ matrix` in float32 in fact, as in the released models: accelerators take shortcuts by default."""
+  """`x @ matrix` in full float32, as in the released models; accelerators use a lower precision by default."""
   return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def _projection(
   module: nn.Module, rows: int, features: int, scale: float, axes: tuple[str, str]
 ) -> tuple[jax.Array, jax.Array]:
-  """The kernel [rows, features] and bias [features] of the decoder's input."""
+  """Create the kernel [rows, features] and the bias [features] of the decoder's input convolution in `module`."""
   init = nn.with_logical_partitioning(nn.initializers.normal(scale * rows**-0.5), axes)
   kernel = module.param('kernel', init, (rows, features), jnp.float32)
-  # Gathered over `fsdp` before use, as the kernels of convolutions are.
+  # The kernel is gathered over `fsdp` before use, like the kernels of convolutions (see `dvae.Conv`).
   kernel = nn.with_logical_constraint(kernel, tuple(None if axis == 'code' else axis for axis in axes))
   return kernel, module.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)), (features,))
 
 
 class GumbelCodebook(nn.Module):
-  """Logits over K codes, relaxed with Gumbel noise; the decoder's input convolution is the codebook (appendix A.1).
+  """The paper's bottleneck: logits over K codes, relaxed with Gumbel noise (appendix A.1).
 
-  With `hard` the relaxed sample is made one-hot on the way forward and stays soft on the way back (straight-through).
+  The codebook is the kernel of the decoder's input convolution.
+
+  Attributes:
+    vocab_size: K.
+    features: C, the size of the decoder's inputs.
+    init_scale: the kernel starts with a standard deviation of init_scale * K^-1/2.
+    hard: use a one-hot sample in the forward pass; the backward pass stays soft (straight-through).
   """
 
   vocab_size: int
@@ -98,11 +111,11 @@ class GumbelCodebook(nn.Module):
     return jnp.argmax(z, axis=-1).astype(jnp.int32)
 
   def vectors(self, codes: jax.Array) -> jax.Array:
-    # A row of the matrix is the product with a one-hot code.
+    # Looking up a row equals multiplying with a one-hot vector.
     return jnp.take(self.kernel, codes, axis=0) + self.bias[None, None, None]
 
   def mix(self, points: jax.Array) -> jax.Array:
-    """Points on the simplex [B, h, w, K] to vectors [B, h, w, C]."""
+    """Points on the simplex [B, h, w, K] to decoder inputs [B, h, w, C]."""
     return _product(points, self.kernel) + self.bias[None, None, None]
 
   def relax(self, z: jax.Array, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
@@ -113,9 +126,14 @@ class GumbelCodebook(nn.Module):
 
 
 class VectorCodebook(nn.Module):
-  """Nearest neighbours in a codebook [K, C], copied straight through.
+  """VQ-VAE's bottleneck: the nearest vector of a codebook [K, C], with a straight-through gradient.
 
-  The parameters other than `codebook` are what it is averaged from; see `training.vector_quantizer`.
+  No gradient trains the parameters. `training.vector_quantizer` updates them: `codebook` is computed from the running
+  averages `share` and `total`.
+
+  Attributes:
+    vocab_size: K.
+    features: C, the size of the encoder's outputs and of the decoder's inputs.
   """
 
   vocab_size: int
@@ -129,9 +147,9 @@ class VectorCodebook(nn.Module):
       return self.param(name, nn.with_logical_partitioning(init, axes), shape)
 
     self.codebook = state('codebook', nn.initializers.normal(1.0), 'vocab', 'conv_out')
-    self.share = state('share', nn.initializers.zeros, 'vocab')  # of the tokens that each code gets, averaged
-    self.total = state('total', nn.initializers.zeros, 'vocab', 'conv_out')  # its encoder outputs, times its share
-    self.started = state('started', nn.initializers.zeros)  # 1 once the codebook comes from encoder outputs
+    self.share = state('share', nn.initializers.zeros, 'vocab')  # average fraction of the tokens that have each code
+    self.total = state('total', nn.initializers.zeros, 'vocab', 'conv_out')  # share times mean encoder output
+    self.started = state('started', nn.initializers.zeros)  # 0 before the codebook's first update, 1 after it
 
   @property
   def channels(self) -> int:
@@ -139,7 +157,7 @@ class VectorCodebook(nn.Module):
 
   def codes(self, z: jax.Array) -> jax.Array:
     norms = jnp.sum(self.codebook**2, axis=-1)[None, None, None]
-    # |z - e|^2 without |z|^2, which is the same for every code.
+    # |z - e|^2 without the term |z|^2, which is the same for every code.
     return jnp.argmin(norms - 2 * _product(z, self.codebook.T), axis=-1).astype(jnp.int32)
 
   def vectors(self, codes: jax.Array) -> jax.Array:
@@ -150,7 +168,13 @@ class VectorCodebook(nn.Module):
 
 
 class ScalarCodebook(nn.Module):
-  """Finite scalar quantisation: channel i is bounded and rounded to one of `levels[i]` > 2 values, evenly spaced."""
+  """Finite scalar quantisation: bound each channel and round it to one of a few evenly spaced values.
+
+  Attributes:
+    levels: number of values of each channel, each above 2. The product is the number of codes.
+    features: C, the size of the decoder's inputs.
+    init_scale: the kernel starts with a standard deviation of init_scale * channels^-1/2.
+  """
 
   levels: tuple[int, ...]
   features: int
@@ -167,12 +191,18 @@ class ScalarCodebook(nn.Module):
 
   @property
   def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
-    """Levels, and how much a step of each channel adds to the code."""
+    """The number of levels and the place value of each channel, both [channels].
+
+    A code is a number in mixed radix. Its digits are the channels' levels, the first channel least significant.
+    """
     levels = np.array(self.levels)
     return levels, np.concatenate([[1], np.cumprod(levels[:-1])])
 
   def _rounded(self, z: jax.Array) -> jax.Array:
-    """Whole numbers from -(L // 2) on, L of them, in each channel; rounded straight through. 0 stays in the middle."""
+    """Bound z [..., channels] and round it, with a straight-through gradient.
+
+    A channel with L levels takes the L integers from -(L // 2) on. An input of 0 rounds to 0.
+    """
     levels, _ = self._sizes
     reach = (levels - 1) / 2 * (1 - FSQ_MARGIN)
     offset = np.where(levels % 2 == 0, 0.5, 0.0)
@@ -184,18 +214,18 @@ class ScalarCodebook(nn.Module):
     return straight_through(jnp.round(bounded), bounded)
 
   def _project(self, rounded: jax.Array) -> jax.Array:
-    """The decoder's input for whole numbers [B, h, w, channels], brought to [-1, 1] first."""
+    """Rounded channels [B, h, w, channels] to decoder inputs [B, h, w, C]; rescales to [-1, 1] first."""
     levels, _ = self._sizes
     return _product(rounded / jnp.asarray(levels // 2)[None, None, None], self.kernel) + self.bias[None, None, None]
 
   def codes(self, z: jax.Array) -> jax.Array:
-    levels, steps = self._sizes
+    levels, place_values = self._sizes
     digits = self._rounded(z).astype(jnp.int32) + jnp.asarray(levels // 2)[None, None, None]
-    return jnp.sum(digits * jnp.asarray(steps)[None, None, None], axis=-1).astype(jnp.int32)
+    return jnp.sum(digits * jnp.asarray(place_values)[None, None, None], axis=-1).astype(jnp.int32)
 
   def vectors(self, codes: jax.Array) -> jax.Array:
-    levels, steps = (jnp.asarray(x)[None, None, None] for x in self._sizes)
-    digits = codes[..., None] // steps % levels
+    levels, place_values = (jnp.asarray(x)[None, None, None] for x in self._sizes)
+    digits = codes[..., None] // place_values % levels
     return self._project((digits - levels // 2).astype(jnp.float32))
 
   def relax(self, z: jax.Array, key: jax.Array, temperature: jax.Array | float) -> jax.Array:

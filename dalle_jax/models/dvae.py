@@ -1,11 +1,14 @@
-"""The discrete VAE: a convolutional encoder to a grid of codes and a decoder back (section 2.1, appendix A).
+"""The discrete VAE: a convolutional encoder from images to a grid of codes, and a decoder (section 2.1, appendix A).
 
-The layout is that of the released models: groups of bottleneck blocks, max-pooling down and nearest-neighbour
-upsampling, 1x1 convolutions on both sides of the relaxation, no normalisation, and the residual branch scaled by
-1 / num_layers^2. The two convolutions that touch the codes compute in float32.
+The architecture is that of the released models:
 
-`patch_size` > 1 is an addition for small machines: patches of pixels are folded into channels before the encoder and
-unfolded after the decoder, which saves the costly layers at full resolution. The released models have 1.
+- The encoder and the decoder consist of groups of bottleneck residual blocks, without normalisation.
+- The encoder downsamples by max-pooling, the decoder upsamples by nearest neighbours.
+- The encoder's last convolution and the decoder's first one are 1x1 and compute in float32.
+- Residual branches are scaled by 1 / (number of blocks)^2.
+
+`patch_size` > 1 is an addition for small machines. It folds patches of pixels into channels before the encoder and
+unfolds them after the decoder, which avoids the costly layers at full resolution. The released models use 1.
 """
 
 import jax
@@ -15,7 +18,7 @@ from flax import linen as nn
 from dalle_jax.models import likelihood
 from dalle_jax.models.bottleneck import GumbelCodebook, ScalarCodebook, VectorCodebook
 
-FULL = jax.lax.Precision.HIGHEST  # float32 in fact: accelerators take shortcuts by default
+FULL = jax.lax.Precision.HIGHEST  # full float32; accelerators use a lower precision by default
 
 
 class Conv(nn.Module):
@@ -34,21 +37,21 @@ class Conv(nn.Module):
       nn.initializers.normal(self.init_scale * fan_in**-0.5), ('kernel_height', 'kernel_width', 'conv_in', 'conv_out')
     )
     kernel = self.param('kernel', init, (k, k, x.shape[-1], self.features), jnp.float32).astype(self.dtype)
-    # Gathered over `fsdp` before use: left to choose, the partitioner of jax 0.10 gives convolutions wrong gradients on
-    # meshes where all three axes are above 1.
+    # We gather the kernel over `fsdp` before use. Without this constraint, the partitioner of jax 0.10 computes wrong
+    # gradients of convolutions on meshes with more than one device along each of the three axes.
     kernel = nn.with_logical_constraint(kernel, (None, None, None, 'conv_out'))
     bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',))
     bias = self.param('bias', bias_init, (self.features,), jnp.float32).astype(self.dtype)[None, None, None]
     x = x.astype(self.dtype)
     if k == 1:
-      # A matrix product is 1.5 to 3 times faster than a convolution on CPUs.
+      # On CPUs, a matrix product is 1.5 to 3 times faster than the equivalent 1x1 convolution.
       return jnp.matmul(x, kernel[0, 0], precision=self.precision) + bias
     layout = ('NHWC', 'HWIO', 'NHWC')
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', None, None, layout, precision=self.precision) + bias
 
 
 def fold(x: jax.Array, patch_size: int) -> jax.Array:
-  """Patches into channels: [B, H, W, C] to [B, H/p, W/p, p * p * C]."""
+  """Fold patches of p x p pixels into channels: [B, H, W, C] to [B, H/p, W/p, p * p * C]."""
   b, h, w, c = x.shape
   p = patch_size
   return x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
@@ -62,13 +65,23 @@ def unfold(x: jax.Array, patch_size: int) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-  """2x2 max-pooling, [B, H, W, C] to [B, H/2, W/2, C]; its gradient costs less on CPUs than a reduce-window's."""
+  """2x2 max-pooling, [B, H, W, C] to [B, H/2, W/2, C].
+
+  On CPUs, the gradient is cheaper than the gradient of `jax.lax.reduce_window`.
+  """
   x = jnp.maximum(x[:, ::2], x[:, 1::2])
   return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 class Block(nn.Module):
-  """A bottleneck residual block at a quarter of the width; `kernels` gives the order of its four convolutions."""
+  """A residual block of four convolutions; all but the last have a quarter of the block's width.
+
+  Attributes:
+    features: output channels, the block's width.
+    kernels: kernel size of each convolution, in order.
+    post_gain: factor of the residual branch.
+    dtype: dtype of the computation.
+  """
 
   features: int
   kernels: tuple[int, ...]
@@ -87,7 +100,10 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Mapped pixels [B, H, W, 3] to logits, or other codes to be, float32 [B, H/f, W/f, out_size]."""
+  """Mapped pixels [B, H, W, 3] to encoder outputs, float32 [B, H/f, W/f, out_size].
+
+  The outputs are the bottleneck's inputs: logits for 'gumbel'. f is patch_size * 2^(num_groups - 1).
+  """
 
   out_size: int
   hidden_size: int
@@ -112,7 +128,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Vectors of codes [B, h, w, C] to pixel statistics [B, h*f, w*f, 6]."""
+  """Decoder inputs [B, h, w, C] to pixel statistics, float32 [B, h*f, w*f, 6]; f as in `Encoder`.
+
+  Statistics are three channels of mu, then three channels of ln b (see `likelihood.logit_laplace_nll`).
+  """
 
   hidden_size: int
   num_groups: int
@@ -135,9 +154,10 @@ class Decoder(nn.Module):
 
 
 class Dvae(nn.Module):
-  """Encoder, bottleneck and decoder; images are uint8 or float [B, H, W, 3] in [0, 255].
+  """Encoder, bottleneck and decoder. Images are uint8 or float [B, H, W, 3] in [0, 255].
 
-  `bottleneck` is 'gumbel', 'vq' or 'fsq' (see `models.bottleneck`). The decoder's input convolution belongs to it.
+  `bottleneck` is 'gumbel', 'vq' or 'fsq' (see `models.bottleneck`). The decoder's input convolution is part of the
+  bottleneck, not of `Decoder`.
   """
 
   image_vocab_size: int
@@ -146,7 +166,7 @@ class Dvae(nn.Module):
   num_groups: int
   blocks_per_group: int
   patch_size: int = 1
-  residual_gain: float = 0.0  # of the blocks' branches; 0: 1 / (number of blocks)^2
+  residual_gain: float = 0.0  # factor of the residual branches; 0 means 1 / (number of blocks)^2
   logits_init_scale: float = 1.0
   codebook_init_scale: float = 1.0
   bottleneck: str = 'gumbel'
@@ -176,31 +196,31 @@ class Dvae(nn.Module):
     return GumbelCodebook(self.image_vocab_size, size, scale, self.straight_through)
 
   def __call__(self, image: jax.Array) -> jax.Array:
-    """Images to the statistics of their reconstructions; creates all parameters."""
+    """Images [B, H, W, 3] to statistics [B, H, W, 6] of their reconstructions; `init` calls it to create parameters."""
     return self.decode_stats(self.encode(image))
 
   def encode_latents(self, image: jax.Array) -> jax.Array:
-    """Images [B, H, W, 3] to what the encoder gives, float32 [B, h, w, channels]: logits [B, h, w, K] for 'gumbel'."""
+    """Images [B, H, W, 3] to encoder outputs, float32 [B, h, w, channels]; for 'gumbel', logits [B, h, w, K]."""
     return self.encoder(likelihood.map_pixels(image))
 
   def codes(self, z: jax.Array) -> jax.Array:
-    """Encoder outputs [B, h, w, channels] to codes, int32 [B, h, w]: the likeliest, or the nearest."""
+    """Encoder outputs [B, h, w, channels] to codes, int32 [B, h, w]: the most likely or the nearest code."""
     return self.code.codes(z)
 
   def encode(self, image: jax.Array) -> jax.Array:
-    """Images [B, H, W, 3] to their codes, int32 [B, h, w]."""
+    """Images [B, H, W, 3] to codes, int32 [B, h, w]."""
     return self.codes(self.encode_latents(image))
 
   def relaxed_stats(self, z: jax.Array, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
-    """Encoder outputs [B, h, w, channels] to statistics [B, H, W, 6], in the way in which gradients pass."""
+    """Encoder outputs [B, h, w, channels] to statistics [B, H, W, 6], differentiable in z."""
     return self.decoder(self.code.relax(z, key, temperature))
 
   def mixed_stats(self, points: jax.Array) -> jax.Array:
-    """Points on the simplex [B, h, w, K] to statistics [B, H, W, 6]; 'gumbel' only."""
+    """Points on the simplex [B, h, w, K] to statistics [B, H, W, 6]; only for 'gumbel'."""
     return self.decoder(self.code.mix(points))
 
   def code_vectors(self, codes: jax.Array) -> jax.Array:
-    """Integer codes [B, h, w] to the decoder's inputs [B, h, w, C]."""
+    """Integer codes [B, h, w] to decoder inputs [B, h, w, C]."""
     return self.code.vectors(codes)
 
   def decode_stats(self, codes: jax.Array) -> jax.Array:
@@ -212,5 +232,12 @@ class Dvae(nn.Module):
     return likelihood.reconstruction(self.decode_stats(codes))
 
   def decode_part(self, codes: jax.Array, known: jax.Array) -> jax.Array:
-    """The same, with zeros for the codes that are not `known`, bool [B, h, w]: what convolutions see past the edge."""
+    """Decode an incomplete grid of codes to images [B, H, W, 3], float32 in [0, 255].
+
+    Unknown codes become zero vectors, like the zero padding that convolutions see beyond the edge of an image.
+
+    Args:
+      codes: integer [B, h, w]; unknown codes may have any valid value.
+      known: bool [B, h, w].
+    """
     return likelihood.reconstruction(self.decoder(self.code.vectors(codes) * known[..., None]))

@@ -1,4 +1,4 @@
-"""The transformer as a sequence model of one flat vocabulary: full causal attention over a single kind of token."""
+"""A transformer with full causal attention over a single vocabulary, as a sequence model."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from dalle_jax.models.tokens import Vocabulary, after_start
 
 
 class _Embeddings(nn.Module):
-  """Tokens, and positions where the blocks do not rotate."""
+  """Token embeddings, learned position embeddings unless positions are rotary, and the output matrix."""
 
   vocab_size: int
   length: int
@@ -29,7 +29,7 @@ class _Embeddings(nn.Module):
       self.position = self.param('position', init, (self.length, self.embed_dim), jnp.float32)
 
   def embed(self, tokens: jax.Array, slots: jax.Array) -> jax.Array:
-    """Tokens [B, T] in the slots [T]: [B, T, D]."""
+    """Embed the tokens [B, T] in the slots [T]: [B, T, D]."""
     x = self.vocabulary.embed(tokens)
     return x + self.position[slots][None] if self.learned_positions else x
 
@@ -42,11 +42,15 @@ class _Embeddings(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerLanguageModel:
-  """A sequence model (see `models.sequence`). Slot 0 holds the start, slot t the token t - 1, and predicts token t."""
+  """A transformer language model (see `models.sequence` for the interface).
+
+  The inputs are the tokens shifted right: slot 0 holds the start token and slot t holds token t - 1. Slot t predicts
+  token t.
+  """
 
   vocab_size: int
   transformer: transformer.Transformer
-  embedding_init_scale: float = 1.0  # of all embeddings, times embed_dim^-1/2
+  embedding_init_scale: float = 1.0  # embeddings start with a deviation of this times embed_dim^-1/2
 
   @property
   def length(self) -> int:
@@ -75,13 +79,13 @@ class TransformerLanguageModel:
     return self.read_out(params, x, tokens)
 
   def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
-    """The stack's inputs [B, T, D] for tokens [B, T]."""
+    """Tokens [B, T] to the inputs [B, T, D] of the transformer stack."""
     x = self._apply(params, after_start(tokens[:, :-1], self.vocab_size), jnp.arange(tokens.shape[1]), method='embed')
     return nn.with_logical_constraint(x, ('batch', 'length', 'activation'))
 
   def read_out(self, params: Any, x: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Logits [B, T, V] from the stack's outputs [B, T, D] for tokens [B, T]."""
-    del tokens  # unlike in the prior, none is impossible
+    """The stack's outputs [B, T, D] for tokens [B, T] to logits [B, T, V]."""
+    del tokens  # the prior needs them to rule out impossible tokens; here every token is possible
     return self._apply(params, x, method='logits')
 
   def decode_params(self, params: Any) -> Any:
@@ -95,7 +99,7 @@ class TransformerLanguageModel:
     return {'layers': layers, 'index': jnp.int32(tokens.shape[1])}, logits
 
   def step(self, params: Any, cache: Any, token: jax.Array) -> tuple[Any, jax.Array]:
-    index = cache['index'] + 1  # the token fills the slot after the one last read
+    index = cache['index'] + 1  # the token's slot
     x = self._apply(params, token[:, None], index[None], method='embed')
     layers, x = transformer.step(self.transformer, params['transformer'], x, cache['layers'], index)
     return {'layers': layers, 'index': index}, self._apply(params, x[:, 0], method='logits')

@@ -1,4 +1,4 @@
-"""What transformer blocks are made of: normalisation, linear maps, the MLPs, and rotary positions."""
+"""The layers of transformer blocks: normalisation, linear projections, MLPs and rotary positions."""
 
 import functools
 from collections.abc import Sequence
@@ -9,43 +9,43 @@ from flax import linen as nn
 
 NORMS = ('layernorm', 'rmsnorm')
 MLPS = ('quick_gelu', 'gelu', 'swiglu')
-EPSILON = 1e-5  # of both norms
-ROTARY_BASE = 10_000.0
+EPSILON = 1e-5  # added to the variance or the mean square, in both norms
+ROTARY_BASE = 10_000.0  # base of the geometric series of rotation rates
 
 
 class Norm(nn.Module):
   """Normalisation over the last axis of [..., D], in float32.
 
-  'layernorm' takes out mean and deviation, with scale and bias; 'rmsnorm' divides by the root of the mean square, with
-  a scale alone (Zhang and Sennrich 2019).
+  'layernorm' subtracts the mean and divides by the standard deviation; it has a scale and a bias. 'rmsnorm' divides by
+  the root mean square; it has only a scale (Zhang and Sennrich 2019).
   """
 
   kind: str
-  dtype: jnp.dtype
-  axis: str = 'embed'
+  dtype: jnp.dtype  # of the output
+  axis: str = 'embed'  # logical name of the last axis
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    size, around = x.shape[-1], (1,) * (x.ndim - 1)
+    size, leading = x.shape[-1], (1,) * (x.ndim - 1)
     scale = self.param('scale', nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), (size,))
     x = x.astype(jnp.float32)
     if self.kind == 'layernorm':
       x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + EPSILON) * scale.reshape(*around, size)
+    x = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + EPSILON) * scale.reshape(*leading, size)
     if self.kind == 'layernorm':
       bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), (size,))
-      x = x + bias.reshape(*around, size)
+      x = x + bias.reshape(*leading, size)
     return x.astype(self.dtype)
 
 
 class Projection(nn.Module):
-  """A linear map with named axes, contracting the last axes of its input, as many as `in_shape` has."""
+  """An affine map [..., *in_shape] to [..., *out_shape] that contracts one or more trailing axes."""
 
   in_shape: tuple[int, ...]
   out_shape: tuple[int, ...]
-  names: tuple[str, ...]
-  scale: float
-  dtype: jnp.dtype
+  names: tuple[str, ...]  # logical names of the kernel's axes, in_shape then out_shape
+  scale: float  # standard deviation of the kernel at initialisation
+  dtype: jnp.dtype  # of the computation and of the output
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,15 +70,16 @@ ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(jax.nn.gelu, 
 class Mlp(nn.Module):
   """The MLP of a block, [B, T, D] to [B, T, D].
 
-  'quick_gelu' is the paper's: one hidden layer. 'gelu' is the same with x * Phi(x) (Hendrycks and Gimpel 2016).
-  'swiglu' multiplies two, one of them through x * sigmoid(x) (Shazeer 2020); its hidden layers are two thirds as wide,
-  in whole eighths, so that it has as many parameters.
+  - 'quick_gelu' is the paper's: one hidden layer with the activation x * sigmoid(1.702 x).
+  - 'gelu' has the activation x * Phi(x) instead (Hendrycks and Gimpel 2016).
+  - 'swiglu' multiplies two hidden layers, one of them with the activation x * sigmoid(x) (Shazeer 2020). Their size is
+    two thirds of `hidden_size`, rounded up to a multiple of 8, so that the number of parameters is about the same.
   """
 
   kind: str
   hidden_size: int
-  init_scale: float
-  out_scale: float
+  init_scale: float  # kernels start with a deviation of this times fan_in^-1/2
+  out_scale: float  # extra factor of the output kernel's deviation
   dtype: jnp.dtype
 
   @nn.compact
@@ -91,30 +92,33 @@ class Mlp(nn.Module):
       return nn.with_logical_constraint(y, ('batch', 'length', 'mlp'))
 
     if self.kind == 'swiglu':
-      inner = jax.nn.silu(hidden('mlp_gate')) * hidden('mlp_in')
+      activations = jax.nn.silu(hidden('mlp_gate')) * hidden('mlp_in')
     else:
-      inner = ACTIVATIONS[self.kind](hidden('mlp_in'))
+      activations = ACTIVATIONS[self.kind](hidden('mlp_in'))
     scale = self.init_scale * self.out_scale * size**-0.5
-    return Projection((size,), (d,), ('mlp_contracted', 'embed'), scale, self.dtype, name='mlp_out')(inner)
+    return Projection((size,), (d,), ('mlp_contracted', 'embed'), scale, self.dtype, name='mlp_out')(activations)
 
 
 def rotate(x: jax.Array, positions: Sequence[jax.Array]) -> jax.Array:
-  """Rotary positions in several dimensions (Su et al. 2021; for images as in LlamaGen, Sun et al. 2024).
+  """Apply rotary positions of several dimensions (Su et al. 2021; for images, LlamaGen, Sun et al. 2024).
 
-  The channels of a head fall into equal parts, one for each dimension of the position. Within a part, pairs of channels
-  (i, i + half) are turned by position * base^(-i / half), so that a query's product with a key depends on the
-  difference of their positions.
+  The channels of a head are split into equal groups, one group for each dimension of the position. Within a group, the
+  pair of channels (i, i + half) is rotated by the angle position * base^(-i / half), where half is half the size of the
+  group. So the dot product of a query and a key depends only on the difference of their positions.
 
   Args:
     x: queries or keys [B, T, N, H]; H is divisible by twice the number of dimensions.
-    positions: one array [T] for each dimension.
+    positions: the position of each slot, one array [T] for each dimension.
+
+  Returns:
+    Rotated queries or keys [B, T, N, H] in the dtype of `x`.
   """
-  parts = jnp.split(x.astype(jnp.float32), len(positions), axis=-1)
-  turned = [_rotate_one(part, position) for part, position in zip(parts, positions, strict=True)]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  groups = jnp.split(x.astype(jnp.float32), len(positions), axis=-1)
+  rotated = [_rotate_group(group, position) for group, position in zip(groups, positions, strict=True)]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def _rotate_one(x: jax.Array, position: jax.Array) -> jax.Array:
+def _rotate_group(x: jax.Array, position: jax.Array) -> jax.Array:
   half = x.shape[-1] // 2
   rates = ROTARY_BASE ** (-jnp.arange(half) / half)
   angles = (position.astype(jnp.float32)[:, None] * rates[None])[None, :, None]

@@ -1,8 +1,8 @@
-"""How text and an image lie in a sequence."""
+"""The layout of a sequence of text and image."""
 
 
 class Layout:
-  """`text_length` places of text, then a grid of `grid_size` times `grid_size` of an image in raster order."""
+  """`text_length` text slots, followed by `grid_size`^2 image slots in raster order."""
 
   text_length: int
   grid_size: int

@@ -1,4 +1,4 @@
-"""The logit-Laplace likelihood of pixels (appendix A.3)."""
+"""Likelihoods of pixels: the paper's logit-Laplace distribution (appendix A.3) and a normal distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,24 @@ EPSILON = 0.1  # keeps mapped pixels away from 0 and 1, where the logit is infin
 
 
 def map_pixels(image: jax.Array) -> jax.Array:
-  """Pixels [..., 3], uint8 or float in [0, 255], to float32 in [0.1, 0.9] (the paper's phi)."""
+  """Map pixels [..., 3], uint8 or float in [0, 255], to float32 in [0.1, 0.9] (phi in the paper)."""
   return (1 - 2 * EPSILON) / 255 * image.astype(jnp.float32) + EPSILON
 
 
 def unmap_pixels(x: jax.Array) -> jax.Array:
-  """The inverse of `map_pixels`, clipped: values in (0, 1) to float32 in [0, 255]."""
+  """The inverse of `map_pixels`: values in (0, 1) to float32, clipped to [0, 255]."""
   return jnp.clip((x - EPSILON) / (1 - 2 * EPSILON), 0, 1) * 255
 
 
 def logit_laplace_nll(x: jax.Array, stats: jax.Array, min_log_scale: float) -> jax.Array:
-  """Negative log-likelihood in nats, per dimension.
+  """Negative log-likelihood of a logit-Laplace distribution, in nats per dimension.
 
   Args:
     x: mapped pixels [..., C] in (0, 1).
-    stats: [..., 2C]: location mu, then ln b.
-    min_log_scale: floor of ln b. The paper states none; pixels rounded to 8 bits hold no finer detail than about
-      0.01 in logit space, and without a floor a constant background drives ln b, and the gradient, without bound.
+    stats: [..., 2C]: the location mu, then ln b, where b is the scale.
+    min_log_scale: lower bound of ln b. The paper has no lower bound. Without one, a constant background drives ln b
+      towards -infinity and the gradient towards infinity. 8-bit pixels resolve no detail below about 0.01 in logit
+      space.
 
   Returns:
     -ln f(x | mu, b) = ln 2b + ln x(1 - x) + |logit x - mu| / b, shape [..., C].
@@ -35,15 +36,19 @@ def logit_laplace_nll(x: jax.Array, stats: jax.Array, min_log_scale: float) -> j
 
 
 def normal_nll(x: jax.Array, stats: jax.Array, scale: float) -> jax.Array:
-  """Negative log-likelihood in nats, per dimension, of a normal around the reconstruction.
+  """Negative log-likelihood of a normal distribution around the reconstruction, in nats per dimension.
 
-  Its gradient pulls towards the mean. That of a Laplace distribution pulls towards the median, which for a code that
-  stands mostly for background is the background, so that small objects are long ignored.
+  The gradient pulls towards the mean of the pixels that share a code, so small objects count from the start. The
+  gradient of a Laplace distribution pulls towards their median. If most of the pixels are background, the median is
+  background, and training ignores small objects for a long time.
 
   Args:
     x: mapped pixels [..., C] in (0, 1).
-    stats: [..., 2C], of which the location is read.
-    scale: standard deviation on mapped pixels.
+    stats: [..., 2C]: the location mu, then ln b. ln b is ignored.
+    scale: standard deviation of the mapped pixels.
+
+  Returns:
+    Shape [..., C].
   """
   mu, _ = jnp.split(stats.astype(jnp.float32), 2, axis=-1)
   error = (x - jax.nn.sigmoid(mu)) / scale
@@ -51,6 +56,9 @@ def normal_nll(x: jax.Array, stats: jax.Array, scale: float) -> jax.Array:
 
 
 def reconstruction(stats: jax.Array) -> jax.Array:
-  """The image [..., C] in [0, 255] that decoder statistics [..., 2C] stand for; ln b is ignored (appendix A.3)."""
+  """Decoder statistics [..., 2C] to the reconstructed image, float32 [..., C] in [0, 255] (appendix A.3).
+
+  The reconstruction depends only on the location mu; ln b is ignored.
+  """
   mu, _ = jnp.split(stats.astype(jnp.float32), 2, axis=-1)
   return unmap_pixels(jax.nn.sigmoid(mu))

@@ -1,4 +1,4 @@
-"""The neural n-gram model (Bengio et al. 2003, section 2): an MLP over the embeddings of the last tokens."""
+"""The neural n-gram model (Bengio et al. 2003, section 2): an MLP on the embeddings of the previous n - 1 tokens."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,13 @@ from dalle_jax.models.tokens import Vocabulary, WindowModel, windows
 
 
 class _Network(nn.Module):
-  """b + U tanh(d + H x), x the concatenated embeddings; Bengio's equation 1 without the direct connections W."""
+  """The logits b + U tanh(d + H x), where x is the concatenation of the embeddings.
+
+  This is equation 1 of the paper without the direct connections W.
+  """
 
   vocab_size: int
-  width: int
+  width: int  # tokens in a window
   embed_dim: int
   hidden_size: int
   dtype: jnp.dtype
@@ -23,7 +26,7 @@ class _Network(nn.Module):
   @nn.compact
   def __call__(self, window: jax.Array) -> jax.Array:
     """Windows [..., width] to logits [..., V]."""
-    scale = self.embed_dim**0.5  # embeddings of deviation 1: nothing normalises them
+    scale = self.embed_dim**0.5  # the embeddings start with a deviation of 1, because no layer normalises them
     vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.hidden_size, self.dtype, scale, name='vocabulary')
     x = vocabulary.embed(window).reshape(*window.shape[:-1], self.width * self.embed_dim)
     size = x.shape[-1]
@@ -33,11 +36,11 @@ class _Network(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class NeuralNgram(WindowModel):
-  """Of order n: it sees the last n - 1 tokens. A sequence model (see `models.sequence`)."""
+  """A neural n-gram model of order n (see `models.sequence` for the interface)."""
 
   vocab_size: int
   length: int
-  order: int
+  order: int  # n; the model reads the previous n - 1 tokens
   embed_dim: int
   hidden_size: int
   dtype: jnp.dtype = jnp.float32

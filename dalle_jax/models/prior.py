@@ -1,12 +1,21 @@
-"""The prior: one stream of text tokens followed by image tokens (sections 2.2 and 2.3, appendix B.1).
+"""The prior: a transformer over text tokens followed by image tokens (sections 2.2 and 2.3, appendix B.1).
 
-Targets. A sequence is a stream as `models.stream` lays it out.
+Targets: a stream of text and image tokens (see `models.stream`).
 
-Slots. Inputs are the targets shifted right: slot 0 holds start-of-text, slot j < text_length the text id j - 1, slot
-text_length start-of-image, and every later one the image id before it. Text slots add a position embedding, except
-that a pad is replaced as a whole by the learned pad embedding of its slot. Image slots add the row and column
-embeddings of the slot, that is, of the image token which the slot predicts. With rotary positions the blocks know
-where slots are, and only the pads have embeddings of their own.
+Inputs: the targets shifted right, one per slot.
+
+    slot 0                         start-of-text
+    slot j, 0 < j < text_length    text id j - 1
+    slot text_length               start-of-image
+    later slots                    the previous image id
+
+Each slot is embedded as the sum of a token embedding and position embeddings:
+
+- A text slot adds the embedding of its position. If it holds a pad, the learned pad embedding of the slot replaces the
+  whole sum.
+- An image slot adds the embeddings of its row and column: the position of the image token that the slot predicts.
+- With rotary positions, the blocks encode the positions. There are no position embeddings, but pads still have one
+  embedding per slot.
 """
 
 import dataclasses
@@ -36,7 +45,7 @@ class Embeddings(nn.Module):
 
   def setup(self) -> None:
     def table(name: str, axis: str, size: int, parts: int = 1) -> jax.Array:
-      # Positions which are the sum of several parts have the deviation of one (Child et al. 2019, section 6).
+      # A sum of several position embeddings should have the deviation of a single one (Child et al. 2019, section 6).
       scale = self.init_scale * (parts * self.embed_dim) ** -0.5
       init = nn.with_logical_partitioning(nn.initializers.normal(scale), (axis, 'embed'))
       return self.param(name, init, (size, self.embed_dim), jnp.float32)
@@ -57,27 +66,27 @@ class Embeddings(nn.Module):
     self.image_kernel = head('image_kernel', self.image_vocab_size)
 
   def _look_up(self, table: jax.Array, ids: jax.Array) -> jax.Array:
-    # A gather from a table split over the vocabulary would make XLA rematerialise it in full.
+    # Replicate the table. A gather from a table split over the vocabulary makes XLA rematerialise the table in full.
     return jnp.take(nn.with_logical_constraint(table, (None, None)), ids, axis=0)
 
   def _text_position(self, slot: jax.Array | int) -> jax.Array:
-    """Position embeddings [..., D] of text slots [...]; zeros [D] where the blocks rotate."""
+    """Position embeddings [..., D] of text slots [...]; zeros [D] with rotary positions."""
     return self.text_position[slot] if self.learned_positions else jnp.zeros(self.embed_dim)
 
   def _image_position(self, slot: jax.Array | int) -> jax.Array:
-    """The same of image slots."""
+    """Position embeddings [..., D] of image slots [...], counted from 0; zeros [D] with rotary positions."""
     if not self.learned_positions:
       return jnp.zeros(self.embed_dim)
     return self.row_embedding[slot // self.grid_size] + self.column_embedding[slot % self.grid_size]
 
   def _text(self, text: jax.Array, slot: jax.Array) -> jax.Array:
-    """Text ids [B, T] in text slots [T] > 0: [B, T, D]."""
+    """Embed the text ids [B, T] in the text slots [T], all above 0: [B, T, D]."""
     tokens = self._look_up(self.text_embedding, text)
     tokens += jnp.broadcast_to(self._text_position(slot), tokens.shape)
     return jnp.where((text == PAD)[..., None], self.pad_embedding[slot][None], tokens)
 
   def _image(self, token: jax.Array, slot: jax.Array) -> jax.Array:
-    """Image ids [B, T], or points on the simplex [B, T, Vi], in image slots [T] > 0: [B, T, D]."""
+    """Embed image ids [B, T], or points on the simplex [B, T, Vi], in the image slots [T], all above 0: [B, T, D]."""
     is_id = jnp.issubdtype(token.dtype, jnp.integer)
     x = self._look_up(self.image_embedding, token) if is_id else token @ self.image_embedding
     return x + jnp.broadcast_to(self._image_position(slot), x.shape)
@@ -86,18 +95,18 @@ class Embeddings(nn.Module):
     return jnp.broadcast_to(self.start_embedding[1] + self._image_position(0), (batch, 1, self.embed_dim))
 
   def text_slots(self, text: jax.Array) -> jax.Array:
-    """Text ids [B, P] in slots 1..P, after start-of-text: [B, 1 + P, D]."""
+    """Embed start-of-text and the text ids [B, P] in text slots 0 to P: [B, 1 + P, D]."""
     start = self.start_embedding[0] + self._text_position(0)
     start = jnp.broadcast_to(start, (text.shape[0], 1, self.embed_dim))
     return jnp.concatenate([start, self._text(text, 1 + jnp.arange(text.shape[1]))], axis=1)
 
   def image_slots(self, image: jax.Array) -> jax.Array:
-    """Image ids [B, P], or points [B, P, Vi], in slots 1..P, after start-of-image: [B, 1 + P, D]."""
+    """Embed start-of-image and image ids [B, P], or points [B, P, Vi], in image slots 0 to P: [B, 1 + P, D]."""
     x = self._image(image, 1 + jnp.arange(image.shape[1]))
     return jnp.concatenate([self._start_of_image(image.shape[0]), x], axis=1)
 
   def slot(self, token: jax.Array, index: jax.Array) -> jax.Array:
-    """Embeds one stream token [B] in slot `index` > 0, text or image: [B, 1, D]."""
+    """Embed one stream token [B] in the slot `index` > 0, a text or an image slot: [B, 1, D]."""
     text = jnp.clip(token, 0, self.text_vocab_size - 1)[:, None]
     as_text = self._text(text, jnp.minimum(index, self.text_length - 1)[None])
     image = jnp.clip(token - self.text_vocab_size, 0, self.image_vocab_size - 1)[:, None]
@@ -106,30 +115,31 @@ class Embeddings(nn.Module):
     return jnp.where(index < self.text_length, as_text, as_image)
 
   def text_logits(self, x: jax.Array) -> jax.Array:
-    """[..., D] to float32 logits [..., text_vocab_size]."""
+    """The stack's outputs [..., D] to logits over text ids, float32 [..., text_vocab_size]."""
     return jnp.matmul(x, self.text_kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
   def image_logits(self, x: jax.Array) -> jax.Array:
-    """[..., D] to float32 logits [..., image_vocab_size]."""
+    """The stack's outputs [..., D] to logits over image ids, float32 [..., image_vocab_size]."""
     return jnp.matmul(x, self.image_kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
   def stream_logits(self, x: jax.Array) -> jax.Array:
-    """[..., D] to logits [..., V] over the stream's ids, also those that cannot come."""
+    """The stack's outputs [..., D] to logits [..., V] over all ids of the stream, including impossible ones."""
     return jnp.concatenate([self.text_logits(x), self.image_logits(x)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prior(TokenStream):
-  """The prior as a sequence model (see `models.sequence`), plus its training logits."""
+  """The prior as a sequence model (see `models.sequence` for the interface), plus its training logits."""
 
   text_vocab_size: int
   image_vocab_size: int
   transformer: transformer.Transformer
-  embedding_init_scale: float = 0.125  # of all embeddings, times embed_dim^-1/2 (Child et al. 2019, section 6)
+  # Embeddings start with a deviation of this times embed_dim^-1/2 (Child et al. 2019, section 6).
+  embedding_init_scale: float = 0.125
 
   @property
   def layout(self) -> Pattern:
-    """Any of the layers' patterns: they differ in what a slot sees, not in the slots."""
+    """The pattern of one layer, for the number of slots, which is the same in all layers."""
     return self.transformer.patterns[0]
 
   @property
@@ -160,7 +170,7 @@ class Prior(TokenStream):
     return {'embeddings': embeddings, 'transformer': stack}
 
   def _slots(self, params: Any, text: jax.Array, image: jax.Array) -> jax.Array:
-    """The stack's inputs [B, length, D] for text [B, text_length - 1] and image ids [B, image_length]."""
+    """Text ids [B, text_length - 1] and image ids [B, image_length] to the stack's inputs [B, length, D]."""
     slots = [
       self._embed(params, text, method='text_slots'),
       self._embed(params, image[:, :-1], method='image_slots'),
@@ -168,12 +178,15 @@ class Prior(TokenStream):
     return nn.with_logical_constraint(jnp.concatenate(slots, axis=1), ('batch', 'length', 'activation'))
 
   def split_logits(self, params: Any, text: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Training logits: text [B, text_length, Vt] and image [B, image_length, Vi], each by its own matrix.
+    """Training logits. Text slots score text ids only, and image slots score image ids only.
 
     Args:
-      params: as `init` returns them, unboxed.
-      text: ids [B, text_length - 1].
-      image: ids [B, image_length]; or points on the simplex over them, float [B, image_length, Vi].
+      params: parameters as returned by `init`, unboxed.
+      text: text ids [B, text_length - 1].
+      image: image ids [B, image_length], or points on the simplex over image ids, float [B, image_length, Vi].
+
+    Returns:
+      Text logits [B, text_length, Vt] and image logits [B, image_length, Vi].
     """
     x = self.transformer.apply({'params': params['transformer']}, self._slots(params, text, image))
     text_logits = self._embed(params, x[:, : self.text_length], method='text_logits')
@@ -182,33 +195,44 @@ class Prior(TokenStream):
     return nn.with_logical_constraint(text_logits, axes), nn.with_logical_constraint(image_logits, axes)
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
-    """Logits [B, length, V] for whole streams [B, length]."""
+    """Whole streams [B, length] to logits [B, length, V]."""
     x = self.transformer.apply({'params': params['transformer']}, self.embed(params, tokens))
     return self.read_out(params, x, tokens)
 
   def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
-    """The stack's inputs [B, length, D] for whole streams [B, length]."""
+    """Whole streams [B, length] to the inputs [B, length, D] of the transformer stack."""
     return self._slots(params, tokens[:, : self.text_length - 1], self.codes(tokens))
 
   def read_out(self, params: Any, x: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Logits [B, length, V] from the stack's outputs [B, length, D] for whole streams [B, length]."""
-    # The first slot holds start-of-text, so a slot's token is the target before it.
+    """The stack's outputs [B, length, D] for whole streams [B, length] to logits [B, length, V]."""
+    # Inputs are shifted right: slot t holds token t - 1, and slot 0 holds start-of-text.
     ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
     return self._stream_logits(params, x, jnp.arange(self.length), ended)
 
   def _stream_logits(self, params: Any, x: jax.Array, index: jax.Array, ended: jax.Array) -> jax.Array:
-    """Of outputs [B, T, D] of the slots `index` [T], whose tokens have ended captions or not [B, T]: [B, T, V]."""
+    """The stack's outputs to logits [B, T, V], with -inf for impossible tokens.
+
+    Args:
+      params: parameters.
+      x: the stack's outputs [B, T, D].
+      index: slots of the outputs, [T].
+      ended: bool [B, T]: whether the slot holds a pad, so that the caption has ended.
+    """
     return self.possible(self._embed(params, x, method='stream_logits'), index, ended)
 
   def decode_params(self, params: Any) -> Any:
-    """The layers taken apart; see `transformer.unstack`."""
+    """Parameters with the layers as a list (see `transformer.unstack`)."""
     return {
       'embeddings': params['embeddings'],
       'transformer': transformer.unstack(self.transformer, params['transformer']),
     }
 
   def prefill(self, params: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
-    """Reads a prefix [B, P] of a stream, P < length; `params` as `decode_params` returns them."""
+    """Read a prefix [B, P] of a stream, P < length; `params` as returned by `decode_params`.
+
+    Returns:
+      The cache, and the logits [B, V] of token P.
+    """
     num_text = min(tokens.shape[1], self.text_length - 1)
     slots = [self._embed(params, tokens[:, :num_text], method='text_slots')]
     if tokens.shape[1] >= self.text_length:
@@ -221,8 +245,12 @@ class Prior(TokenStream):
     return {'layers': layers, 'index': index[0]}, logits
 
   def step(self, params: Any, cache: Any, token: jax.Array) -> tuple[Any, jax.Array]:
-    """Appends a stream token [B]; `params` as `decode_params` returns them."""
-    index = cache['index'] + 1  # the token fills the slot after the one last read
+    """Append one stream token [B]; `params` as returned by `decode_params`.
+
+    Returns:
+      The cache, and the logits [B, V] of the next token.
+    """
+    index = cache['index'] + 1  # the token's slot
     x = self._embed(params, token, index, method='slot')
     layers, x = transformer.step(self.transformer, params['transformer'], x, cache['layers'], index)
     logits = self._stream_logits(params, x, index[None], (token == PAD)[:, None])[:, 0]
@@ -236,21 +264,22 @@ def losses(
   image: jax.Array,
   captioned: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-  """Cross-entropies in nats per token (section 2.2), and the squares of the log-partition functions.
+  """Cross-entropies in nats per token (section 2.2), and the terms of the z-loss (Chameleon, section 2.3).
 
-  Text targets are the caption's tokens and the first pad, which ends it; later pads follow with certainty and are not
-  counted, nor is the text of an example without caption. Each mean is over the tokens of its own kind in the batch.
+  Each value is a mean over the image targets or the counted text targets of the batch. The counted text targets are the
+  caption's tokens and the first pad, which ends the caption. Later pads are certain and not counted. Examples without a
+  caption have no counted text targets.
 
   Args:
     text_logits: [B, text_length, Vt].
     image_logits: [B, image_length, Vi].
-    text: ids [B, text_length - 1].
-    image: ids [B, image_length].
-    captioned: bool [B]; None: all are.
+    text: text ids [B, text_length - 1].
+    image: image ids [B, image_length].
+    captioned: bool [B], whether the example has a caption; None means that all have.
 
   Returns:
-    Float32 scalars 'text' and 'image', in nats per token, and 'text_z' and 'image_z', the means of
-    (ln sum exp logits)^2 over the same tokens (Chameleon, section 2.3).
+    A dict of float32 scalars: the cross-entropies 'text' and 'image' in nats per token, and the means 'text_z' and
+    'image_z' of (ln sum exp logits)^2 over the same targets.
   """
   targets, counted = _text_targets(text)
   if captioned is not None:
@@ -269,29 +298,34 @@ def losses(
 
 
 def text_nats(text_logits: jax.Array, text: jax.Array) -> jax.Array:
-  """-ln p(caption) in nats, [B]: of its tokens and the pad that ends it.
+  """-ln p(caption) in nats, [B]: the sum over the caption's tokens and the pad that ends it.
 
   Args:
     text_logits: [B, text_length, Vt].
-    text: ids [B, text_length - 1].
+    text: text ids [B, text_length - 1].
   """
   targets, counted = _text_targets(text)
   return jnp.sum(token_nll(text_logits, targets) * counted, axis=-1)
 
 
 def _text_targets(text: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Targets of the text slots, ids [B, text_length], and which of them are counted: up to the first pad."""
+  """The targets of the text slots, ids [B, text_length], and the mask of counted targets, bool [B, text_length]."""
   targets = jnp.pad(text, ((0, 0), (0, 1)), constant_values=PAD)
   return targets, counted_text(targets)
 
 
 def drop_captions(key: jax.Array, text: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
-  """Replaces a share of captions with nothing but pads, so that the model also learns images without a caption.
+  """Replace some captions with pads, so that the model also learns to generate images without a caption.
 
-  Guidance without a classifier compares the two (Ho and Salimans 2021; for these models Make-A-Scene, section 3.3).
+  Classifier-free guidance needs both (Ho and Salimans 2021; for autoregressive models, Make-A-Scene, section 3.3).
+
+  Args:
+    key: chooses the captions to drop.
+    text: text ids [B, text_length - 1].
+    share: probability of dropping each caption.
 
   Returns:
-    Text ids [B, text_length - 1], and bool [B]: whether the caption was kept.
+    The text ids [B, text_length - 1], and bool [B]: whether each caption was kept.
   """
   kept = jax.random.uniform(key, text.shape[:1]) >= share
   return jnp.where(jnp.broadcast_to(kept[:, None], text.shape), text, PAD), kept

@@ -14,10 +14,10 @@ Carry = list[Any]  # one per layer
 
 
 class _Stack(nn.Module):
-  """Layers one over the other; each reads the outputs of the one below.
+  """A stack of recurrent layers with embeddings and an output matrix.
 
-  Outputs are normalised (RMSNorm) before they are read on, as they are small at first: without that, stacks learn so
-  much more slowly that in short runs they fall behind a single layer.
+  The output of each layer is normalised by RMSNorm, because it is small at first. Without normalisation, a stack learns
+  so slowly that in short runs it is worse than a single layer.
   """
 
   kind: str
@@ -31,7 +31,8 @@ class _Stack(nn.Module):
     def named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
       return nn.with_logical_partitioning(init, axes)
 
-    # Split over `fsdp` too, the partitioner gave wrong gradients where three axes of the mesh are above 1.
+    # We do not split the kernels over `fsdp`, because the partitioner then computed wrong gradients on meshes with more
+    # than one device along each of the three axes.
     cell = {'rnn': nn.SimpleCell, 'lstm': nn.OptimizedLSTMCell}[self.kind]
     options = {
       'kernel_init': named(nn.initializers.lecun_normal(), 'recurrent', 'mlp'),
@@ -42,24 +43,31 @@ class _Stack(nn.Module):
       nn.RNN(cell(self.hidden_size, dtype=self.dtype, **options), return_carry=True) for _ in range(self.num_layers)
     ]
     self.norms = [Norm('rmsnorm', self.dtype, 'mlp') for _ in range(self.num_layers)]
-    # Embeddings of deviation 1: what the cells read is not normalised.
+    # The embeddings start with a deviation of 1, because the inputs of the first layer are not normalised.
     self.vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.hidden_size, self.dtype, self.embed_dim**0.5)
 
   def __call__(self, tokens: jax.Array, carry: Carry | None = None) -> tuple[Carry, jax.Array]:
-    """Reads tokens [B, T], the start among them; the carry after them and the logits [B, T, V] of those that follow."""
-    x, after = self.vocabulary.embed(tokens), []
+    """Read input tokens [B, T], which may include the start token.
+
+    Returns:
+      The carry after the tokens, and the logits [B, T, V]: entry [:, t] predicts the token after input t.
+    """
+    x, new_carry = self.vocabulary.embed(tokens), []
     for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-      kept, x = layer(x, initial_carry=None if carry is None else carry[i])
-      after.append(kept)
+      layer_carry, x = layer(x, initial_carry=None if carry is None else carry[i])
+      new_carry.append(layer_carry)
       x = norm(nn.with_logical_constraint(x, ('batch', 'length', 'mlp')))
-    return after, self.vocabulary.logits(x)
+    return new_carry, self.vocabulary.logits(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent:
-  """A sequence model (see `models.sequence`) whose cache has one size, however long the sequence."""
+  """A recurrent language model (see `models.sequence` for the interface).
 
-  kind: str
+  The cache is the carry of the layers. Its size does not depend on the length of the sequence.
+  """
+
+  kind: str  # 'rnn' or 'lstm'
   vocab_size: int
   length: int
   num_layers: int

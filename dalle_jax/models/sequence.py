@@ -1,6 +1,6 @@
-"""The contract of sequence models: whole-sequence logits, prefill and step.
+"""The interface of sequence models: logits of a whole sequence, prefill and step.
 
-The decode loop, the likelihood evaluation and whatever else reads a sequence are written once against it.
+The decode loop, the evaluation of likelihoods, compression and training use any sequence model through this interface.
 """
 
 from typing import Any, Protocol
@@ -17,35 +17,39 @@ class SequenceModel(Protocol):
 
   @property
   def length(self) -> int:
-    """Tokens of a whole sequence."""
+    """Number of tokens in a whole sequence."""
 
   @property
   def vocab_size(self) -> int:
     """Number of token ids."""
 
   def init(self, key: jax.Array) -> Params:
-    """Parameters, boxed with their logical axis names."""
+    """Initial parameters, boxed with their logical axis names."""
 
   def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
-    """Logits [B, T, V]: entry [:, t] scores tokens[:, t] given tokens[:, :t]; impossible tokens get -inf."""
+    """Logits [B, T, V] for tokens [B, T].
+
+    Entry [:, t] scores the candidates for tokens[:, t] given tokens[:, :t]. Impossible tokens have the logit -inf.
+    """
 
   def decode_params(self, params: Params) -> Params:
-    """Parameters in the layout in which `prefill` and `step` are fastest; call it once, outside any loop."""
+    """Convert parameters to the layout that `prefill` and `step` read; call it once, outside the decode loop."""
 
   def prefill(self, params: Params, tokens: jax.Array) -> tuple[Cache, jax.Array]:
-    """Reads a prefix [B, P], P < length; returns the cache and the logits [B, V] of token P."""
+    """Read a prefix [B, P], P < length. Returns the cache and the logits [B, V] of token P."""
 
   def step(self, params: Params, cache: Cache, token: jax.Array) -> tuple[Cache, jax.Array]:
-    """Appends one token [B]; returns the cache and the logits [B, V] of the token after it."""
+    """Append one token [B]. Returns the cache and the logits [B, V] of the next token."""
 
 
 def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-  """-ln softmax(logits)[tokens] in nats: logits [..., V] and tokens [...] to [...]."""
+  """Negative log-likelihood of each token in nats: logits [..., V] and tokens [...] to [...]."""
   return jax.nn.logsumexp(logits, axis=-1) - chosen(logits, tokens)
 
 
 def chosen(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-  """The logits [...] of tokens [...], of logits [..., V]."""
-  # A sum needs nothing but another sum where the vocabulary is split over devices, and has no scatter for a gradient.
+  """Select the logit of each token: logits [..., V] and tokens [...] to [...]."""
+  # A masked sum is better than a gather: with the vocabulary split over devices it only adds one all-reduce, and its
+  # gradient is not a scatter.
   ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
   return jnp.sum(jnp.where(ids == tokens[..., None], logits, 0), axis=-1)

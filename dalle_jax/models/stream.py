@@ -1,8 +1,8 @@
-"""Streams of text tokens followed by image tokens, and any sequence model as a model of them.
+"""Streams of text tokens followed by image tokens, and a wrapper that restricts any sequence model to streams.
 
-A stream holds `text_length` text ids and `grid_size`^2 image ids in raster order. A caption of n <= text_length - 1
-ids is followed by pads (id 0), so the last text id is always a pad. Image ids are offset by `text_vocab_size`. With a
-`text_length` and a `text_vocab_size` of 0 a stream is an image alone.
+A stream holds `text_length` text ids, followed by `grid_size`^2 image ids in raster order. A caption has at most
+text_length - 1 ids. Pads (id 0) fill the other text positions, so the last text id is always a pad. Image ids are
+offset by `text_vocab_size`. If `text_length` and `text_vocab_size` are 0, a stream is an image without text.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from dalle_jax.models.layout import Layout
 from dalle_jax.models.sequence import SequenceModel
 
-PAD = 0
+PAD = 0  # the text id of pads
 
 
 class TokenStream(Layout):
-  """The layout of a stream: what models of it share, whatever computes their logits."""
+  """Base class of models of streams: conversion between ids and streams, and the mask of possible tokens."""
 
   text_vocab_size: int
   image_vocab_size: int
@@ -28,12 +28,12 @@ class TokenStream(Layout):
     return self.text_vocab_size + self.image_vocab_size
 
   def prefix(self, text: jax.Array) -> jax.Array:
-    """Text ids [B, text_length - 1] with the last pad: [B, text_length]. Without text slots, [B, 0] as it is."""
+    """Append the last pad to text ids [B, text_length - 1]: [B, text_length]. If text_length is 0: [B, 0] to [B, 0]."""
     end = jnp.full((text.shape[0], min(self.text_length, 1)), PAD, text.dtype)
     return jnp.concatenate([text, end], axis=1)
 
   def stream(self, text: jax.Array, image: jax.Array) -> jax.Array:
-    """Text ids [B, text_length - 1] and image ids [B, image_length] as one stream [B, length]."""
+    """Join text ids [B, text_length - 1] and image ids [B, image_length] to streams [B, length]."""
     return jnp.concatenate([self.prefix(text), image + self.text_vocab_size], axis=1)
 
   def codes(self, tokens: jax.Array) -> jax.Array:
@@ -41,39 +41,43 @@ class TokenStream(Layout):
     return tokens[:, self.text_length :] - self.text_vocab_size
 
   def counted(self, tokens: jax.Array) -> jax.Array:
-    """Which of the tokens of streams [B, length] a loss counts: all but the pads after the first. Bool."""
+    """The mask of tokens that a loss counts, bool [B, length], for streams [B, length].
+
+    It is True for all tokens but the pads after the first pad.
+    """
     image = jnp.ones((tokens.shape[0], self.image_length), bool)
     return jnp.concatenate([counted_text(tokens[:, : self.text_length]), image], axis=1)
 
   def possible(self, logits: jax.Array, index: jax.Array, ended: jax.Array) -> jax.Array:
-    """Logits [B, T, V] with -inf for what cannot come.
+    """Set the logits [B, T, V] of impossible tokens to -inf.
 
-    Text positions take text ids, of which only the pad may follow a pad or come last, and image positions image ids.
+    Text positions allow text ids, and image positions allow image ids. A text position after a pad and the last text
+    position allow only the pad.
 
     Args:
-      logits: over the stream's ids.
-      index: [T], the places in the stream of the tokens that they predict.
-      ended: bool [B, T]: the token before is a pad, so that its caption has ended.
+      logits: logits over the stream's ids, [B, T, V].
+      index: position in the stream of each predicted token, [T].
+      ended: bool [B, T]: whether the previous token is a pad, so that the caption has ended.
     """
     ids = jnp.arange(self.vocab_size)
     in_text = index < self.text_length
-    of_kind = (ids < self.text_vocab_size)[None] == in_text[:, None]
+    right_modality = (ids < self.text_vocab_size)[None] == in_text[:, None]
     only_pad = (ended | (index == self.text_length - 1)[None]) & in_text[None]
-    allowed = of_kind[None] & ((ids == PAD)[None, None] | ~only_pad[..., None])
+    allowed = right_modality[None] & ((ids == PAD)[None, None] | ~only_pad[..., None])
     return jnp.where(allowed, logits, -jnp.inf)
 
 
 def counted_text(text: jax.Array) -> jax.Array:
-  """Which of the text ids [B, text_length] are counted: up to the first pad, which ends the caption. Bool."""
+  """The mask of text ids [B, text_length] that a loss counts, bool: the caption and the first pad, which ends it."""
   return jnp.pad(text != PAD, ((0, 0), (1, 0)), constant_values=True)[:, : text.shape[1]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamModel(TokenStream):
-  """A model of one flat vocabulary as a model of streams (see `models.sequence`).
+  """A sequence model over a single vocabulary, restricted to streams (see `models.sequence` for the interface).
 
-  Its distribution is the inner model's, restricted to the ids that can come. Where the inner model holds all of them
-  for impossible, they are equally likely.
+  The distribution is the inner model's, restricted to possible ids and renormalised. If the inner model assigns the
+  logit -inf to all possible ids, they are equally likely.
   """
 
   inner: SequenceModel
@@ -92,9 +96,9 @@ class StreamModel(TokenStream):
     return self.inner.decode_params(params)
 
   def possible(self, logits: jax.Array, index: jax.Array, ended: jax.Array) -> jax.Array:
-    found = super().possible(logits, index, ended)
-    none = jnp.max(found, axis=-1, keepdims=True) == -jnp.inf
-    return jnp.where(none, super().possible(jnp.zeros_like(logits), index, ended), found)
+    masked = super().possible(logits, index, ended)
+    all_impossible = jnp.max(masked, axis=-1, keepdims=True) == -jnp.inf
+    return jnp.where(all_impossible, super().possible(jnp.zeros_like(logits), index, ended), masked)
 
   def logits(self, params: Any, tokens: jax.Array) -> jax.Array:
     ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
@@ -104,13 +108,13 @@ class StreamModel(TokenStream):
     inner, logits = self.inner.prefill(params, tokens)
     index = jnp.int32(tokens.shape[1])
     last = tokens[:, -1] if tokens.shape[1] else jnp.full(tokens.shape[0], PAD + 1)
-    return {'inner': inner, 'index': index}, self._one(logits, index, last)
+    return {'inner': inner, 'index': index}, self._restrict(logits, index, last)
 
   def step(self, params: Any, cache: Any, token: jax.Array) -> tuple[Any, jax.Array]:
     inner, logits = self.inner.step(params, cache['inner'], token)
     index = cache['index'] + 1
-    return {'inner': inner, 'index': index}, self._one(logits, index, token)
+    return {'inner': inner, 'index': index}, self._restrict(logits, index, token)
 
-  def _one(self, logits: jax.Array, index: jax.Array, last: jax.Array) -> jax.Array:
-    """Logits [B, V] of the token at `index`, after the token `last` [B]."""
+  def _restrict(self, logits: jax.Array, index: jax.Array, last: jax.Array) -> jax.Array:
+    """Restrict the logits [B, V] of the token at position `index` to possible ids; `last` [B] is the token before."""
     return self.possible(logits[:, None], index[None], (last == PAD)[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""What the sequence models of one flat vocabulary have in common: the start, embeddings, and logits."""
+"""Shared pieces of sequence models over a single vocabulary: the start token, token windows and the vocabulary."""
 
 from typing import Any
 
@@ -9,31 +9,37 @@ from flax import linen as nn
 
 
 def after_start(tokens: jax.Array, start: int, count: int = 1) -> jax.Array:
-  """Puts `count` starts before tokens [B, T]: [B, count + T]."""
+  """Prepend `count` start tokens, with the id `start`, to tokens [B, T]: [B, count + T]."""
   return jnp.pad(tokens, ((0, 0), (count, 0)), constant_values=start)
 
 
 def windows(tokens: jax.Array, width: int, start: int) -> jax.Array:
-  """The `width` tokens before each of tokens [B, T], with starts where there are none: [B, T, width]."""
-  before = np.arange(tokens.shape[1])[:, None] + np.arange(width)[None]
-  return after_start(tokens, start, width)[:, before]
+  """The `width` tokens before each token: tokens [B, T] to [B, T, width].
+
+  Start tokens, with the id `start`, precede the sequence.
+  """
+  indices = np.arange(tokens.shape[1])[:, None] + np.arange(width)[None]
+  return after_start(tokens, start, width)[:, indices]
 
 
 class WindowModel:
-  """What models of the last `order` - 1 tokens share of the contract (`models.sequence`); these are the cache."""
+  """Base class of sequence models that read only the previous `order` - 1 tokens (see `models.sequence`).
+
+  The cache is the window of these tokens, int [B, order - 1].
+  """
 
   vocab_size: int
   order: int
 
   def of_windows(self, params: Any, window: jax.Array) -> jax.Array:
-    """Logits [B, V] of what follows windows [B, order - 1]."""
+    """Logits [B, V] of the token after each window [B, order - 1]."""
     raise NotImplementedError
 
   def decode_params(self, params: Any) -> Any:
     return params
 
   def prefill(self, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The window after tokens [B, P], and the logits [B, V] of token P."""
+    """Read a prefix [B, P]. Returns the window of its last tokens and the logits [B, V] of token P."""
     padded = after_start(tokens, self.vocab_size, self.order - 1)
     window = padded[:, padded.shape[1] - (self.order - 1) :]
     return window, self.of_windows(params, window)
@@ -44,16 +50,17 @@ class WindowModel:
 
 
 class Vocabulary(nn.Module):
-  """Embeddings of the ids 0 to vocab_size - 1 and of the start, vocab_size; and logits over the ids.
+  """Token embeddings and the output matrix.
 
-  The output matrix starts at zero, so that training starts from the uniform distribution.
+  The start token has the id `vocab_size`: it has an embedding but no logit. The output matrix starts at zero, so that
+  training starts from the uniform distribution.
   """
 
   vocab_size: int
   embed_dim: int
   out_dim: int
   dtype: jnp.dtype = jnp.float32
-  init_scale: float = 1.0  # of the embeddings, times embed_dim^-1/2
+  init_scale: float = 1.0  # embeddings start with a deviation of this times embed_dim^-1/2
 
   def setup(self) -> None:
     scale = self.init_scale * self.embed_dim**-0.5
@@ -66,14 +73,16 @@ class Vocabulary(nn.Module):
     self.output_bias = self.param('output_bias', bias_init, (self.vocab_size,), jnp.float32)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
-    """Ids [...] to float32 [..., embed_dim]."""
-    # A gather from a table split over the vocabulary would make XLA rematerialise it in full.
+    """Token ids [...] to embeddings, float32 [..., embed_dim]."""
+    # Replicate the table. A gather from a table split over the vocabulary makes XLA rematerialise the table in full.
     return jnp.take(nn.with_logical_constraint(self.embedding, (None, None)), tokens, axis=0)
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """[..., out_dim] to float32 [..., vocab_size]."""
+    """Model outputs [..., out_dim] to logits, float32 [..., vocab_size]."""
     kernel = self.output_kernel.astype(self.dtype)
     product = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
-    if x.ndim == 3:  # of whole sequences; those of one token are soon filtered, which needs the whole vocabulary
+    # The logits of whole sequences may be split over the vocabulary. The logits of a single token (ndim 2) may not: the
+    # sampler filters them next, for which it needs the whole vocabulary on each device.
+    if x.ndim == 3:
       product = nn.with_logical_constraint(product, ('batch', 'length', 'vocab'))
     return product + self.output_bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,8 +1,11 @@
-"""Transformer blocks and their stack (section 2.2; block form of Child et al. 2019, section 5.2).
+"""Transformer blocks and stacks of blocks (section 2.2; blocks as in Child et al. 2019, section 5.2).
 
-The attention patterns of the layers repeat with a period. Whole periods are stacked along a leading `layers` axis and
-scanned, so that compile time does not grow with depth; the layers that are left, and a last layer with a pattern of its
-own, follow one by one. A decode loop takes the layers apart once, outside the loop (`unstack`), and runs them unrolled.
+The attention patterns of the layers repeat periodically. The parameters of whole periods are stacked along a leading
+`layers` axis, and the stack scans over them, so that compile time does not grow with depth. The remaining layers follow
+one by one: an incomplete period, and the last layer if it has its own pattern.
+
+Decoding splits the stacked parameters into a list of layers (`unstack`), once and outside the decode loop, and runs the
+layers unrolled.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ from dalle_jax.models.layers import Mlp, Norm, Projection, rotate
 
 Cache = list[attention_cache.Cache]  # one per layer
 
-MIXED = 'mixed'  # what attention gives, as policies of rematerialisation name it
+MIXED = 'mixed'  # name of the attention output, for rematerialisation policies
 _LINEAR = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
@@ -32,11 +35,14 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-  """What all blocks of a stack have in common.
+  """The shape and options of all blocks in a stack. The default options are the paper's.
 
-  The defaults are the paper's. Of the others, `qk_norm` normalises queries and keys, each head by itself (Chameleon,
-  section 2.3); `sandwich_norm` normalises the end of each branch as well (CogView, section 2.4); `rotary` turns queries
-  and keys by their position; `norm` and `mlp` are described in `models.layers`.
+  Options beyond the paper:
+
+  - `norm` and `mlp`: see `layers.Norm` and `layers.Mlp`.
+  - `qk_norm` normalises queries and keys separately in each head (Chameleon, section 2.3).
+  - `sandwich_norm` also normalises the output of each branch (CogView, section 2.4).
+  - `rotary` rotates queries and keys by their position (see `layers.rotate`).
   """
 
   num_layers: int
@@ -48,8 +54,8 @@ class BlockShape:
   qk_norm: bool = False
   sandwich_norm: bool = False
   rotary: bool = False
-  init_scale: float = 0.125  # of the kernels, times fan_in^-1/2 (Child et al. 2019, section 6)
-  attention_block: int = sparse_attention.BLOCK  # queries that share a window of keys
+  init_scale: float = 0.125  # kernels start with a deviation of this times fan_in^-1/2 (Child et al. 2019, section 6)
+  attention_block: int = sparse_attention.BLOCK  # number of queries that share a window of keys
   dtype: jnp.dtype = jnp.float32
 
   @property
@@ -58,7 +64,7 @@ class BlockShape:
 
 
 class Block(nn.Module):
-  """One layer: x + attention(norm(x)), then x + mlp(norm(x)); the residual stream stays float32."""
+  """One layer: x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is always float32."""
 
   shape: BlockShape
   pattern: Pattern | Unmasked
@@ -78,7 +84,7 @@ class Block(nn.Module):
       self.attention_end_norm, self.mlp_end_norm = (Norm(s.norm, jnp.float32) for _ in range(2))
 
   def _qkv(self, x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values [B, T, N, H] of x [B, T, D], which is in the slots `index` [T]."""
+    """Inputs x [B, T, D] in the slots `index` [T] to queries, keys and values, each [B, T, N, H]."""
     qkv = self.qkv(self.attention_norm(x))
     qkv = nn.with_logical_constraint(qkv, ('batch', 'length', 'qkv', 'heads', 'head_dim'))
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -94,7 +100,7 @@ class Block(nn.Module):
     return checkpoint_name(mixed, MIXED)
 
   def _finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
-    """The residual stream [B, T, D] after this layer, from what attention gave, [B, T, N, H]."""
+    """Add the branches to the residual stream x [B, T, D], given the attention output [B, T, N, H]."""
     branch = self.out(mixed).astype(jnp.float32)
     x = x + (self.attention_end_norm(branch) if self.shape.sandwich_norm else branch)
     branch = self.mlp(self.mlp_norm(x)).astype(jnp.float32)
@@ -102,19 +108,22 @@ class Block(nn.Module):
     return nn.with_logical_constraint(x, ('batch', 'length', 'activation'))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """x [B, T, D] in the first T slots to the layer's output [B, T, D]."""
+    """Inputs x [B, T, D] in the first T slots to the layer's outputs [B, T, D]."""
     query, key, value = self._qkv(x, jnp.arange(x.shape[1]))
     return self._finish(x, self._attend(query, key, value))
 
   def observe(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same, computed densely, with the weights of attention, float32 [B, N, T, T]; see `attention.weigh`."""
+    """Like `__call__`, but also returns the attention weights, float32 [B, N, T, T] (see `attention.weigh`).
+
+    Attention is computed densely.
+    """
     length = x.shape[1]
     query, key, value = self._qkv(x, jnp.arange(length))
     weights = attention.weigh(query, key, self.pattern.mask()[:length, :length])
     return self._finish(x, attention.mix(weights, value)), weights
 
   def prefill(self, x: jax.Array) -> tuple[jax.Array, attention_cache.Cache]:
-    """The same, with the cache that `step` continues from."""
+    """Like `__call__`, but also returns the layer's cache for `step`."""
     query, key, value = self._qkv(x, jnp.arange(x.shape[1]))
     cache = attention_cache.from_prefix(self.pattern, key, value)
     return self._finish(x, self._attend(query, key, value)), cache
@@ -122,25 +131,29 @@ class Block(nn.Module):
   def step(
     self, x: jax.Array, cache: attention_cache.Cache, index: jax.Array
   ) -> tuple[jax.Array, attention_cache.Cache]:
-    """The same for the one token [B, 1, D] in the slot `index`, with the layer's cache."""
+    """Process the single token x [B, 1, D] in the slot `index`.
+
+    Returns:
+      The layer's output [B, 1, D], and the layer's cache with the token added.
+    """
     mixed, cache = attention_cache.attend(self.pattern, *self._qkv(x, index[None]), cache, index)
     return self._finish(x, mixed), cache
 
 
 def slot_positions(pattern: Pattern, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Row and column of slots [T] for rotary positions.
+  """Rows and columns of the slots `index` [T] for rotary positions, each [T].
 
-  Text lies on the diagonal, slot t at (t, t), and the image continues from its end: row r and column c are at
-  (text_length + r, text_length + c). So text alone has the usual positions in one dimension, in all channels.
+  Text slot t is at (t, t). The image slot in row r and column c is at (text_length + r, text_length + c). So in a
+  sequence of text alone, all channels are rotated by the usual one-dimensional positions.
   """
   text, g = pattern.text_length, max(pattern.grid_size, 1)
   image = index - text
-  row, column = (jnp.where(image < 0, index, text + part) for part in (image // g, image % g))
+  row, column = (jnp.where(image < 0, index, text + coordinate) for coordinate in (image // g, image % g))
   return row, column
 
 
 class _Period(nn.Module):
-  """The blocks of one period, as the body of the scan."""
+  """The body of the scan: the blocks of one period."""
 
   shape: BlockShape
   patterns: tuple[Pattern | Unmasked, ...]
@@ -148,24 +161,30 @@ class _Period(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    block = _rematerialised(self.remat, prevent_cse=False)  # the scan keeps XLA from undoing it
+    # Within a scan, XLA cannot undo rematerialisation by common subexpression elimination, so we need not prevent it.
+    block = _rematerialised(self.remat, prevent_cse=False)
     for i, pattern in enumerate(self.patterns):
       x = block(self.shape, pattern, name=f'block_{i}')(x)
     return x, None
 
 
 def _rematerialised(policy: str, prevent_cse: bool) -> Any:
+  """The class `Block` with a rematerialisation policy, one of 'none' and `REMAT_POLICIES`."""
   if policy == 'none':
     return Block
   return nn.remat(Block, prevent_cse=prevent_cse, policy=REMAT_POLICIES[policy])
 
 
 class Transformer(nn.Module):
-  """A stack of blocks over embedded tokens [B, T, D].
+  """A stack of blocks, followed by a norm: embedded tokens [B, T, D] to outputs [B, T, D].
 
-  Layer i has the pattern i modulo the period; `last_pattern`, where there is one, is that of the last layer. `remat`
-  says what the backward pass computes again: 'none'; 'full', everything but the layers' inputs; 'dots', everything but
-  the results of the linear maps; 'attention', everything but those and what attention gives.
+  Attributes:
+    shape: shape and options of the blocks.
+    patterns: attention patterns of one period; layer i has the pattern i modulo the period.
+    last_pattern: attention pattern of the last layer, instead of the periodic one; None means no exception.
+    remat: what the backward pass recomputes. 'none': nothing. 'full': everything but the layers' inputs. 'dots':
+      everything but the outputs of linear projections. 'attention': everything but the outputs of linear projections
+      and of attention.
   """
 
   shape: BlockShape
@@ -175,14 +194,14 @@ class Transformer(nn.Module):
 
   @property
   def num_periods(self) -> int:
+    """Number of whole periods, which are scanned."""
     return (self.shape.num_layers - (self.last_pattern is not None)) // len(self.patterns)
 
   @property
   def layer_patterns(self) -> list[Pattern | Unmasked]:
-    """The pattern of every layer."""
-    count, period = self.shape.num_layers, len(self.patterns)
-    found = [self.patterns[i % period] for i in range(count)]
-    return found if self.last_pattern is None else [*found[:-1], self.last_pattern]
+    """The attention pattern of every layer, in order."""
+    patterns = [self.patterns[i % len(self.patterns)] for i in range(self.shape.num_layers)]
+    return patterns if self.last_pattern is None else [*patterns[:-1], self.last_pattern]
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -196,15 +215,15 @@ class Transformer(nn.Module):
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )
       x, _ = layers(self.shape, self.patterns, self.remat, name='layers')(x, None)
-    rest = self.layer_patterns[self.num_periods * len(self.patterns) :]
+    remaining = self.layer_patterns[self.num_periods * len(self.patterns) :]
     block = _rematerialised(self.remat, prevent_cse=True)
-    for i, pattern in enumerate(rest):
+    for i, pattern in enumerate(remaining):
       x = block(self.shape, pattern, name=f'rest_{i}')(x)
     return Norm(self.shape.norm, self.shape.dtype, name='norm')(x)
 
 
 def unstack(model: Transformer, params: Any) -> Any:
-  """Parameters of a `Transformer` with the layers as a list, for `prefill` and `step`."""
+  """Convert the parameters of a `Transformer` for `prefill` and `step`: {'layers': a list of layers, 'norm': ...}."""
   period = len(model.patterns)
   layers = [
     jax.tree.map(lambda leaf, i=i: leaf[i], params['layers'][f'block_{j}'])
@@ -212,21 +231,21 @@ def unstack(model: Transformer, params: Any) -> Any:
     for j in range(period)
   ]
   layers += [params[f'rest_{i}'] for i in range(model.shape.num_layers - len(layers))]
-  # The barrier keeps XLA from moving the slices into the decode loop, where they would be taken for every token.
+  # Without the barrier, XLA moves the slices into the decode loop and repeats them for every token.
   layers = jax.lax.optimization_barrier(layers)
   return {'layers': layers, 'norm': params['norm']}
 
 
 def prefill(model: Transformer, params: Any, x: jax.Array) -> tuple[Cache, jax.Array]:
-  """Runs a prefix [B, P, D] through the stack.
+  """Run a prefix of P embedded tokens through the stack.
 
   Args:
     model: the stack.
-    params: its parameters, as `unstack` returns them.
-    x: embedded tokens.
+    params: the stack's parameters, as returned by `unstack`.
+    x: embedded tokens [B, P, D].
 
   Returns:
-    The cache, filled with P tokens, and the normalised output [B, P, D].
+    The cache of the P tokens, and the normalised outputs [B, P, D].
   """
   caches, x = [], x.astype(jnp.float32)
   for layer, pattern in zip(params['layers'], model.layer_patterns, strict=True):
@@ -236,14 +255,25 @@ def prefill(model: Transformer, params: Any, x: jax.Array) -> tuple[Cache, jax.A
 
 
 def step(model: Transformer, params: Any, x: jax.Array, cache: Cache, index: jax.Array) -> tuple[Cache, jax.Array]:
-  """Runs the one token [B, 1, D] at `index`; returns the cache with it and the normalised output [B, 1, D]."""
+  """Run a single embedded token through the stack.
+
+  Args:
+    model: the stack.
+    params: the stack's parameters, as returned by `unstack`.
+    x: embedded token [B, 1, D].
+    cache: the cache of the earlier tokens.
+    index: slot of the token, int32 scalar.
+
+  Returns:
+    The cache with the token added, and the normalised output [B, 1, D].
+  """
   caches, x = [], x.astype(jnp.float32)
-  for layer, pattern, kept in zip(params['layers'], model.layer_patterns, cache, strict=True):
-    x, kept = Block(model.shape, pattern).apply({'params': layer}, x, kept, index, method='step')
-    caches.append(kept)
+  for layer, pattern, layer_cache in zip(params['layers'], model.layer_patterns, cache, strict=True):
+    x, layer_cache = Block(model.shape, pattern).apply({'params': layer}, x, layer_cache, index, method='step')
+    caches.append(layer_cache)
   return caches, final_norm(model, params, x)
 
 
 def final_norm(model: Transformer, params: Any, x: jax.Array) -> jax.Array:
-  """What follows the last layer; `params` as `unstack` returns them."""
+  """Apply the norm that follows the last layer; `params` as returned by `unstack`."""
   return Norm(model.shape.norm, model.shape.dtype).apply({'params': params['norm']}, x)

@@ -9,7 +9,7 @@ from dalle_jax.models.attention import KINDS, Pattern
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize(('grid', 'text', 'kernel'), [(1, 2, 1), (4, 3, 3), (5, 1, 5)])
-def test_every_step_equals_dense_attention_whatever_the_prefix(kind, grid, text, kernel):
+def test_steps_after_any_prefix_equal_dense_attention(kind, grid, text, kernel):
   pattern = Pattern(kind, text, grid, kernel)
   keys = jax.random.split(jax.random.key(0), 3)
   query, key, value = (jax.random.normal(k, (2, pattern.length, 2, 4)) for k in keys)
@@ -24,7 +24,7 @@ def test_every_step_equals_dense_attention_whatever_the_prefix(kind, grid, text,
       np.testing.assert_allclose(out, dense[:, now], atol=1e-5, err_msg=f'prefix {prefix}, slot {t}')
 
 
-def test_what_lies_in_unfilled_slots_does_not_matter():
+def test_empty_places_of_the_cache_do_not_affect_the_output():
   pattern = Pattern('row', 2, 3)
   keys = jax.random.split(jax.random.key(0), 3)
   query, key, value = (jax.random.normal(k, (1, pattern.length, 1, 4)) for k in keys)
@@ -39,13 +39,13 @@ def test_what_lies_in_unfilled_slots_does_not_matter():
     caches = [cache for _, cache in steps]
 
 
-def test_caches_are_as_large_as_the_patterns_reach():
+def test_cache_is_no_larger_than_the_pattern_needs():
   sizes = {kind: attention_cache.size(Pattern(kind, 256, 32)) for kind in KINDS}
-  # Row: the text and 33 slots. Conv: five rows, five slots and itself.
+  # Row: the text and 33 image slots. Conv: the text, five rows, five more slots and the slot itself.
   assert sizes == {'row': 256 + 33, 'column': 256 + 1024, 'conv': 256 + 5 * 32 + 5 + 1, 'full': 1280}
 
 
-def test_a_column_layer_reads_its_own_column_only():
+def test_a_column_layer_reads_only_the_text_and_its_own_column():
   pattern = Pattern('column', 256, 32)
   cache = jax.ShapeDtypeStruct((1, attention_cache.size(pattern), 1, 64), jnp.float32)
   token = jax.ShapeDtypeStruct((1, 1, 1, 64), jnp.float32)
@@ -53,6 +53,6 @@ def test_a_column_layer_reads_its_own_column_only():
     token, token, token, {'key': cache, 'value': cache}, jax.ShapeDtypeStruct((), jnp.int32)
   )
   products = [e for e in program.jaxpr.eqns if e.primitive.name == 'dot_general']
-  read = [max(variable.aval.shape) for equation in products for variable in equation.invars]
-  assert max(read) == 256
+  largest_axes = [max(variable.aval.shape) for equation in products for variable in equation.invars]
+  assert max(largest_axes) == 256
   assert 32 in {size for e in products for variable in e.invars for size in variable.aval.shape}

@@ -31,7 +31,7 @@ def paper_params():
 
 @pytest.fixture(scope='module')
 def tiny_params():
-  """Random in every entry, biases too: some start at zero, which would hide mistakes."""
+  """Parameters with random entries. Initial biases are zero, which would hide mistakes."""
   rng = np.random.default_rng(0)
   shapes = nn.unbox(jax.eval_shape(_init(TINY, 8)))
   return jax.tree.map(lambda leaf: (0.4 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
@@ -50,12 +50,13 @@ def _count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def test_the_papers_model_has_the_released_parameter_counts(paper_params):
+def test_papers_model_has_the_parameter_counts_of_the_released_model(paper_params):
   assert _count(paper_params['encoder']) == 53_786_240
-  assert _count(paper_params['decoder']) + _count(paper_params['code']) == 43_829_766  # with its input convolution
+  # The released decoder includes its input convolution, which is the bottleneck 'code' here.
+  assert _count(paper_params['decoder']) + _count(paper_params['code']) == 43_829_766
 
 
-def test_the_papers_model_has_the_released_layers(paper_params):
+def test_papers_model_has_the_kernel_shapes_of_the_released_model(paper_params):
   encoder, decoder = nn.unbox(paper_params['encoder']), nn.unbox(paper_params['decoder'])
   assert encoder['input']['kernel'].shape == (7, 7, 3, 256)
   assert encoder['output']['kernel'].shape == (1, 1, 2048, 8192)
@@ -74,7 +75,7 @@ def test_the_papers_model_has_the_released_layers(paper_params):
   assert block['conv_4'] == (3, 3, 512, 2048)
 
 
-def test_the_papers_model_has_32_by_32_codes(paper_params):
+def test_papers_model_encodes_256_pixels_to_32_by_32_codes(paper_params):
   params = {'params': nn.unbox(paper_params)}
   image, codes = _shape(2, 256, 256, 3, dtype=jnp.uint8), _shape(2, 32, 32, dtype=jnp.int32)
 
@@ -97,7 +98,7 @@ def test_every_axis_of_every_parameter_has_a_sharding_rule(model):
     assert set(leaf.names) <= set(sharding.RULES)
 
 
-def test_integer_codes_decode_like_one_hot_codes(tiny_params):
+def test_integer_codes_decode_like_one_hot_vectors(tiny_params):
   codes = np.random.default_rng(2).integers(0, 6, (2, 2, 2))
   by_row = _apply(tiny_params, codes, 'decode_stats')
   by_product = _apply(tiny_params, np.eye(6, dtype=np.float32)[codes], 'mixed_stats')
@@ -105,26 +106,26 @@ def test_integer_codes_decode_like_one_hot_codes(tiny_params):
   assert np.ptp(np.asarray(by_row)) > 0.1
 
 
-def test_encode_takes_the_likeliest_code_and_bytes_or_floats(tiny_params, images):
+def test_encode_returns_argmaxes_and_accepts_uint8_or_float_images(tiny_params, images):
   logits = _apply(tiny_params, images, 'encode_latents')
   assert logits.shape == (2, 2, 2, 6)
   np.testing.assert_array_equal(_apply(tiny_params, images, 'encode'), np.argmax(logits, -1))
   np.testing.assert_array_equal(_apply(tiny_params, images.astype(np.float32), 'encode_latents'), logits)
 
 
-def test_decode_gives_pixels(tiny_params):
+def test_decode_returns_images_in_the_pixel_range(tiny_params):
   pixels = _apply(tiny_params, np.zeros((1, 2, 2), np.int32), 'decode')
   assert pixels.shape == (1, 8, 8, 3)
   assert 0 <= pixels.min() <= pixels.max() <= 255
 
 
-def test_codes_see_only_pictures_of_their_own(tiny_params, images):
+def test_codes_do_not_depend_on_other_images_in_the_batch(tiny_params, images):
   together = _apply(tiny_params, images, 'encode_latents')
   alone = _apply(tiny_params, images[1:], 'encode_latents')
   np.testing.assert_allclose(together[1:], alone, atol=1e-5)
 
 
-def test_half_precision_keeps_float32_parameters_and_outputs(tiny_params, images):
+def test_bfloat16_model_has_float32_parameters_and_outputs(tiny_params, images):
   half = TINY.clone(dtype=jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(_init(half, 8)))} == {jnp.dtype('float32')}
   for method, argument in (('encode_latents', images), ('decode_stats', np.ones((2, 2, 2), np.int32))):
@@ -136,7 +137,7 @@ def test_half_precision_keeps_float32_parameters_and_outputs(tiny_params, images
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3))
 @settings(max_examples=30)
-def test_fold_puts_patches_into_channels_and_unfold_undoes_it(height, width, channels, p):
+def test_fold_moves_patches_into_channels_and_unfold_inverts_it(height, width, channels, p):
   x = np.arange(2 * height * p * width * p * channels).reshape(2, height * p, width * p, channels)
   folded = np.asarray(module.fold(x, p))
   assert folded.shape == (2, height, width, p * p * channels)
@@ -147,7 +148,7 @@ def test_fold_puts_patches_into_channels_and_unfold_undoes_it(height, width, cha
 
 
 @pytest.mark.parametrize('kernel_size', [1, 3])
-def test_convolution_by_hand(kernel_size):
+def test_convolution_matches_a_numpy_reference(kernel_size):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1, 3, 4, 2)).astype(np.float32)
   kernel = rng.normal(size=(kernel_size, kernel_size, 2, 3)).astype(np.float32)
@@ -161,7 +162,7 @@ def test_convolution_by_hand(kernel_size):
   np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_block_scales_its_branch_only():
+def test_gain_of_a_block_scales_only_the_residual_branch():
   block = module.Block(features=4, kernels=(3, 3, 3, 1), post_gain=0.0, dtype=jnp.float32)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1, 4, 4, 4)).astype(np.float32)
@@ -177,22 +178,22 @@ def test_block_scales_its_branch_only():
   assert np.abs(branch(1.0)).max() > 0.1
 
 
-def test_the_gain_of_the_blocks_is_the_released_one_or_the_one_given(tiny_params, images):
-  # TINY has 2 * 1 blocks on each side.
+def test_residual_gain_defaults_to_the_released_models_gain(tiny_params, images):
+  # TINY has 2 groups of 1 block, so the default gain is 1 / 2^2.
   default = _apply(tiny_params, images, 'encode_latents')
   np.testing.assert_array_equal(default, _apply(tiny_params, images, 'encode_latents', TINY.clone(residual_gain=0.25)))
   assert np.abs(default - _apply(tiny_params, images, 'encode_latents', TINY.clone(residual_gain=1.0))).max() > 0.1
 
 
-def test_a_part_decodes_as_if_the_picture_ended_there(tiny_params):
+def test_decode_part_ignores_unknown_codes(tiny_params):
   codes = np.array([[[1, 3], [2, 0]]], np.int32)
   known = np.array([[[True, True], [False, False]]])
 
-  def part(codes, known):
+  def decode_part(codes, known):
     run = jax.jit(lambda p, c, k: TINY.apply({'params': p}, c, k, method='decode_part'))
     return np.asarray(run(tiny_params, codes, known))
 
-  np.testing.assert_array_equal(part(codes, known | True), _apply(tiny_params, codes, 'decode'))
+  np.testing.assert_array_equal(decode_part(codes, known | True), _apply(tiny_params, codes, 'decode'))
   other = np.array([[[1, 3], [4, 5]]], np.int32)
-  np.testing.assert_array_equal(part(codes, known), part(other, known))  # what is not known yet does not count
-  assert np.any(part(codes, known) != part(codes, known | True))
+  np.testing.assert_array_equal(decode_part(codes, known), decode_part(other, known))
+  assert np.any(decode_part(codes, known) != decode_part(codes, known | True))

@@ -7,20 +7,20 @@ from PIL import Image
 from dalle_jax.models.inception import SIZE, BlockE, mean_pool, prepare
 
 
-def test_pictures_are_resized_as_clean_fid_does():
+def test_images_are_resized_as_in_clean_fid():
   images = np.concatenate([pictures(), pictures()[:, ::-1]])
-  large = np.kron(images[0], np.ones((16, 16, 1))).astype(np.uint8)[None]  # made smaller: 640 x 384
-  for given in (images, large):
+  large = np.kron(images[0], np.ones((16, 16, 1))).astype(np.uint8)[None]  # 640 x 384, to test downsampling
+  for batch in (images, large):
     resized = [
       [np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
        for c in range(3)]
-      for image in given
+      for image in batch
     ]  # fmt: skip
     expected = np.moveaxis(np.array(resized), 1, -1).clip(0, 255)
-    np.testing.assert_allclose(np.asarray(prepare(given)) * 128 + 128, expected, atol=0.02)  # of 255
+    np.testing.assert_allclose(np.asarray(prepare(batch)) * 128 + 128, expected, atol=0.02)
 
 
-def test_means_at_the_border_are_of_what_lies_inside():
+def test_average_pooling_excludes_padding():
   x = np.random.default_rng(0).normal(size=(1, 4, 5, 2)).astype(np.float32)
   expected = np.empty_like(x)
   for row in range(4):
@@ -29,11 +29,11 @@ def test_means_at_the_border_are_of_what_lies_inside():
   np.testing.assert_allclose(mean_pool(x), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(('largest', 'expected'), [(True, 9.0), (False, 1.0)])
-def test_the_last_block_pools_the_largest(largest, expected):
+@pytest.mark.parametrize(('max_pool', 'expected'), [(True, 9.0), (False, 1.0)])
+def test_last_block_uses_max_pooling_if_asked_to(max_pool, expected):
   x = np.zeros((1, 3, 3, 4), np.float32)
   x[0, 0, 0] = 9
-  block = BlockE(largest)
+  block = BlockE(max_pool)
   shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x)['params'])
   params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   params['branch_pool']['kernel'] += 1 / 4
@@ -42,9 +42,9 @@ def test_the_last_block_pools_the_largest(largest, expected):
   np.testing.assert_allclose(out[0, 1, 1, -192:], expected, rtol=1e-6)
 
 
-def test_layers_are_as_many_and_as_large_as_published():
-  # With class weights and four values of normalisation a channel: the 23,885,392 numbers of the published file.
-  found = shapes()
-  assert len(found) == 94
-  num_channels = sum(shape[-1] for shape in found.values())
-  assert sum(np.prod(shape) for shape in found.values()) + 4 * num_channels + 2049 * 1008 == 23_885_392
+def test_layer_and_parameter_counts_match_the_published_weights():
+  # The published file holds 23,885,392 numbers: the kernels, four normalisation values per channel, and the classifier.
+  kernel_shapes = shapes()
+  assert len(kernel_shapes) == 94
+  num_channels = sum(shape[-1] for shape in kernel_shapes.values())
+  assert sum(np.prod(shape) for shape in kernel_shapes.values()) + 4 * num_channels + 2049 * 1008 == 23_885_392

@@ -13,14 +13,14 @@ def _x(*shape):
 
 
 def _apply(module, x):
-  """Output and parameters, the latter random in every entry."""
+  """The module's output for random parameters, and these parameters."""
   rng = np.random.default_rng(1)
   shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x)['params'])
   params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
   return np.asarray(module.apply({'params': params}, x)), params
 
 
-def test_norms_by_hand():
+def test_norms_match_a_numpy_reference():
   x = _x(2, 3, 8) + 1
   out, p = _apply(Norm('layernorm', jnp.float32), x)
   centred = x - x.mean(-1, keepdims=True)
@@ -31,7 +31,7 @@ def test_norms_by_hand():
   assert set(p) == {'scale'}
 
 
-def test_mlps_by_hand():
+def test_mlps_match_a_numpy_reference():
   x = _x(1, 2, 8)
   out, p = _apply(Mlp('quick_gelu', 24, 1.0, 1.0, jnp.float32), x)
   hidden = x @ p['mlp_in']['kernel'] + p['mlp_in']['bias']
@@ -43,7 +43,7 @@ def test_mlps_by_hand():
   np.testing.assert_allclose(out, hidden @ p['mlp_out']['kernel'] + p['mlp_out']['bias'], atol=1e-4)
 
 
-def test_swiglu_has_about_as_many_parameters_as_the_plain_mlp():
+def test_swiglu_has_about_as_many_parameters_as_quick_gelu():
   counts = {}
   for kind in layers.MLPS:
     shapes = jax.eval_shape(Mlp(kind, 4 * 512, 1.0, 1.0, jnp.float32).init, jax.random.key(0), jnp.zeros((1, 1, 512)))
@@ -51,22 +51,22 @@ def test_swiglu_has_about_as_many_parameters_as_the_plain_mlp():
   assert counts['swiglu'] == pytest.approx(counts['quick_gelu'], rel=0.01)
 
 
-def test_quick_gelu():
+def test_quick_gelu_matches_its_formula():
   np.testing.assert_allclose(
     layers.quick_gelu(jnp.array([-1.0, 0.0, 2.0])), [-1 / (1 + np.exp(1.702)), 0, 2 / (1 + np.exp(-3.404))], rtol=1e-5
   )
 
 
-def test_rotation_turns_pairs_of_channels_by_the_position_of_their_part():
-  x = np.array([1.0, 0, 0, 0, 1.0, 0, 0, 0], np.float32)[None, None, None]  # the first pair of both parts
+def test_rotary_positions_rotate_channel_pairs_by_position_times_rate():
+  x = np.array([1.0, 0, 0, 0, 1.0, 0, 0, 0], np.float32)[None, None, None]  # the first channel pair of both groups
   out = np.asarray(rotate(jnp.asarray(x), [jnp.array([2]), jnp.array([3])]))[0, 0, 0]
   np.testing.assert_allclose(out, [np.cos(2), 0, np.sin(2), 0, np.cos(3), 0, np.sin(3), 0], atol=1e-6)
-  slow = np.roll(x, 1, axis=-1)  # the second pair, whose rate is 10000^(-1/2)
+  slow = np.roll(x, 1, axis=-1)  # the second channel pair, with a rate of 10000^(-1/2)
   out = np.asarray(rotate(jnp.asarray(slow), [jnp.array([2]), jnp.array([3])]))[0, 0, 0]
   np.testing.assert_allclose(out, [0, np.cos(0.02), 0, np.sin(0.02), 0, np.cos(0.03), 0, np.sin(0.03)], atol=1e-6)
 
 
-def test_products_depend_on_differences_of_positions_alone():
+def test_dot_products_of_rotated_vectors_depend_only_on_position_differences():
   query, key = jnp.asarray(_x(1, 5, 2, 8)), jnp.asarray(_x(1, 5, 2, 8)[..., ::-1].copy())
 
   def scores(shift):

@@ -13,7 +13,7 @@ VOCAB = 5
 
 
 def _model(order, smoothing='kneser_ney'):
-  """A model of a corpus in which the id 4 never occurs."""
+  """A model, and its table from a corpus in which the id 4 does not occur."""
   rng = np.random.default_rng(0)
   corpus = [rng.integers(0, VOCAB - 1, size=n) for n in (7, 1, 30, 0, 12)]
   table = ngram_counts.estimate(ngram_counts.count(corpus, VOCAB, order), smoothing=smoothing, add_k=0.3)
@@ -21,7 +21,7 @@ def _model(order, smoothing='kneser_ney'):
 
 
 def _sequences(order):
-  """Every beginning of up to four tokens, with something behind it."""
+  """Sequences of 8 tokens with all possible beginnings of min(order, 4) tokens and random continuations."""
   begin = np.array(list(itertools.product(range(VOCAB), repeat=min(order, 4))), np.int32)
   rest = np.random.default_rng(1).integers(0, VOCAB, (len(begin), 8 - begin.shape[1]))
   return np.concatenate([begin, rest.astype(np.int32)], axis=1)
@@ -29,7 +29,7 @@ def _sequences(order):
 
 @pytest.mark.parametrize('smoothing', SMOOTHINGS)
 @pytest.mark.parametrize('order', [1, 2, 3, 5, 8])
-def test_probabilities_sum_to_one_after_any_context(order, smoothing):
+def test_probabilities_sum_to_one_after_every_context(order, smoothing):
   model, table = _model(order, smoothing)
   logits = np.asarray(jax.jit(model.logits)(table, _sequences(order)), np.float64)
   np.testing.assert_allclose(np.exp(logits).sum(-1), 1, atol=1e-6)
@@ -37,20 +37,20 @@ def test_probabilities_sum_to_one_after_any_context(order, smoothing):
 
 
 @pytest.mark.parametrize('order', [1, 2, 4])
-def test_reading_token_by_token_gives_what_reading_at_once_gives(order):
+def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(order):
   model, table = _model(order)
   tokens = _sequences(order)
   logits = jax.jit(model.logits)(table, tokens)
   params = model.decode_params(table)
   for start in (0, 1, 3):
-    cache, found = jax.jit(model.prefill)(params, tokens[:, :start])
-    np.testing.assert_allclose(found, logits[:, start], atol=1e-6)
+    cache, next_logits = jax.jit(model.prefill)(params, tokens[:, :start])
+    np.testing.assert_allclose(next_logits, logits[:, start], atol=1e-6)
     for t in range(start, 7):
-      cache, found = jax.jit(model.step)(params, cache, tokens[:, t])
-      np.testing.assert_allclose(found, logits[:, t + 1], atol=1e-6)
+      cache, next_logits = jax.jit(model.step)(params, cache, tokens[:, t])
+      np.testing.assert_allclose(next_logits, logits[:, t + 1], atol=1e-6)
 
 
-def test_it_sees_order_minus_one_tokens():
+def test_logits_depend_on_the_previous_order_minus_one_tokens():
   model, table = _model(3)
   tokens = _sequences(3)[:1]
   first = model.logits(table, tokens)
@@ -60,7 +60,7 @@ def test_it_sees_order_minus_one_tokens():
 
 
 @pytest.mark.parametrize('order', [1, 3])
-def test_without_a_corpus_all_tokens_are_equally_likely(order):
+def test_initial_table_makes_all_tokens_equally_likely(order):
   model = Ngram(VOCAB, 8, order)
   logits = model.logits(model.init(jax.random.key(0)), _sequences(order))
   np.testing.assert_allclose(logits, -np.log(VOCAB), rtol=1e-6)

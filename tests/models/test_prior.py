@@ -28,12 +28,12 @@ TINY = _tiny('full')
 
 
 def _finite(logits):
-  """Impossible tokens at -100, so that logits can be subtracted."""
+  """Clip the logits at -100, because -inf cannot be subtracted."""
   return np.maximum(np.asarray(logits), -100)
 
 
 def _random_params(prior, seed=0):
-  """Random in every entry: at the start the output matrices are zero, and all logits with them."""
+  """Parameters with random entries. Initial output matrices are zero, which would make all logits equal."""
   rng = np.random.default_rng(seed)
   shapes = nn.unbox(jax.eval_shape(lambda: prior.init(jax.random.key(0))))
   return jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
@@ -46,7 +46,7 @@ def params():
 
 @pytest.fixture(scope='module')
 def tokens():
-  """Streams [2, 13]: one with a pad, one with a caption that fills its slots."""
+  """Streams [2, 13]: one with two pads, and one whose caption leaves only the last pad."""
   rng = np.random.default_rng(1)
   text = np.array([[3, 6, PAD, PAD], [2, 1, 5, PAD]])
   return np.concatenate([text, TEXT + rng.integers(0, IMAGE, (2, GRID**2))], axis=1).astype(np.int32)
@@ -67,13 +67,13 @@ def step():
   return jax.jit(TINY.step)
 
 
-def test_the_stream_is_text_then_a_pad_then_shifted_codes(tokens):
+def test_stream_is_text_a_pad_and_shifted_image_ids(tokens):
   text, image = tokens[:, : TEXT_LENGTH - 1], tokens[:, TEXT_LENGTH:] - TEXT
   np.testing.assert_array_equal(TINY.stream(jnp.asarray(text), jnp.asarray(image)), tokens)
   assert (TINY.length, TINY.image_length, TINY.vocab_size) == (13, 9, 12)
 
 
-def test_every_slot_is_embedded_as_the_module_documents(params, tokens):
+def test_slots_are_embedded_as_documented_in_the_module(params, tokens):
   e = params['embeddings']
   expected = np.zeros((2, TINY.length, 8), np.float32)
   for b, slot in np.ndindex(expected.shape[:2]):
@@ -94,21 +94,21 @@ def test_every_slot_is_embedded_as_the_module_documents(params, tokens):
   text = embed(tokens[:, : TEXT_LENGTH - 1], method='text_slots')
   image = embed(tokens[:, TEXT_LENGTH:-1] - TEXT, method='image_slots')
   np.testing.assert_allclose(np.concatenate([text, image], axis=1), expected, atol=1e-6)
-  one = jax.jit(lambda token, index: embed(token, index, method='slot'))
+  embed_slot = jax.jit(lambda token, index: embed(token, index, method='slot'))
   for slot in range(1, TINY.length):
-    np.testing.assert_allclose(one(tokens[:, slot - 1], slot), expected[:, slot : slot + 1], atol=1e-6)
+    np.testing.assert_allclose(embed_slot(tokens[:, slot - 1], slot), expected[:, slot : slot + 1], atol=1e-6)
 
 
-# Nothing; within the text; before and after its last slot; within and at the end of the image.
+# Prefixes that are empty, end within the text, before and after its last slot, and within and at the end of the image.
 @pytest.mark.parametrize('prefix', [0, 2, TEXT_LENGTH - 1, TEXT_LENGTH, TEXT_LENGTH + 1, 9, 12])
-def test_prefill_and_steps_equal_the_whole_sequence(params, tokens, logits, step, prefix):
-  whole = logits(params, tokens)
-  apart = TINY.decode_params(params)
-  cache, now = jax.jit(TINY.prefill)(apart, tokens[:, :prefix])
-  np.testing.assert_allclose(now, whole[:, prefix], atol=2e-5)
+def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(params, tokens, logits, step, prefix):
+  expected = logits(params, tokens)
+  decode_params = TINY.decode_params(params)
+  cache, next_logits = jax.jit(TINY.prefill)(decode_params, tokens[:, :prefix])
+  np.testing.assert_allclose(next_logits, expected[:, prefix], atol=2e-5)
   for t in range(prefix, TINY.length - 1):
-    cache, now = step(apart, cache, tokens[:, t])
-    np.testing.assert_allclose(now, whole[:, t + 1], atol=2e-5)
+    cache, next_logits = step(decode_params, cache, tokens[:, t])
+    np.testing.assert_allclose(next_logits, expected[:, t + 1], atol=2e-5)
 
 
 SCHEMES = {
@@ -120,27 +120,27 @@ SCHEMES = {
 
 @pytest.mark.parametrize('scheme', SCHEMES)
 @pytest.mark.parametrize('kinds', [('row',), ('column',), ('conv',), ('row', 'column'), ('full', 'conv')])
-def test_cached_logits_are_those_of_the_whole_sequence_for_every_pattern_and_scheme(tokens, scheme, kinds):
+def test_prefill_and_steps_equal_the_whole_sequence_for_all_patterns_and_options(tokens, scheme, kinds):
   prior = _tiny(*kinds, **SCHEMES[scheme])
   params, prefix = _random_params(prior), TEXT_LENGTH + 1
-  whole = jax.jit(prior.logits)(params, tokens)
-  apart = prior.decode_params(params)
+  expected = jax.jit(prior.logits)(params, tokens)
+  decode_params = prior.decode_params(params)
   step = jax.jit(prior.step)
   for rows in (slice(0, 2), slice(1, 2)):
-    cache, now = prior.prefill(apart, tokens[rows, :prefix])
+    cache, next_logits = prior.prefill(decode_params, tokens[rows, :prefix])
     for t in range(prefix, prior.length):
-      np.testing.assert_allclose(now, whole[rows, t], atol=5e-5)
+      np.testing.assert_allclose(next_logits, expected[rows, t], atol=5e-5)
       if t < prior.length - 1:
-        cache, now = step(apart, cache, tokens[rows, t])
+        cache, next_logits = step(decode_params, cache, tokens[rows, t])
 
 
-def test_rotary_priors_have_no_embeddings_of_positions_but_the_pads():
+def test_rotary_priors_have_pad_embeddings_but_no_position_embeddings():
   names = set(_random_params(_tiny('full', rotary=True))['embeddings'])
   assert {'text_position', 'row_embedding', 'column_embedding'} & names == set()
   assert 'pad_embedding' in names
 
 
-def test_logits_depend_on_earlier_tokens_only_and_on_all_of_them(params, tokens, logits):
+def test_logits_depend_on_all_earlier_tokens_and_on_no_others(params, tokens, logits):
   base = tokens[1]
   changed = np.repeat(base[None], TINY.length, axis=0)
   for t in range(TINY.length):
@@ -151,63 +151,63 @@ def test_logits_depend_on_earlier_tokens_only_and_on_all_of_them(params, tokens,
   for t in range(TINY.length):
     np.testing.assert_allclose(after[t, : t + 1], before[: t + 1], atol=1e-6)
     if t not in (TEXT_LENGTH - 1, TINY.length - 1):
-      assert np.abs(after[t, t + 1 :] - before[t + 1 :]).max() > 1e-3, f'nothing depends on token {t}'
+      assert np.abs(after[t, t + 1 :] - before[t + 1 :]).max() > 1e-3, f'no later logits depend on token {t}'
 
 
-def test_a_pad_is_seen_as_the_pad_embedding_of_its_slot_alone(params, tokens, logits):
+def test_a_pad_is_embedded_only_by_the_pad_embedding_of_its_slot(params, tokens, logits):
   def with_noise(name, index):
     table = params['embeddings'][name].copy()
-    table[index, ::2] += 1.0  # not in all channels: layer normalisation would take that out
+    table[index, ::2] += 1.0  # only in every other channel: layer normalisation removes a constant
     return _finite(logits({**params, 'embeddings': {**params['embeddings'], name: table}}, tokens))
 
   before = _finite(logits(params, tokens))
   np.testing.assert_array_equal(with_noise('text_embedding', PAD), before)
-  moved = with_noise('pad_embedding', 3)  # the slot that holds the first text's pad
-  np.testing.assert_array_equal(moved[1], before[1])
-  np.testing.assert_array_equal(moved[0, :3], before[0, :3])
-  assert np.abs((moved - before)[0, 4]).max() > 1e-3
+  pad = with_noise('pad_embedding', 3)  # slot 3 holds a pad in the first stream only
+  np.testing.assert_array_equal(pad[1], before[1])
+  np.testing.assert_array_equal(pad[0, :3], before[0, :3])
+  assert np.abs((pad - before)[0, 4]).max() > 1e-3
   position = with_noise('text_position', 3)
   np.testing.assert_array_equal(position[0], before[0])
   assert np.abs((position - before)[1, 4]).max() > 1e-3
 
 
-def test_split_logits_are_the_stream_logits_in_two_parts(params, tokens, logits, split_logits):
+def test_split_logits_equal_the_text_and_image_logits_of_the_stream(params, tokens, logits, split_logits):
   text, image = tokens[:, : TEXT_LENGTH - 1], tokens[:, TEXT_LENGTH:] - TEXT
-  by_text, by_image = split_logits(params, text, image)
-  whole = logits(params, tokens)
-  assert by_text.shape == (2, TEXT_LENGTH, TEXT)
-  # Training scores words too where the stream knows that a pad must come.
-  of_stream = whole[:, :TEXT_LENGTH, :TEXT]
-  np.testing.assert_allclose(np.where(np.isfinite(of_stream), by_text, -np.inf), of_stream, atol=1e-5)
-  np.testing.assert_allclose(by_image, whole[:, TEXT_LENGTH:, TEXT:], atol=1e-5)
+  text_logits, image_logits = split_logits(params, text, image)
+  stream_logits = logits(params, tokens)
+  assert text_logits.shape == (2, TEXT_LENGTH, TEXT)
+  # The stream logits rule out all ids but the pad at some positions; the training logits do not.
+  expected = stream_logits[:, :TEXT_LENGTH, :TEXT]
+  np.testing.assert_allclose(np.where(np.isfinite(expected), text_logits, -np.inf), expected, atol=1e-5)
+  np.testing.assert_allclose(image_logits, stream_logits[:, TEXT_LENGTH:, TEXT:], atol=1e-5)
 
 
-def test_impossible_tokens_and_no_others_are_ruled_out(params, tokens, logits):
+def test_exactly_the_impossible_tokens_have_a_logit_of_minus_infinity(params, tokens, logits):
   possible = np.zeros((2, TINY.length, TINY.vocab_size), bool)
   possible[:, :TEXT_LENGTH, PAD] = True
-  possible[0, :3, :TEXT] = True  # the third target is this caption's first pad
-  possible[1, :3, :TEXT] = True  # this caption fills its slots; the last one is a pad
+  possible[0, :3, :TEXT] = True  # the third target is the first pad of this caption
+  possible[1, :3, :TEXT] = True  # this caption leaves only the last pad
   possible[:, TEXT_LENGTH:, TEXT:] = True
-  whole = np.asarray(logits(params, tokens))
-  np.testing.assert_array_equal(np.isfinite(whole), possible)
+  stream_logits = np.asarray(logits(params, tokens))
+  np.testing.assert_array_equal(np.isfinite(stream_logits), possible)
   ended = tokens[:1].copy()
   ended[0, 1] = PAD
-  possible[0, 2, 1:TEXT] = False  # nothing but pads comes after a pad
+  possible[0, 2, 1:TEXT] = False  # only a pad may follow a pad
   np.testing.assert_array_equal(np.isfinite(logits(params, ended)[0]), possible[0])
-  assert np.all(whole[~np.isfinite(whole)] == -np.inf)
+  assert np.all(stream_logits[~np.isfinite(stream_logits)] == -np.inf)
 
 
-def test_probabilities_of_all_sequences_sum_to_one():
+def test_probabilities_of_all_streams_sum_to_one():
   small = Prior(3, 2, Transformer(BlockShape(1, 4, 1, 1), (Pattern('full', 3, 2),)))
   texts = [(a, b, PAD) for a, b in itertools.product(range(3), repeat=2) if a != PAD or b == PAD]
-  everything = np.array([text + codes for text in texts for codes in itertools.product((3, 4), repeat=4)])
-  logits = jax.jit(small.logits)(_random_params(small, 3), everything)
-  total = np.exp(-np.asarray(module.token_nll(logits, jnp.asarray(everything)), np.float64).sum(-1))
-  assert total.sum() == pytest.approx(1, abs=1e-5)
-  assert np.ptp(total) > 1e-3
+  streams = np.array([text + codes for text in texts for codes in itertools.product((3, 4), repeat=4)])
+  logits = jax.jit(small.logits)(_random_params(small, 3), streams)
+  probabilities = np.exp(-np.asarray(module.token_nll(logits, jnp.asarray(streams)), np.float64).sum(-1))
+  assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+  assert np.ptp(probabilities) > 1e-3
 
 
-def test_losses_by_hand():
+def test_losses_match_a_numpy_reference():
   rng = np.random.default_rng(0)
   text = np.array([[3, 6, PAD, PAD], [2, 1, 5, 4], [1, PAD, PAD, PAD]], np.int32)
   image = rng.integers(0, IMAGE, (3, 6)).astype(np.int32)
@@ -218,23 +218,24 @@ def test_losses_by_hand():
     return np.log(np.exp(np.float64(scores)).sum()) - scores[token]
 
   targets = [[3, 6, PAD], [2, 1, 5, 4, PAD], [1, PAD]]
-  by_text = [nll(text_logits[b, t], token) for b, row in enumerate(targets) for t, token in enumerate(row)]
-  by_image = [nll(image_logits[b, t], image[b, t]) for b, t in np.ndindex(image.shape)]
+  text_nll = [nll(text_logits[b, t], token) for b, row in enumerate(targets) for t, token in enumerate(row)]
+  image_nll = [nll(image_logits[b, t], image[b, t]) for b, t in np.ndindex(image.shape)]
   losses = module.losses(text_logits, image_logits, jnp.asarray(text), jnp.asarray(image))
-  np.testing.assert_allclose([losses['text'], losses['image']], [np.mean(by_text), np.mean(by_image)], rtol=1e-5)
-  second = module.losses(*map(jnp.asarray, (text_logits, image_logits, text, image, np.array([False, True, False]))))
-  assert second['text'] == pytest.approx(np.mean(by_text[3:8]), rel=1e-5)
-  assert second['image'] == losses['image']
+  np.testing.assert_allclose([losses['text'], losses['image']], [np.mean(text_nll), np.mean(image_nll)], rtol=1e-5)
+  captioned = np.array([False, True, False])
+  losses_of_one = module.losses(*map(jnp.asarray, (text_logits, image_logits, text, image, captioned)))
+  assert losses_of_one['text'] == pytest.approx(np.mean(text_nll[3:8]), rel=1e-5)
+  assert losses_of_one['image'] == losses['image']
 
 
-def test_captions_are_dropped_whole_and_in_the_share_asked_for():
+def test_drop_captions_drops_whole_captions_with_the_given_probability():
   text = jnp.ones((2000, 3), jnp.int32)
   dropped, kept = module.drop_captions(jax.random.key(0), text, 0.2)
   np.testing.assert_array_equal(dropped, np.repeat(np.asarray(kept)[:, None], 3, axis=1))
   assert 0.17 < 1 - np.mean(kept) < 0.23
 
 
-def test_half_precision_keeps_float32_parameters_and_logits(params, tokens, logits):
+def test_bfloat16_prior_has_float32_parameters_and_logits(params, tokens, logits):
   half = _tiny('full', dtype=jnp.bfloat16)
   shapes = jax.eval_shape(lambda: half.init(jax.random.key(0)))
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
@@ -245,10 +246,11 @@ def test_half_precision_keeps_float32_parameters_and_logits(params, tokens, logi
   assert 0 < np.abs(low[finite] - full[finite]).max() < 0.1 * np.abs(full[finite]).max()
 
 
-def test_a_fresh_model_gives_even_odds(params, tokens, split_logits):
-  # Only what is returned is computed, which compiles at once.
-  fresh = jax.jit(lambda key: [TINY.init(key)['embeddings'][name].value for name in ('text_kernel', 'image_kernel')])
-  text_kernel, image_kernel = fresh(jax.random.key(0))
+def test_initial_prior_is_uniform(params, tokens, split_logits):
+  # XLA computes only the returned kernels, so this compiles fast.
+  names = ('text_kernel', 'image_kernel')
+  init_kernels = jax.jit(lambda key: [TINY.init(key)['embeddings'][name].value for name in names])
+  text_kernel, image_kernel = init_kernels(jax.random.key(0))
   start = {**params, 'embeddings': {**params['embeddings'], 'text_kernel': text_kernel, 'image_kernel': image_kernel}}
   text, image = tokens[:, : TEXT_LENGTH - 1], tokens[:, TEXT_LENGTH:] - TEXT
   losses = module.losses(*split_logits(start, text, image), jnp.asarray(text), jnp.asarray(image))
@@ -266,7 +268,7 @@ def test_every_axis_of_every_parameter_has_a_sharding_rule():
   assert {'layers', 'heads', 'mlp', 'vocab', 'embed'} <= {name for leaf in boxes for name in leaf.names}
 
 
-def test_the_papers_prior_has_twelve_billion_parameters():
+def test_papers_prior_has_twelve_billion_parameters():
   paper = {'attention_pattern': ('row', 'column', 'row', 'row'), 'last_attention_pattern': 'conv'}
   config = Config.from_dict({'data': {'image_size': 256}, 'prior': paper})
   prior = make_prior(config, 16_384)
@@ -284,9 +286,9 @@ def test_the_papers_prior_has_twelve_billion_parameters():
   assert count == pytest.approx(12e9, rel=0.03)
 
 
-def test_only_pads_follow_a_pad(params, tokens, logits):
+def test_only_a_pad_may_follow_a_pad(params, tokens, logits):
   ended = np.array(tokens[:1])
   ended[0, 1:TEXT_LENGTH] = PAD
-  whole = np.asarray(logits(params, ended))[0, 2:TEXT_LENGTH]
-  assert np.isfinite(whole[:, PAD]).all()
-  assert (whole[:, 1:] == -np.inf).all()
+  logits_after_pad = np.asarray(logits(params, ended))[0, 2:TEXT_LENGTH]
+  assert np.isfinite(logits_after_pad[:, PAD]).all()
+  assert (logits_after_pad[:, 1:] == -np.inf).all()

@@ -1,4 +1,4 @@
-"""The reranker against CLIP written down in numpy, and its losses against their definition."""
+"""Compares the reranker with a numpy implementation of CLIP, and its losses with their definition."""
 
 import functools
 import math
@@ -53,7 +53,7 @@ def _norm(x, p):
 
 
 def _block(x, p, causal):
-  """x [T, D]; one head after the other."""
+  """One transformer block for x [T, D], computed head by head."""
   kernel, bias, mixed = p['qkv']['kernel'], p['qkv']['bias'], []
   y = _norm(x, p['attention_norm'])
   for head in range(HEADS):
@@ -94,7 +94,7 @@ def _text_embedding(ids, end, p):
   return _unit(_stack(x, p['transformer'], causal=True)[end] @ p['projection_kernel'])
 
 
-def test_images_are_embedded_as_in_clip():
+def test_image_embeddings_match_clip():
   params, features = _applied('image_features')
   _, embeddings = _applied('image_embeddings')
   images = _images()
@@ -105,45 +105,45 @@ def test_images_are_embedded_as_in_clip():
 
 
 @pytest.mark.parametrize(
-  ('end_of_text', 'texts', 'read', 'ends'),
+  ('end_of_text', 'texts', 'padded', 'ends'),
   [
     ('first_pad', [[3, 9, 0, 0, 0], [3, 9, 4, 1, 2]], [[3, 9, 0, 0, 0, 0], [3, 9, 4, 1, 2, 0]], [2, 5]),
     ('largest_id', [[8, 4, 10, 0, 0, 0], [8, 4, 0, 1, 2, 10]], [[8, 4, 10, 0, 0, 0], [8, 4, 0, 1, 2, 10]], [2, 5]),
   ],
 )
-def test_texts_are_embedded_as_in_clip_at_their_end(end_of_text, texts, read, ends):
+def test_text_embeddings_match_clip(end_of_text, texts, padded, ends):
   params, embeddings = _applied('text_embeddings', end_of_text=end_of_text)
-  expected = [_text_embedding(np.array(ids), end, params['text']) for ids, end in zip(read, ends, strict=True)]
+  expected = [_text_embedding(np.array(ids), end, params['text']) for ids, end in zip(padded, ends, strict=True)]
   np.testing.assert_allclose(embeddings(np.array(texts)), expected, atol=1e-4)
 
 
-def test_what_stands_behind_the_end_changes_nothing():
+def test_ids_after_the_end_of_text_do_not_change_the_embedding():
   _, embeddings = _applied('text_embeddings')
   texts = np.array([[3, 9, 0, 0, 0], [3, 9, 0, 7, 5], [3, 8, 0, 0, 0]])
-  first, padded, other = embeddings(texts)
-  np.testing.assert_allclose(first, padded, atol=1e-6)
-  assert np.abs(first - other).max() > 1e-2
+  text, same_until_end, different = embeddings(texts)
+  np.testing.assert_allclose(text, same_until_end, atol=1e-6)
+  assert np.abs(text - different).max() > 1e-2
 
 
 @pytest.mark.parametrize('stem', module.STEMS)
-def test_embeddings_have_unit_length_whatever_the_picture(stem):
+def test_image_embeddings_have_unit_length_for_every_image(stem):
   _, embeddings = _applied('image_embeddings', stem=stem, activation='gelu')
   images = np.concatenate([_images(), np.zeros((1, SIZE, SIZE, 3), np.uint8)])
-  found = embeddings(images)
-  np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-  assert len(np.unique(found.round(4), axis=0)) == 4
+  vectors = embeddings(images)
+  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+  assert len(np.unique(vectors.round(4), axis=0)) == 4
 
 
-def test_the_convolutions_of_the_stem_halve_the_picture():
+def test_convolutions_of_the_stem_halve_the_resolution():
   params = _random(_make(stem='conv'))['image']
-  assert params['conv_1']['kernel'].shape == (3, 3, 12, 2)  # of pixels two by two
+  assert params['conv_1']['kernel'].shape == (3, 3, 12, 2)  # 12 input channels: 2 x 2 pixels of 3 channels
   assert params['conv_2']['kernel'].shape == (3, 3, 8, 4)
   assert params['patch_kernel'].shape == (1, 1, 4, 8)
   assert params['position'].shape == (5, 8)
 
 
-def test_the_published_size_has_the_published_number_of_parameters():
-  """ViT-B/32, of which OpenAI's file holds 151,277,313 trained numbers."""
+def test_vit_b_32_has_the_published_number_of_parameters():
+  """OpenAI's file of ViT-B/32 holds 151,277,313 trained parameters."""
   clip = {
     'embed_dim': 512, 'patch_size': 32, 'image_num_layers': 12, 'image_width': 768, 'image_num_heads': 12,
     'text_num_layers': 12, 'text_width': 512, 'text_num_heads': 8, 'activation': 'quick_gelu',
@@ -154,7 +154,7 @@ def test_the_published_size_has_the_published_number_of_parameters():
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 151_277_313
 
 
-def test_the_scale_is_at_most_100():
+def test_scale_of_cosines_is_at_most_100():
   model, texts = _make(), np.ones((1, LENGTH - 1), np.int32)
   params = _random(model)
   scale = jax.jit(lambda params: model.apply({'params': params}, _images(1), texts)[2])
@@ -162,22 +162,22 @@ def test_the_scale_is_at_most_100():
     assert scale(params | {'logit_scale': jnp.float32(value)}) == pytest.approx(expected, rel=1e-5)
 
 
-# --- The loss ---
+# --- Losses and accuracies ---
 
 
 def _random_scores(count=5):
   return np.random.default_rng(2).normal(size=(count, count)).astype(np.float32)
 
 
-def test_without_repeated_captions_the_loss_is_clips():
+def test_loss_equals_clips_loss_if_no_caption_repeats():
   scores = _random_scores()
   images, texts = module.contrastive_losses(jnp.asarray(scores), jnp.eye(5, dtype=bool))
-  for found, rows in ((images, scores), (texts, scores.T)):
+  for loss, rows in ((images, scores), (texts, scores.T)):
     expected = [math.log(np.exp(row).sum()) - row[i] for i, row in enumerate(rows)]
-    assert found == pytest.approx(np.mean(expected), rel=1e-5)
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_pictures_of_one_caption_share_the_target():
+def test_images_with_equal_captions_share_the_target():
   text = np.array([[1, 2], [3, 0], [1, 2], [4, 0], [1, 2]])
   positives = np.asarray(module.same_text(text, text))
   groups = [0, 1, 0, 2, 0]
@@ -186,12 +186,12 @@ def test_pictures_of_one_caption_share_the_target():
   least = np.mean([math.log(groups.count(group)) for group in groups])
   for loss in module.contrastive_losses(jnp.asarray(perfect), jnp.asarray(positives)):
     assert loss == pytest.approx(least, rel=1e-5)
-  # No score of a caption's other picture is to fall below its own.
+  # All positives of a row have the same gradient.
   gradient = jax.grad(lambda x: sum(module.contrastive_losses(x, jnp.asarray(positives))))(jnp.zeros((5, 5)))
   assert gradient[0, 2] == pytest.approx(float(gradient[0, 0])) and gradient[0, 2] < 0 < gradient[0, 1]
 
 
-def test_accuracy_counts_any_picture_of_the_caption():
+def test_accuracy_counts_every_positive_as_correct():
   text = np.array([[1], [2], [1]])
   positives = np.asarray(module.same_text(text, text))
   scores = np.array([[0.0, 1.0, 2.0], [0.0, 3.0, 0.0], [9.0, 0.0, 0.0]])
@@ -201,7 +201,7 @@ def test_accuracy_counts_any_picture_of_the_caption():
   assert (float(images), float(texts)) == pytest.approx((1 / 3, 1 / 3))
 
 
-def test_texts_of_no_image_are_negatives_of_all_images():
+def test_texts_without_an_image_are_negatives_unless_they_repeat_a_caption():
   scores = np.random.default_rng(3).normal(size=(2, 4)).astype(np.float32)
   positives = np.asarray(module.same_text(np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 4], [2, 1], [3, 4]])))
   assert positives.tolist() == [[True, False, False, False], [False, True, False, True]]

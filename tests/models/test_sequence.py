@@ -1,4 +1,4 @@
-"""The contract of sequence models, for every kind over one flat vocabulary, alone and restricted to streams."""
+"""Tests the sequence-model interface for all models over a single vocabulary, alone and restricted to streams."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ MODELS = {
   'transformer': _transformer(),
   'rotary': _transformer(rotary=True, norm='rmsnorm', mlp='swiglu', qk_norm=True),
 }
-STREAMS = {  # four text slots of three ids before four image tokens of four; and nine image tokens of seven
+# 'text and image': 5 text slots with 3 ids, then 4 image slots with 4 ids. 'image': 9 image slots with 7 ids.
+STREAMS = {
   f'{name}, {kind}': StreamModel(MODELS[name], *layout)
   for name in ('neural_ngram', 'lstm', 'transformer')
   for kind, layout in {'text and image': (3, 4, 5, 2), 'image': (0, VOCAB, 0, 3)}.items()
@@ -44,14 +45,14 @@ def model(request):
 
 @pytest.fixture(scope='module')
 def params(model):
-  """Random in every entry: the output matrices start at zero, which would hide mistakes."""
+  """Parameters with random entries. Initial output matrices are zero, which would hide mistakes."""
   rng = np.random.default_rng(0)
   shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
   return jax.tree.map(lambda leaf: jnp.asarray(0.6 * rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 def _finite(logits):
-  """Impossible tokens at -100, so that logits can be subtracted."""
+  """Clip the logits at -100, because -inf cannot be subtracted."""
   return np.maximum(np.asarray(logits), -100)
 
 
@@ -60,19 +61,19 @@ def tokens():
   return jnp.asarray(np.random.default_rng(1).integers(0, VOCAB, (3, LENGTH)), jnp.int32)
 
 
-def test_token_by_token_gives_what_the_whole_sequence_gives(model, params, tokens):
+def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(model, params, tokens):
   logits = jax.jit(model.logits)(params, tokens)
   assert logits.shape == (3, LENGTH, VOCAB) and logits.dtype == jnp.float32
-  decode, step = model.decode_params(params), jax.jit(model.step)
+  decode_params, step = model.decode_params(params), jax.jit(model.step)
   for start in (0, 1, 5):
-    cache, found = model.prefill(decode, tokens[:, :start])
-    np.testing.assert_allclose(found, logits[:, start], atol=2e-5)
+    cache, next_logits = model.prefill(decode_params, tokens[:, :start])
+    np.testing.assert_allclose(next_logits, logits[:, start], atol=2e-5)
     for t in range(start, LENGTH - 1):
-      cache, found = step(decode, cache, tokens[:, t])
-      np.testing.assert_allclose(found, logits[:, t + 1], atol=2e-5)
+      cache, next_logits = step(decode_params, cache, tokens[:, t])
+      np.testing.assert_allclose(next_logits, logits[:, t + 1], atol=2e-5)
 
 
-def test_no_token_sees_itself_or_what_comes_after(model, params, tokens):
+def test_logits_do_not_depend_on_the_predicted_or_later_tokens(model, params, tokens):
   logits = _finite(model.logits(params, tokens))
   changed = _finite(model.logits(params, tokens.at[:, 4].set((tokens[:, 4] + 1) % VOCAB)))
   np.testing.assert_array_equal(logits[:, :5], changed[:, :5])
@@ -82,7 +83,7 @@ def test_no_token_sees_itself_or_what_comes_after(model, params, tokens):
   np.testing.assert_array_equal(logits[:, 5 + memory :], changed[:, 5 + memory :])
 
 
-def test_it_starts_from_the_uniform_distribution_and_names_its_axes(model, tokens):
+def test_initial_model_is_uniform_and_names_the_axes_of_its_parameters(model, tokens):
   boxed = model.init(jax.random.key(0))
   logits = model.logits(nn.unbox(boxed), tokens)
   possible = np.isfinite(logits)
@@ -91,13 +92,13 @@ def test_it_starts_from_the_uniform_distribution_and_names_its_axes(model, token
   np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-5)
   specs = nn.get_partition_spec(boxed)
   for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(boxed)):
-    named = specs
+    spec = specs
     for key in path:
-      named = named[key.key]
-    assert leaf.ndim < 2 or any(named), jax.tree_util.keystr(path)
+      spec = spec[key.key]
+    assert leaf.ndim < 2 or any(spec), jax.tree_util.keystr(path)
 
 
-def test_half_precision_is_close_and_gives_float32_logits(tokens):
+def test_bfloat16_model_has_close_float32_logits(tokens):
   for full, half in [
     (MODELS['lstm'], Recurrent('lstm', VOCAB, LENGTH, 2, 5, 6, jnp.bfloat16)),
     (MODELS['neural_ngram'], NeuralNgram(VOCAB, LENGTH, 4, 5, 6, jnp.bfloat16)),

@@ -6,7 +6,7 @@ import pytest
 from dalle_jax.models import attention, sparse_attention
 from dalle_jax.models.attention import KINDS, Pattern
 
-# Grids below, at and above a block, not a multiple of it, and the paper's; with little text and much.
+# (grid size, text length, kernel size). Grids are smaller or larger than a block, no multiple of it, or the paper's.
 SIZES = [(1, 1, 1), (4, 5, 3), (9, 2, 9), (20, 3, 5), (32, 256, 11)]
 
 
@@ -16,7 +16,7 @@ def _qkv(pattern, dtype=jnp.float32):
 
 
 def _losses(pattern, block=sparse_attention.BLOCK):
-  """Value and gradients of some function of the output, dense and sparse."""
+  """Two functions, of dense and of sparse attention, that return a nonlinear loss, the output and the gradients."""
   mask = pattern.mask()
 
   def dense(*qkv):
@@ -47,39 +47,39 @@ def _check_against_dense(pattern, block=sparse_attention.BLOCK):
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('size', SIZES, ids=str)
-def test_it_equals_the_dense_reference_forward_and_backward(size, kind):
+def test_output_and_gradients_equal_dense_attention(size, kind):
   grid, text, kernel = size
   _check_against_dense(Pattern(kind, text, grid, kernel))
 
 
 @pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
 @pytest.mark.parametrize('block', [4, 128])
-def test_blocks_of_any_size_equal_the_dense_reference(kind, block):
+def test_output_and_gradients_equal_dense_attention_for_any_block_size(kind, block):
   _check_against_dense(Pattern(kind, 5, 20, 7), block)
 
 
-def test_runs_that_are_near_share_a_window_of_fewer_keys():
-  # Six rows of a window of 11, each 32 slots from the next: 22 lie between two of them.
+def test_neighbouring_runs_share_a_window_if_it_holds_fewer_keys():
+  # Six runs of up to 11 offsets, one for each row of the kernel. Rows are 32 slots apart, which leaves gaps of 22.
   pattern = Pattern('conv', 256, 32, 11)
   plans = {block: sparse_attention._plan(pattern, pattern.image_length, block) for block in (16, 32, 128)}
   assert len(plans[16].runs) == 6
   assert plans[32].runs == plans[128].runs == ((0, 165),)
   for block, plan in plans.items():
-    apart = sum(last - first + block for first, last in pattern.runs)
-    assert sum(last - first + block for first, last in plan.runs) <= apart
+    separate = sum(last - first + block for first, last in pattern.runs)
+    assert sum(last - first + block for first, last in plan.runs) <= separate
 
 
 @pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
-@pytest.mark.parametrize('part', [40, 100, 150])
-def test_one_part_after_another_equals_the_dense_reference(monkeypatch, kind, part):
-  monkeypatch.setattr(sparse_attention, 'PART', part)
+@pytest.mark.parametrize('chunk', [40, 100, 150])
+def test_output_and_gradients_equal_dense_attention_in_chunks(monkeypatch, kind, chunk):
+  monkeypatch.setattr(sparse_attention, 'CHUNK', chunk)
   pattern = Pattern(kind, 5, 20, 7)
   assert 'scan' in str(jax.make_jaxpr(_losses(pattern)[1])(*_qkv(pattern)))
   _check_against_dense(pattern)
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_prefixes_of_any_length_equal_the_dense_reference(kind):
+def test_outputs_of_prefixes_equal_dense_attention(kind):
   pattern = Pattern(kind, 3, 9, 5)
   qkv, mask = _qkv(pattern), pattern.mask()
   for length in (1, 2, 3, 4, 12, 40, 80):
@@ -97,7 +97,7 @@ def test_large_scores_do_not_overflow():
   np.testing.assert_allclose(out, attention.attend(200 * query, 50 * key, value, pattern.mask()), atol=1e-4)
 
 
-def test_half_precision_is_close_and_stays_half():
+def test_bfloat16_output_is_bfloat16_and_close():
   pattern = Pattern('row', 3, 8)
   qkv = _qkv(pattern, jnp.bfloat16)
   out = sparse_attention.attend_in_blocks(pattern, *qkv)
@@ -107,7 +107,7 @@ def test_half_precision_is_close_and_stays_half():
 
 
 def _sizes(jaxpr):
-  """Elements of every array that a program computes, also in its inner programs."""
+  """The number of elements of each array that a jaxpr computes, including its inner jaxprs."""
   for equation in jaxpr.eqns:
     for variable in equation.outvars:
       yield int(np.prod(variable.aval.shape))
@@ -117,13 +117,13 @@ def _sizes(jaxpr):
 
 
 def _of_grid(kind, grid):
-  """Value and gradients of one head of the paper's text and a grid, and the shape of what they take."""
+  """The sparse loss for the paper's text length and a grid size, and the shapes of its arguments (one head)."""
   pattern = Pattern(kind, 256, grid)
   return _losses(pattern)[1], [jax.ShapeDtypeStruct((1, pattern.length, 1, 64), jnp.float32)] * 3
 
 
 @pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
-def test_nothing_in_it_grows_with_the_square_of_the_sequence(kind):
+def test_no_array_grows_with_the_square_of_the_length(kind):
   largest = {}
   for grid in (32, 64):
     sparse, shapes = _of_grid(kind, grid)
@@ -135,26 +135,26 @@ def test_nothing_in_it_grows_with_the_square_of_the_sequence(kind):
 @pytest.mark.parametrize(
   'kind', [pytest.param('row', marks=pytest.mark.slow), pytest.param('column', marks=pytest.mark.slow), 'conv']
 )
-def test_its_memory_grows_linearly(kind):
-  needed = {}
+def test_memory_grows_linearly_with_the_length(kind):
+  bytes_per_slot = {}
   for grid in (64, 128):
     sparse, shapes = _of_grid(kind, grid)
-    needed[grid] = sparse.lower(*shapes).compile().memory_analysis().temp_size_in_bytes / shapes[0].shape[1]
-  assert needed[128] <= 1.05 * needed[64]
+    bytes_per_slot[grid] = sparse.lower(*shapes).compile().memory_analysis().temp_size_in_bytes / shapes[0].shape[1]
+  assert bytes_per_slot[128] <= 1.05 * bytes_per_slot[64]
 
 
 @pytest.mark.parametrize(('kind', 'grid', 'in_blocks'), [('row', 32, True), ('column', 32, True), ('conv', 32, True),
                                                         ('full', 32, False), ('row', 8, False)])  # fmt: skip
-def test_blocks_are_used_where_they_save_work(monkeypatch, kind, grid, in_blocks):
+def test_attend_uses_blocks_only_if_they_save_work(monkeypatch, kind, grid, in_blocks):
   pattern = Pattern(kind, 20, grid)
-  used = []
-  monkeypatch.setattr(sparse_attention, 'attend_in_blocks', lambda *args: used.append(args) or args[1])
+  calls = []
+  monkeypatch.setattr(sparse_attention, 'attend_in_blocks', lambda *args: calls.append(args) or args[1])
   shape = jax.ShapeDtypeStruct((1, pattern.length, 1, 4), jnp.float32)
   jax.eval_shape(lambda q, k, v: sparse_attention.attend(pattern, q, k, v), shape, shape, shape)
-  assert bool(used) == in_blocks
+  assert bool(calls) == in_blocks
 
 
-def test_the_choice_does_not_change_the_result():
+def test_attend_equals_attend_in_blocks():
   for kind in KINDS:
     pattern = Pattern(kind, 3, 17, 5)
     qkv = _qkv(pattern)

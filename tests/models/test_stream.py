@@ -17,7 +17,7 @@ ALONE = StreamModel(Ngram(IMAGE, 4, 2), 0, IMAGE, 0, 2)
 
 
 def _table(model, smoothing='kneser_ney', corpus=None):
-  """A table of sequences out of all ids, so that much of the inner model's probability lies on what cannot come."""
+  """The inner model's table. The default corpus mixes all ids, so that impossible tokens have much probability."""
   rng = np.random.default_rng(0)
   corpus = rng.integers(0, model.vocab_size, (9, model.length)) if corpus is None else corpus
   levels = ngram_counts.count(corpus, model.vocab_size, model.inner.order)
@@ -33,14 +33,14 @@ def _is_stream(tokens):
   )  # fmt: skip
 
 
-def test_streams_and_they_alone_have_probability():
+def test_exactly_the_valid_streams_have_positive_probability():
   tokens = np.array(list(itertools.product(range(TEXT + IMAGE), repeat=LENGTH)), np.int32)
   nats = np.asarray(token_nll(jax.jit(MODEL.logits)(_table(MODEL), tokens), tokens), np.float64).sum(axis=1)
   np.testing.assert_array_equal(np.isfinite(nats), [_is_stream(row) for row in tokens])
   assert np.exp(-nats).sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_what_can_come_is_as_likely_as_the_inner_model_says():
+def test_possible_tokens_have_the_logits_of_the_inner_model():
   table, tokens = _table(MODEL), jnp.array([[2, 1, 0, TEXT + 1], [1, 0, 0, TEXT]])
   inner, outer = MODEL.inner.logits(table, tokens), MODEL.logits(table, tokens)
   allowed = np.isfinite(outer)
@@ -50,8 +50,8 @@ def test_what_can_come_is_as_likely_as_the_inner_model_says():
   np.testing.assert_array_equal(MODEL.counted(tokens), [[True] * 4, [True, True, False, True]])
 
 
-@pytest.mark.parametrize('model', [MODEL, ALONE], ids=['after text', 'alone'])
-def test_token_by_token_gives_what_the_whole_sequence_gives(model):
+@pytest.mark.parametrize('model', [MODEL, ALONE], ids=['text and image', 'image'])
+def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(model):
   table = _table(model)
   text = np.array([[2, PAD], [1, 1]])[:, : max(model.text_length - 1, 0)]
   image = np.random.default_rng(1).integers(0, IMAGE, (2, model.image_length))
@@ -60,21 +60,21 @@ def test_token_by_token_gives_what_the_whole_sequence_gives(model):
   logits = jax.jit(model.logits)(table, tokens)
   params = model.decode_params(table)
   for start in range(model.length):
-    cache, found = model.prefill(params, tokens[:, :start])
-    np.testing.assert_allclose(found, logits[:, start], atol=1e-6)
+    cache, next_logits = model.prefill(params, tokens[:, :start])
+    np.testing.assert_allclose(next_logits, logits[:, start], atol=1e-6)
     for t in range(start, model.length - 1):
-      cache, found = model.step(params, cache, tokens[:, t])
-      np.testing.assert_allclose(found, logits[:, t + 1], atol=1e-6)
+      cache, next_logits = model.step(params, cache, tokens[:, t])
+      np.testing.assert_allclose(next_logits, logits[:, t + 1], atol=1e-6)
 
 
-def test_an_image_alone_is_the_inner_model():
+def test_stream_without_text_has_the_logits_of_the_inner_model():
   table, tokens = _table(ALONE), jnp.array([[0, 1, 1, 0]])
   np.testing.assert_array_equal(ALONE.logits(table, tokens), ALONE.inner.logits(table, tokens))
   assert ALONE.counted(tokens).all() and ALONE.prefix(jnp.zeros((5, 0), int)).shape == (5, 0)
 
 
-def test_what_the_inner_model_holds_for_impossible_is_equally_likely():
-  # After the pad only a pad was seen, so nothing is left for the image.
+def test_possible_tokens_are_equally_likely_if_the_inner_model_rules_them_all_out():
+  # The corpus has only pads after a pad, so the inner model gives image ids no probability.
   table = _table(MODEL, 'maximum_likelihood', np.array([[1, 0, 0, 0]]))
   logits = MODEL.logits(table, jnp.array([[1, 0, 0, TEXT]]))[0, -1]
   np.testing.assert_allclose(jax.nn.softmax(logits), [0, 0, 0, 0.5, 0.5])

@@ -15,7 +15,7 @@ TEXT, GRID, WIDTH = 2, 3, 8
 LENGTH = TEXT + GRID**2
 ROW, COLUMN, CONV = (Pattern(kind, TEXT, GRID, 3) for kind in ('row', 'column', 'conv'))
 SHAPE = BlockShape(num_layers=6, embed_dim=WIDTH, num_heads=2, mlp_ratio=2)
-# Two whole periods, one layer more, and a last one of its own.
+# Two whole periods, one layer of an incomplete period, and a last layer with its own pattern.
 TINY = Transformer(SHAPE, (ROW, COLUMN), CONV)
 PATTERNS = [ROW, COLUMN, ROW, COLUMN, ROW, CONV]
 MODERN = dataclasses.replace(SHAPE, norm='rmsnorm', mlp='swiglu', qk_norm=True, sandwich_norm=True, rotary=True)
@@ -56,8 +56,8 @@ def _attend(query, key, value, pattern):
   return np.einsum('bnts,bsnh->btnh', weights / weights.sum(-1, keepdims=True), value)
 
 
-def _layer_by_hand(x, p, pattern):
-  """One layer in float64, from the paper's description."""
+def _reference_layer(x, p, pattern):
+  """One layer in numpy, from the paper's description."""
   qkv = np.einsum('btd,dqnh->qbtnh', _norm(x, p['attention_norm']), p['qkv']['kernel'])
   query, key, value = qkv + p['qkv']['bias'][:, None, None]
   mixed = _attend(query, key, value, pattern)
@@ -67,11 +67,11 @@ def _layer_by_hand(x, p, pattern):
   return x + (hidden / (1 + np.exp(-1.702 * hidden))) @ mlp['mlp_out']['kernel'] + mlp['mlp_out']['bias']
 
 
-def test_the_stack_is_its_layers_one_after_the_other_and_a_norm(params, x):
+def test_stack_matches_a_float64_reference(params, x):
   assert TINY.layer_patterns == PATTERNS
   expected = np.asarray(x, np.float64)
   for layer, pattern in zip(transformer.unstack(TINY, params)['layers'], PATTERNS, strict=True):
-    expected = _layer_by_hand(expected, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), layer), pattern)
+    expected = _reference_layer(expected, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), layer), pattern)
   np.testing.assert_allclose(_apply(TINY, params, x), _norm(expected, params['norm']), atol=5e-4)
 
 
@@ -89,9 +89,8 @@ def test_scan_equals_a_python_loop_over_blocks(shape, x):
   np.testing.assert_allclose(_apply(model, params, x), loop(params, x), atol=2e-5)
 
 
-def test_the_options_of_a_block_by_hand(x):
-  pattern, p = ROW, None
-  block = Block(MODERN, pattern)
+def test_block_with_all_options_matches_a_numpy_reference(x):
+  block = Block(MODERN, ROW)
   shapes = nn.unbox(jax.eval_shape(block.init, jax.random.key(0), x)['params'])
   rng = np.random.default_rng(2)
   p = jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
@@ -104,13 +103,13 @@ def test_the_options_of_a_block_by_hand(x):
   positions = [(t, t) if t < TEXT else (TEXT + (t - TEXT) // GRID, TEXT + (t - TEXT) % GRID) for t in range(LENGTH)]
 
   def turn(z):
-    # Four channels a head: one pair for the row, one for the column, both at rate 1.
+    # Heads have four channels: one pair for the row and one for the column, both with a rate of 1.
     angles = np.array(positions)[None, :, None]
     pairs = z.reshape(*z.shape[:-1], 2, 2)
     complex_ = (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * angles)
     return np.stack([complex_.real, complex_.imag], -1).reshape(z.shape)
 
-  mixed = _attend(turn(norm(query, 'query_norm')), turn(norm(key, 'key_norm')), value, pattern)
+  mixed = _attend(turn(norm(query, 'query_norm')), turn(norm(key, 'key_norm')), value, ROW)
   branch = np.einsum('btnh,nhd->btd', mixed, p['out']['kernel']) + p['out']['bias']
   y = x + norm(branch, 'attention_end_norm')
   z, mlp = norm(y, 'mlp_norm'), p['mlp']
@@ -121,7 +120,7 @@ def test_the_options_of_a_block_by_hand(x):
 
 
 @pytest.mark.parametrize('policy', ['full', 'dots', 'attention'])
-def test_recomputing_activations_changes_neither_values_nor_gradients(params, x, policy):
+def test_rematerialisation_changes_neither_values_nor_gradients(params, x, policy):
   def loss(model):
     return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.sin(model.apply({'params': p}, x)))))(params)
 
@@ -132,7 +131,7 @@ def test_recomputing_activations_changes_neither_values_nor_gradients(params, x,
   assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-3
 
 
-def test_rematerialisation_policies_keep_less_and_less(params, x):
+def test_rematerialisation_policies_reduce_memory_in_the_documented_order(params, x):
   deep = Transformer(dataclasses.replace(SHAPE, num_layers=8), (ROW,))
   shapes = _shapes(deep)
 
@@ -145,7 +144,7 @@ def test_rematerialisation_policies_keep_less_and_less(params, x):
   assert temporary['full'] < temporary['dots'] < temporary['attention'] < temporary['none']
 
 
-def test_the_program_does_not_grow_with_depth(x):
+def test_size_of_the_program_does_not_grow_with_depth(x):
   def program(num_layers):
     model = Transformer(dataclasses.replace(SHAPE, num_layers=num_layers), (ROW, COLUMN), CONV)
     return str(jax.make_jaxpr(lambda p: model.apply({'params': p}, x))(_shapes(model)))
@@ -155,20 +154,20 @@ def test_the_program_does_not_grow_with_depth(x):
 
 @pytest.mark.parametrize('prefix', [1, 6])
 @pytest.mark.parametrize('shape', [SHAPE, MODERN], ids=['paper', 'modern'])
-def test_prefill_and_steps_equal_the_whole_sequence(shape, x, prefix):
+def test_prefill_and_steps_equal_the_outputs_of_the_whole_sequence(shape, x, prefix):
   model = TINY.clone(shape=shape)
   params = _random_params(model)
-  whole = _apply(model, params, x)
-  apart = transformer.unstack(model, params)
-  cache, out = jax.jit(lambda p, x: transformer.prefill(model, p, x))(apart, x[:, :prefix])
-  np.testing.assert_allclose(out, whole[:, :prefix], atol=5e-5)
+  expected = _apply(model, params, x)
+  decode_params = transformer.unstack(model, params)
+  cache, out = jax.jit(lambda p, x: transformer.prefill(model, p, x))(decode_params, x[:, :prefix])
+  np.testing.assert_allclose(out, expected[:, :prefix], atol=5e-5)
   step = jax.jit(lambda p, x, cache, index: transformer.step(model, p, x, cache, index))
   for t in range(prefix, LENGTH):
-    cache, out = step(apart, x[:, t : t + 1], cache, jnp.asarray(t))
-    np.testing.assert_allclose(out, whole[:, t : t + 1], atol=5e-5)
+    cache, out = step(decode_params, x[:, t : t + 1], cache, jnp.asarray(t))
+    np.testing.assert_allclose(out, expected[:, t : t + 1], atol=5e-5)
 
 
-def test_half_precision_keeps_float32_parameters_and_is_close(params, x):
+def test_bfloat16_model_has_float32_parameters_and_close_outputs(params, x):
   half = TINY.clone(shape=dataclasses.replace(SHAPE, dtype=jnp.bfloat16))
   assert {leaf.dtype for leaf in jax.tree.leaves(_shapes(half))} == {jnp.dtype('float32')}
   out, full = _apply(half, params, x), _apply(TINY, params, x)
@@ -177,35 +176,35 @@ def test_half_precision_keeps_float32_parameters_and_is_close(params, x):
 
 
 @pytest.mark.parametrize('init_scale', [0.125, 1.0])
-def test_kernels_start_as_child_et_al_have_it(init_scale):
+def test_initial_kernels_have_the_deviations_of_child_et_al(init_scale):
   shape = BlockShape(8, 32, 4, 4, init_scale=init_scale)
   model = Transformer(shape, (Pattern('full', 4, 0),))
-  fresh = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 4, 32)))['params'])
-  layer = nn.unbox(fresh())['layers']['block_0']
+  init = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 4, 32)))['params'])
+  layer = nn.unbox(init())['layers']['block_0']
   kernels = {'qkv': layer['qkv'], 'out': layer['out'], **{name: layer['mlp'][name] for name in ('mlp_in', 'mlp_out')}}
   scales = {name: float(np.std(kernel['kernel'])) / init_scale for name, kernel in kernels.items()}
-  # Branches are scaled by (2 * 8)^-1/2, which keeps the variance of deep stacks.
+  # The 2 * 8 branches are scaled by (2 * 8)^-1/2, so that the variance does not grow with depth.
   assert scales == pytest.approx(
     {'qkv': 32**-0.5, 'out': 32**-0.5 / 4, 'mlp_in': 32**-0.5, 'mlp_out': 128**-0.5 / 4}, rel=0.05
   )
   first, second = layer['qkv']['kernel'][:2]
-  assert np.abs(first - second).max() > 0.1 * init_scale  # layers do not start equal
+  assert np.abs(first - second).max() > 0.1 * init_scale  # layers are initialised differently
 
 
-def test_a_stack_shorter_than_its_period_has_no_scan(x):
+def test_stack_shorter_than_its_period_has_no_scanned_layers(x):
   model = Transformer(dataclasses.replace(SHAPE, num_layers=2), (ROW, COLUMN, ROW, ROW), CONV)
   params = _random_params(model)
   assert set(params) == {'rest_0', 'rest_1', 'norm'}
   expected = np.asarray(x, np.float64)
   for name, pattern in (('rest_0', ROW), ('rest_1', CONV)):
-    expected = _layer_by_hand(expected, params[name], pattern)
+    expected = _reference_layer(expected, params[name], pattern)
   np.testing.assert_allclose(_apply(model, params, x), _norm(expected, params['norm']), atol=2e-4)
 
 
 @pytest.mark.parametrize('kind', ['row', 'column'])
 @pytest.mark.parametrize('rotary', [False, True], ids=['', 'rotary'])
-def test_dense_and_sparse_blocks_are_one_model(kind, rotary):
-  # The block uses the sparse computation, from `sparse_attention.SHORT` slots on; the oracles above the dense mask.
+def test_block_with_sparse_attention_equals_dense_attention(kind, rotary):
+  # Blocks use sparse attention above `sparse_attention.SHORT` slots. The sequences in the other tests are shorter.
   pattern = Pattern(kind, 3, 17)
   assert pattern.length > sparse_attention.SHORT
   block, shape = Block(BlockShape(1, 4, 1, rotary=rotary), pattern), (1, pattern.length, 4)
@@ -220,7 +219,7 @@ def test_dense_and_sparse_blocks_are_one_model(kind, rotary):
 
 @pytest.mark.parametrize('shape', [SHAPE, MODERN], ids=['paper', 'modern'])
 @pytest.mark.parametrize('pattern', [ROW, COLUMN, CONV, Pattern('full', TEXT, GRID)], ids=lambda p: p.kind)
-def test_observed_weights_are_what_the_layer_mixes_by(shape, pattern, x):
+def test_observe_returns_the_attention_weights_of_the_layer(shape, pattern, x):
   block = Block(shape, pattern)
   params = nn.unbox(jax.eval_shape(block.init, jax.random.key(0), x)['params'])
   rng = np.random.default_rng(4)
@@ -230,8 +229,8 @@ def test_observed_weights_are_what_the_layer_mixes_by(shape, pattern, x):
   np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
   assert not np.asarray(weights)[:, :, ~pattern.mask()].any()
 
-  def by_hand(p, x, weights):
+  def mix(p, x, weights):
     value = block.bind({'params': p})._qkv(x, jnp.arange(LENGTH))[2]
     return block.bind({'params': p})._finish(x, jnp.einsum('bnts,bsnh->btnh', weights, value))
 
-  np.testing.assert_allclose(jax.jit(by_hand)(params, x, weights), out, atol=1e-5)
+  np.testing.assert_allclose(jax.jit(mix)(params, x, weights), out, atol=1e-5)
