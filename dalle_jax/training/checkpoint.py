@@ -117,7 +117,9 @@ class Checkpoints:
         with hosts.together(f'restoring {self.directory / str(step)}'):
           restored = self.restore(step, abstract)
       except (MismatchError, NewerFormatError) as error:
-        raise ValueError(f'Training cannot continue from the checkpoint {self.directory / str(step)}: {error}.') from error
+        raise ValueError(
+          f'Training cannot continue from the checkpoint {self.directory / str(step)}: {error}.'
+        ) from error
       except Exception as error:  # Orbax and its storage raise many types; any other one means damage
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
           raise  # out of memory: the checkpoint itself is not damaged

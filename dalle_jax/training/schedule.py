@@ -47,9 +47,9 @@ def halving_at_plateaus(config: TrainingConfig) -> optax.GradientTransformationE
   """Make a transformation that halves updates at every plateau of the training loss, at most max_halvings times.
 
   Its `update` takes the loss as `value`. After the warm-up, the loss is averaged over windows of plateau_window steps.
-  A window improves if its mean is at least plateau_min_improvement below the best previous mean. This difference is
-  absolute, because the negative log-likelihood of pixels may be negative. A plateau is a run of plateau_patience
-  windows without improvement. The update whose loss completes the plateau is the first at the lower rate.
+  A window improves if its mean is more than plateau_min_improvement below that of the last window that improved. This
+  difference is absolute, because the negative log-likelihood of pixels may be negative. After plateau_patience windows
+  in a row without improvement, the rate is halved, starting with the update whose loss completes the last window.
   """
   inner = optax.contrib.reduce_on_plateau(
     factor=0.5,

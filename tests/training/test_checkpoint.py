@@ -135,7 +135,9 @@ DAMAGES = {
 @pytest.mark.parametrize('kind', DAMAGES)
 @ignores_stray_reads
 @pytest.mark.usefixtures('failing_reads')
-def test_a_damaged_newest_checkpoint_is_reported_and_skipped(tmp_path, state, abstract, assert_trees_equal, caplog, kind):
+def test_a_damaged_newest_checkpoint_is_reported_and_skipped(
+  tmp_path, state, abstract, assert_trees_equal, caplog, kind
+):
   _save(tmp_path, state, [None, 2.0, 1.0])
   DAMAGES[kind](tmp_path / '3')
   with caplog.at_level(logging.WARNING), Checkpoints(tmp_path, 2) as checkpoints:

@@ -200,7 +200,9 @@ def test_nan_is_detected_at_a_log_line_if_checkpoints_are_off(fit, tmp_path, mak
     fit(tmp_path, config, batches=stream(poison=(1,)))
 
 
-def test_evaluation_uses_averaged_parameters_and_records_the_best_loss(fit, tmp_path, make_config, stream, linear_task, mesh):
+def test_evaluation_uses_averaged_parameters_and_records_the_best_loss(
+  fit, tmp_path, make_config, stream, linear_task, mesh
+):
   config = make_config(num_steps=6, eval_every=3, checkpoint_every=3)
   state, _ = fit(tmp_path, config, task=linear_task(), eval_batches=_held_out(stream))
   lines = [values for values in read_metrics(tmp_path / 'metrics.jsonl') if 'eval/loss' in values]
@@ -258,11 +260,15 @@ def test_too_little_training_data_is_an_error(fit, tmp_path, make_config, stream
 
 def test_a_checkpoint_of_another_model_is_refused(fit, tmp_path, make_config):
   fit(tmp_path, make_config(num_steps=4))
-  with pytest.raises(ValueError, match=r"cannot continue from the checkpoint .*\['ema'\]\['model'\]\['bias'\]: given float32\[2\], "):
+  with pytest.raises(
+    ValueError, match=r"cannot continue from the checkpoint .*\['ema'\]\['model'\]\['bias'\]: given float32\[2\], "
+  ):
     fit(tmp_path, make_config(num_steps=8, ema_decay=0.0))
 
 
-def test_log_lines_hold_time_by_activity_and_model_flops_utilisation(fit, tmp_path, make_config, monkeypatch, linear_task):
+def test_log_lines_hold_time_by_activity_and_model_flops_utilisation(
+  fit, tmp_path, make_config, monkeypatch, linear_task
+):
   chip = hardware.Chip('toy', peak_flops=1e6, memory=0)
   monkeypatch.setattr(hardware, 'chip', lambda kind: chip)
   fit(tmp_path, make_config(checkpoint_every=4), hooks=[Hook(4, lambda state, step: time.sleep(0.05))])
