@@ -29,7 +29,7 @@ def lower(jitted: Any, mesh: Mesh, *arguments: Any) -> Any:
 def supported(options: dict[str, str], mesh: Mesh) -> dict[str, str]:
   """Drop the options that the compiler of the mesh's devices does not know, with a warning for each.
 
-  All hosts of the mesh must call this with the same options, because it compiles a program for all devices.
+  All hosts of the mesh must call this with the same options, because the check compiles for all devices of the mesh.
   """
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
   options = dict(options)

@@ -200,6 +200,7 @@ class _Run:
       self.writer = None
 
   def run(self) -> TrainState:
+    """Train to the last step, rewinding after non-finite steps if config.nonfinite asks for it."""
     while True:
       try:
         return self._run_to_end()
@@ -326,6 +327,7 @@ class _Run:
       yield
 
   def _write(self, line: _LogLine | None) -> None:
+    """Check that the metrics of a log line are finite, then write and show them."""
     if line is None:
       return
     totals, last = jax.device_get((line.totals, line.last))
@@ -407,6 +409,7 @@ class _Run:
     self.begin(restored, {*self.feed.excluded, number})
 
   def _evaluate(self) -> None:
+    """Evaluate on the held-out batches, write the results, and update the best loss."""
     params = all_params(self.state, ema=True)
     means = evaluate_batches(self.eval_step, params, self.eval_batches(), self.mesh, self.seed, self.state.step)
     values = {name: float(value) for name, value in self.task.summarize(means).items()}

@@ -1,7 +1,7 @@
 """The cost of mesh axes that do not divide the model's dimensions: unsplit parameters and wasted heads.
 
 Such meshes give correct results, but need more memory and time than necessary. XLA pads the heads to a multiple of the
-axis size. Parameters with a dimension that the axis does not divide are replicated along the axis.
+axis size. A parameter is replicated along an axis that divides none of the dimensions which it should split.
 """
 
 import dataclasses

@@ -12,8 +12,8 @@ vocabulary size. p(w) given h is, by smoothing method:
   tokens that precede (h, w) instead of occurrences (Kneser and Ney 1995; interpolated: Chen and Goodman 1998).
 
 The discount D is given, or estimated for each order as n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams
-with the counts 1 and 2 (Ney et al. 1994). Unigrams are discounted only if some token never occurred; the discounted
-probability is then shared equally among all tokens.
+with the counts 1 and 2 (Ney et al. 1994). Unigrams are discounted only if some token never occurred; the uniform
+distribution then takes the place of the shorter context.
 """
 
 import dataclasses

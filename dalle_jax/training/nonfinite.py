@@ -23,7 +23,8 @@ def advice(policy: str, limit: int, group: str) -> str:
   """Advise the user what to change after a run has diverged.
 
   Args:
-    policy: config.nonfinite, or 'infinite parameters' if a finite gradient led to them, so that 'skip' cannot help.
+    policy: config.nonfinite; or 'infinite parameters' instead of 'skip' if the gradient was finite, as skipping cannot
+      undo such an update.
     limit: config.max_nonfinite.
     group: configuration group of the stage, such as 'config.prior_training'.
   """

@@ -29,8 +29,8 @@ _MATRICES = {
 def decay_mask(params: Any) -> Any:
   """True for leaves named 'kernel' or '..._kernel': matrices decay; embeddings, biases and scales do not.
 
-  Names decide, not ranks, because scanned layers add an axis to every parameter. The paper states no exclusions. These
-  are minGPT's, which lets output matrices decay too.
+  Names decide, not ranks, because scanned layers add an axis to every parameter. The paper states no
+  exclusions. We use those of minGPT, where output matrices decay too.
   """
 
   def decays(path: tuple[Any, ...], _: Any) -> bool:

@@ -20,7 +20,7 @@ class Profiler:
     self._stop()
 
   def before(self, step: int) -> None:
-    """Start the trace if the coming `step` is within the traced steps. A resumed run may start in the middle."""
+    """Start the trace if the coming `step` is within the traced steps. A resumed run may start late."""
     if self._first <= step <= self._last and not self._is_on:
       jax.profiler.start_trace(self.directory)
       self._is_on = True

@@ -31,8 +31,10 @@ def make_train_step(
 
   Its random numbers come from the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's
   metrics and 'loss', averaged over micro-batches; 'grad_norm' (before clipping); 'param_norm' (after the update); and
-  the result of `rate_in_force`. If config.nonfinite is 'skip', a step whose loss or gradient is not finite increments
-  state.step and state.skipped, changes nothing else, and 'skipped_updates' reports state.skipped.
+  the result of `rate_in_force`.
+
+  If config.nonfinite is 'skip', a step whose loss or gradient is not finite only increments state.step and
+  state.skipped. The metric 'skipped_updates' then reports state.skipped after every step.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

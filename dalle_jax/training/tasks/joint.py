@@ -9,7 +9,7 @@ uniform p(z | y). Stage 2 maximises it over the prior with a fixed q. Here, both
 of stage 1 with two changes: the KL is to the prior instead of the uniform distribution, and the NLL of the caption is
 added:
 
-    loss = distortion / D + kl_weight * (KL - ln p(y)) / N,
+    loss = distortion / D + kl_weight * (KL - ln p(y)) / N.
 
 With kl_weight = N / D, which means beta = 1, loss * D is the negative bound in nats. With a uniform prior and no text,
 the loss equals that of stage 1 to the last digit.
