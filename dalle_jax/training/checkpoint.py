@@ -1,4 +1,4 @@
-"""Checkpoints: the newest few and the best, written in the background and atomically by Orbax."""
+"""Save and restore checkpoints with Orbax: written atomically in the background, keeping the newest and the best."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,28 +15,34 @@ from dalle_jax.training.state import TrainState
 
 
 class MismatchError(ValueError):
-  """A checkpoint that is whole, but of another model or optimizer."""
+  """An undamaged checkpoint belongs to another model or optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a checkpoint held."""
+  """The contents of a checkpoint."""
 
   step: int
   state: TrainState
-  data: dict[str, Any]  # the position of the data iterator
-  meta: dict[str, Any]
+  data: dict[str, Any]  # position of the data iterator
+  meta: dict[str, Any]  # as passed to `Checkpoints.save`
 
 
 class Checkpoints:
-  """The checkpoints of one run: `keep` newest, and besides the one with the lowest loss.
+  """Context manager for the checkpoints of one run: the newest ones, and the one with the lowest held-out loss.
 
-  All processes of a run make the same calls. A context manager; leaving it waits for the last write. Reading goes past
-  Orbax's manager, whose barrier a host that cannot read would never reach.
+  All processes of a run must make the same calls. Leaving the context waits for the last write. Restoring bypasses
+  Orbax's CheckpointManager, because a host that fails to read would never reach the manager's barrier, and the others
+  would wait there.
   """
 
   def __init__(self, directory: Path, keep: int, about: Mapping[str, Any] | None = None) -> None:
-    """`about` describes the run (`description.describe`): every checkpoint says it of itself."""
+    """
+    Args:
+      directory: holds one subdirectory per step.
+      keep: number of newest checkpoints to keep, in addition to the best one.
+      about: description of the run, stored in every checkpoint (`description.describe`).
+    """
     self.directory = Path(directory).resolve()
     self._about = dict(about or {})
     self._damaged: list[int] = []
@@ -55,29 +61,32 @@ class Checkpoints:
     self.close()
 
   def steps(self) -> list[int]:
-    """The steps that have a checkpoint, in order."""
+    """Steps that have a checkpoint, ascending."""
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:
-    """The step with the lowest recorded loss, or None where no loss was recorded."""
+    """Step of the checkpoint with the lowest held-out loss, or None if no loss was recorded."""
     return self._policy.best(self.steps())
 
   def save(
     self, step: int, state: TrainState, data: dict[str, Any], meta: dict[str, Any], loss: float | None = None
   ) -> None:
-    """Starts writing a checkpoint; the arrays may be donated as soon as this returns.
+    """Start writing a checkpoint. The state's arrays may be donated as soon as this returns.
 
     Args:
-      data, meta: JSON-able.
-      loss: the held-out loss of just this state, if it was measured.
+      step: number of training steps done.
+      state: the training state.
+      data: position of the data iterator, serialisable to JSON.
+      meta: further values, serialisable to JSON.
+      loss: held-out loss of this state, if it was measured.
 
     Raises:
-      ValueError: there is a checkpoint of this step or a later one (Orbax would skip the save silently).
+      ValueError: a checkpoint of this or a later step exists; Orbax would skip the save silently.
     """
     self._delete_damaged()
     latest = self._manager.latest_step()
     if latest is not None and step <= latest:
-      raise ValueError(f'Cannot save step {step}: {self.directory} holds step {latest} already.')
+      raise ValueError(f'Cannot save step {step}: {self.directory} holds step {latest} already. Use another directory.')
     meta = {
       'format_version': FORMAT_VERSION,
       'loss': None if loss is None else float(loss),
@@ -92,27 +101,29 @@ class Checkpoints:
     assert saved, f'Orbax refused to save step {step}'
 
   def restore_latest(self, abstract: TrainState) -> Restored | None:
-    """The newest checkpoint that can be read, put onto the shardings of `abstract`; None if there are none.
+    """Restore the newest readable checkpoint with the shardings of `abstract`, or return None if there are none.
 
-    A damaged one is named in a warning, and deleted when training has passed on to its next save.
+    A damaged checkpoint is reported in a warning and skipped. The next `save` deletes it.
 
     Raises:
-      ValueError: there are checkpoints, but none of them can be read; or one that is whole does not fit the model, or
-        was written by a later version.
-      Exception: the devices' or the host's memory is too small for it.
+      ValueError: all checkpoints are damaged; or an undamaged one does not fit the model, or was written by a later
+        version.
+      Exception: device or host memory is too small for the state.
     """
     self._damaged = []
     for step in reversed(self.steps()):
       try:
-        # Each host reads its own parts: what one of them cannot read, none may continue from.
+        # Each host reads its own shards. If one host fails, no host may continue from this checkpoint.
         with hosts.together(f'restoring {self.directory / str(step)}'):
           restored = self.restore(step, abstract)
       except (MismatchError, NewerFormatError) as error:
-        raise ValueError(f'The checkpoint {self.directory / str(step)} cannot be continued: {error}.') from error
-      except Exception as error:  # Orbax and its storage raise many kinds; all others mean "not this one".
+        raise ValueError(
+          f'Training cannot continue from the checkpoint {self.directory / str(step)}: {error}.'
+        ) from error
+      except Exception as error:  # Orbax and its storage raise many types; any other one means damage
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-          raise  # too large for these devices, and whole
-        # TensorStore says the cause in the first line, and then all of its settings.
+          raise  # out of memory: the checkpoint itself is not damaged
+        # TensorStore states the cause in the first line and appends all of its settings.
         logging.warning(
           'Checkpoint %s cannot be restored: %s', self.directory / str(step), str(error).partition('\n')[0]
         )
@@ -122,18 +133,18 @@ class Checkpoints:
       return restored
     if self._damaged:
       raise ValueError(
-        f'None of the checkpoints {sorted(self._damaged)} in {self.directory} can be restored: they are damaged. Take '
-        f'another WORKDIR; to start afresh here delete the directory. The last error was: {last_error}'
+        f'None of the checkpoints {sorted(self._damaged)} in {self.directory} can be restored: all are damaged. Set '
+        f'another --workdir, or delete this directory to start over. The last error was: {last_error}'
       ) from last_error
     return None
 
   def restore(self, step: int, abstract: TrainState) -> Restored:
-    """The checkpoint of `step`.
+    """Restore the checkpoint of `step` with the shardings of `abstract`.
 
     Raises:
-      MismatchError: it is of another model or optimizer.
-      NewerFormatError: a later version of dalle_jax wrote it.
-      Exception: whatever Orbax raises where it is missing or damaged.
+      MismatchError: the checkpoint belongs to another model or optimizer.
+      NewerFormatError: a later version of dalle_jax wrote the checkpoint.
+      Exception: the checkpoint is missing or damaged; Orbax raises various types.
     """
     meta = self._read_json(step, 'meta')
     version = checkpoint_format.check_version(meta)
@@ -142,28 +153,29 @@ class Checkpoints:
     if differences:
       changed = description.changes(meta.get('description', {}), self._about)
       raise MismatchError(
-        f'it holds another model or optimizer than the configuration describes (given: the checkpoint): {differences}.'
-        f'{changed} Restore the configuration or take another WORKDIR; to start afresh delete the directory'
+        'it holds another model or optimizer than the configuration describes ("given" is the checkpoint, "expected" '
+        f'the configuration): {differences}.{changed} Go back to the earlier configuration, set another --workdir, or '
+        'delete this directory to start over'
       )
     path = self.directory / str(step) / 'state'
-    read = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(stored))
-    state = checkpoint_format.current_form(version, read, abstract)
+    tree = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(stored))
+    state = checkpoint_format.current_form(version, tree, abstract)
     return Restored(step=step, state=state, data=self._read_json(step, 'data'), meta=meta['meta'])
 
   def _shapes(self, step: int) -> Any:
-    """Shapes and dtypes of a stored state."""
+    """Shapes and dtypes of the state that the checkpoint of `step` holds."""
     return ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / 'state').tree
 
   def reached_preemption(self, count: int) -> bool:
-    """Whether all hosts are to stop here, as one of them was told to end; `count` grows by 1 from call to call."""
+    """Whether a host received SIGTERM and all hosts must stop now. `count` must grow by 1 with each call."""
     return self._manager.reached_preemption(count)
 
   def wait_until_finished(self) -> None:
-    """Waits until the last save is on disk; raises what went wrong with it."""
+    """Wait until the last save is on disk, and raise its error if it failed."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the last save and lets go of the directory."""
+    """Wait for the last save and release the directory."""
     self._manager.close()
 
   def _delete_damaged(self) -> None:
@@ -177,13 +189,13 @@ class Checkpoints:
   def _read_loss(self, step: int) -> float | None:
     try:
       return self._read_json(step, 'meta')['loss']
-    except Exception as error:  # as in restore_latest; a loss that cannot be read must not keep the run from starting
+    except Exception as error:  # any type, as in restore_latest; an unreadable loss must not stop the run
       logging.warning('The loss of checkpoint %s cannot be read: %s', self.directory / str(step), error)
       return None
 
 
 class _NewestAndBest:
-  """Orbax's preservation policy. Its own BestN reads losses while opening, and one damaged file makes that fail."""
+  """Preservation policy for Orbax. Orbax's `BestN` reads all losses on opening, and fails if one file is damaged."""
 
   def __init__(self, keep: int) -> None:
     self._keep = keep
@@ -200,5 +212,5 @@ class _NewestAndBest:
     context: ocp.checkpoint_managers.PreservationContext,
   ) -> list[bool]:
     steps = [info.step for info in checkpoints]
-    kept = {*sorted(steps)[-self._keep :], self.best(steps)}
-    return [step in kept for step in steps]
+    kept_steps = {*sorted(steps)[-self._keep :], self.best(steps)}
+    return [step in kept_steps for step in steps]

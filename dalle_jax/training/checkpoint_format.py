@@ -1,9 +1,9 @@
-"""The versions of the checkpoints' format, and how older ones become the present one.
+"""Versions of the checkpoint format, and migration from older versions.
 
-- 1: the state without `skipped`; 'meta' with 'loss' and 'meta'.
-- 2: with `skipped`; 'meta' says its 'format_version', and has 'description' besides.
+- 1: the state has no `skipped`; the item 'meta' holds 'loss' and 'meta'.
+- 2: the state has `skipped`; the item 'meta' also holds 'format_version' and 'description'.
 
-A checkpoint of each version is in the tests.
+The tests restore a stored checkpoint of each version.
 """
 
 from typing import Any
@@ -17,34 +17,34 @@ FORMAT_VERSION = 2
 
 
 def check_version(meta: dict[str, Any]) -> int:
-  """The version of a checkpoint, from its 'meta'.
+  """Format version of a checkpoint, from its item 'meta'.
 
   Raises:
-    NewerFormatError: a later dalle_jax wrote it.
+    NewerFormatError: a later version of dalle_jax wrote the checkpoint.
   """
-  version = meta.get('format_version', 1)  # the first format did not say
+  version = meta.get('format_version', 1)  # format 1 does not store its version
   if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
     raise NewerFormatError(
-      f'it has format {version!r}, and this version of dalle_jax reads 1 to {FORMAT_VERSION}: install a newer one'
+      f'it has format {version!r}, and this version of dalle_jax reads 1 to {FORMAT_VERSION}: install a newer dalle_jax'
     )
   return version
 
 
 class NewerFormatError(ValueError):
-  """A checkpoint that this version of the code cannot know how to read."""
+  """The checkpoint has a format that this version of dalle_jax cannot read."""
 
 
 def stored_form(version: int, abstract: TrainState) -> Any:
-  """The tree that a checkpoint of `version` holds, for a state of these shapes."""
+  """Shapes of the tree that a checkpoint of format `version` stores for a state like `abstract`."""
   if version == 1:
     return {name: tree for name, tree in _fields(abstract).items() if name != 'skipped'}
   return abstract
 
 
 def current_form(version: int, stored: Any, abstract: TrainState) -> TrainState:
-  """A state from the tree that a checkpoint of `version` held."""
+  """Convert the tree from a checkpoint of format `version` to a state."""
   if version == 1:
-    # A run in which an update is skipped is as old as the count.
+    # Skipping updates was introduced together with the count, so older runs have skipped none.
     zero = jnp.zeros(abstract.skipped.shape, abstract.skipped.dtype)
     return TrainState(**stored, skipped=jax.device_put(zero, abstract.skipped.sharding))
   return stored

@@ -1,27 +1,27 @@
-"""Where the time between two log lines goes."""
+"""Measure how the time between two log lines is spent."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-ASIDE = ('evaluation', 'checkpoint', 'pictures')  # other things than steps
+OUTSIDE_STEPS = ('evaluation', 'checkpoint', 'pictures')  # activities that are not part of a training step
 
 
 class IntervalClock:
-  """Seconds by activity since the last reading; what is in none of them is the steps'."""
+  """Seconds per activity since the last reading. Time without an activity counts as training steps."""
 
   def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
     self._clock = clock
     self.restart(0)
 
   def restart(self, step: int) -> None:
-    """Begins anew at `step`, as if all before had taken no time."""
+    """Start a new interval at `step` and discard the time of the current one."""
     self._step, self._start = step, self._clock()
-    self._spent = dict.fromkeys(('data', *ASIDE), 0.0)
+    self._spent = dict.fromkeys(('data', *OUTSIDE_STEPS), 0.0)
 
   @contextlib.contextmanager
   def spent_on(self, activity: str) -> Iterator[None]:
-    """Counts the time inside to an activity, also when it ends with an exception."""
+    """Count the time inside the `with` block as `activity`, even if the block raises."""
     start = self._clock()
     try:
       yield
@@ -35,14 +35,15 @@ class IntervalClock:
     return self._clock()
 
   def take(self, step: int) -> tuple[dict[str, float], float]:
-    """Reads the clock at `step`, and begins anew.
+    """Read the interval that ends at `step`, and start a new one.
 
     Returns:
-      'time/ACTIVITY' in seconds, and steps per second without what was done aside (0: none was made).
+      Seconds by 'time/ACTIVITY', and steps per second, not counting the activities in `OUTSIDE_STEPS` (0 if the
+      interval has no step or took no time).
     """
     steps, seconds = step - self._step, self._clock() - self._start
     spent = {f'time/{name}': value for name, value in self._spent.items()}
-    stepping = seconds - sum(self._spent[name] for name in ASIDE)
+    stepping = seconds - sum(self._spent[name] for name in OUTSIDE_STEPS)
     spent['time/step'] = max(0.0, stepping - self._spent['data'])
     self.restart(step)
     return spent, steps / stepping if steps and stepping > 0 else 0.0

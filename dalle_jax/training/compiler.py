@@ -1,6 +1,6 @@
-"""The options with which training steps are compiled, as far as the installed compiler knows them.
+"""Compiler options for training steps, limited to those that the installed compiler supports.
 
-Names of options come and go with versions of XLA, and one that is not known makes it refuse the whole program.
+Option names come and go with XLA versions, and one unknown option makes XLA refuse the whole program.
 """
 
 import re
@@ -15,21 +15,21 @@ from dalle_jax import hardware
 from dalle_jax.sharding import replicated
 
 
-def options_of_steps(mesh: Mesh, fusion_mib: int) -> dict[str, str]:
-  """Those of `hardware.compiler_options` for the mesh's devices that their compiler knows."""
-  return known(hardware.compiler_options(mesh.devices.flat[0].device_kind, fusion_mib), mesh)
+def step_options(mesh: Mesh, fusion_mib: int) -> dict[str, str]:
+  """The options in `hardware.compiler_options` that the compiler of the mesh's devices supports."""
+  return supported(hardware.compiler_options(mesh.devices.flat[0].device_kind, fusion_mib), mesh)
 
 
 def lower(jitted: Any, mesh: Mesh, *arguments: Any) -> Any:
-  """A jitted function lowered for the mesh's devices, which may be another platform's than this process's."""
+  """Lower a jitted function for the mesh's devices, whose platform may differ from this process's."""
   platform = mesh.devices.flat[0].platform
   return jitted.trace(*arguments).lower(lowering_platforms=('cuda' if platform == 'gpu' else platform,))
 
 
-def known(options: dict[str, str], mesh: Mesh) -> dict[str, str]:
-  """The options without those that the compiler of the mesh's devices does not know, each told in the log.
+def supported(options: dict[str, str], mesh: Mesh) -> dict[str, str]:
+  """Drop the options that the compiler of the mesh's devices does not know, with a warning for each.
 
-  All hosts of the mesh must call it with the same options, as they compile a program for all devices.
+  All hosts of the mesh must call this with the same options, because the check compiles for all devices of the mesh.
   """
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
   options = dict(options)
@@ -42,7 +42,7 @@ def known(options: dict[str, str], mesh: Mesh) -> dict[str, str]:
       if not unknown or unknown.group(1) not in options:
         raise
       logging.warning(
-        'The compiler of %s does not know the option %s; steps are compiled without it.',
+        'The compiler for %s does not know the option %s; training steps are compiled without it.',
         mesh.devices.flat[0].device_kind, unknown.group(1),
       )  # fmt: skip
       del options[unknown.group(1)]

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, besides the state: what was trained, by which code, on what."""
+"""The description stored in each checkpoint: the configuration, code versions, devices and data of its run."""
 
 import json
 from typing import Any
@@ -11,9 +11,15 @@ from dalle_jax.config import Config, difference
 
 
 def describe(config: Config, mesh: Mesh, data_fingerprint: str) -> dict[str, Any]:
-  """Facts as JSON gives them back: configuration, versions, the mesh and its devices, the name of the training data."""
+  """Describe a run in the types that JSON returns.
+
+  Args:
+    config: the experiment's configuration.
+    mesh: the device mesh.
+    data_fingerprint: identifies the training data.
+  """
   return {
-    'config': json.loads(json.dumps(config.to_dict())),  # tuples are lists in a checkpoint
+    'config': json.loads(json.dumps(config.to_dict())),  # JSON turns tuples into lists
     'versions': hosts.versions(),
     'mesh': dict(mesh.shape),
     'hosts': jax.process_count(),
@@ -23,8 +29,11 @@ def describe(config: Config, mesh: Mesh, data_fingerprint: str) -> dict[str, Any
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
-  """A sentence on what differs in configuration and versions between two descriptions; '' where nothing does."""
-  if not old:  # the first format has none
+  """List the differences in configuration and versions between two descriptions; '' if there are none.
+
+  The result starts with a space, so that it can follow another sentence.
+  """
+  if not old:  # checkpoints of format 1 have no description
     return ''
   lines = difference(old.get('config', {}), new.get('config', {}))
   lines += difference(old.get('versions', {}), new.get('versions', {}), 'version')

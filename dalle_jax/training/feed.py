@@ -1,4 +1,4 @@
-"""The training batches on their way to the devices: one ahead of need, and without those that a run passes over."""
+"""Feeds training batches to the devices: reads one batch ahead and leaves out excluded batches."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from dalle_jax.training import nonfinite
 
 
 class BatchStream(Protocol):
-  """An endless stream of numpy batches (this process's rows) whose position can be saved."""
+  """An endless stream of numpy batches, holding this process's rows, whose position can be saved."""
 
   def __next__(self) -> Any: ...
 
@@ -19,17 +19,17 @@ class BatchStream(Protocol):
   def restore(self, state: dict[str, Any]) -> None: ...
 
   def records(self, number: int, most: int) -> list[str]:
-    """Names of the first records, at most so many, in the global batch of this number, counted from 0."""
+    """Names of the first records, at most `most`, in the global batch `number`, counted from 0."""
 
 
 class Feed:
-  """Batches as global arrays.
+  """Yields the batches of a stream as global arrays.
 
   Attributes:
-    start: position of the stream at its beginning.
-    position: of the stream, behind the batch that was given out last.
-    num_read: batches of the stream up to there, those passed over among them.
-    excluded: the numbers of those, ascending.
+    start: position of the stream before its first batch.
+    position: position of the stream after the batch that `next` returned last.
+    num_read: batches of the stream up to `position`, including excluded ones.
+    excluded: numbers of the batches to leave out, ascending.
   """
 
   def __init__(self, batches: BatchStream, mesh: jax.sharding.Mesh) -> None:
@@ -41,17 +41,17 @@ class Feed:
     self.excluded: tuple[int, ...] = ()
 
   def restore(self, position: dict[str, Any], num_read: int, excluded: Iterable[int]) -> None:
-    """Goes to where another feed was; passes over the batches `excluded` from here on."""
+    """Continue at another feed's `position` and `num_read`, leaving out the batches `excluded` from here on."""
     self._batches.restore(position)
     self._ready, self._num_loaded = None, num_read
     self.position, self.num_read = position, num_read
     self.excluded = tuple(sorted(excluded))
 
   def next(self) -> Any:
-    """The next batch, already on its way to the devices where `prepare` was called.
+    """Return the next batch. If `prepare` was called, its transfer to the devices has already started.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the stream has ended.
     """
     if self._ready is None:
       self.prepare()
@@ -60,24 +60,24 @@ class Feed:
     return batch
 
   def prepare(self) -> None:
-    """Reads the batch that `next` will give, and starts its transfer."""
+    """Read the batch that `next` will return, and start its transfer to the devices."""
     while True:
       number, self._num_loaded = self._num_loaded, self._num_loaded + 1
       try:
         batch = next(self._batches)
       except StopIteration:
-        raise ValueError(f'The training data ended after {number} batches, before training did.') from None
+        raise ValueError(f'The training data ended after {number} batches, before the last training step.') from None
       if number not in self.excluded:
         break
     self._ready = to_global(batch, self._mesh)
 
   def number_of(self, step: int) -> int:
-    """The number of the batch of step 1, 2, ..."""
+    """Number of the batch used by `step` (1, 2, ...)."""
     number = step - 1
     for excluded in self.excluded:
       number += excluded <= number
     return number
 
   def shown_records(self, step: int, batch_size: int) -> str:
-    """What the batch of step 1, 2, ... holds, for a message."""
+    """Names of records in the batch used by `step` (1, 2, ...), formatted for a message."""
     return nonfinite.shown_records(self._batches.records(self.number_of(step), nonfinite.MOST_RECORDS), batch_size)

@@ -1,4 +1,4 @@
-"""What training costs: parameters, and the floating-point operations of its matrix products, counted in the program."""
+"""Count the parameters of a task and the FLOPs of its matrix products, from the traced program."""
 
 import dataclasses
 import functools
@@ -13,26 +13,27 @@ from dalle_jax.config import Config
 from dalle_jax.training.tasks import Task
 from dalle_jax.training.tasks.codes import encode
 
-# The modules that hold the tables of tokens and positions and the output matrices.
+# Modules that hold token and position embeddings and output matrices.
 EMBEDDINGS = ('embeddings', 'vocabulary')
 
 
 def matmul_flops(jaxpr: Any) -> int:
-  """Floating-point operations of a program's matrix products and convolutions, those of loops as often as they run.
+  """FLOPs of a program's matrix products and convolutions, counting a loop body once per iteration.
 
-  A multiplication and an addition are two. XLA's own count takes a loop for one of its passes. Convolutions count the
-  zeros of their padding and dilation.
+  A multiplication and an addition count as two. We do not use XLA's cost analysis, which counts a loop body once,
+  whatever its trip count. Convolutions include the zeros of their padding and dilation.
   """
   flops = 0
   for equation in jaxpr.eqns:
-    flops += _own_flops(equation)
+    flops += _equation_flops(equation)
     inner = [getattr(value, 'jaxpr', value) for value in equation.params.values()]
     repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
     flops += repeats * sum(matmul_flops(program) for program in inner if hasattr(program, 'eqns'))
   return flops
 
 
-def _own_flops(equation: Any) -> int:
+def _equation_flops(equation: Any) -> int:
+  """FLOPs of one equation, without the programs inside it."""
   if equation.primitive.name == 'dot_general':
     (contracted, _), _ = equation.params['dimension_numbers']
     shape = equation.invars[0].aval.shape
@@ -45,15 +46,15 @@ def _own_flops(equation: Any) -> int:
 
 
 def abstract_params(task: Task) -> dict[str, Any]:
-  """The shapes of all collections, unboxed; nothing is computed."""
+  """Shapes of all collections, unboxed, without computing anything."""
   return jax.eval_shape(lambda: nn.unbox(task.init(jax.random.key(0))))
 
 
 def count_params(task: Task) -> tuple[int, int]:
-  """Trained parameters: all of them, and those outside of embeddings.
+  """Count the trained parameters: in total, and without embeddings.
 
-  Embeddings are the tables of tokens and positions and the output matrices over the vocabulary (Kaplan et al. 2020,
-  section 2.1, leave them out of N).
+  Embeddings here are the token and position tables and the output matrices over the vocabulary. Kaplan et al. 2020,
+  section 2.1, leave them out of N.
   """
   params = abstract_params(task)
   trained = {name: params[name] for name in task.trainable}
@@ -66,10 +67,14 @@ def count_params(task: Task) -> tuple[int, int]:
 
 
 def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct], recomputed: bool = False) -> int:
-  """Matrix products of the loss and its gradient on a batch of these shapes.
+  """FLOPs of the matrix products in one step: the loss and its gradient.
 
-  Where a frozen dVAE makes the tokens, its work is not counted; nor is what rematerialisation computes again, unless
-  `recomputed` asks for it.
+  A frozen dVAE that encodes the images is not counted.
+
+  Args:
+    task: the task.
+    batch: shapes of the batch.
+    recomputed: whether to count what rematerialisation computes a second time.
   """
   task = task if recomputed else _without_remat(task)
   params = abstract_params(task)
@@ -81,8 +86,8 @@ def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct], recomputed: b
 
   flops = matmul_flops(jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(trained, frozen, batch).jaxpr)
   if 'dvae' in frozen:
-    encoder = functools.partial(encode, task.config)
-    flops -= matmul_flops(jax.make_jaxpr(encoder)(params, batch['image']).jaxpr)
+    encode_images = functools.partial(encode, task.config)
+    flops -= matmul_flops(jax.make_jaxpr(encode_images)(params, batch['image']).jaxpr)
   return flops
 
 

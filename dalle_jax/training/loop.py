@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, evaluation, hooks, checkpoints and stop requests, for any task."""
+"""The training loop of every task: steps, log lines, evaluation, hooks, checkpoints and stop requests."""
 
 import contextlib
 import dataclasses
@@ -27,17 +27,18 @@ from dalle_jax.training.state import TrainState, abstract_state, all_params, cre
 from dalle_jax.training.step import IntervalTotals, evaluate_batches, make_eval_step, make_train_step
 from dalle_jax.training.watchdog import Watchdog
 
-CHECKPOINTS = 'checkpoints'  # the directory under the run's own
-IN_FLIGHT = 2  # steps given to the devices and not known to be done: more would only take memory for their batches
+CHECKPOINTS = 'checkpoints'  # subdirectory of the work directory
+# Steps that may be dispatched without being known to have finished. More would only hold memory for their batches.
+IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-  """Something to do on the way, such as a sheet of samples; `fn(state, step)` must not keep the state's arrays."""
+  """A function called during training, for example to save a sheet of samples."""
 
-  every: int  # in steps; 0: never on the way
-  fn: Callable[[TrainState, int], None]
-  last: bool = False  # also after the last step
+  every: int  # steps between calls; 0: no calls between the steps
+  fn: Callable[[TrainState, int], None]  # fn(state, step); must not keep references to the state's arrays
+  last: bool = False  # whether to call it after the last step too
 
   def is_due(self, step: int, num_steps: int) -> bool:
     return _is_due(self.every, step) or (self.last and step == num_steps)
@@ -58,23 +59,25 @@ def train(
   about: Mapping[str, Any] | None = None,
   profile: tuple[int, ...] = (),
 ) -> TrainState:
-  """Trains to config.num_steps, continuing from workdir/checkpoints where there are any.
+  """Train up to step config.num_steps, resuming from workdir/checkpoints if it holds any.
 
-  A resumed run gives, bit for bit, what an uninterrupted one does: parameters, optimizer, averages, metrics and order
-  of data. A finished one returns at once. A checkpoint is written at the end and on a stop request whatever
-  config.checkpoint_every is.
+  A resumed run equals an uninterrupted one bit for bit: parameters, optimizer state, averages, metrics and data order.
+  If the newest checkpoint already is at config.num_steps, its state is returned at once. A checkpoint is always saved
+  after the last step and on a stop request, whatever config.checkpoint_every is.
 
   Args:
-    workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and profile/.
-    batches: numpy batches of this process's rows (`sharding.own_rows`) of config.batch_size examples.
-    eval_batches: makes the held-out batches anew for each evaluation, with the same number in every process; it is
-      judged with the averaged parameters if config.ema_decay is above 0.
-    initial: whole collections to start from, such as {'dvae': a trained dVAE}.
-    about: what every checkpoint says of itself (`description.describe`).
-    profile: the first and the last step of a trace; () for none.
+    task: a `tasks.Task`.
+    seed: of all random streams of the run.
+    workdir: receives checkpoints/, metrics.jsonl, tensorboard/ and profile/.
+    batches: numpy batches with this process's rows (`sharding.own_rows`) of each batch of config.batch_size examples.
+    eval_batches: returns a fresh iterator of held-out batches, equally many in every process. Evaluation uses the
+      averaged parameters if config.ema_decay is above 0.
+    initial: whole collections to start from, for example {'dvae': params of a trained dVAE}.
+    about: description of the run that every checkpoint stores (`description.describe`).
+    profile: first and last step of a profiler trace; () for no trace.
 
   Raises:
-    ValueError: the batch does not split over the mesh; initial parameters or checkpoints do not fit the task.
+    ValueError: the mesh does not divide the batch, or the initial parameters or the checkpoints do not fit the task.
     NonFiniteError: training diverged.
     Interrupted: Ctrl-C or SIGTERM arrived; the state was saved first.
   """
@@ -88,44 +91,46 @@ def train(
     restored = checkpoints.restore_latest(abstract)
     if restored is not None and restored.step >= config.num_steps:
       return restored.state
-    is_main = jax.process_index() == 0
+    feed = Feed(batches, mesh)
+    monitors = _open_monitors(stack, task.name, config.num_steps, workdir, logging.stall_seconds, profile)
     run = _Run(
-      task=task,
-      config=config,
-      mesh=mesh,
-      seed=seed,
-      feed=Feed(batches, mesh),
-      eval_batches=eval_batches,
-      hooks=hooks,
-      abstract=abstract,
+      task=task, config=config, mesh=mesh, seed=seed, feed=feed, eval_batches=eval_batches, hooks=hooks,
+      abstract=abstract, checkpoints=checkpoints, **monitors,
       make_state=lambda: create_state(task, tx, mesh, seed, config.ema_decay > 0, initial),
-      checkpoints=checkpoints,
-      open_writer=lambda step: make_writer(workdir, logging, is_main, step),
-      progress=stack.enter_context(Progress(task.name, config.num_steps, enabled=is_main)),
-      watchdog=stack.enter_context(Watchdog(task.name, logging.stall_seconds, jax.process_index())),
-      profiler=stack.enter_context(Profiler(_own_part(workdir / 'profile'), profile)),
-      stop=stack.enter_context(StopSignals(several_hosts=jax.process_count() > 1)),
-      train_step=make_train_step(task, tx, config, mesh, seed),
-      eval_step=make_eval_step(task, mesh),
-    )
+      open_writer=lambda step: make_writer(workdir, logging, jax.process_index() == 0, step),
+      train_step=make_train_step(task, tx, config, mesh, seed), eval_step=make_eval_step(task, mesh),
+    )  # fmt: skip
     stack.callback(run.close)
     run.begin(restored)
     return run.run()
 
 
+def _open_monitors(
+  stack: contextlib.ExitStack, name: str, num_steps: int, workdir: Path, stall_seconds: float, profile: tuple[int, ...]
+) -> dict[str, Any]:
+  """Enter the context managers that watch a run, and return them by their field names in `_Run`."""
+  process = jax.process_index()
+  return {
+    'progress': stack.enter_context(Progress(name, num_steps, enabled=process == 0)),
+    'watchdog': stack.enter_context(Watchdog(name, stall_seconds, process)),
+    'profiler': stack.enter_context(Profiler(_process_directory(workdir / 'profile'), profile)),
+    'stop': stack.enter_context(StopSignals(several_hosts=jax.process_count() > 1)),
+  }
+
+
 @dataclasses.dataclass(frozen=True)
-class _Line:
-  """A log line whose metrics are still on the devices."""
+class _LogLine:
+  """A log line whose metrics may still be on the devices."""
 
   step: int
-  totals: Any
-  last: Any  # metrics of its last step
-  host: dict[str, float]  # what the host measured
+  totals: Any  # from `IntervalTotals.take`
+  last: Any  # metrics of the line's last step
+  host: dict[str, float]  # values measured on the host
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Run:
-  """One call of `train`: its parts and what changes from step to step."""
+  """One call of `train`: the objects that it uses, followed by the values that change from step to step."""
 
   task: Any
   config: TrainingConfig
@@ -147,39 +152,46 @@ class _Run:
 
   state: TrainState | None = None
   step: int = 0
-  history: dict[str, Any] = dataclasses.field(default_factory=dict)  # the best held-out loss and its step
+  history: dict[str, Any] = dataclasses.field(default_factory=dict)  # best held-out loss and its step
   totals: IntervalTotals = dataclasses.field(default_factory=IntervalTotals)
   clock: IntervalClock = dataclasses.field(default_factory=IntervalClock)
   writer: Any = None
-  in_flight: deque[Any] = dataclasses.field(default_factory=deque)  # metrics of the steps not known to be done
-  pending: _Line | None = None
-  eval_loss: float | None = None  # of the state at the current step, where it was measured
+  in_flight: deque[Any] = dataclasses.field(default_factory=deque)  # losses of the dispatched, unfinished steps
+  pending: _LogLine | None = None
+  eval_loss: float | None = None  # held-out loss at the current step, if it was measured
   logged_step: int = 0
-  logged_skipped: int = 0  # updates up to there that were skipped
+  logged_skipped: int = 0  # skipped updates up to `logged_step`
   is_compiled: bool = False
-  utilisation_per_rate: float | None = None  # model-FLOPs utilisation at one step a second, where it can be known
+  # Model-FLOPs utilisation at one step per second; None if the peak FLOP/s of the devices is unknown.
+  utilisation_per_rate: float | None = None
 
   def begin(self, restored: Restored | None, excluded: Iterable[int] = ()) -> None:
-    """Takes up a checkpoint, or begins anew, passing over the batches `excluded`."""
+    """Start from a checkpoint, or from the beginning if `restored` is None.
+
+    Args:
+      restored: the checkpoint.
+      excluded: numbers of the batches to leave out of training.
+    """
     self.close()
     self.step = self.logged_step = restored.step if restored else 0
     self.state = restored.state if restored else self.make_state()
     self.logged_skipped = int(self.state.skipped)
     if restored or excluded:
-      self._take_up(restored, set(excluded))
+      self._restore_position(restored, set(excluded))
     self.clock.restart(self.step)
     self.writer = self.open_writer(self.step)
     if restored:
       self.progress.message(f'continuing from step {self.step}')
 
-  def _take_up(self, restored: Restored | None, excluded: set[int]) -> None:
+  def _restore_position(self, restored: Restored | None, excluded: set[int]) -> None:
+    """Restore everything but the state: history, interval metrics and data position."""
     meta = restored.meta if restored else {}
     self.history = meta.get('history', {})
     self.totals.restore(meta.get('totals'))
     self.in_flight.clear()
     self.pending, self.eval_loss = None, None
     position = restored.data if restored else self.feed.start
-    # The first format had neither passed over batches nor kept the interval's metrics.
+    # Checkpoints of format 1 have neither excluded batches nor the metrics of the open interval.
     self.feed.restore(position, meta.get('num_batches', self.step), excluded | set(meta.get('excluded', ())))
 
   def close(self) -> None:
@@ -188,13 +200,14 @@ class _Run:
       self.writer = None
 
   def run(self) -> TrainState:
+    """Train to the last step, rewinding after non-finite steps if config.nonfinite asks for it."""
     while True:
       try:
-        return self._run_on()
+        return self._run_to_end()
       except NonFiniteError as error:
         self._rewind(error)
 
-  def _run_on(self) -> TrainState:
+  def _run_to_end(self) -> TrainState:
     if not self.is_compiled:
       self._first_step()
     else:
@@ -205,11 +218,11 @@ class _Run:
 
   def _first_step(self) -> None:
     self.progress.message('compiling the training step')
-    self.watchdog.tell('compiling', self.step)
+    self.watchdog.set_activity('compiling', self.step)
     start = self.clock.now()
     self._one_step()
     jax.block_until_ready(self.state.step)
-    self.clock.restart(self.step)  # a first step alone, mostly compilation, is no rate
+    self.clock.restart(self.step)  # compilation dominates the first step, so it must not enter the rate
     self.is_compiled = True
     self.progress.message(f'compiled and ran the first step in {self.clock.now() - start:.1f} s')
 
@@ -218,73 +231,78 @@ class _Run:
     self._measure_flops(batch)
     self.profiler.before(self.step + 1)
     if self.is_compiled:
-      self.watchdog.tell('step', self.step)
+      self.watchdog.set_activity('step', self.step)
     self.state, metrics = self.train_step(self.state, batch)
     self.step += 1
     self.eval_loss = None
     self.totals.add(self.state.step, metrics)
     self.in_flight.append(metrics['loss'])
     if self.profiler.after(self.step, metrics):
-      self.progress.message(f'a trace of steps up to {self.step} is in {self.profiler.directory}')
+      self.progress.message(f'saved a profiler trace ending at step {self.step} to {self.profiler.directory}')
     if not self._is_last():
       self._prepare_batch(metrics)
     if len(self.in_flight) > IN_FLIGHT:
       jax.block_until_ready(self.in_flight.popleft())
     if _is_due(self.config.log_every, self.step) or self._is_last():
-      self._line_is_due(metrics)
+      self._log(metrics)
     self.progress.update(self.step)
 
   def _prepare_batch(self, metrics: Any) -> None:
-    self.watchdog.tell('waiting for data', self.step)
+    """Read the next batch, and count the time as waiting for data if the devices became idle meanwhile."""
+    self.watchdog.set_activity('waiting for data', self.step)
     start = self.clock.now()
     self.feed.prepare()
-    # What is read while the devices are busy costs nothing.
+    # Reading a batch while the devices are busy costs nothing.
     if metrics['loss'].is_ready():
       self.clock.add('data', self.clock.now() - start)
-    self.watchdog.tell('step', self.step)  # what is waited for from here on are the devices
+    self.watchdog.set_activity('step', self.step)  # from here on, any wait is for the devices
 
   def _measure_flops(self, batch: Any) -> None:
-    """Once; a device whose peak is not known has no utilisation."""
+    """Set `utilisation_per_rate` before the first step; it stays None if the devices' peak FLOP/s is unknown."""
     chip = hardware.chip(self.mesh.devices.flat[0].device_kind)
     if self.is_compiled or chip is None:
       return
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     self.utilisation_per_rate = step_flops(self.task, shapes) / (chip.peak_flops * self.mesh.size)
 
-  def _line_is_due(self, metrics: Any) -> None:
-    """Writes the line before this one, whose metrics are long there, so that nothing waits for the devices."""
-    former, self.pending = self.pending, None
+  def _log(self, metrics: Any) -> None:
+    """Write the previous log line and hold this one back.
+
+    The metrics of the previous line are ready by now, so writing it never waits for the devices.
+    """
+    previous, self.pending = self.pending, None
     if not self.is_compiled:
-      self.clock.restart(self.step)  # as in `_first_step`, which has not come there yet where every step has a line
+      # With log_every=1 this runs before `_first_step` restarts the clock; compilation must not enter the rate.
+      self.clock.restart(self.step)
     host, rate = self.clock.take(self.step)
     if rate:
       host |= {'steps_per_second': rate, 'examples_per_second': rate * self.config.batch_size}
       if self.utilisation_per_rate is not None:
         host['model_flops_utilisation'] = rate * self.utilisation_per_rate
-    self.pending = _Line(self.step, self.totals.take(), metrics, host)
-    self._write(former)
+    self.pending = _LogLine(self.step, self.totals.take(), metrics, host)
+    self._write(previous)
 
   def _after_step(self) -> bool:
-    """What is due besides the step itself; True when training is over."""
+    """Evaluate, call hooks and save if they are due at this step; return True if it was the last step."""
     config, step = self.config, self.step
     if self.eval_batches is not None and config.eval_every and (_is_due(config.eval_every, step) or self._is_last()):
-      with self._aside('evaluation'):
+      with self._outside_steps('evaluation'):
         self._evaluate()
     for hook in self.hooks:
       if hook.is_due(step, config.num_steps):
-        with self._aside('pictures'):
+        with self._outside_steps('pictures'):
           hook.fn(self.state, step)
     stop = self.stop.must_stop(self.checkpoints.reached_preemption)
     if stop or _is_due(config.checkpoint_every, step) or self._is_last():
-      with self._aside('checkpoint'):
+      with self._outside_steps('checkpoint'):
         self._save()
     if stop or self._is_last():
       self.checkpoints.wait_until_finished()
-    # Asked again, as a request that came while the last checkpoint was written would be forgotten.
+    # Ask again: a stop request that arrived while the last checkpoint was written must not be lost.
     if stop or (self._is_last() and self.stop.must_stop(self.checkpoints.reached_preemption)):
       raise Interrupted(
-        f'Stopped on request at step {step} of {config.num_steps}; saved in {self.checkpoints.directory}. '
-        'The same command continues from there.'
+        f'Stopped on request at step {step} of {config.num_steps}. The checkpoint is in {self.checkpoints.directory}; '
+        'run the same command again to continue.'
       )
     return self._is_last()
 
@@ -292,23 +310,24 @@ class _Run:
     return self.step >= self.config.num_steps
 
   @contextlib.contextmanager
-  def _aside(self, activity: str) -> Iterator[None]:
-    """Keeps the time of something else than steps apart.
+  def _outside_steps(self, activity: str) -> Iterator[None]:
+    """Count the time inside under `activity` instead of under training steps.
 
-    Steps on their way are waited for, written down and found finite first.
+    First waits for the steps in flight, writes their log line and checks that they are finite.
     """
     jax.block_until_ready(self.state.step)
     self.in_flight.clear()
-    former, self.pending = self.pending, None
-    self._write(former)
+    previous, self.pending = self.pending, None
+    self._write(previous)
     totals = self.totals.peek()
     if totals is not None:
-      self._check_finite(jax.device_get(totals), self.step, tell=False)
-    self.watchdog.tell(activity, self.step)
+      self._check_finite(jax.device_get(totals), self.step, report_skips=False)
+    self.watchdog.set_activity(activity, self.step)
     with self.clock.spent_on(activity):
       yield
 
-  def _write(self, line: _Line | None) -> None:
+  def _write(self, line: _LogLine | None) -> None:
+    """Check that the metrics of a log line are finite, then write and show them."""
     if line is None:
       return
     totals, last = jax.device_get((line.totals, line.last))
@@ -318,57 +337,79 @@ class _Run:
     values['learning_rate'] = float(last['learning_rate'])
     if 'halved_after' in last:
       values.pop('halved_after', None)
-      self._tell_of_halving(int(last['halved_after']), values['learning_rate'])
+      self._report_halving(int(last['halved_after']), values['learning_rate'])
     if 'skipped_updates' in last:
       values['skipped_updates'] = float(last['skipped_updates'])
     self.writer.write(line.step, values | line.host)
     self.logged_step, self.logged_skipped = line.step, int(last.get('skipped_updates', self.logged_skipped))
     self.progress.update(self.step, **({'loss': values['loss']} if count else {}))
 
-  def _tell_of_halving(self, halved_after: int, rate: float) -> None:
-    """Says so where the learning rate has been halved since the last log line; skipped updates are not counted."""
+  def _report_halving(self, halved_after: int, rate: float) -> None:
+    """Print a message if the learning rate was halved since the last log line.
+
+    Args:
+      halved_after: updates made before the first one at this rate, not counting skipped updates; 0: never halved.
+      rate: the learning rate in force.
+    """
     if halved_after and halved_after >= self.logged_step - self.logged_skipped:
       self.progress.message(f'the learning rate was halved to {rate:g} after step {halved_after}')
 
-  def _check_finite(self, totals: Any, step: int, tell: bool = True) -> None:
-    """Raises NonFiniteError, or only tells of the updates that were skipped, where they are few enough."""
-    bad_step, count = int(totals['bad_step']), int(totals['bad_count'])
+  def _check_finite(self, totals: Any, step: int, report_skips: bool = True) -> None:
+    """Check that the steps since the last log line are finite.
+
+    Args:
+      totals: the interval's `IntervalTotals`, on the host.
+      step: last step of the interval.
+      report_skips: whether to print a message if updates were skipped.
+
+    Raises:
+      NonFiniteError: a step was not finite, and config.nonfinite or config.max_nonfinite does not allow skipping it.
+    """
+    bad_step, bad_count = int(totals['bad_step']), int(totals['bad_count'])
     if bad_step < 0:
       return
     policy, limit = self.config.nonfinite, self.config.max_nonfinite
-    policy = 'spoilt' if policy == 'skip' and int(totals['spoilt']) else policy
-    may_skip = policy == 'skip'
-    too_many = may_skip and int(totals['bad']['skipped_updates']) + count - 1 > limit
-    if may_skip and not too_many and not tell:
+    policy = 'infinite parameters' if policy == 'skip' and int(totals['spoilt']) else policy
+    may_skip = policy == 'skip' and int(totals['bad']['skipped_updates']) + bad_count - 1 <= limit
+    if may_skip and not report_skips:
       return
-    found = (
-      f'step {bad_step} (found when steps {self.logged_step + 1} to {step} were checked): '
-      f'{shown_metrics(totals["bad"])}. Its batch: {self.feed.shown_records(bad_step, self.config.batch_size)}.'
+    problem = (
+      f'step {bad_step} (detected when steps {self.logged_step + 1} to {step} were checked): '
+      f'{shown_metrics(totals["bad"])}. '
+      f'Records of its batch: {self.feed.shown_records(bad_step, self.config.batch_size)}.'
     )
-    if may_skip and not too_many:
-      self.progress.message(f'{count} update(s) were skipped, the first of them at {found}')
+    if may_skip:
+      self.progress.message(f'skipped {bad_count} non-finite update(s), the first at {problem}')
       return
     self.checkpoints.wait_until_finished()
-    steps, group = self.checkpoints.steps(), f'config.{self.task.name}_training'
-    good = f'The last good checkpoint is step {steps[-1]}' if steps else 'No checkpoint had been written yet'
+    steps, directory = self.checkpoints.steps(), self.checkpoints.directory
+    if steps:
+      checkpoint = f'The last good checkpoint is step {steps[-1]} in {directory}.'
+    else:
+      checkpoint = f'No checkpoint has been written to {directory} yet.'
     raise NonFiniteError(
-      f'Training of {self.task.name} became non-finite at {found} {good} (in {self.checkpoints.directory}).',
-      advice(policy, limit, group),
+      f'Training of {self.task.name} became non-finite at {problem} {checkpoint}',
+      advice(policy, limit, f'config.{self.task.name}_training'),
       bad_step,
     )
 
   def _rewind(self, error: NonFiniteError) -> None:
-    """Goes back to the last checkpoint, to pass over the batch of the error; raises it again where it may not."""
+    """Restore the last checkpoint and exclude the batch that caused the error.
+
+    Raises:
+      NonFiniteError: the same error again, if config.nonfinite or config.max_nonfinite does not allow a rewind.
+    """
     if self.config.nonfinite != 'rewind' or len(self.feed.excluded) >= self.config.max_nonfinite:
       raise error
     number = self.feed.number_of(error.step)
-    self.state = None  # two states may be more than the devices' memory
+    self.state = None  # free it first: device memory may not hold two states
     restored = self.checkpoints.restore_latest(self.abstract)
     goal = f'step {restored.step}' if restored else 'the start'
-    self.progress.message(f'{error.found} Going back to {goal}, and passing over batch {number}.')
+    self.progress.message(f'{error.problem} Rewinding to {goal} and excluding batch {number}.')
     self.begin(restored, {*self.feed.excluded, number})
 
   def _evaluate(self) -> None:
+    """Evaluate on the held-out batches, write the results, and update the best loss."""
     params = all_params(self.state, ema=True)
     means = evaluate_batches(self.eval_step, params, self.eval_batches(), self.mesh, self.seed, self.state.step)
     values = {name: float(value) for name, value in self.task.summarize(means).items()}
@@ -389,8 +430,8 @@ class _Run:
     self.checkpoints.save(self.step, self.state, self.feed.position, meta, self.eval_loss)
 
 
-def _own_part(directory: Path) -> Path:
-  """Of a trace: JAX names files by the machine, which several processes may share."""
+def _process_directory(directory: Path) -> Path:
+  """This process's directory for traces: JAX names trace files by machine, which several processes may share."""
   return directory / f'host_{jax.process_index()}' if jax.process_count() > 1 else directory
 
 

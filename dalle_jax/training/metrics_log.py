@@ -1,4 +1,4 @@
-"""Where metrics are written: a JSON-lines file always, TensorBoard and Weights & Biases where asked."""
+"""Writers of metrics: always a JSON-lines file; TensorBoard and Weights & Biases if configured."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ FILE_NAME = 'metrics.jsonl'
 
 
 class MetricsWriter(Protocol):
-  """Anything that takes numbers by step."""
+  """The interface of all writers: takes named numbers for a step."""
 
   def write(self, step: int, values: dict[str, float]) -> None: ...
 
@@ -24,9 +24,9 @@ class MetricsWriter(Protocol):
 
 
 class JsonlWriter:
-  """One JSON object per line: {"step", "time" (Unix seconds), name: value}; a value that is not finite is null.
+  """Writes one JSON object per line: {"step", "time" (Unix seconds), name: value}. Non-finite values become null.
 
-  Lines of steps beyond `resume_step`, which the run is about to repeat, are dropped on opening.
+  Opening the file drops all lines after `resume_step`, because the run will repeat those steps.
   """
 
   def __init__(self, path: Path, resume_step: int = 0) -> None:
@@ -43,7 +43,7 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-  """Event files through tensorboardX, which needs no TensorFlow; steps beyond `resume_step` are hidden."""
+  """Writes event files with tensorboardX, which does not need TensorFlow. Steps after `resume_step` are hidden."""
 
   def __init__(self, directory: Path, resume_step: int = 0) -> None:
     import tensorboardX
@@ -60,7 +60,7 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-  """Weights & Biases; the run's id is kept in the directory, so that a resumed run continues its curves.
+  """Writes to Weights & Biases. The directory stores the run's id, so that a resumed run continues its curves.
 
   Raises:
     ValueError: wandb is not installed.
@@ -88,7 +88,7 @@ class WandbWriter:
 
 
 class MultiWriter:
-  """Passes everything on to several writers, or to none."""
+  """Passes everything on to zero or more writers."""
 
   def __init__(self, writers: Sequence[MetricsWriter]) -> None:
     self._writers = tuple(writers)
@@ -103,18 +103,20 @@ class MultiWriter:
 
 
 def make_writer(workdir: Path, logging: LoggingConfig, is_main_process: bool, resume_step: int = 0) -> MultiWriter:
-  """The writers which the configuration asks for; processes other than the main one write nothing.
+  """Make the writers that the configuration asks for.
 
   Args:
-    workdir: gets metrics.jsonl and tensorboard/; created if missing.
-    resume_step: the step that the run continues from; what was written beyond it is dropped.
+    workdir: receives metrics.jsonl and tensorboard/; created if missing.
+    logging: says which writers to make besides the JSON-lines file.
+    is_main_process: if False, nothing is written.
+    resume_step: step from which the run continues; metrics of later steps are dropped.
   """
   if not is_main_process:
     return MultiWriter([])
   workdir.mkdir(parents=True, exist_ok=True)
   writers: list[MetricsWriter] = []
   if logging.wandb_project:
-    # First, as it may refuse, and nothing should have been opened or cut by then.
+    # First, because it may raise an error, and by then no file should have been opened or truncated.
     writers.append(WandbWriter(workdir, logging.wandb_project))
   writers.append(JsonlWriter(workdir / FILE_NAME, resume_step))
   if logging.tensorboard:
@@ -123,16 +125,16 @@ def make_writer(workdir: Path, logging: LoggingConfig, is_main_process: bool, re
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of a metrics file; a last line cut off by a crash is left out."""
+  """Read a metrics file, one dictionary per line. A last line that a crash cut off is left out."""
   return [values for values, _ in _parsed_lines(path)]
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:
   if not path.exists():
     return
-  kept = [line for values, line in _parsed_lines(path) if values['step'] <= step]
+  lines = [line for values, line in _parsed_lines(path) if values['step'] <= step]
   partial = path.with_name(path.name + '.partial')
-  partial.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
+  partial.write_text(''.join(line + '\n' for line in lines), encoding='utf-8')
   os.replace(partial, path)
 
 

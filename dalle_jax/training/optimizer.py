@@ -1,4 +1,4 @@
-"""The optimizer: clipped AdamW (appendix B.2) or Muon, whose weight decay is chosen by parameter name."""
+"""The optimizer: AdamW (appendix B.2) or Muon, with gradient clipping and weight decay by parameter name."""
 
 import math
 from typing import Any
@@ -11,8 +11,9 @@ from optax.contrib import MuonDimensionNumbers
 from dalle_jax.config import TrainingConfig
 from dalle_jax.training.schedule import halving_at_plateaus, make_schedule
 
-# Rows and columns of the blocks' kernels, by the module that holds them. Counted from the last axis, because scanned
-# layers add one in front; an axis in neither holds matrices of their own, as query, key and value.
+# Row and column axes of the kernels in blocks, by the name of their module. Axes are counted from the end, because
+# scanned layers add an axis in front. An axis that is neither row nor column, such as the query/key/value axis of
+# 'qkv', indexes separate matrices.
 _LINEAR = MuonDimensionNumbers((-2,), (-1,))
 _CONV = MuonDimensionNumbers((-4, -3, -2), (-1,))
 _MATRICES = {
@@ -26,10 +27,10 @@ _MATRICES = {
 
 
 def decay_mask(params: Any) -> Any:
-  """True for matrices, the leaves named 'kernel' or '..._kernel'; embeddings, biases and scales do not decay.
+  """True for leaves named 'kernel' or '..._kernel': matrices decay; embeddings, biases and scales do not.
 
-  By name and not by rank, because scanned layers add an axis to every parameter. The paper states no exclusions; these
-  are minGPT's, where output matrices decay as all others do.
+  Names decide, not ranks, because scanned layers add an axis to every parameter. The paper states no
+  exclusions. We use those of minGPT, where output matrices decay too.
   """
 
   def decays(path: tuple[Any, ...], _: Any) -> bool:
@@ -39,9 +40,9 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
-  """Clipping by the global gradient norm (clip_norm 0: none), then AdamW or Muon on the schedule.
+  """Make the optimizer: clip the global gradient norm (not if clip_norm is 0), then apply AdamW or Muon.
 
-  Its `update` takes the training loss as `value`, which only the schedule 'plateau' reads.
+  Its `update` takes the training loss as `value`. Only the schedule 'plateau' uses it.
   """
   clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   rule = _muon(config) if config.optimizer == 'muon' else _adamw(config)
@@ -64,7 +65,8 @@ def _adamw(config: TrainingConfig) -> optax.GradientTransformation:
 def scale_by_clipped_adam(b1: float, b2: float, eps: float, clip: float) -> optax.GradientTransformation:
   """Adam whose running variance is clipped by value "before it is used to update the parameters or moments" (B.2).
 
-  What is kept is clipped, then, ahead of the correction of its bias, and a huge gradient is forgotten in a few steps.
+  We read this as clipping the stored variance, before its bias correction. So a huge gradient is forgotten within a few
+  steps.
   """
   adam = optax.scale_by_adam(b1, b2, eps)
 
@@ -79,10 +81,10 @@ def scale_by_clipped_adam(b1: float, b2: float, eps: float, clip: float) -> opta
 
 
 def _muon(config: TrainingConfig) -> optax.GradientTransformation:
-  """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for everything else.
+  """Muon (Jordan et al. 2024) for the matrices in blocks, AdamW for all other parameters.
 
-  Muon takes the momentum of a matrix's gradient to the nearest orthogonal matrix, so that a step changes all
-  directions alike, those with small gradients too. Its learning rate follows the schedule in proportion.
+  Muon replaces the momentum of a matrix by the nearest orthogonal matrix. So a step moves equally far in all
+  directions, including those with small gradients. Its learning rate is proportional to the schedule's.
   """
   schedule = make_schedule(config)
   ratio = config.muon_learning_rate / config.learning_rate
@@ -96,7 +98,7 @@ def _muon(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def _axes_of(path: tuple[Any, ...]) -> MuonDimensionNumbers | None:
-  """Which axes of a parameter are a matrix's rows and columns; None for what is no matrix of a block."""
+  """Row and column axes of a parameter, or None if it is not a matrix in a block."""
   names = _names(path)
   return _MATRICES.get(names[-2]) if names[-1:] == ['kernel'] and len(names) > 1 else None
 
@@ -110,7 +112,7 @@ def _matrix_axes(params: Any) -> Any:
 
 
 def _scale_by_shape(updates: Any, _: Any) -> Any:
-  """Wide matrices take longer steps, by sqrt(columns / rows), so that outputs of all widths change alike."""
+  """Scale the steps of wide matrices by sqrt(columns / rows), so that outputs of all widths change equally fast."""
 
   def scale(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     rows, columns = (math.prod(leaf.shape[axis] for axis in axes) for axes in _axes_of(path))
@@ -120,5 +122,5 @@ def _scale_by_shape(updates: Any, _: Any) -> Any:
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
-  """The dictionary keys of a path: a box of sharding metadata adds an attribute behind them."""
+  """The dictionary keys of a path, without the attribute that a box of sharding metadata adds at the end."""
   return [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)] or ['']

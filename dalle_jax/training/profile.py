@@ -1,4 +1,4 @@
-"""A trace of chosen steps, for TensorBoard's profiler or Perfetto; every host writes its own part."""
+"""Profiler traces of chosen steps, for TensorBoard's profiler or Perfetto. Every host writes its own trace."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import jax
 
 
 class Profiler:
-  """Context manager around the steps of a run; `steps` are the first and the last to be traced, () for none."""
+  """Context manager around the steps of a run. `steps` holds the first and last step to trace; () traces none."""
 
   def __init__(self, directory: Path, steps: tuple[int, ...]) -> None:
     self.directory = Path(directory)
@@ -20,13 +20,13 @@ class Profiler:
     self._stop()
 
   def before(self, step: int) -> None:
-    """Begins the trace if `step`, which comes now, is the first of it, or a later one where a run was resumed."""
+    """Start the trace if the coming `step` is within the traced steps. A resumed run may start late."""
     if self._first <= step <= self._last and not self._is_on:
       jax.profiler.start_trace(self.directory)
       self._is_on = True
 
   def after(self, step: int, results: object) -> bool:
-    """Ends the trace if `step` is the last of it, having waited for `results`; True if it did."""
+    """After the last traced step, wait for `results` and end the trace; return whether it ended."""
     if not (self._is_on and step >= self._last):
       return False
     jax.block_until_ready(results)

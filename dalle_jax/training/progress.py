@@ -1,4 +1,4 @@
-"""Progress of long work on the console: a bar on a terminal, a line now and then in a log."""
+"""Progress of long jobs on stderr: a bar on a terminal, one line per interval in a log file."""
 
 import sys
 import time
@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import TextIO
 
 BAR_WIDTH = 24
-REFRESH_S = 0.2  # of the bar on a terminal
+REFRESH_S = 0.2  # seconds between two refreshes of the bar on a terminal
 
 
 class Progress:
-  """Shows done / total, the rate and the time left, on stderr.
+  """Context manager that shows done / total, the rate and the time left.
 
-  On a terminal one line is refreshed in place; elsewhere a whole line is written every `interval_s` seconds. The
-  rate is measured from the first `update`, so that what comes before it (compilation) does not spoil the estimate.
+  On a terminal it refreshes one line in place. Elsewhere it writes a new line every `interval_s` seconds. The rate is
+  measured from the first `update`, so earlier work such as compilation does not distort the estimate.
   """
 
   def __init__(
@@ -36,8 +36,8 @@ class Progress:
     self._last: tuple[int, float] | None = None
     self._shown_at = -float('inf')
     self._metrics: dict[str, float] = {}
-    self._shown = ''  # the last line
-    self._bar_length = 0  # characters of the bar now on the terminal's line
+    self._shown = ''  # the line shown last
+    self._bar_length = 0  # length of the bar on the terminal's current line, in characters
 
   def __enter__(self) -> 'Progress':
     return self
@@ -46,7 +46,7 @@ class Progress:
     self.close()
 
   def update(self, done: int, **metrics: float) -> None:
-    """Says that `done` units are finished; metrics are shown behind and kept until given anew."""
+    """Record that `done` units are finished. Each metric stays in the line until a later call replaces its value."""
     now = self._clock()
     self._first = self._first or (done, now)
     self._last = (done, now)
@@ -55,19 +55,19 @@ class Progress:
       self._show()
 
   def update_of(self, done: int, total: int) -> None:
-    """`update`, for work whose size is only known once it has begun."""
+    """Like `update`, for jobs that learn their total only while running."""
     self._total = total
     self.update(done)
 
   def message(self, text: str) -> None:
-    """Writes a line of its own above the bar."""
+    """Write `text` as a separate line above the bar."""
     if self._enabled:
       self._clear()
       self._stream.write(f'{self._name}: {text}\n')
       self._stream.flush()
 
   def close(self) -> None:
-    """Shows the last state and ends the line; calling it twice is harmless."""
+    """Show the final state and end the line. Calling it again does nothing."""
     if self._last is None:
       return
     self._show()
@@ -84,7 +84,7 @@ class Progress:
     if self._is_terminal:
       self._clear()
       self._bar_length = len(line)
-    if self._is_terminal or line != self._shown:  # a log has no use for the same line again
+    if self._is_terminal or line != self._shown:  # do not repeat a line in a log
       self._stream.write(line if self._is_terminal else line + '\n')
       self._stream.flush()
     self._shown = line
@@ -109,12 +109,12 @@ class Progress:
 
 
 def format_rate(rate: float, unit: str) -> str:
-  """'12.3 steps/s', or '4.0 s/step' where a unit takes more than a second."""
+  """Format units per second as '12.3 steps/s', or as '4.0 s/step' if a unit takes more than a second."""
   return f'{rate:.1f} {unit}s/s' if rate >= 1 else f'{1 / rate:.1f} s/{unit}'
 
 
 def format_duration(seconds: float) -> str:
-  """'42s', '3m07s' or '5h02m'."""
+  """Format seconds as '42s', '3m07s' or '5h02m'."""
   seconds = max(0, round(seconds))
   if seconds < 60:
     return f'{seconds}s'

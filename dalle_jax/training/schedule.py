@@ -1,4 +1,4 @@
-"""The learning rate: warm-up, then a cosine, a constant, or a rate that is halved (appendices A.2 and B.2)."""
+"""Learning-rate schedules: warm-up, then a cosine, a constant or a stepwise halved rate (appendices A.2 and B.2)."""
 
 from typing import Any, NamedTuple
 
@@ -10,23 +10,27 @@ from dalle_jax.config import TrainingConfig
 
 
 class PlateauState(NamedTuple):
-  """What halving at plateaus keeps from step to step: a part of the optimizer's state, and so of checkpoints."""
+  """State of `halving_at_plateaus`, which is part of the optimizer state and so of checkpoints."""
 
   step: jax.Array  # int32: updates done
-  halved_after: jax.Array  # int32: updates done before the first one at the present rate; 0: never halved
+  halved_after: jax.Array  # int32: updates done before the first one at the current rate; 0: never halved
   readings: optax.contrib.ReduceLROnPlateauState
 
 
 def make_schedule(config: TrainingConfig) -> optax.Schedule:
-  """The learning rate by step, as far as it is known beforehand: linear warm-up from 0, then what `schedule` says.
+  """Make the part of the learning-rate schedule that depends on the step alone.
 
-  'cosine' falls to final_learning_rate at schedule_steps and stays there; 'steps' is halved at each of halving_steps;
-  'constant' stays, and so does 'plateau', whose halvings depend on the loss (see `halving_at_plateaus`).
+  The rate rises linearly from 0 during the warm-up. Then it depends on config.schedule:
+
+  - 'cosine' falls to final_learning_rate at schedule_steps, and stays there.
+  - 'steps' halves the rate at each of halving_steps.
+  - 'constant' keeps the rate.
+  - 'plateau' keeps it too; `halving_at_plateaus` applies its halvings, which depend on the loss.
   """
   if config.schedule == 'cosine':
     after = optax.cosine_decay_schedule(
       config.learning_rate,
-      # A run shorter than its warm-up never gets here, but the schedule must exist.
+      # A run shorter than its warm-up never uses this part, but optax requires a positive number.
       decay_steps=max(1, (config.schedule_steps or config.num_steps) - config.warmup_steps),
       alpha=config.final_learning_rate / config.learning_rate,
     )
@@ -40,12 +44,12 @@ def make_schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def halving_at_plateaus(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
-  """Halves updates at every plateau of the training loss, which `update` takes as `value`, max_halvings times at most.
+  """Make a transformation that halves updates at every plateau of the training loss, at most max_halvings times.
 
-  The loss is averaged over windows of plateau_window steps, which begin when the warm-up is over. A plateau is
-  plateau_patience windows in a row none of which is plateau_min_improvement below the best one before: an absolute
-  difference, as the negative log-likelihood of pixels may be negative. The update whose loss completes a plateau is the
-  first at the lower rate.
+  Its `update` takes the loss as `value`. After the warm-up, the loss is averaged over windows of plateau_window steps.
+  A window improves if its mean is more than plateau_min_improvement below that of the last window that improved. This
+  difference is absolute, because the negative log-likelihood of pixels may be negative. After plateau_patience windows
+  in a row without improvement, the rate is halved, starting with the update whose loss completes the last window.
   """
   inner = optax.contrib.reduce_on_plateau(
     factor=0.5,
@@ -75,15 +79,16 @@ def halving_at_plateaus(config: TrainingConfig) -> optax.GradientTransformationE
 
 
 def rate_in_force(config: TrainingConfig, opt_state: Any, step: jax.Array) -> dict[str, jax.Array]:
-  """The learning rate of the update made at `step`, as metrics.
+  """The learning rate of one update, as metrics.
 
   Args:
-    opt_state: the optimizer's state after that update.
-    step: updates done before it.
+    config: the stage's training configuration.
+    opt_state: optimizer state after the update.
+    step: number of updates before it.
 
   Returns:
-    The scalar 'learning_rate' and, with the schedules 'steps' and 'plateau', 'halved_after': the updates done before
-    the first one at this rate, 0 if it has not been halved yet.
+    The scalar 'learning_rate'. With the schedules 'steps' and 'plateau' also 'halved_after', the number of updates
+    before the first one at this rate, or 0 if the rate has never been halved.
   """
   rate = jnp.asarray(make_schedule(config)(step), jnp.float32)
   if config.schedule == 'steps':

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a polite request: finish the step, save, stop."""
+"""Turn Ctrl-C and SIGTERM into a stop request: finish the step, save, stop."""
 
 import contextlib
 import itertools
@@ -9,44 +9,45 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-EXIT_INTERRUPTED = 75  # a program's exit status for "saved and stopped early"; EX_TEMPFAIL of sysexits.h: run it again
+# Exit status of a program that saved its work and stopped early: EX_TEMPFAIL in sysexits.h, meaning "run it again".
+EXIT_INTERRUPTED = 75
 
-# Calls of JAX's service for preemptions over the whole program: it wants numbers that grow, and steps begin anew with
-# every stage. All hosts make the same calls.
+# Numbers the calls to JAX's preemption service over the whole program. The service needs increasing numbers, and the
+# step count restarts with every stage. All hosts make the same calls.
 _calls = itertools.count(1)
 
 
 class Interrupted(Exception):
-  """Work stopped on request after saving; the same command continues it."""
+  """The run stopped on request after saving; the same command continues it."""
 
 
 class StopSignals:
-  """Context manager: SIGINT and SIGTERM ask for a stop; a second SIGINT raises KeyboardInterrupt at once.
+  """Context manager in which SIGINT and SIGTERM request a stop; a second SIGINT raises KeyboardInterrupt at once.
 
-  With several hosts SIGTERM is left to JAX, whose service for preemptions tells all hosts of it and agrees with them on
-  a step, and SIGINT is passed on as SIGTERM. The former handlers come back on exit. Outside the main thread, where
-  Python allows no handlers, it does nothing.
+  With several hosts, JAX handles SIGTERM: its preemption service notifies all hosts, and they agree on a step to stop
+  at. SIGINT is passed on as SIGTERM. On exit the previous handlers are restored. Outside the main thread, where Python
+  allows no signal handlers, this does nothing.
   """
 
   def __init__(self, several_hosts: bool = False) -> None:
     self.stop_requested = False
     self._several_hosts = several_hosts
-    self._former: dict[int, Any] = {}
+    self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> 'StopSignals':
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGINT,) if self._several_hosts else (signal.SIGINT, signal.SIGTERM):
-        self._former[number] = signal.signal(number, self._handle)
+        self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *exc: object) -> None:
-    for number, handler in self._former.items():
-      # None stands for a handler not set from Python, which cannot be put back.
+    for number, handler in self._previous.items():
+      # None stands for a handler that was not installed from Python; it cannot be restored.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    self._former.clear()
+    self._previous.clear()
 
   def must_stop(self, reached_preemption: Callable[[int], bool]) -> bool:
-    """Whether to stop after this step: of several hosts all or none; called once a step.
+    """Return whether to stop after this step; all hosts get the same answer. Call it once per step.
 
     Args:
       reached_preemption: `Checkpoints.reached_preemption`.
@@ -63,15 +64,15 @@ class StopSignals:
 
 @contextlib.contextmanager
 def terminations_as_interrupts(several_hosts: bool = False) -> Iterator[None]:
-  """SIGTERM raises KeyboardInterrupt inside, as Ctrl-C does, where no `StopSignals` is in force.
+  """Context manager in which SIGTERM raises KeyboardInterrupt, as Ctrl-C does, unless a `StopSignals` is active.
 
-  With several hosts it is left to JAX, see `StopSignals`: the next training step stops.
+  With several hosts, JAX handles SIGTERM (see `StopSignals`), and the next training step stops.
   """
   if several_hosts or threading.current_thread() is not threading.main_thread():
     yield
     return
-  former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)

@@ -1,4 +1,4 @@
-"""The training state, created already sharded over the mesh."""
+"""The training state: its contents, its shapes and shardings, and its creation on a mesh."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,48 +15,48 @@ from dalle_jax.training.keys import named_key
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that a step changes, and what a checkpoint holds."""
+  """Everything that a training step changes and a checkpoint holds."""
 
-  step: jax.Array  # int32 scalar: optimizer steps done
-  skipped: jax.Array  # int32 scalar: those of them that changed nothing, as they were not finite
-  params: dict[str, Any]  # the trained collections
-  frozen: dict[str, Any]  # the others, which no gradient changes
+  step: jax.Array  # int32 scalar: training steps done
+  skipped: jax.Array  # int32 scalar: steps whose update was skipped because it was not finite
+  params: dict[str, Any]  # trained collections by name
+  frozen: dict[str, Any]  # all other collections; no gradient changes them
   opt_state: Any
-  ema: dict[str, Any] | None  # moving average of params and of the updated collections, or None
+  ema: dict[str, Any] | None  # moving average of `params` and of the task's updated collections; None without averaging
 
 
 def all_params(state: TrainState, ema: bool) -> dict[str, Any]:
-  """Every collection by name, as tasks take them; the trained ones averaged where `ema` asks and a mean is kept."""
-  trained = state.ema if ema and state.ema is not None else state.params
-  return {**state.frozen, **trained}
+  """All collections by name, as tasks expect them. With `ema`, averages replace the trained collections, if any."""
+  changed = state.ema if ema and state.ema is not None else state.params
+  return {**state.frozen, **changed}
 
 
 def changing(task: Any, params: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
-  """The collections that training changes: what moving averages are kept of."""
+  """The collections that training changes. The moving average covers exactly these."""
   return {**params, **{name: frozen[name] for name in task.updated}}
 
 
 def abstract_state(task: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, use_ema: bool) -> TrainState:
-  """The state's shapes, dtypes and shardings (ShapeDtypeStruct leaves); nothing is computed.
+  """Shapes, dtypes and shardings of the state as ShapeDtypeStruct leaves, without computing anything.
 
-  The optimizer's moments and the averages are made from parameters still in their boxes of axis names, so that
-  they are sharded just as the parameters they belong to.
+  Optimizer moments and averages are built from parameters that are still boxed with their axis names. So they get the
+  same shardings as their parameters.
   """
   return place(boxed_state(task, tx, use_ema), mesh)
 
 
 def boxed_state(task: Any, tx: optax.GradientTransformation, use_ema: bool) -> TrainState:
-  """The state's shapes, in boxes of axis names."""
+  """Shapes and dtypes of the state, boxed with logical axis names."""
 
   def boxed() -> TrainState:
-    # The key is made in here: the mesh in force may be of devices that are not there, on which nothing can be computed.
+    # Create the key inside eval_shape: the active mesh may describe absent devices, which cannot compute anything.
     return _assemble(task, task.init(jax.random.key(0)), tx, use_ema)
 
   return jax.eval_shape(boxed)
 
 
 def place(boxes: TrainState, mesh: Any) -> TrainState:
-  """Shapes, dtypes and shardings of a state from `boxed_state`, on a mesh with devices or without."""
+  """Shapes, dtypes and shardings of a state from `boxed_state` on a mesh, which may be abstract."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     _unbox(boxes),
@@ -72,23 +72,28 @@ def create_state(
   use_ema: bool,
   initial: Mapping[str, Any] | None = None,
 ) -> TrainState:
-  """A fresh state, every array of it born sharded.
+  """Create the initial state, with every array sharded from the start.
 
   Args:
-    initial: arrays which replace whole collections, such as {'dvae': a trained dVAE}; they are copied.
+    task: a `tasks.Task`.
+    tx: the optimizer.
+    mesh: the device mesh.
+    seed: seed of the run; initialisation uses the stream 'init'.
+    use_ema: whether to keep a moving average.
+    initial: arrays that replace whole collections, such as {'dvae': params of a trained dVAE}; they are copied.
 
   Raises:
-    ValueError: `initial` names an unknown collection, or its tree or shapes are not the task's.
+    ValueError: `initial` names an unknown collection, or its tree or shapes differ from the task's.
   """
   abstract = abstract_state(task, tx, mesh, use_ema)
   expected = all_params(abstract, ema=False)
-  given = {name: _place(name, tree, expected) for name, tree in (initial or {}).items()}
+  replacements = {name: _place_collection(name, tree, expected) for name, tree in (initial or {}).items()}
 
-  def build(key: jax.Array, given: dict[str, Any]) -> TrainState:
-    return _assemble(task, {**_unbox(task.init(key)), **given}, tx, use_ema)
+  def build(key: jax.Array, replacements: dict[str, Any]) -> TrainState:
+    return _assemble(task, {**_unbox(task.init(key)), **replacements}, tx, use_ema)
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return jax.jit(build, out_shardings=shardings)(named_key(seed, 'init'), given)
+  return jax.jit(build, out_shardings=shardings)(named_key(seed, 'init'), replacements)
 
 
 def _assemble(task: Any, collections: dict[str, Any], tx: optax.GradientTransformation, use_ema: bool) -> TrainState:
@@ -107,7 +112,7 @@ def _assemble(task: Any, collections: dict[str, Any], tx: optax.GradientTransfor
 
 
 def _unbox(tree: Any) -> Any:
-  """Takes parameters out of their boxes; unlike nn.unbox it also serves shapes, adding no sharding constraint."""
+  """Take parameters out of their boxes. Unlike `nn.unbox`, it adds no sharding constraint and so accepts shapes."""
   return jax.tree.map(
     lambda leaf: leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf,
     tree,
@@ -115,13 +120,13 @@ def _unbox(tree: Any) -> Any:
   )
 
 
-def _place(name: str, tree: Any, expected: dict[str, Any]) -> Any:
+def _place_collection(name: str, tree: Any, expected: dict[str, Any]) -> Any:
   if name not in expected:
-    raise ValueError(f'Initial parameters name the collection {name!r}; the task has {", ".join(sorted(expected))}.')
-  shown = trees.differences(tree, expected[name])
-  if shown:
+    raise ValueError(f'Initial parameters include the collection {name!r}; the task has {", ".join(sorted(expected))}.')
+  differences = trees.differences(tree, expected[name])
+  if differences:
     raise ValueError(
-      f'The initial parameters of {name!r} do not fit the model which the configuration describes: {shown}. '
+      f'The initial parameters of {name!r} do not fit the configured model: {differences}. '
       'Use the configuration that they were trained with.'
     )
   return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), tree, expected[name])

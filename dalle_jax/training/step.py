@@ -1,4 +1,4 @@
-"""The compiled steps: one optimizer update, one evaluation, and the running means between two log lines."""
+"""The compiled training and evaluation steps, and the sums of metrics between two log lines."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -20,19 +20,21 @@ Metrics = dict[str, jax.Array]
 
 
 def ema_decay_at(decay: float, step: jax.Array) -> jax.Array:
-  """The decay of update `step`: (1 + step) / (10 + step) until that exceeds `decay`, to forget the random start."""
+  """EMA decay of update `step`: min(decay, (1 + step) / (10 + step)), which forgets the random start quickly."""
   return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 def make_train_step(
   task: Any, tx: optax.GradientTransformation, config: TrainingConfig, mesh: jax.sharding.Mesh, seed: int
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-  """The jitted (state, batch) -> (state, metrics); the given state is donated.
+  """Make the jitted function (state, batch) -> (state, metrics), which donates its state argument.
 
-  Randomness is the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's, averaged over
-  micro-batches, with 'loss', 'grad_norm' (before clipping), 'param_norm' (after the update) and what
-  `rate_in_force` gives. With config.nonfinite='skip' a step whose loss or gradient is not finite counts, in state.step
-  and state.skipped, and changes nothing else.
+  Its random numbers come from the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's
+  metrics and 'loss', averaged over micro-batches; 'grad_norm' (before clipping); 'param_norm' (after the update); and
+  the result of `rate_in_force`.
+
+  If config.nonfinite is 'skip', a step whose loss or gradient is not finite only increments state.step and
+  state.skipped. The metric 'skipped_updates' then reports state.skipped after every step.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -46,7 +48,7 @@ def make_train_step(
     ema = _average(config, state, changing(task, params, frozen))
     new = state.replace(params=params, frozen=frozen, opt_state=opt_state, ema=ema)
     if config.nonfinite == 'skip':
-      # Not by the new parameters' norm: old and new ones would have to be there together, in memory that is not.
+      # Checking the norm of the new parameters too would keep old and new ones in memory at once, which may not fit.
       finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
       new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
       new = new.replace(skipped=state.skipped + ~finite)
@@ -60,14 +62,14 @@ def make_train_step(
 
   abstract = abstract_state(task, tx, mesh, use_ema=config.ema_decay > 0)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  options = compiler.options_of_steps(mesh, config.fusion_mib)
+  options = compiler.step_options(mesh, config.fusion_mib)
   return jax.jit(
     train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)), compiler_options=options or None
   )
 
 
 def _average(config: TrainingConfig, state: TrainState, params: Any) -> Any:
-  """The moving average after this step, which moves once in ema_every steps."""
+  """Return the moving average after this step. It is updated every config.ema_every steps."""
   if state.ema is None:
     return None
   decay = ema_decay_at(config.ema_decay, state.step // config.ema_every)
@@ -79,44 +81,47 @@ def _average(config: TrainingConfig, state: TrainState, params: Any) -> Any:
 
 
 def _mean_gradients(
-  task: Any, state: TrainState, batch: Any, parts: int, mesh: jax.sharding.Mesh, seed: int
+  task: Any, state: TrainState, batch: Any, num_micro: int, mesh: jax.sharding.Mesh, seed: int
 ) -> tuple[Any, Metrics, Any]:
-  """Gradients and metrics of the whole batch, as means over `parts` micro-batches taken one after the other.
+  """Mean gradients and metrics over `num_micro` micro-batches that are processed one after the other.
 
-  Also the statistics of the micro-batches, stacked, where the task gives any.
+  The third result stacks the micro-batches' statistics along a new first axis; it is empty if the task has none.
   """
   key = step_key(seed, 'train', state.step)
 
-  def loss(params: Any, part: Any, index: jax.Array | int) -> tuple[jax.Array, Metrics]:
-    value, metrics = task.loss({**params, **state.frozen}, part, jax.random.fold_in(key, index), state.step)
+  def loss(params: Any, micro_batch: Any, index: jax.Array | int) -> tuple[jax.Array, Metrics]:
+    value, metrics = task.loss({**params, **state.frozen}, micro_batch, jax.random.fold_in(key, index), state.step)
     return value, {**metrics, 'loss': value}
 
   grad = jax.grad(loss, has_aux=True)
-  if parts == 1:
+  if num_micro == 1:
     grads, metrics = grad(state.params, batch, 0)
     statistics = jax.tree.map(lambda s: s[None], metrics.pop('statistics', {}))
     return grads, metrics, statistics
 
-  def body(total: Any, part_and_index: tuple[Any, jax.Array]) -> tuple[Any, Metrics]:
-    grads, metrics = grad(state.params, *part_and_index)
+  def body(total: Any, micro_batch_and_index: tuple[Any, jax.Array]) -> tuple[Any, Metrics]:
+    grads, metrics = grad(state.params, *micro_batch_and_index)
     return jax.tree.map(jnp.add, total, grads), metrics
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  xs = (jax.tree.map(lambda x: _strided_parts(x, parts, mesh), batch), jnp.arange(parts))
+  xs = (jax.tree.map(lambda x: _micro_batches(x, num_micro, mesh), batch), jnp.arange(num_micro))
   total, metrics = jax.lax.scan(body, zeros, xs)
   statistics = metrics.pop('statistics', {})
-  return jax.tree.map(lambda g: g / parts, total), jax.tree.map(lambda m: m.mean(0), metrics), statistics
+  return jax.tree.map(lambda g: g / num_micro, total), jax.tree.map(lambda m: m.mean(0), metrics), statistics
 
 
-def _strided_parts(x: jax.Array, parts: int, mesh: jax.sharding.Mesh) -> jax.Array:
-  """[B, ...] -> [parts, B / parts, ...]; part m holds rows m, m + parts, ..., so every device keeps its own rows."""
-  x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+def _micro_batches(x: jax.Array, num_micro: int, mesh: jax.sharding.Mesh) -> jax.Array:
+  """Split [B, ...] into micro-batches [M, B / M, ...] where M = num_micro.
+
+  Micro-batch m holds the rows m, m + M, m + 2 M, ..., so every row stays on its device.
+  """
+  x = x.reshape(x.shape[0] // num_micro, num_micro, *x.shape[1:]).swapaxes(0, 1)
   spec = jax.sharding.PartitionSpec(None, *batch_sharding(mesh).spec)
   return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
 
 
 def make_eval_step(task: Any, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, jax.Array]]:
-  """The jitted (params, batch, key, step) -> task.evaluate's means, replicated."""
+  """Make the jitted function (params, batch, key, step) -> means from `task.evaluate`, replicated over the mesh."""
   return jax.jit(task.evaluate, out_shardings=replicated(mesh))
 
 
@@ -128,7 +133,9 @@ def evaluate_batches(
   seed: int,
   step: jax.Array,
 ) -> dict[str, np.ndarray]:
-  """Means over numpy batches, each weighted by its rows; batch i uses key i of the stream 'eval' every time.
+  """Means of `task.evaluate` over numpy batches, weighted by their numbers of rows.
+
+  Batch i always uses key i of the stream 'eval', so evaluations differ only in their parameters and `step`.
 
   Raises:
     ValueError: there are no batches.
@@ -141,15 +148,22 @@ def evaluate_batches(
     totals = {name: totals.get(name, 0.0) + size * np.asarray(mean, np.float64) for name, mean in means.items()}
     rows += size
   if not rows:
-    raise ValueError('There are no batches to evaluate on: the held-out split holds less than one batch.')
+    raise ValueError(
+      'There are no batches to evaluate on: the held-out split holds less than one batch. Hold out more examples, or '
+      'lower the batch_size of this stage.'
+    )
   return {name: total / rows for name, total in totals.items()}
 
 
 class IntervalTotals:
-  """Sums of metrics on the device over the finite steps since the last log line, and which step was the first other.
+  """Sums of metrics since the last log line, kept on the device.
 
-  A step whose loss, gradient or parameters are not finite is counted apart, and the metrics of the first are kept.
-  'spoilt' counts those that left parameters which are not finite.
+  The totals are a dictionary:
+
+  - 'count', 'sums': number of finite steps, and sums of their metrics.
+  - 'bad_count', 'bad_step', 'bad': number of steps whose loss, gradient or parameters are not finite; the first of
+    them (-1 if none); and its metrics.
+  - 'spoilt': number of steps after which the parameters are not finite.
   """
 
   def __init__(self) -> None:
@@ -157,30 +171,30 @@ class IntervalTotals:
     self._totals: Any = None
 
   def add(self, step: jax.Array, metrics: Metrics) -> None:
-    """Adds one step's metrics without waiting for them."""
+    """Add the metrics of one step without waiting for the devices."""
     if self._totals is None or set(self._totals['sums']) != set(metrics):
-      # Begun anew too where a checkpoint's interval had other metrics, as 'skip' and the version of the task decide.
-      # Not one array several times: donated buffers must be distinct.
+      # Start over if the restored interval has other metric names, e.g. after changing `nonfinite` or upgrading.
+      # Every entry needs its own array, because donated buffers must be distinct.
       zeros = {name: np.float32(0) for name in metrics}
       counts = {'count': np.int32(0), 'bad_count': np.int32(0), 'spoilt': np.int32(0), 'bad_step': np.int32(-1)}
       self._totals = {**counts, 'sums': zeros, 'bad': dict(zeros)}
     self._totals = self._add(self._totals, step, metrics)
 
   def take(self) -> Any:
-    """Device arrays of the interval, which starts anew."""
+    """Return the interval's device arrays and start a new interval."""
     totals, self._totals = self._totals, None
     return totals
 
   def peek(self) -> Any:
-    """Device arrays of the interval so far, or None; use them before the next `add`."""
+    """Return the interval's device arrays, or None if it is empty. The next `add` invalidates them."""
     return self._totals
 
   def state(self) -> dict[str, Any] | None:
-    """The same, ready for JSON, exactly."""
+    """Return the totals as exact Python numbers for JSON, or None if the interval is empty."""
     return jax.tree.map(lambda x: x.item(), jax.device_get(self._totals))
 
   def restore(self, state: dict[str, Any] | None) -> None:
-    """Continues the interval in which `state` was taken."""
+    """Continue the interval that `state` describes."""
     self._totals = jax.tree.map(lambda x: np.int32(x) if isinstance(x, int) else np.float32(x), state)
 
 

@@ -1,7 +1,7 @@
-"""The codebook of a VQ-VAE as a moving average of what the encoder gives (van den Oord et al. 2017, appendix A.1).
+"""The codebook of a VQ-VAE as a moving average of encoder outputs (van den Oord et al. 2017, appendix A.1).
 
-Shares of tokens stand in for counts, so that nothing depends on the size of the batch. All sums run over the whole
-batch, on however many devices it lies.
+Codes are weighted by their share of the tokens instead of their counts, so nothing depends on the batch size. All sums
+run over the global batch, across all devices.
 """
 
 from typing import Any
@@ -9,21 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-5  # Laplace smoothing of the shares, in parts of an even share
+EPSILON = 1e-5  # Laplace smoothing of the shares, as a fraction of an even share 1 / K
 
 
 def statistics(z: jax.Array, codes: jax.Array, vocab_size: int, key: jax.Array) -> dict[str, jax.Array]:
-  """What an update needs to know of a batch.
+  """Summarise a batch for `update`.
 
   Args:
     z: encoder outputs [B, h, w, C].
-    codes: int [B, h, w].
-    vocab_size: K.
-    key: chooses the candidates.
+    codes: int [B, h, w], the code assigned to each output.
+    vocab_size: K, the number of codes.
+    key: random key that chooses the candidates.
 
   Returns:
-    'share' [K], of the batch's tokens that each code got; 'total' [K, C], the sums of their outputs over the number of
-    all tokens; 'candidates' [K, C], outputs picked at random.
+    'share' [K]: fraction of the tokens assigned to each code.
+    'total' [K, C]: sum of the outputs assigned to each code, divided by the number of all tokens.
+    'candidates' [K, C]: outputs picked at random, for restarts.
   """
   z = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
   codes = codes.reshape(-1)
@@ -37,34 +38,40 @@ def statistics(z: jax.Array, codes: jax.Array, vocab_size: int, key: jax.Array) 
 
 
 def update(
-  state: dict[str, jax.Array], parts: dict[str, jax.Array], key: jax.Array, *, decay: float, restart_threshold: float
+  state: dict[str, jax.Array],
+  batch_statistics: dict[str, jax.Array],
+  key: jax.Array,
+  *,
+  decay: float,
+  restart_threshold: float,
 ) -> dict[str, jax.Array]:
-  """The codebook after a step.
+  """Update the codebook after a training step.
 
-  Each code becomes the average of the outputs it got. At the first step the codebook is filled with outputs of this
-  batch (as in Jukebox). Later, a code whose averaged share falls below `restart_threshold` of an even share begins anew
-  at a random output, with an even share.
+  Each code moves to the average of the outputs assigned to it. The first step fills the codebook with outputs of its
+  batch, as in Jukebox. Later, a code whose averaged share falls below `restart_threshold` times an even share 1 / K
+  restarts at a random output, with an even share.
 
   Args:
-    state: 'codebook' [K, C], 'share' [K], 'total' [K, C], 'started' scalar.
-    parts: `statistics` of each micro-batch, stacked: [M, K], [M, K, C], [M, K, C].
-    key: chooses among the micro-batches' candidates, and adds a little noise, so that no two codes start equal.
-    decay: of the averages.
-    restart_threshold: 0: no restarts.
+    state: 'codebook' [K, C], 'share' [K], 'total' [K, C] and the scalar 'started', which is 0 before the first step.
+    batch_statistics: `statistics` of the M micro-batches, stacked: [M, K], [M, K, C], [M, K, C].
+    key: random key. It chooses among the micro-batches' candidates, and adds a little noise so that no two codes
+      restart at the same point.
+    decay: decay of the averages per step.
+    restart_threshold: fraction of an even share; 0 disables restarts.
 
   Returns:
     The new state.
   """
   k, c = state['codebook'].shape
-  share = decay * state['share'] + (1 - decay) * parts['share'].mean(0)
-  total = decay * state['total'] + (1 - decay) * parts['total'].mean(0)
-  part_key, noise_key = jax.random.split(key)
-  part = jax.random.randint(part_key, (k,), 0, len(parts['candidates']))
-  fresh = parts['candidates'][part, jnp.arange(k)]
+  share = decay * state['share'] + (1 - decay) * batch_statistics['share'].mean(0)
+  total = decay * state['total'] + (1 - decay) * batch_statistics['total'].mean(0)
+  choice_key, noise_key = jax.random.split(key)
+  micro_batch = jax.random.randint(choice_key, (k,), 0, len(batch_statistics['candidates']))
+  fresh = batch_statistics['candidates'][micro_batch, jnp.arange(k)]
   fresh += 0.01 * jnp.std(fresh) * jax.random.normal(noise_key, (k, c))
-  anew = (share * k < restart_threshold) | (state['started'] == 0)
-  share = jnp.where(anew, 1 / k, share)
-  total = jnp.where(anew[:, None], fresh / k, total)
+  restarts = (share * k < restart_threshold) | (state['started'] == 0)
+  share = jnp.where(restarts, 1 / k, share)
+  total = jnp.where(restarts[:, None], fresh / k, total)
   smoothed = (share * k + EPSILON) / (share.sum() * k + k * EPSILON) * share.sum()
   return {
     'codebook': total / smoothed[:, None], 'share': share, 'total': total, 'started': jnp.ones_like(state['started']),
@@ -72,7 +79,7 @@ def update(
 
 
 def merged(collections: dict[str, Any]) -> Any:
-  """The dVAE's parameters in one tree, from the collections of its task: what everything else takes."""
+  """Merge the collections of `DvaeTask` into the single parameter tree that all other code takes."""
   if 'codebook' not in collections:
     return collections['dvae']
   return {**collections['dvae'], 'code': collections['codebook']}

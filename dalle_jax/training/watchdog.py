@@ -1,4 +1,4 @@
-"""A thread that tells of a stalled step: what the loop was doing, for how long, and where every thread stands."""
+"""A thread that reports stalled training: the current activity, its duration and the stack of every thread."""
 
 import sys
 import threading
@@ -12,14 +12,13 @@ ACTIVITIES = ('compiling', 'waiting for data', 'step', 'evaluation', 'checkpoint
 
 
 class Watchdog:
-  """Context manager that writes to stderr when no step has been finished for a while.
+  """Context manager that writes to stderr when no step has finished for a while.
 
-  A stall is told of once, and again each time that it has lasted twice as long. Nothing is ended: whether a slow
-  compilation or a dead file system is the cause, the one who reads it knows better.
+  It reports a stall once, and again each time the stall has lasted twice as long as at the last report. It never ends
+  the run: the cause may be a slow compilation or a dead file system, and only the reader can tell.
 
-  The loop calls `tell` when it turns to something else. The clock starts anew when the step that it tells is another
-  one; activities within a step share the time. So an evaluation or a checkpoint that takes longer than `seconds` is
-  told of as well, with its name.
+  The loop calls `set_activity` whenever its activity changes. A new step number restarts the stall timer; activities
+  within one step share it. So an evaluation or a checkpoint that takes longer than `seconds` is reported too.
   """
 
   def __init__(
@@ -33,20 +32,20 @@ class Watchdog:
   ):
     """
     Args:
-      name: of the stage.
-      seconds: without a finished step that count as a stall; 0: nothing is watched.
-      host: the number of this one.
-      stream: where to write; by default what sys.stderr is then.
-      clock: gives seconds.
+      name: name of the stage.
+      seconds: seconds without a finished step that count as a stall; 0 disables the watchdog.
+      host: index of this host.
+      stream: where to write; by default sys.stderr at the time of the report.
+      clock: returns the time in seconds.
     """
     self._name = name
     self._seconds = seconds
     self._host = host
     self._stream = stream
     self._clock = clock
-    self._now_doing: tuple[str, int, float] = ('compiling', 0, clock())  # activity, step, since when; replaced whole
+    self._current: tuple[str, int, float] = ('compiling', 0, clock())  # activity, step, start time in seconds
     self._step_since = clock()
-    self._due = seconds  # how long a stall lasts when it is told of next
+    self._due = seconds  # length of the stall at which to report next
     self._lock = threading.Lock()
     self._ended = threading.Event()
     self._thread: threading.Thread | None = None
@@ -66,32 +65,32 @@ class Watchdog:
       self._thread.join()
       self._thread = None
 
-  def tell(self, activity: str, step: int) -> None:
-    """Says what the loop does from now on.
+  def set_activity(self, activity: str, step: int) -> None:
+    """Record what the loop does from now on.
 
     Args:
       activity: one of `ACTIVITIES`.
-      step: the number of steps finished.
+      step: number of finished steps.
     """
     assert activity in ACTIVITIES, activity
     now = self._clock()
     with self._lock:
-      if step != self._now_doing[1]:
+      if step != self._current[1]:
         self._step_since, self._due = now, self._seconds
-      self._now_doing = (activity, step, now)
+      self._current = (activity, step, now)
 
   def check(self) -> bool:
-    """Writes if it is time to; returns whether it did."""
+    """Write a report if one is due; return whether it was."""
     now = self._clock()
     with self._lock:
       stalled = now - self._step_since
       if not 0 < self._seconds or stalled < self._due:
         return False
       self._due = 2 * stalled
-      activity, step, since = self._now_doing
+      activity, step, since = self._current
     self._write(
-      f'host {self._host}: {self._name}: no step has been finished for {stalled:.0f} s, after step {step}; doing: '
-      f'{activity}, for {now - since:.0f} s. All threads:\n{stacks()}'
+      f'host {self._host}: {self._name}: no step has finished for {stalled:.0f} s (last finished step: {step}). '
+      f'Current activity: {activity}, for {now - since:.0f} s. Stacks of all threads:\n{stacks()}'
     )
     return True
 
@@ -104,18 +103,18 @@ class Watchdog:
       stream = sys.stderr if self._stream is None else self._stream
       stream.write(text + '\n')
       stream.flush()
-    except (AttributeError, OSError, ValueError):  # no stderr, a closed one: no reason to end a run
+    except (AttributeError, OSError, ValueError):  # stderr is missing or closed, which must not end the run
       pass
 
 
 def stacks() -> str:
-  """Where every thread of this process stands, the caller's left out.
+  """Stack traces of all threads of this process except the caller's.
 
-  Of Python's frames, since a stream without a file number, as in notebooks, is nothing for `faulthandler`.
+  Built from Python frames, because `faulthandler` needs a stream with a file descriptor, which notebooks lack.
   """
   names = {thread.ident: thread.name for thread in threading.enumerate()}
-  parts = []
+  traces = []
   for ident, frame in sys._current_frames().items():
     if ident != threading.get_ident():
-      parts.append(f'thread {names.get(ident, ident)}:\n' + ''.join(traceback.format_stack(frame)))
-  return '\n'.join(parts)
+      traces.append(f'thread {names.get(ident, ident)}:\n' + ''.join(traceback.format_stack(frame)))
+  return '\n'.join(traces)

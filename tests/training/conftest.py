@@ -1,4 +1,4 @@
-"""The toy task of `toy_training`, and a short run of it."""
+"""Fixtures around the toy task of `toy_training`."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def quiet():
 
 @pytest.fixture
 def make_config():
-  """A short, constant-rate configuration; keyword arguments change it."""
+  """Make the configuration of a short run with a constant learning rate; keyword arguments override its keys."""
 
   def make(**changes):
     values = {
@@ -53,7 +53,7 @@ def make_config():
 
 @pytest.fixture
 def assert_trees_equal():
-  """Bitwise equality, leaf by leaf."""
+  """Check that two trees are bitwise equal."""
 
   def check(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)

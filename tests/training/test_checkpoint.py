@@ -26,7 +26,7 @@ def abstract(linear_task, mesh):
 
 @pytest.fixture
 def failing_reads():
-  """Lets the reads that Orbax leaves behind when one of many fails come to their (noisy) ends within the test."""
+  """Wait until the reads that Orbax abandons after a failure have ended, so that their warnings stay in the test."""
   yield
   time.sleep(0.2)
 
@@ -35,14 +35,14 @@ ignores_stray_reads = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisabl
 
 
 def _save(directory, state, losses, keep=2):
-  """Checkpoints of steps 1, 2, ... with these held-out losses (None: not measured)."""
+  """Save checkpoints of steps 1, 2, ... with the held-out losses `losses` (None: not measured)."""
   with Checkpoints(directory, keep) as checkpoints:
     for step, loss in enumerate(losses, 1):
       shifted = jax.tree.map(lambda x, step=step: x + step, state)
       checkpoints.save(step, shifted, {'position': step}, {'note': f'n{step}'}, loss)
 
 
-def test_what_is_saved_comes_back(tmp_path, state, abstract, assert_trees_equal):
+def test_a_restored_checkpoint_equals_the_saved_one(tmp_path, state, abstract, assert_trees_equal):
   _save(tmp_path, state, [None])
   with Checkpoints(tmp_path, 2) as checkpoints:
     restored = checkpoints.restore_latest(abstract)
@@ -52,14 +52,14 @@ def test_what_is_saved_comes_back(tmp_path, state, abstract, assert_trees_equal)
     assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
 
 
-def test_an_empty_directory_gives_none(tmp_path, abstract):
+def test_an_empty_directory_restores_nothing(tmp_path, abstract):
   with Checkpoints(tmp_path / 'new', 2) as checkpoints:
     assert checkpoints.restore_latest(abstract) is None
     assert checkpoints.steps() == [] and checkpoints.best_step() is None
 
 
 @pytest.mark.parametrize(
-  ('losses', 'kept', 'best'),
+  ('losses', 'kept_steps', 'best'),
   [
     ([3.0, 1.0, 2.0, 4.0, 5.0], [2, 4, 5], 2),
     ([5.0, 4.0, 3.0, 2.0], [3, 4], 4),
@@ -67,14 +67,14 @@ def test_an_empty_directory_gives_none(tmp_path, abstract):
     ([None, 2.0, None, None, None], [2, 4, 5], 2),
   ],
 )
-def test_the_newest_and_the_best_are_kept(tmp_path, state, losses, kept, best):
+def test_the_newest_and_the_best_are_kept(tmp_path, state, losses, kept_steps, best):
   _save(tmp_path, state, losses)
   with Checkpoints(tmp_path, 2) as checkpoints:
-    assert checkpoints.steps() == kept
+    assert checkpoints.steps() == kept_steps
     assert checkpoints.best_step() == best
 
 
-def test_the_best_survives_a_restart(tmp_path, state, abstract):
+def test_the_best_checkpoint_is_kept_after_a_restart(tmp_path, state, abstract):
   _save(tmp_path, state, [1.0, None, 3.0])
   with Checkpoints(tmp_path, 2) as checkpoints:
     checkpoints.restore_latest(abstract)
@@ -85,7 +85,7 @@ def test_the_best_survives_a_restart(tmp_path, state, abstract):
     assert checkpoints.steps() == [1, 4, 5]
 
 
-def test_saving_backwards_is_refused(tmp_path, state):
+def test_saving_an_earlier_or_equal_step_is_refused(tmp_path, state):
   _save(tmp_path, state, [None, None])
   with Checkpoints(tmp_path, 2) as checkpoints:
     for step in (1, 2):
@@ -135,7 +135,9 @@ DAMAGES = {
 @pytest.mark.parametrize('kind', DAMAGES)
 @ignores_stray_reads
 @pytest.mark.usefixtures('failing_reads')
-def test_a_damaged_newest_is_named_and_skipped(tmp_path, state, abstract, assert_trees_equal, caplog, kind):
+def test_a_damaged_newest_checkpoint_is_reported_and_skipped(
+  tmp_path, state, abstract, assert_trees_equal, caplog, kind
+):
   _save(tmp_path, state, [None, 2.0, 1.0])
   DAMAGES[kind](tmp_path / '3')
   with caplog.at_level(logging.WARNING), Checkpoints(tmp_path, 2) as checkpoints:
@@ -143,14 +145,14 @@ def test_a_damaged_newest_is_named_and_skipped(tmp_path, state, abstract, assert
     assert restored.step == 2
     assert_trees_equal(restored.state, jax.tree.map(lambda x: x + 2, state))
     assert f'{tmp_path / "3"} cannot be restored' in caplog.text
-    checkpoints.save(3, state, {'position': 3}, {})  # training arrives there again
+    checkpoints.save(3, state, {'position': 3}, {})  # training reaches step 3 again
   with Checkpoints(tmp_path, 2) as checkpoints:
     assert checkpoints.restore_latest(abstract).step == 3
 
 
 @ignores_stray_reads
 @pytest.mark.usefixtures('failing_reads')
-def test_when_none_can_be_read_it_is_an_error(tmp_path, state, abstract):
+def test_it_is_an_error_if_all_checkpoints_are_damaged(tmp_path, state, abstract):
   _save(tmp_path, state, [None, None])
   for step in ('1', '2'):
     _cut(tmp_path / step)
@@ -159,7 +161,7 @@ def test_when_none_can_be_read_it_is_an_error(tmp_path, state, abstract):
 
 
 @pytest.mark.parametrize('error', [MemoryError('too little'), RuntimeError('RESOURCE_EXHAUSTED: Out of memory')])
-def test_too_little_memory_is_no_damage(tmp_path, state, abstract, monkeypatch, error):
+def test_out_of_memory_does_not_count_as_damage(tmp_path, state, abstract, monkeypatch, error):
   def restore(*arguments):
     raise error
 
@@ -169,29 +171,29 @@ def test_too_little_memory_is_no_damage(tmp_path, state, abstract, monkeypatch, 
     with pytest.raises(type(error), match=str(error)):
       checkpoints.restore_latest(abstract)
     checkpoints.save(3, state, {}, {})
-    assert checkpoints.steps() == [2, 3]  # nothing was taken for damaged, and deleted
+    assert checkpoints.steps() == [2, 3]  # no checkpoint was deleted as damaged
 
 
 def _wider(abstract):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 1), x.dtype, sharding=None), abstract)
 
 
-def test_another_model_is_an_error_that_shows_the_difference(tmp_path, state, abstract):
-  about = {'config': {'prior': {'num_layers': 8}}, 'versions': {'jax': '0.1'}}
-  with Checkpoints(tmp_path, 2, about) as checkpoints:
+def test_a_checkpoint_of_another_model_is_an_error_that_lists_the_differences(tmp_path, state, abstract):
+  old_run = {'config': {'prior': {'num_layers': 8}}, 'versions': {'jax': '0.1'}}
+  with Checkpoints(tmp_path, 2, old_run) as checkpoints:
     checkpoints.save(1, state, {}, {})
-  now = {'config': {'prior': {'num_layers': 6}}, 'versions': {'jax': '0.2'}}
-  with Checkpoints(tmp_path, 2, now) as checkpoints, pytest.raises(ValueError) as error:
+  new_run = {'config': {'prior': {'num_layers': 6}}, 'versions': {'jax': '0.2'}}
+  with Checkpoints(tmp_path, 2, new_run) as checkpoints, pytest.raises(ValueError) as error:
     checkpoints.restore_latest(_wider(abstract))
   message = str(error.value)
-  assert f'The checkpoint {tmp_path / "1"} cannot be continued' in message
+  assert f'Training cannot continue from the checkpoint {tmp_path / "1"}' in message
   assert "['ema']['model']['kernel']: given float32[3, 2], expected float32[3, 2, 1]" in message
   assert 'config.prior.num_layers: 8 -> 6; version.jax: ' in message
   with Checkpoints(tmp_path, 2) as checkpoints:
-    assert checkpoints.restore_latest(abstract).step == 1  # nothing was lost
+    assert checkpoints.restore_latest(abstract).step == 1  # the checkpoint is still there
 
 
-def test_a_later_format_is_refused(tmp_path, state, abstract, monkeypatch):
+def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, state, abstract, monkeypatch):
   monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 99)
   _save(tmp_path, state, [None])
   with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'has format 99, and .* reads 1 to 2'):

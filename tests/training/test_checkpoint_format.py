@@ -1,6 +1,6 @@
-"""Checkpoints of every version of the format, which later code must go on to read.
+"""Stored checkpoints of every format version, which later code must be able to restore.
 
-Each in tests/golden/checkpoints/VERSION was written by the code of its time: the run below, stopped after 4 steps.
+The code of each version wrote tests/golden/checkpoints/VERSION by the run below, stopped after 4 steps.
 """
 
 import pathlib
@@ -31,18 +31,18 @@ def fit(linear_task, stream, mesh, quiet, make_config):
   return run
 
 
-def test_there_is_one_of_every_version():
+def test_there_is_a_checkpoint_of_every_format_version():
   assert list(range(1, FORMAT_VERSION + 1)) == VERSIONS
 
 
 @pytest.mark.parametrize('version', VERSIONS)
-def test_an_old_checkpoint_is_continued_as_if_it_were_new(fit, tmp_path, version):
+def test_a_run_from_an_old_checkpoint_equals_a_new_run(fit, tmp_path, version):
   shutil.copytree(GOLDEN / str(version), tmp_path / 'old' / 'checkpoints')
-  continued, whole = fit(tmp_path / 'old', 12), fit(tmp_path / 'new', 12)
-  for old, new in zip(jax.tree.leaves(continued), jax.tree.leaves(whole), strict=True):
-    np.testing.assert_allclose(old, new, rtol=1e-5)  # it was another machine's
+  resumed, uninterrupted = fit(tmp_path / 'old', 12), fit(tmp_path / 'new', 12)
+  for old, new in zip(jax.tree.leaves(resumed), jax.tree.leaves(uninterrupted), strict=True):
+    np.testing.assert_allclose(old, new, rtol=1e-5)  # not bitwise: another machine wrote the checkpoint
   losses = [[line['loss'] for line in read_metrics(tmp_path / name / 'metrics.jsonl')] for name in ('old', 'new')]
-  # The first version kept nothing of the interval that its step 4 began.
+  # Format 1 does not store the metrics of the interval that began at step 4.
   np.testing.assert_allclose(losses[0][version == 1 :], losses[1][1 + (version == 1) :], rtol=1e-5)
   with Checkpoints(tmp_path / 'old' / 'checkpoints', 3) as checkpoints:
     assert checkpoints.steps() == [4, 8, 12]

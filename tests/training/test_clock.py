@@ -11,7 +11,7 @@ class Time:
     return self.now
 
 
-def test_time_falls_to_what_it_was_spent_on():
+def test_time_is_counted_under_its_activity():
   time = Time()
   clock = IntervalClock(time)
   clock.restart(10)
@@ -24,14 +24,14 @@ def test_time_falls_to_what_it_was_spent_on():
     raise OSError('full')
   spent, rate = clock.take(20)
   assert spent == {'time/data': 1.5, 'time/evaluation': 20, 'time/checkpoint': 3, 'time/pictures': 0, 'time/step': 3.5}
-  assert rate == 2.0  # 10 steps in the 5 seconds that nothing else took
+  assert rate == 2.0  # 10 steps in the 5 seconds outside other activities
   time.now += 1
   assert clock.take(21)[0]['time/evaluation'] == 0
 
 
-def test_no_step_and_no_time_are_no_rate():
+def test_the_rate_is_zero_without_steps_or_without_time():
   time = Time()
   clock = IntervalClock(time)
-  assert clock.take(5)[1] == 0.0  # steps in no time at all
+  assert clock.take(5)[1] == 0.0  # steps, but no time
   time.now += 1
-  assert clock.take(5)[1] == 0.0  # time without a step
+  assert clock.take(5)[1] == 0.0  # time, but no step

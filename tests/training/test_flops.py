@@ -13,7 +13,7 @@ def count(function, *shapes):
   return flops.matmul_flops(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)).jaxpr)
 
 
-def test_products_convolutions_and_loops_are_counted():
+def test_matmul_flops_counts_products_convolutions_and_loops():
   assert count(jnp.matmul, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
   assert count(lambda x, w: jnp.einsum('bij,bjk->bik', x, w), (4, 3, 5), (4, 5, 7)) == 4 * 2 * 3 * 5 * 7
   assert count(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=6)[0], (5, 5)) == 6 * 2 * 5**3
@@ -38,21 +38,21 @@ def tokens(batch, length):
   return {'tokens': jax.ShapeDtypeStruct((batch, length), jnp.int32)}
 
 
-def test_a_transformers_step_costs_three_times_its_forward_pass():
+def test_a_transformer_step_costs_three_times_its_forward_pass():
   task, layers, d, t, vocab = text_task(), 3, 8, 16, 256
-  blocks = layers * (12 * d**2 + 2 * t * d)  # matrices, and queries by keys and weights by values
+  blocks = layers * (12 * d**2 + 2 * t * d)  # weight matrices; attention scores and weighted values
   forward = 2 * 2 * t * (blocks + d * vocab)
-  # Neither the tokens nor anything before the first product has a gradient: the rest is three times the forward pass.
+  # Each product of the forward pass has two in the backward pass: the gradients of its input and of its weights.
   assert flops.step_flops(task, tokens(2, t)) == 3 * forward
 
 
 @pytest.mark.parametrize('kind', ['transformer', 'lstm', 'rnn', 'neural_ngram'])
-def test_embeddings_are_told_from_the_rest(kind):
+def test_count_params_separates_embeddings_from_the_rest(kind):
   task = text_task(kind=kind, hidden_size=8, num_layers=2)
   total, outside = flops.count_params(task)
   params = flops.abstract_params(task)['model']
   assert total == sum(leaf.size for leaf in jax.tree.leaves(params))
-  tables = 257 * 8 + 8 * 256 + 256  # ids and the start, the output matrix and its bias
+  tables = 257 * 8 + 8 * 256 + 256  # ids and start token; output matrix and its bias
   learned_positions = 16 * 8 if kind == 'transformer' else 0
   assert total - outside == tables + learned_positions
   assert flops.step_flops(task, tokens(3, 16)) == 3 * flops.step_flops(task, tokens(1, 16)) > 0
@@ -72,11 +72,11 @@ def tiny():
   return Config.from_dict(config)
 
 
-def test_a_priors_frozen_tokenizer_costs_nothing():
+def test_the_frozen_dvae_of_a_prior_is_not_counted():
   config = tiny()
   task = PriorTask(config, 270)
   total, outside = flops.count_params(task)
-  assert total > outside == 2 * (12 * 8**2 + 13 * 8) + 2 * 8  # blocks with biases and norms, the last norm
+  assert total > outside == 2 * (12 * 8**2 + 13 * 8) + 2 * 8  # blocks with biases and norms; the last norm
   length = config.tokenizer.text_length + config.image_length
   batch = pictures(config) | {'text': jax.ShapeDtypeStruct((1, 3), jnp.int32)}
   blocks = 2 * (12 * 8**2 + 2 * length * 8)
@@ -84,7 +84,7 @@ def test_a_priors_frozen_tokenizer_costs_nothing():
   assert flops.step_flops(task, batch) == 3 * 2 * (length * blocks + heads)
 
 
-def test_a_dvaes_convolutions_are_counted():
+def test_step_flops_of_a_dvae_count_its_convolutions():
   config = tiny()
   task = DvaeTask(config.dvae, config.data.image_size)
   total, outside = flops.count_params(task)
@@ -93,6 +93,6 @@ def test_a_dvaes_convolutions_are_counted():
 
 
 @pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_what_is_computed_again_does_not_count(remat):
-  task, again = text_task(), text_task(remat=remat)
-  assert flops.step_flops(again, tokens(2, 16)) == flops.step_flops(task, tokens(2, 16))
+def test_rematerialised_products_are_not_counted(remat):
+  task, remat_task = text_task(), text_task(remat=remat)
+  assert flops.step_flops(remat_task, tokens(2, 16)) == flops.step_flops(task, tokens(2, 16))

@@ -1,4 +1,4 @@
-"""The costs of meshes that do not divide a model, counted by hand."""
+"""Costs of mesh axes that do not divide a model, compared with costs in closed form."""
 
 import dataclasses
 import re
@@ -27,47 +27,48 @@ def lines(*sizes, **training):
 
 
 @pytest.fixture(autouse=True)
-def everything_counts(monkeypatch):
+def report_all_costs(monkeypatch):
   monkeypatch.setattr(mesh_costs, 'SMALLEST_BYTES', 1)
 
 
 @pytest.mark.parametrize('sizes', [(1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 4, 2), (1, 1, 32, 3), (1, 1, 16, 6)])
-def test_nothing_is_said_where_nothing_is_lost(sizes):
+def test_axes_that_divide_the_model_are_not_reported(sizes):
   text = ' '.join(lines(*sizes))
   assert 'heads' not in text
   assert f'{WIDTH} (' not in text
 
 
-def _heads_parameters():
-  # Queries, keys and values with their biases, and the output's kernel, of every layer.
+def _head_parameters():
+  # Of every layer: kernels and biases of queries, keys and values, and the kernel of the output.
   return LAYERS * (3 * WIDTH * WIDTH + 3 * WIDTH + WIDTH * WIDTH)
 
 
 @pytest.mark.parametrize(('ema', 'copies'), [(0.0, 3), (0.99, 4)])
-def test_heads_that_are_not_divided(ema, copies):
+def test_heads_that_the_tensor_axis_does_not_divide_are_reported(ema, copies):
   (text,) = lines(1, 1, 2, 4, ema_decay=ema)
   assert 'config.mesh.tensor 4 does not divide 6 heads (config.prior.num_heads)' in text
-  assert f': {_heads_parameters():,} parameters are not split' in text
-  biases = LAYERS * 3 * WIDTH  # which fsdp does not split either
-  on_device = 4 * copies * ((_heads_parameters() - biases) // 2 + biases)
+  assert f'This leaves {_head_parameters():,} parameters unsplit' in text
+  biases = LAYERS * 3 * WIDTH  # fsdp does not split these either
+  on_device = 4 * copies * ((_head_parameters() - biases) // 2 + biases)
   sizes = [float(size) for size in re.findall(r'([\d.]+) MiB', text)]
   assert sizes == pytest.approx([on_device * 3 / 4 / 2**20, on_device / 2**20, on_device / 4 / 2**20], abs=6e-3)
-  assert '8 heads are computed instead of 6 (33.3% more)' in text
-  assert text.endswith('What divides 6: 1, 2, 3, 6.')
+  assert 'XLA computes 8 heads instead of 6 (33.3% more)' in text
+  assert text.endswith('Sizes that divide 6: 1, 2, 3, 6.')
 
 
-def test_a_width_that_is_not_divided():
+def test_a_width_that_the_fsdp_axis_does_not_divide_is_reported():
   text = lines(1, 2, 64, 1)[0]
   assert 'config.mesh.fsdp 64 does not divide 96 (config.prior.embed_dim)' in text
-  assert 'What divides 96 and the 128 devices: 1, 2, 4, 8, 16, 32; the rest may go to config.mesh.data.' in text
+  assert 'Sizes that divide both 96 and the 128 devices: 1, 2, 4, 8, 16, 32. ' in text
+  assert text.endswith('Use the remaining devices for config.mesh.data.')
 
 
-def test_vocabularies_that_are_not_divided():
+def test_vocabularies_that_the_tensor_axis_does_not_divide_are_reported():
   (text,) = lines(1, 1, 1, 3)
   assert 'config.mesh.tensor 3 does not divide 64' in text
-  assert text.endswith('What divides 64: 1, 2.')  # of what three devices may be split into
+  assert text.endswith('Sizes that divide 64: 1, 2.')  # only sizes up to the 3 devices
 
 
-def test_small_losses_are_not_worth_a_line(monkeypatch):
+def test_small_costs_are_not_reported(monkeypatch):
   monkeypatch.setattr(mesh_costs, 'SMALLEST_BYTES', 2**24)
   assert lines(1, 1, 2, 4) == []

@@ -1,4 +1,4 @@
-"""Which stages are asked about their mesh; the costs themselves are counted in `tests/training/test_mesh_costs.py`."""
+"""Stages whose mesh costs are printed at the start. `test_mesh_costs.py` tests the costs themselves."""
 
 import pytest
 from jax.sharding import AbstractMesh
@@ -22,11 +22,11 @@ RERANKER = {'image_width': 24, 'image_num_heads': 6, 'text_width': 24, 'text_num
 
 
 @pytest.fixture(autouse=True)
-def everything_counts(monkeypatch):
+def report_all_costs(monkeypatch):
   monkeypatch.setattr(mesh_costs, 'SMALLEST_BYTES', 1)
 
 
-def _said(capsys, values, *sizes):
+def _output(capsys, values, *sizes):
   say_costs(Config.from_dict(values), AbstractMesh(sizes, sharding.AXES))
   return capsys.readouterr().out
 
@@ -41,21 +41,21 @@ def _said(capsys, values, *sizes):
     ({**TRAINED, 'task': 'sequence', 'model': {**BLOCKS, 'tokens': 'text_image'}}, 'model.num_heads'),
   ],
 )
-def test_stages_that_lose_something_say_so(capsys, values, key):
-  assert f'config.mesh.tensor 4 does not divide 6 heads (config.{key})' in _said(capsys, values, 1, 1, 2, 4)
+def test_stages_with_undivided_heads_print_their_cost(capsys, values, key):
+  assert f'config.mesh.tensor 4 does not divide 6 heads (config.{key})' in _output(capsys, values, 1, 1, 2, 4)
 
 
-def test_every_stage_is_asked(capsys):
-  said = _said(capsys, SHAPES, 1, 1, 5, 1).splitlines()
-  assert len(said) == 2  # of the dVAE and of the prior
-  assert all(line.startswith('mesh: config.mesh.fsdp 5 does not divide') for line in said)
-  assert len(_said(capsys, {**SHAPES, 'task': 'dvae'}, 1, 1, 5, 1).splitlines()) == 1
+def test_every_stage_prints_its_cost(capsys):
+  output = _output(capsys, SHAPES, 1, 1, 5, 1).splitlines()
+  assert len(output) == 2  # one line for the dVAE and one for the prior
+  assert all(line.startswith('mesh: config.mesh.fsdp 5 does not divide') for line in output)
+  assert len(_output(capsys, {**SHAPES, 'task': 'dvae'}, 1, 1, 5, 1).splitlines()) == 1
 
 
-def test_nothing_is_said_of_what_is_counted_or_already_trained(capsys):
-  assert _said(capsys, {**TEXT, 'model': {**MODEL, 'kind': 'ngram'}}, 1, 1, 5, 3) == ''
-  assert len(_said(capsys, TRAINED, 1, 1, 5, 1).splitlines()) == 1
+def test_stages_that_are_not_trained_print_nothing(capsys):
+  assert _output(capsys, {**TEXT, 'model': {**MODEL, 'kind': 'ngram'}}, 1, 1, 5, 3) == ''
+  assert len(_output(capsys, TRAINED, 1, 1, 5, 1).splitlines()) == 1
 
 
-def test_nothing_is_said_of_meshes_that_split_the_batch_alone(capsys):
-  assert _said(capsys, SHAPES, 2, 4, 1, 1) == ''
+def test_meshes_that_only_split_the_batch_print_nothing(capsys):
+  assert _output(capsys, SHAPES, 2, 4, 1, 1) == ''

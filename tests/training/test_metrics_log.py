@@ -18,7 +18,7 @@ from dalle_jax.training.metrics_log import (
 )
 
 
-def test_lines_hold_step_time_and_values(tmp_path):
+def test_json_lines_hold_step_time_and_values(tmp_path):
   writer = JsonlWriter(tmp_path / 'm.jsonl')
   writer.write(3, {'loss': 0.5, 'bad': float('nan')})
   (line,) = (tmp_path / 'm.jsonl').read_text().splitlines()  # flushed before closing
@@ -30,7 +30,7 @@ def test_lines_hold_step_time_and_values(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(steps=st.lists(st.integers(0, 30)), resume=st.integers(0, 30))
-def test_resuming_drops_the_lines_beyond(tmp_path_factory, steps, resume):
+def test_resuming_drops_lines_of_later_steps(tmp_path_factory, steps, resume):
   path = tmp_path_factory.mktemp('m') / 'm.jsonl'
   for step in steps:
     writer = JsonlWriter(path, 10**6)
@@ -49,7 +49,7 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
   assert [values['step'] for values in read_metrics(path)] == [1, 6]
 
 
-def test_other_processes_write_nothing(tmp_path):
+def test_only_the_main_process_writes(tmp_path):
   writer = make_writer(tmp_path / 'run', LoggingConfig(), is_main_process=False)
   writer.write(1, {'loss': 1.0})
   writer.close()
@@ -66,18 +66,18 @@ def test_tensorboard_files_are_written_without_tensorflow(tmp_path):
   assert [values['step'] for values in read_metrics(tmp_path / 'metrics.jsonl')] == [3]
 
 
-def test_no_tensorboard_unless_asked(tmp_path):
+def test_tensorboard_can_be_disabled(tmp_path):
   make_writer(tmp_path, LoggingConfig(tensorboard=False), is_main_process=True).close()
   assert sorted(path.name for path in tmp_path.iterdir()) == ['metrics.jsonl']
 
 
-def test_wandb_missing_says_how_to_install(tmp_path, monkeypatch):
+def test_missing_wandb_error_says_how_to_install_it(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(ValueError, match=r"pip install 'dalle_jax\[wandb\]'"):
     make_writer(tmp_path, LoggingConfig(tensorboard=False, wandb_project='p'), is_main_process=True)
 
 
-def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
+def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
   calls = []
 
   class Run:
@@ -98,7 +98,7 @@ def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
   assert calls == [({'loss': 1.0}, 4), 'finished'] * 2
 
 
-def test_multi_writer_passes_everything_on(tmp_path):
+def test_multi_writer_writes_to_all_writers(tmp_path):
   paths = [tmp_path / 'a', tmp_path / 'b']
   writer = MultiWriter([JsonlWriter(path) for path in paths])
   writer.write(1, {'loss': 2.0})
@@ -107,8 +107,8 @@ def test_multi_writer_passes_everything_on(tmp_path):
 
 
 @pytest.mark.parametrize('step', [0, 40])
-def test_tensorboard_hides_what_will_be_repeated(tmp_path, monkeypatch, step):
-  """Also of a run that begins anew, as one does that ended before its first checkpoint."""
+def test_tensorboard_hides_steps_that_will_be_repeated(tmp_path, monkeypatch, step):
+  """Step 0: a run that ended before its first checkpoint starts from the beginning."""
   opened = []
   monkeypatch.setattr(tensorboardX, 'SummaryWriter', lambda directory, purge_step: opened.append(purge_step))
   TensorBoardWriter(tmp_path, step)

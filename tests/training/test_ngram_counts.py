@@ -12,12 +12,12 @@ from dalle_jax.training import ngram_counts
 START = 's'
 CORPUS = [[0, 1, 2, 0, 1, 2, 3, 3, 0, 1], [2, 0, 1, 2, 2], [3], [0, 1, 3, 0, 0, 1, 2]]
 VOCAB = 5  # 4 never occurs
-# Contexts seen and unseen, at the start and later.
+# Seen and unseen contexts, at the start of a sequence and later.
 QUERIES = [[0, 1, 2, 3], [2, 0, 1, 3], [3, 3, 3, 3], [4, 0, 1, 2], [1, 4, 0, 0], [2, 2, 2, 2]]
 
 
 def _grams(order):
-  """Occurrences of all n-grams that do not end in a start, by length."""
+  """Count all n-grams that do not end in a start token, by length."""
   counts = collections.defaultdict(collections.Counter)
   for sequence in CORPUS:
     padded = [START] * (order - 1) + sequence
@@ -28,8 +28,8 @@ def _grams(order):
   return counts
 
 
-class _ByTheBook:
-  """The formulas as they are written, over dictionaries."""
+class _Reference:
+  """Plain implementation of the smoothing formulas with dictionaries."""
 
   def __init__(self, order, smoothing, discount, add_k):
     self.order, self.smoothing, self.discount, self.add_k = order, smoothing, discount, add_k
@@ -70,18 +70,19 @@ def _logits(order, sequences, **options):
 
 @pytest.mark.parametrize('smoothing', ngram_counts.SMOOTHINGS)
 @pytest.mark.parametrize('order', [1, 2, 3, 4])
-def test_probabilities_are_those_of_the_formulas(order, smoothing):
-  found = np.exp(_logits(order, QUERIES, smoothing=smoothing, discount=0.4, add_k=0.3))
-  book = _ByTheBook(order, smoothing, 0.4, 0.3)
-  for sequence, rows in zip(QUERIES, found, strict=True):
+def test_probabilities_equal_the_formulas(order, smoothing):
+  probs = np.exp(_logits(order, QUERIES, smoothing=smoothing, discount=0.4, add_k=0.3))
+  reference = _Reference(order, smoothing, 0.4, 0.3)
+  for sequence, rows in zip(QUERIES, probs, strict=True):
     padded = [START] * (order - 1) + sequence
     for t, row in enumerate(rows):
       context = tuple(padded[t : t + order - 1])
-      np.testing.assert_allclose(row, [book.prob(w, context) for w in range(VOCAB)], atol=1e-6, err_msg=str(context))
+      expected = [reference.prob(w, context) for w in range(VOCAB)]
+      np.testing.assert_allclose(row, expected, atol=1e-6, err_msg=str(context))
 
 
 @pytest.mark.parametrize('order', [2, 3, 4])
-def test_perplexity_is_that_of_nltk(order):
+def test_perplexity_equals_that_of_nltk(order):
   lm = pytest.importorskip('nltk.lm')
   words = 'the cat sat on the mat and the dog sat on the cat and the mat'.split()
   vocabulary = sorted(set(words))
@@ -99,10 +100,10 @@ def test_perplexity_is_that_of_nltk(order):
   reference.fit([grams], vocabulary)
   expected = reference.perplexity(_windows(['<s>'] * (order - 1) + held_out, order))
 
-  numbers = {word: i for i, word in enumerate(vocabulary)}
-  sequences = [np.array([numbers[word] for word in text]) for text in corpus]
+  ids = {word: i for i, word in enumerate(vocabulary)}
+  sequences = [np.array([ids[word] for word in text]) for text in corpus]
   table = ngram_counts.estimate(ngram_counts.count(sequences, len(vocabulary), order), discount=0.3)
-  tokens = jnp.asarray([[numbers[word] for word in held_out]])
+  tokens = jnp.asarray([[ids[word] for word in held_out]])
   model = Ngram(len(vocabulary), tokens.shape[1], order)
   logits = np.asarray(model.logits(jax.tree.map(jnp.asarray, table), tokens), np.float64)
   bits = -np.take_along_axis(logits, np.asarray(tokens)[..., None], -1).mean() / math.log(2)
@@ -113,26 +114,26 @@ def _windows(words, k):
   return [tuple(words[i : i + k]) for i in range(len(words) - k + 1)]
 
 
-def test_the_discount_comes_from_the_counts_of_counts():
+def test_the_discount_is_estimated_from_counts_of_counts():
   assert ngram_counts.estimated_discount(np.array([1.0, 1, 1, 2, 5])) == pytest.approx(3 / 5)
   assert ngram_counts.estimated_discount(np.array([3.0, 3])) == 0.05
   assert ngram_counts.estimated_discount(np.array([1.0])) == 0.95
 
 
-def test_sequences_do_not_run_into_each_other():
+def test_no_ngram_crosses_two_sequences():
   levels = ngram_counts.count([np.array([0, 1]), np.array([2, 3])], 4, 2)
   pairs = set(zip(levels[1].parent.tolist(), levels[1].token.tolist(), strict=True))
   assert pairs == {(4, 0), (0, 1), (4, 2), (2, 3)}
 
 
-def test_without_starts_nothing_is_known_of_beginnings():
+def test_without_start_tokens_a_first_token_has_the_unigram_distribution():
   corpus = [np.array([0, 1, 1, 0, 1])]
   levels = ngram_counts.count(corpus, 2, 3, starts=False)
   assert (levels[1].parent < 2).all() and (levels[2].parent < len(levels[1].token)).all()
   assert levels[1].count.sum() == 4 and levels[2].count.sum() == 3
   table = jax.tree.map(jnp.asarray, ngram_counts.estimate(levels, discount=0.5))
   logits = Ngram(2, 4, 3).logits(table, jnp.asarray([[0, 1, 0, 1]]))
-  np.testing.assert_allclose(logits[0, 0], table[0]['log_prob'][:2], rtol=1e-6)  # as if there were no context
+  np.testing.assert_allclose(logits[0, 0], table[0]['log_prob'][:2], rtol=1e-6)
   np.testing.assert_allclose(np.exp(logits).sum(-1), 1, atol=1e-6)
 
 
@@ -141,21 +142,21 @@ def test_without_starts_nothing_is_known_of_beginnings():
   [
     ({'order': 9}, 'order is 9; it must lie in 1 to 8'),
     ({'order': 0}, 'order is 0'),
-    ({'sequences': [np.array([1, 5])]}, 'ids from 1 to 5; there are 5'),
-    ({'sequences': []}, 'no sequence'),
+    ({'sequences': [np.array([1, 5])]}, 'ids from 1 to 5; they must lie in 0 to 4'),
+    ({'sequences': []}, 'no sequence to count'),
     ({'smoothing': 'good_turing'}, "'good_turing'; allowed are kneser_ney"),
     ({'discount': 1.0}, r'discount is 1\.0'),
     ({'smoothing': 'add_k'}, r'k of add_k is 0\.0'),
   ],
 )
-def test_what_cannot_be_counted_is_refused(changes, message):
+def test_invalid_sequences_and_settings_are_refused(changes, message):
   sequences, order = changes.pop('sequences', [np.array([0, 1])]), changes.pop('order', 2)
   with pytest.raises(ValueError, match=message):
     ngram_counts.estimate(ngram_counts.count(sequences, 5, order), **changes)
 
 
 @pytest.mark.slow
-def test_ten_million_ngrams_take_sixteen_bytes_each_at_most():
+def test_ten_million_ngrams_take_at_most_sixteen_bytes_each():
   rng = np.random.default_rng(0)
   corpus = (rng.zipf(1.2, 3_000_000) % 8192).astype(np.int32)
   table = ngram_counts.estimate(ngram_counts.count([corpus], 8192, 6))

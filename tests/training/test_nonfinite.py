@@ -1,4 +1,4 @@
-"""What the loop does where a batch makes an update infinite or not a number, by policy."""
+"""How the loop handles a batch that makes an update infinite or NaN, for each value of config.nonfinite."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from dalle_jax.training.nonfinite import NonFiniteError, shown_records
 @pytest.fixture
 def fit(linear_task, stream, mesh, quiet):
   def run(workdir, config, poison=(), without=(), noise=0.1):
-    """Trains on a stream with NaNs in the batches `poison`; or on one that lacks the batches `without`."""
+    """Train on a stream with NaNs in the batches `poison`, or on a stream that lacks the batches `without`."""
     batches = stream(poison=poison) if not without else Without(stream(), without)
     return train(linear_task(noise=noise), config, mesh=mesh, seed=3, workdir=workdir, batches=batches, logging=quiet)
 
@@ -20,7 +20,7 @@ def fit(linear_task, stream, mesh, quiet):
 
 
 class Without:
-  """A stream that lacks some batches of another."""
+  """A stream that leaves out some batches of another stream."""
 
   def __init__(self, stream, numbers):
     self._stream, self._numbers = stream, numbers
@@ -38,13 +38,15 @@ def lines(workdir, key):
   return [line[key] for line in read_metrics(workdir / 'metrics.jsonl') if key in line]
 
 
-def test_stopping_names_the_records_of_the_batch(fit, tmp_path, make_config):
-  with pytest.raises(NonFiniteError, match=r'at step 7 .* Its batch: 6/0, 6/1, .*6/7\. .*nonfinite to skip or rewind'):
+def test_stopping_lists_the_records_of_the_batch(fit, tmp_path, make_config):
+  with pytest.raises(
+    NonFiniteError, match=r'at step 7 .* Records of its batch: 6/0, 6/1, .*6/7\. .*nonfinite to skip or rewind'
+  ):
     fit(tmp_path, make_config(), poison=(6,))
 
 
-def test_skipping_changes_nothing_but_the_counts(fit, tmp_path, make_config, assert_trees_equal, capsys):
-  # Without noise and averages, which go by the step, the run is one without the batch.
+def test_skipping_an_update_changes_only_the_counts(fit, tmp_path, make_config, assert_trees_equal, capsys):
+  # Noise and averages depend on the step. Without them, the run equals a run on data that lack the batches.
   config = make_config(nonfinite='skip', ema_decay=0.0, num_steps=12)
   state = fit(tmp_path / 'a', config, poison=(4, 6), noise=0.0)
   expected = fit(tmp_path / 'b', make_config(ema_decay=0.0, num_steps=10), without=(4, 6), noise=0.0)
@@ -53,55 +55,57 @@ def test_skipping_changes_nothing_but_the_counts(fit, tmp_path, make_config, ass
   assert (int(state.step), int(state.skipped)) == (12, 2)
   assert lines(tmp_path / 'a', 'skipped_updates') == [0, 1, 2, 2]
   assert np.isfinite(lines(tmp_path / 'a', 'loss')).all() and len(lines(tmp_path / 'a', 'loss')) == 4
-  told = [line for line in capsys.readouterr().err.splitlines() if 'skipped' in line]
-  assert len(told) == 2 and 'at step 5 ' in told[0] and '4/0, 4/1' in told[0] and 'at step 7 ' in told[1]
+  messages = [line for line in capsys.readouterr().err.splitlines() if 'skipped' in line]
+  assert (
+    len(messages) == 2 and 'at step 5 ' in messages[0] and '4/0, 4/1' in messages[0] and 'at step 7 ' in messages[1]
+  )
 
 
-def test_halvings_are_told_after_skipped_updates_too(fit, tmp_path, make_config, capsys):
+def test_halvings_are_reported_after_skipped_updates(fit, tmp_path, make_config, capsys):
   plateaus = {'schedule': 'plateau', 'plateau_window': 2, 'plateau_patience': 1, 'plateau_min_improvement': 1e3}
   config = make_config(nonfinite='skip', log_every=1, num_steps=14, max_halvings=3, checkpoint_every=5, **plateaus)
   fit(tmp_path / 'a', config, poison=(0, 1, 2, 6))
-  told = [line for line in capsys.readouterr().err.splitlines() if 'halved to' in line]
-  assert [line.rpartition(' ')[2] for line in told] == ['3', '5', '7']
-  # An update that was undone halves nothing: the rate is that of the updates made.
+  messages = [line for line in capsys.readouterr().err.splitlines() if 'halved to' in line]
+  assert [line.rpartition(' ')[2] for line in messages] == ['3', '5', '7']
+  # A skipped update does not count towards a plateau: the rate depends only on the updates made.
   rates, skipped = lines(tmp_path / 'a', 'learning_rate'), lines(tmp_path / 'a', 'skipped_updates')
   made = [rate for rate, before, now in zip(rates, [0, *skipped], skipped, strict=False) if now == before]
   np.testing.assert_allclose(made, [0.05] * 3 + [0.025] * 2 + [0.0125] * 2 + [0.00625] * 3)
   np.testing.assert_allclose(rates[6], rates[5])
 
 
-def test_an_interval_in_which_all_was_skipped_has_no_loss(fit, tmp_path, make_config):
+def test_an_interval_without_a_finite_step_has_no_loss(fit, tmp_path, make_config):
   fit(tmp_path, make_config(nonfinite='skip', log_every=2, num_steps=6), poison=(2, 3))
   assert [line['step'] for line in read_metrics(tmp_path / 'metrics.jsonl') if 'loss' not in line] == [4]
 
 
-def test_no_more_than_the_limit_is_skipped(fit, tmp_path, make_config):
+def test_skipping_more_updates_than_the_limit_is_an_error(fit, tmp_path, make_config):
   config = make_config(nonfinite='skip', max_nonfinite=2, checkpoint_every=5)
   assert int(fit(tmp_path / 'two', config, poison=(4, 6)).skipped) == 2
   with pytest.raises(NonFiniteError, match=r'More than config\.linear_training\.max_nonfinite=2 updates were skipped'):
     fit(tmp_path / 'three', config, poison=(4, 6, 8))
-  with pytest.raises(NonFiniteError, match='More than'):  # the count goes on in a resumed run
+  with pytest.raises(NonFiniteError, match='More than'):  # a resumed run continues the count
     fit(tmp_path / 'three', config, poison=(4, 6, 8))
 
 
 @pytest.mark.parametrize('poison', [(6,), (1, 6, 7)])
-def test_rewinding_ends_as_a_run_without_the_batches(fit, tmp_path, make_config, assert_trees_equal, capsys, poison):
+def test_rewinding_equals_a_run_without_the_batches(fit, tmp_path, make_config, assert_trees_equal, capsys, poison):
   state = fit(tmp_path / 'a', make_config(nonfinite='rewind'), poison=poison)
-  told = [line for line in capsys.readouterr().err.splitlines() if 'passing over' in line]
-  assert len(told) == len(poison) and 'passing over batch 6' in told[poison.index(6)]
+  messages = [line for line in capsys.readouterr().err.splitlines() if 'excluding batch' in line]
+  assert len(messages) == len(poison) and 'excluding batch 6' in messages[poison.index(6)]
   assert_trees_equal(state, fit(tmp_path / 'b', make_config(), without=poison))
   assert lines(tmp_path / 'a', 'loss') == lines(tmp_path / 'b', 'loss')
   with Checkpoints(tmp_path / 'a' / 'checkpoints', 3) as checkpoints:
     assert checkpoints.steps() == [4, 8, 12]
 
 
-def test_a_resumed_run_still_passes_over_them(fit, tmp_path, make_config, assert_trees_equal):
+def test_a_resumed_run_still_excludes_the_batches(fit, tmp_path, make_config, assert_trees_equal):
   fit(tmp_path / 'a', make_config(nonfinite='rewind', num_steps=8), poison=(2, 6))
   resumed = fit(tmp_path / 'a', make_config(nonfinite='rewind'), poison=(2, 6, 11))
   assert_trees_equal(resumed, fit(tmp_path / 'b', make_config(), without=(2, 6, 11)))
 
 
-def test_no_more_than_the_limit_is_passed_over(fit, tmp_path, make_config):
+def test_excluding_more_batches_than_the_limit_is_an_error(fit, tmp_path, make_config):
   config = make_config(nonfinite='rewind', max_nonfinite=1)
   fit(tmp_path / 'one', config, poison=(6,))
   with pytest.raises(NonFiniteError, match='at step 8'):
@@ -109,34 +113,34 @@ def test_no_more_than_the_limit_is_passed_over(fit, tmp_path, make_config):
 
 
 @pytest.mark.parametrize('policy', ['skip', 'rewind'])
-def test_a_run_that_stopped_goes_on_with_another_policy(fit, tmp_path, make_config, policy):
+def test_a_stopped_run_continues_with_another_policy(fit, tmp_path, make_config, policy):
   with pytest.raises(NonFiniteError, match=r'nonfinite to skip or rewind\.'):
     fit(tmp_path, make_config(), poison=(6,))
   state = fit(tmp_path, make_config(nonfinite=policy), poison=(6,))
   assert (int(state.step), int(state.skipped)) == (12, int(policy == 'skip'))
 
 
-def test_messages_fit_the_policy(fit, tmp_path, make_config, capsys):
+def test_messages_depend_on_the_policy(fit, tmp_path, make_config, capsys):
   config = make_config(nonfinite='rewind', max_nonfinite=1)
   with pytest.raises(NonFiniteError, match=r'max_nonfinite=1 batches would .* raise that limit'):
     fit(tmp_path, config, poison=(6, 8))
-  told = [line for line in capsys.readouterr().err.splitlines() if 'Going back' in line]
-  assert len(told) == 1 and 'The same command' not in told[0]
+  messages = [line for line in capsys.readouterr().err.splitlines() if 'Rewinding to' in line]
+  assert len(messages) == 1 and 'The same command' not in messages[0]
 
 
-def test_nothing_is_drawn_of_a_state_that_is_not_finite(linear_task, stream, mesh, quiet, tmp_path, make_config):
-  drawn = []
+def test_hooks_are_not_called_with_a_non_finite_state(linear_task, stream, mesh, quiet, tmp_path, make_config):
+  hook_steps = []
   with pytest.raises(NonFiniteError, match='at step 4 '):
     train(
       linear_task(), make_config(eval_every=5, log_every=50), mesh=mesh, seed=0, workdir=tmp_path, logging=quiet,
       batches=stream(poison=(3,)), eval_batches=lambda: [next(stream())],
-      hooks=[Hook(1, lambda state, step: drawn.append(step))],
+      hooks=[Hook(1, lambda state, step: hook_steps.append(step))],
     )  # fmt: skip
-  assert drawn == [1, 2, 3]
+  assert hook_steps == [1, 2, 3]
 
 
-def test_parameters_that_become_infinite_stop_a_run_that_skips(fit, tmp_path, make_config):
-  # Finite gradients, and a step that is not.
+def test_infinite_parameters_stop_a_run_with_policy_skip(fit, tmp_path, make_config):
+  # The gradient is finite, but the learning rate makes the update infinite.
   config = make_config(nonfinite='skip', learning_rate=3e38, clip_norm=0.0, log_every=4, checkpoint_every=2)
   with pytest.raises(NonFiniteError, match=r'at step 1 .*which skipping cannot undo'):
     fit(tmp_path, config)
@@ -144,6 +148,6 @@ def test_parameters_that_become_infinite_stop_a_run_that_skips(fit, tmp_path, ma
     assert checkpoints.steps() == []
 
 
-def test_records_that_are_not_named_are_counted():
+def test_records_beyond_the_named_ones_are_counted():
   assert shown_records(['a', 'b'], 10) == 'a, b and 8 more'
   assert shown_records(['a', 'b'], 2) == 'a, b'

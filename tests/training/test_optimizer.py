@@ -17,7 +17,7 @@ PARAMS = {
 }
 
 
-def test_only_kernels_decay_whatever_their_rank(make_config):
+def test_only_kernels_decay_regardless_of_rank(make_config):
   config = make_config(weight_decay=0.5, learning_rate=0.1)
   tx = make_optimizer(config)
   zeros = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -27,39 +27,39 @@ def test_only_kernels_decay_whatever_their_rank(make_config):
     np.testing.assert_array_equal(leaf, 0)
 
 
-def test_the_mask_sees_through_boxes():
+def test_the_decay_mask_of_boxed_parameters_equals_that_of_unboxed_ones():
   boxed = jax.tree.map(lambda x: nn.LogicallyPartitioned(x, names=(None,) * x.ndim), PARAMS)
   assert jax.tree.leaves(decay_mask(boxed)) == jax.tree.leaves(decay_mask(PARAMS)) == [False, True, False, False]
 
 
-def test_which_leaves_of_the_models_decay():
+def test_kernels_of_both_models_decay_and_other_parameters_do_not():
   config = Config.from_dict({
     'data': {'image_size': 32}, 'dvae': {'hidden_size': 8, 'num_groups': 2},
     'prior': {'num_layers': 2, 'num_heads': 2, 'embed_dim': 8},
   })  # fmt: skip
   shapes = jax.eval_shape(PriorTask(config, 300).init, jax.random.key(0))
   decays = {}
-  for path, chosen in jax.tree_util.tree_leaves_with_path(decay_mask(shapes)):
+  for path, decay in jax.tree_util.tree_leaves_with_path(decay_mask(shapes)):
     names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-    decays['/'.join(names)] = chosen
+    decays['/'.join(names)] = decay
   assert decays['prior/embeddings/text_kernel'] and decays['prior/embeddings/image_kernel']
   assert decays['dvae/code/kernel'] and decays['dvae/encoder/output/kernel']
-  for name, chosen in decays.items():
+  for name, decay in decays.items():
     last = name.split('/')[-1]
-    assert chosen == ('kernel' in last), name
-    if not chosen:
+    assert decay == ('kernel' in last), name
+    if not decay:
       assert last in ('bias', 'scale') or last.endswith(('embedding', 'position')), name
 
 
 @pytest.mark.parametrize('largest', [0.05, 1.0, np.inf])
-def test_the_second_moment_is_clipped_before_it_is_used(largest):
+def test_the_second_moment_is_clipped_before_use(largest):
   b1, b2, eps = 0.9, 0.96, 1e-8
   rng = np.random.default_rng(0)
   gradients = rng.normal(size=(12, 3)) * np.array([0.1, 1.0, 10.0])
   tx = scale_by_clipped_adam(b1, b2, eps, largest)
-  plain = optax.scale_by_adam(b1, b2, eps)
+  unclipped = optax.scale_by_adam(b1, b2, eps)
   params = {'a': jnp.zeros(3)}
-  state, other = tx.init(params), plain.init(params)
+  state, unclipped_state = tx.init(params), unclipped.init(params)
   mean, variance = np.zeros(3), np.zeros(3)
   for count, gradient in enumerate(gradients, 1):
     mean = b1 * mean + (1 - b1) * gradient
@@ -67,15 +67,15 @@ def test_the_second_moment_is_clipped_before_it_is_used(largest):
     expected = mean / (1 - b1**count) / (np.sqrt(variance / (1 - b2**count)) + eps)
     updates, state = tx.update({'a': jnp.asarray(gradient, jnp.float32)}, state)
     np.testing.assert_allclose(updates['a'], expected, rtol=1e-4)
-    usual, other = plain.update({'a': jnp.asarray(gradient, jnp.float32)}, other)
+    unclipped_updates, unclipped_state = unclipped.update({'a': jnp.asarray(gradient, jnp.float32)}, unclipped_state)
     if largest == np.inf:
-      np.testing.assert_array_equal(updates['a'], usual['a'])
+      np.testing.assert_array_equal(updates['a'], unclipped_updates['a'])
   np.testing.assert_allclose(state.nu['a'], variance, rtol=1e-5)
-  assert jax.tree.structure(state) == jax.tree.structure(other)
+  assert jax.tree.structure(state) == jax.tree.structure(unclipped_state)
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
-def test_the_key_clips_and_the_rest_of_adamw_stays(make_config, optimizer):
+def test_second_moment_clip_leaves_the_rest_of_adamw_unchanged(make_config, optimizer):
   config = {'optimizer': optimizer, 'weight_decay': 0.5, 'learning_rate': 0.1, 'clip_norm': 0.0, 'b2': 0.5}
   grads = {'tokens': {'kernel': jnp.array([1.0, 100.0]), 'bias': jnp.array([1.0, 100.0])}}
   params = jax.tree.map(jnp.ones_like, grads)
@@ -86,13 +86,13 @@ def test_the_key_clips_and_the_rest_of_adamw_stays(make_config, optimizer):
 
   np.testing.assert_allclose(first_update(0.0)['bias'], [-0.1, -0.1], rtol=1e-5)
   np.testing.assert_allclose(first_update(1e9)['kernel'], [-0.15, -0.15], rtol=1e-5)
-  # The moment 5000 becomes 5, and 10 when its bias is corrected.
+  # The second moment 5000 is clipped to 5, and bias correction makes it 10.
   np.testing.assert_allclose(first_update(5.0)['bias'], [-0.1, -10 / np.sqrt(10)], rtol=1e-5)
   np.testing.assert_allclose(first_update(5.0)['kernel'], [-0.15, -0.05 - 10 / np.sqrt(10)], rtol=1e-5)
 
 
 @pytest.mark.parametrize(('clip_norm', 'expected'), [(1.0, 1.0), (0.0, 10.0), (100.0, 10.0)])
-def test_clipping_by_the_global_norm(make_config, clip_norm, expected):
+def test_gradients_are_clipped_by_their_global_norm(make_config, clip_norm, expected):
   # The first moment after one step is (1 - b1) times the clipped gradient.
   tx = make_optimizer(make_config(clip_norm=clip_norm, b1=0.0))
   params = {'a': jnp.zeros(1), 'b': jnp.zeros(1)}
@@ -104,9 +104,9 @@ def test_clipping_by_the_global_norm(make_config, clip_norm, expected):
   np.testing.assert_allclose(np.linalg.norm(np.concatenate(moments)), expected, rtol=1e-5)
 
 
-def test_muon_moves_a_matrix_by_an_orthogonal_one(make_config):
+def test_muon_updates_are_orthogonal_matrices(make_config):
   rng = np.random.default_rng(0)
-  # 2 layers of 6 -> query, key and value of 2 heads of 3, and back; and another one which is no block's.
+  # Two layers: width 6 -> query, key and value of 2 heads of width 3, and back. 'head' is not a matrix of a block.
   shapes = {'qkv': (2, 6, 3, 2, 3), 'out': (2, 2, 3, 6), 'head': (6, 6)}
   params = {name: {'kernel': jnp.zeros(shape)} for name, shape in shapes.items()}
   grads = {name: {'kernel': jnp.asarray(rng.normal(size=shape), jnp.float32)} for name, shape in shapes.items()}
@@ -117,16 +117,16 @@ def test_muon_moves_a_matrix_by_an_orthogonal_one(make_config):
   pairs = [(step['qkv'][i, :, j].reshape(6, 6), gradient['qkv'][i, :, j].reshape(6, 6))
            for i in range(2) for j in range(3)]  # fmt: skip
   pairs += [(step['out'][i].reshape(6, 6), gradient['out'][i].reshape(6, 6)) for i in range(2)]
-  for moved, slope in pairs:
-    left, _, right = np.linalg.svd(slope)
-    turned = -left.T @ moved @ right.T / 0.1  # diagonal in the gradient's own directions
-    # Newton-Schulz brings the singular values near 1, not to it, and may leave the smallest behind.
-    np.testing.assert_allclose(turned, np.diag(np.diag(turned)), atol=0.02)
-    assert np.all((np.diag(turned)[:-1] > 0.5) & (np.diag(turned)[:-1] < 1.4))
-  np.testing.assert_allclose(step['head'], -0.01 * np.sign(gradient['head']), rtol=1e-4)  # AdamW's first step
+  for update, grad in pairs:
+    left, _, right = np.linalg.svd(grad)
+    rotated = -left.T @ update @ right.T / 0.1  # diagonal in the basis of the gradient's singular vectors
+    # Newton-Schulz iterations bring the singular values near 1, not exactly to 1; the smallest may stay far away.
+    np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=0.02)
+    assert np.all((np.diag(rotated)[:-1] > 0.5) & (np.diag(rotated)[:-1] < 1.4))
+  np.testing.assert_allclose(step['head'], -0.01 * np.sign(gradient['head']), rtol=1e-4)  # the first step of AdamW
 
 
-def test_muon_follows_the_schedule_in_proportion(make_config):
+def test_the_muon_learning_rate_is_proportional_to_the_schedule(make_config):
   params = {'mlp_in': {'kernel': jnp.eye(4)}}
   config = make_config(optimizer='muon', warmup_steps=4, learning_rate=0.01, muon_learning_rate=0.1)
   tx = make_optimizer(config)
@@ -137,7 +137,7 @@ def test_muon_follows_the_schedule_in_proportion(make_config):
   np.testing.assert_allclose(np.array(sizes) / sizes[-1], [0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
 
 
-def test_muon_decays_matrices_too(make_config):
+def test_muon_applies_weight_decay(make_config):
   params = {'mlp_in': {'kernel': jnp.ones((2, 2))}}
   config = make_config(optimizer='muon', weight_decay=0.5, muon_learning_rate=0.1)
   tx = make_optimizer(config)
@@ -145,7 +145,7 @@ def test_muon_decays_matrices_too(make_config):
   np.testing.assert_allclose(updates['mlp_in']['kernel'], -0.1 * 0.5, rtol=1e-6)
 
 
-def test_muon_takes_every_kernel_of_both_models_blocks():
+def test_muon_handles_every_kernel_in_the_blocks_of_both_models():
   config = Config.from_dict({
     'data': {'image_size': 32}, 'dvae': {'hidden_size': 8, 'num_groups': 2},
     'prior': {'num_layers': 3, 'num_heads': 2, 'embed_dim': 8, 'attention_pattern': ('row', 'full'), 'mlp': 'swiglu'},
@@ -154,12 +154,11 @@ def test_muon_takes_every_kernel_of_both_models_blocks():
   tx = make_optimizer(TrainingConfig(optimizer='muon'))
   state = jax.eval_shape(tx.init, shapes)
   momentum = state[1].inner_states['matrix'].inner_state[0].mu
-  kept = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(momentum)}
-  kernels = {
+  muon_kernels = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(momentum)}
+  block_kernels = {
     jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     if 'kernel' in jax.tree_util.keystr(path) and re.search('block|rest', jax.tree_util.keystr(path))
   }  # fmt: skip
-  assert kept == kernels
-  assert (
-    len(kept) == 3 * 5 + 2 * 4 * 4 + 3
-  )  # of a period of two and one layer more, of 8 blocks, and of 3 with another width
+  assert muon_kernels == block_kernels
+  # The prior: a period of 2 layers and a third layer. The dVAE: 8 blocks, 3 of which change the width.
+  assert len(muon_kernels) == 3 * 5 + 2 * 4 * 4 + 3

@@ -26,7 +26,7 @@ def clock():
   return Clock()
 
 
-def test_a_log_gets_one_line_per_interval_and_the_end(clock):
+def test_a_log_has_one_line_per_interval_and_a_last_line(clock):
   stream = io.StringIO()
   with Progress('fit', 100, interval_s=10, stream=stream, clock=clock) as progress:
     for done in range(1, 31):
@@ -37,7 +37,7 @@ def test_a_log_gets_one_line_per_interval_and_the_end(clock):
   assert lines[1] == 'fit: 11/100 steps, 1.0 steps/s, 1m29s left, loss 0.09091'
 
 
-def test_the_rate_leaves_out_what_came_before_the_first_update(clock):
+def test_the_rate_ignores_time_before_the_first_update(clock):
   stream = io.StringIO()
   progress = Progress('fit', 20, interval_s=0, stream=stream, clock=clock)
   clock.now = 1000.0  # compiling
@@ -47,14 +47,14 @@ def test_the_rate_leaves_out_what_came_before_the_first_update(clock):
   assert stream.getvalue().splitlines()[-1] == 'fit: 9/20 steps, 2.0 steps/s, 6s left'
 
 
-def test_a_log_never_has_the_same_line_twice(clock):
+def test_a_log_does_not_repeat_a_line(clock):
   stream = io.StringIO()
   with Progress('draw', 8, 'image', interval_s=0, stream=stream, clock=clock) as progress:
     progress.update(8)
   assert stream.getvalue() == 'draw: 8/8 images\n'
 
 
-def test_a_terminal_line_is_refreshed_in_place(clock):
+def test_a_terminal_refreshes_one_line(clock):
   stream = Terminal()
   progress = Progress('fit', 4, 'image', stream=stream, clock=clock)
   for done in range(1, 5):
@@ -64,13 +64,13 @@ def test_a_terminal_line_is_refreshed_in_place(clock):
   progress.close()
   progress.close()
   text = stream.getvalue()
-  assert text.count('\n') == 2  # the message's and the last
+  assert text.count('\n') == 2  # after the message and after the bar
   screen = [line.split('\r')[-1] for line in text.split('\n')]
   assert screen[0] == 'fit: saved'
   assert screen[1] == f'fit [{"=" * 24}] 4/4 images, 1.0 images/s, 0s left, psnr 20'
 
 
-def test_refreshing_is_limited(clock):
+def test_the_bar_refreshes_at_most_every_0_2_seconds(clock):
   stream = Terminal()
   progress = Progress('fit', 1000, stream=stream, clock=clock)
   for done in range(1, 101):
@@ -79,7 +79,7 @@ def test_refreshing_is_limited(clock):
   assert 4 <= stream.getvalue().count('fit [') <= 6
 
 
-def test_disabled_and_unused_say_nothing(clock):
+def test_disabled_or_unused_progress_writes_nothing(clock):
   stream = Terminal()
   with Progress('fit', 10, stream=stream, clock=clock, enabled=False) as progress:
     progress.message('hello')
@@ -90,7 +90,7 @@ def test_disabled_and_unused_say_nothing(clock):
 
 
 @given(st.integers(0, 10**6))
-def test_durations_say_the_same_seconds(seconds):
+def test_formatted_durations_round_down_to_their_smallest_unit(seconds):
   text = format_duration(seconds)
   units = {'h': 3600, 'm': 60, 's': 1}
   total, number = 0, ''
@@ -104,7 +104,7 @@ def test_durations_say_the_same_seconds(seconds):
   assert len(text) <= 8
 
 
-def test_slow_rates_turn_around():
+def test_slow_rates_are_shown_as_seconds_per_unit():
   assert format_rate(12.34, 'step') == '12.3 steps/s'
   assert format_rate(0.25, 'step') == '4.0 s/step'
 

@@ -1,4 +1,4 @@
-"""Runs that SIGKILL ends, at steps and while a checkpoint is written, end as one that nothing ended."""
+"""Runs killed by SIGKILL, between saves and while a checkpoint is written, equal an uninterrupted run."""
 
 import json
 
@@ -17,7 +17,7 @@ def start(workdir):
 
 
 def kill_when(process, is_due):
-  """Ends a run as soon as `is_due()`; it must not end by itself before."""
+  """Kill a run as soon as `is_due()` returns True; fail if the run ends before."""
   process.wait_for(is_due, POLL_S)
   process.kill()
 
@@ -39,7 +39,7 @@ def names(workdir):
 
 
 def is_writing(workdir, above):
-  """Whether a checkpoint of a step above that is begun and not finished."""
+  """Whether a checkpoint of a step greater than `above` is being written."""
   unfinished = [name.partition('.')[0] for name in names(workdir) if 'tmp' in name]
   return any(step.isdigit() and int(step) > above for step in unfinished)
 
@@ -51,15 +51,15 @@ def whole(tmp_path_factory):
   return workdir
 
 
-def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, whole):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole):
   kill_when(start(tmp_path), lambda: logged(tmp_path) >= 5)
   kill_when(start(tmp_path), lambda: is_writing(tmp_path, above=12))
   assert any('tmp' in name for name in names(tmp_path))  # half a checkpoint is left behind
   kill_when(start(tmp_path), lambda: is_writing(tmp_path, above=20))
   kill_when(start(tmp_path), lambda: logged(tmp_path) >= 30)
-  said = finish(start(tmp_path))
-  assert 'continuing from step' in said
+  output = finish(start(tmp_path))
+  assert 'continuing from step' in output
   assert not any('tmp' in name for name in names(tmp_path))
   assert json.loads((tmp_path / 'result.json').read_text()) == json.loads((whole / 'result.json').read_text())
   assert learnt(tmp_path) == learnt(whole)
-  assert len(learnt(whole)) == 14 + 8  # lines of training and of evaluation
+  assert len(learnt(whole)) == 14 + 8  # training lines and evaluation lines

@@ -10,7 +10,7 @@ from dalle_jax.training.signals import EXIT_INTERRUPTED, StopSignals, terminatio
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_becomes_a_flag_and_handlers_come_back(number):
+def test_a_signal_sets_the_flag_and_handlers_are_restored(number):
   former = signal.getsignal(number)
   with StopSignals() as stop:
     assert not stop.stop_requested
@@ -21,7 +21,7 @@ def test_a_signal_becomes_a_flag_and_handlers_come_back(number):
 
 
 @pytest.mark.parametrize('first', [signal.SIGINT, signal.SIGTERM])
-def test_the_second_interrupt_raises_at_once(first):
+def test_a_second_sigint_raises_keyboard_interrupt(first):
   former = signal.getsignal(signal.SIGINT)
   with pytest.raises(KeyboardInterrupt), StopSignals():
     os.kill(os.getpid(), first)
@@ -36,25 +36,25 @@ def test_a_second_sigterm_does_not_raise():
   assert stop.stop_requested
 
 
-def test_in_another_thread_it_does_nothing():
+def test_stop_signals_does_nothing_outside_the_main_thread():
   former = signal.getsignal(signal.SIGINT)
-  seen = []
+  observed = []
 
   def work():
     with StopSignals() as stop:
-      seen.append((signal.getsignal(signal.SIGINT) == former, stop.stop_requested))
+      observed.append((signal.getsignal(signal.SIGINT) == former, stop.stop_requested))
 
   thread = threading.Thread(target=work)
   thread.start()
   thread.join()
-  assert seen == [(True, False)]
+  assert observed == [(True, False)]
 
 
-def test_the_exit_status_is_neither_success_nor_a_common_failure():
+def test_the_exit_status_differs_from_success_and_common_failures():
   assert EXIT_INTERRUPTED not in (0, 1, 2)
 
 
-def test_a_termination_interrupts_where_nothing_else_waits_for_it():
+def test_sigterm_raises_keyboard_interrupt_unless_stop_signals_is_active():
   former = signal.getsignal(signal.SIGTERM)
   with terminations_as_interrupts(), StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
@@ -64,13 +64,13 @@ def test_a_termination_interrupts_where_nothing_else_waits_for_it():
   assert signal.getsignal(signal.SIGTERM) == former
 
 
-def test_with_several_hosts_all_are_asked_and_sigterm_is_left_to_jax(monkeypatch):
-  former, sent, asked = signal.getsignal(signal.SIGTERM), [], []
+def test_with_several_hosts_jax_handles_sigterm_and_decides_when_to_stop(monkeypatch):
+  former, sent, counts = signal.getsignal(signal.SIGTERM), [], []
   monkeypatch.setattr(signals.os, 'kill', lambda pid, number: sent.append((pid, number)))
 
   def reached(count):
-    asked.append(count)
-    return len(asked) == 3
+    counts.append(count)
+    return len(counts) == 3
 
   with StopSignals(several_hosts=True) as stop, terminations_as_interrupts(several_hosts=True):
     assert signal.getsignal(signal.SIGTERM) == former
@@ -79,10 +79,10 @@ def test_with_several_hosts_all_are_asked_and_sigterm_is_left_to_jax(monkeypatch
     assert [stop.must_stop(reached) for _ in range(3)] == [False, False, True]
   with StopSignals(several_hosts=True) as stop:  # the next stage
     stop.must_stop(reached)
-  assert [b - a for a, b in itertools.pairwise(asked)] == [1, 1, 1]
+  assert [b - a for a, b in itertools.pairwise(counts)] == [1, 1, 1]
 
 
-def test_one_host_asks_nobody():
+def test_a_single_host_does_not_ask_the_preemption_service():
   with StopSignals() as stop:
     assert not stop.must_stop(None)
     os.kill(os.getpid(), signal.SIGTERM)

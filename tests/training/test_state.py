@@ -17,7 +17,7 @@ def create(linear_task, mesh):
   return make
 
 
-def test_the_state_matches_its_abstract_twin(create, linear_task, mesh):
+def test_the_state_matches_its_abstract_state(create, linear_task, mesh):
   state = create()
   with use_mesh(mesh):
     abstract = abstract_state(linear_task(), optax.adam(0.1), mesh, use_ema=True)
@@ -27,7 +27,7 @@ def test_the_state_matches_its_abstract_twin(create, linear_task, mesh):
     assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
 
 
-def test_moments_and_averages_are_sharded_as_their_parameters(linear_task):
+def test_moments_and_averages_have_the_shardings_of_their_parameters(linear_task):
   mesh = make_mesh(MeshConfig())
   with use_mesh(mesh):
     abstract = abstract_state(linear_task(), optax.adam(0.1), mesh, use_ema=True)
@@ -36,38 +36,38 @@ def test_moments_and_averages_are_sharded_as_their_parameters(linear_task):
     assert tree['model']['kernel'].sharding.spec == jax.P('fsdp', 'tensor')
 
 
-def test_collections_are_split_by_what_trains(create):
+def test_collections_are_split_into_trained_and_frozen(create):
   state = create()
   assert set(state.params) == set(state.ema) == {'model'}
   assert set(state.frozen) == {'offset'}
   assert int(state.step) == 0
 
 
-def test_same_seed_same_state(create, assert_trees_equal):
+def test_equal_seeds_give_equal_states(create, assert_trees_equal):
   assert_trees_equal(create(), create())
   assert not np.array_equal(create().params['model']['kernel'], create(seed=2).params['model']['kernel'])
 
 
-def test_all_params_takes_the_average_where_there_is_one(create):
+def test_all_params_takes_the_average_if_there_is_one(create):
   state = create()
   state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.params))
   kernel = np.asarray(state.params['model']['kernel'])
   np.testing.assert_array_equal(all_params(state, ema=False)['model']['kernel'], kernel)
   np.testing.assert_array_equal(all_params(state, ema=True)['model']['kernel'], kernel + 1)
   assert set(all_params(state, ema=True)) == {'model', 'offset'}
-  bare = state.replace(ema=None)
-  np.testing.assert_array_equal(all_params(bare, ema=True)['model']['kernel'], kernel)
+  without_average = state.replace(ema=None)
+  np.testing.assert_array_equal(all_params(without_average, ema=True)['model']['kernel'], kernel)
 
 
-def test_initial_replaces_a_collection_and_its_average(create):
-  given = {'model': {'kernel': np.full((3, 2), 4, np.float32), 'bias': np.full(2, 5, np.float32)}}
-  state = create(initial=given)
+def test_initial_parameters_replace_a_collection_and_its_average(create):
+  initial = {'model': {'kernel': np.full((3, 2), 4, np.float32), 'bias': np.full(2, 5, np.float32)}}
+  state = create(initial=initial)
   for tree in (state.params, state.ema):
-    np.testing.assert_array_equal(tree['model']['kernel'], given['model']['kernel'])
-    np.testing.assert_array_equal(tree['model']['bias'], given['model']['bias'])
+    np.testing.assert_array_equal(tree['model']['kernel'], initial['model']['kernel'])
+    np.testing.assert_array_equal(tree['model']['bias'], initial['model']['bias'])
 
 
-def test_donating_the_state_leaves_the_given_arrays_alive(create):
+def test_donating_the_state_keeps_the_initial_arrays_alive(create):
   first = create()
   state = create(initial=first.params)
   jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
@@ -84,6 +84,6 @@ def test_donating_the_state_leaves_the_given_arrays_alive(create):
     ({'offset': {'value': np.zeros(2, np.int32)}}, r'given int32\[2\]'),
   ],
 )
-def test_initial_that_does_not_fit_is_refused(create, initial, message):
+def test_initial_parameters_that_do_not_fit_are_refused(create, initial, message):
   with pytest.raises(ValueError, match=message):
     create(initial=initial)

@@ -18,7 +18,7 @@ from dalle_jax.training.step import (
 
 @pytest.fixture
 def run_steps(linear_task, stream, mesh, make_config):
-  """States (on the host) and metrics after each of `count` steps."""
+  """Run `count` steps; return the initial state, then the state (on the host) and metrics after each step."""
 
   def run(count, task=None, **changes):
     config = make_config(**changes)
@@ -35,27 +35,30 @@ def run_steps(linear_task, stream, mesh, make_config):
   return run
 
 
-def test_accumulation_equals_the_big_batch(run_steps):
-  (whole, whole_metrics), (parts, parts_metrics) = run_steps(3)[-1], run_steps(3, accumulation_steps=4)[-1]
-  for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+def test_gradient_accumulation_equals_the_whole_batch(run_steps):
+  (whole, whole_metrics), (accumulated, accumulated_metrics) = (
+    run_steps(3)[-1],
+    run_steps(3, accumulation_steps=4)[-1],
+  )
+  for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(accumulated.params), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-  assert set(whole_metrics) == set(parts_metrics)
+  assert set(whole_metrics) == set(accumulated_metrics)
   for name, value in whole_metrics.items():
-    np.testing.assert_allclose(value, parts_metrics[name], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(value, accumulated_metrics[name], rtol=1e-4, atol=1e-6)
 
 
-def test_micro_batches_draw_their_own_noise(run_steps, linear_task):
+def test_micro_batches_sample_independent_noise(run_steps, linear_task):
   class Noise(linear_task):
     def loss(self, params, batch, key, step):
       value, _ = super().loss(params, batch, key, step)
-      draw = jax.random.normal(key)
-      return value, {'draw': draw, 'square': draw**2}
+      sample = jax.random.normal(key)
+      return value, {'sample': sample, 'square': sample**2}
 
   metrics = run_steps(1, task=Noise(), accumulation_steps=4)[-1][1]
-  assert metrics['square'] - metrics['draw'] ** 2 > 1e-4  # the variance over micro-batches
+  assert metrics['square'] - metrics['sample'] ** 2 > 1e-4  # the variance over micro-batches
 
 
-def test_metrics_of_a_step(run_steps, stream):
+def test_the_metrics_of_a_step_in_closed_form(run_steps, stream):
   (before, _), (after, metrics) = run_steps(1, learning_rate=0.05)
   batch = next(stream())
   kernel, bias = before.params['model']['kernel'], before.params['model']['bias']
@@ -69,7 +72,7 @@ def test_metrics_of_a_step(run_steps, stream):
   assert all(value.dtype == np.float32 and value.shape == () for value in metrics.values())
 
 
-def test_the_average_in_closed_form(run_steps):
+def test_the_moving_average_in_closed_form(run_steps):
   history = [state for state, _ in run_steps(4, ema_decay=0.2)]
   expected = history[0].params['model']['kernel']
   for step, decay in enumerate([0.1, 2 / 11, 0.2, 0.2]):
@@ -77,7 +80,7 @@ def test_the_average_in_closed_form(run_steps):
     np.testing.assert_allclose(history[step + 1].ema['model']['kernel'], expected, rtol=1e-5)
 
 
-def test_the_average_may_move_once_in_several_steps(run_steps):
+def test_the_moving_average_may_be_updated_every_other_step(run_steps):
   history = [state for state, _ in run_steps(5, ema_decay=0.15, ema_every=2)]
   kernels = [state.params['model']['kernel'] for state in history]
   first = 0.1 * kernels[0] + 0.9 * kernels[2]
@@ -87,7 +90,7 @@ def test_the_average_may_move_once_in_several_steps(run_steps):
 
 
 @pytest.mark.parametrize('accumulation_steps', [1, 2])
-def test_halvings_show_in_the_learning_rate(run_steps, accumulation_steps):
+def test_halvings_show_in_the_learning_rate_metric(run_steps, accumulation_steps):
   settings = {'schedule': 'plateau', 'plateau_window': 1, 'plateau_patience': 2, 'plateau_min_improvement': 1e3}
   history = run_steps(7, learning_rate=0.08, max_halvings=2, accumulation_steps=accumulation_steps, **settings)
   rates = [metrics['learning_rate'] for _, metrics in history[1:]]
@@ -95,11 +98,11 @@ def test_halvings_show_in_the_learning_rate(run_steps, accumulation_steps):
   assert [metrics['halved_after'] for _, metrics in history[1:]] == [0, 0, 2, 2, 4, 4, 4]
 
 
-def test_average_warm_up_ends_at_the_decay():
+def test_the_ema_decay_rises_to_its_limit():
   np.testing.assert_allclose([ema_decay_at(0.999, s) for s in (0, 90, 10**6)], [0.1, 0.91, 0.999], rtol=1e-6)
 
 
-def test_no_average_and_frozen_parameters_stay(run_steps):
+def test_frozen_parameters_do_not_change_and_the_average_is_optional(run_steps):
   history = run_steps(2, ema_decay=0.0)
   first, last = history[0][0], history[-1][0]
   assert last.ema is None and int(last.step) == 2
@@ -107,7 +110,7 @@ def test_no_average_and_frozen_parameters_stay(run_steps):
   assert not np.array_equal(first.params['model']['kernel'], last.params['model']['kernel'])
 
 
-def test_evaluation_weighs_batches_by_their_rows(linear_task, stream, mesh):
+def test_evaluation_weights_batches_by_their_rows(linear_task, stream, mesh):
   task = linear_task()
   big, small = next(stream(batch_size=6)), next(stream(batch_size=2, seed=1))
   with use_mesh(mesh):
@@ -119,13 +122,13 @@ def test_evaluation_weighs_batches_by_their_rows(linear_task, stream, mesh):
   assert means['step'] == 7
 
 
-def test_evaluation_of_nothing_is_an_error(linear_task, mesh):
+def test_evaluation_without_batches_is_an_error(linear_task, mesh):
   with pytest.raises(ValueError, match='less than one batch'):
     evaluate_batches(make_eval_step(linear_task(), mesh), {}, [], mesh, 0, jnp.int32(0))
 
 
 @pytest.mark.parametrize('name', ['loss', 'grad_norm', 'param_norm'])
-def test_totals_name_the_first_bad_step(name):
+def test_totals_hold_the_first_non_finite_step(name):
   totals = IntervalTotals()
   assert totals.peek() is None
   for step in range(1, 6):
@@ -139,7 +142,7 @@ def test_totals_name_the_first_bad_step(name):
   assert totals.peek() is None
 
 
-def test_totals_of_finite_steps():
+def test_totals_sum_finite_steps():
   totals = IntervalTotals()
   for step in range(4):
     totals.add(jnp.int32(step), {name: jnp.float32(step) for name in ('loss', 'grad_norm', 'param_norm')})
@@ -147,15 +150,15 @@ def test_totals_of_finite_steps():
   assert (taken['bad_step'], taken['sums']['loss']) == (-1, 6)
 
 
-def test_totals_of_other_metrics_are_begun_anew():
-  """A checkpoint may hold those of another policy or of an earlier version."""
+def test_restored_totals_with_other_metric_names_are_discarded():
+  """A checkpoint may come from a run with another `nonfinite` or from an earlier version."""
   totals = IntervalTotals()
   metrics = {name: jnp.float32(2) for name in ('loss', 'grad_norm', 'param_norm')}
   totals.add(jnp.int32(1), metrics)
-  kept = totals.state()
-  totals.restore(kept)
+  saved = totals.state()
+  totals.restore(saved)
   totals.add(jnp.int32(2), metrics)
   assert totals.state()['count'] == 2
-  totals.restore(kept)
+  totals.restore(saved)
   totals.add(jnp.int32(2), {**metrics, 'skipped_updates': jnp.float32(0)})
   assert totals.state()['count'] == 1 and totals.state()['sums']['skipped_updates'] == 0

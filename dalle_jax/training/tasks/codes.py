@@ -1,4 +1,4 @@
-"""Image codes of the frozen dVAE, which the tasks of stage 2 compute inside their step (section 2.2)."""
+"""Image codes from the frozen dVAE, which stage 2 computes inside its training step (section 2.2)."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from dalle_jax.factory import make_dvae
 
 
 def init_dvae(config: Config, key: jax.Array) -> Any:
-  """Parameters of the collection 'dvae', boxed, in whose place the trained ones are put."""
+  """Boxed parameters for the collection 'dvae', a placeholder for those of the trained dVAE."""
   size = config.data.image_size
   return make_dvae(config.dvae).init(key, jnp.zeros((1, size, size, 3), jnp.uint8))['params']
 
 
 def encode(config: Config, params: Any, image: jax.Array) -> jax.Array:
-  """Images [B, H, W, 3] to codes [B, image_length]: the encoder's argmax, without noise.
+  """Encode images [B, H, W, 3] to codes [B, image_length]: the argmax of the encoder's logits, without noise.
 
   Args:
-    config: of the experiment.
-    params: with the collection 'dvae'.
-    image: uint8.
+    config: the experiment's configuration.
+    params: parameters that include the collection 'dvae'.
+    image: uint8 [B, H, W, 3].
   """
   codes = make_dvae(config.dvae).apply({'params': params['dvae']}, image, method='encode')
   return jax.lax.stop_gradient(codes.reshape(image.shape[0], -1))

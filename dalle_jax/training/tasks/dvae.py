@@ -1,4 +1,4 @@
-"""Stage 1: the discrete VAE's relaxed evidence lower bound (section 2.1, appendix A.2), and its siblings' losses."""
+"""Stage 1: the relaxed evidence lower bound of the discrete VAE (section 2.1, appendix A.2), and VQ and FSQ losses."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from dalle_jax.training.tasks import Curve, image_field
 
 
 def cosine_ramp(step: jax.Array, start: float, end: float, num_steps: int) -> jax.Array:
-  """From `start` to `end` along half a cosine over `num_steps`, constant afterwards (appendix A.2)."""
+  """Half a cosine from `start` to `end` over `num_steps`, constant afterwards (appendix A.2)."""
   progress = jnp.clip(step.astype(jnp.float32) / num_steps, 0, 1)
   return end + (start - end) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
@@ -25,7 +25,7 @@ def cosine_ramp(step: jax.Array, start: float, end: float, num_steps: int) -> ja
 class DvaeTask:
   """Trains the collection 'dvae' on batches with 'image' uint8 [B, H, W, 3].
 
-  With the bottleneck 'vq' there is the collection 'codebook' as well, which is updated from statistics of each batch.
+  With the bottleneck 'vq', the additional collection 'codebook' is updated from statistics of each batch.
   """
 
   config: DvaeConfig
@@ -46,10 +46,10 @@ class DvaeTask:
     tree = self.model.init(key, image)['params']
     if not self.updated:
       return {'dvae': tree}
-    return {'dvae': {name: part for name, part in tree.items() if name != 'code'}, 'codebook': tree['code']}
+    return {'dvae': {name: params for name, params in tree.items() if name != 'code'}, 'codebook': tree['code']}
 
   def update(self, collections: dict[str, Any], statistics: Any, key: jax.Array) -> dict[str, Any]:
-    """The codebook after a step; see `vector_quantizer.update`."""
+    """Update the codebook after a step; see `vector_quantizer.update`."""
     codebook = vector_quantizer.update(
       collections['codebook'], statistics, key, decay=self.config.codebook_decay,
       restart_threshold=self.config.restart_threshold,
@@ -64,17 +64,21 @@ class DvaeTask:
     return cosine_ramp(step, 0.0, self.config.kl_weight, self.config.kl_warmup_steps)
 
   def apply(self, params: Any, *args: jax.Array, method: str) -> jax.Array:
-    """A method of the model, with the collections' parameters."""
+    """Apply a method of the model with the parameters of all collections."""
     return self.model.apply({'params': vector_quantizer.merged(params)}, *args, method=method)
 
   def nll(self, image: jax.Array, stats: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Nats per dimension, and mean squared error of the reconstruction in [0, 1]."""
+    """Negative log-likelihood in nats per dimension, and mean squared error of the reconstruction in [0, 1]."""
     nll = likelihood.logit_laplace_nll(likelihood.map_pixels(image), stats, self.config.min_log_scale).mean()
     error = (likelihood.reconstruction(stats) - image.astype(jnp.float32)) / 255
     return nll, jnp.mean(error**2)
 
   def distortion(self, nll: jax.Array, image: jax.Array, stats: jax.Array, step: jax.Array) -> jax.Array:
-    """The NLL that is trained on: logit-Laplace, or during the first `normal_steps` its mixture with the normal's."""
+    """NLL in nats per dimension to train on.
+
+    This is the logit-Laplace NLL. During the first config.normal_steps steps it is a weighted mean with the NLL of a
+    normal distribution, whose weight falls from 1 to 0.
+    """
     if not self.config.normal_steps:
       return nll
     normal = likelihood.normal_nll(likelihood.map_pixels(image), stats, self.config.normal_scale).mean()
@@ -82,16 +86,17 @@ class DvaeTask:
     return weight * normal + (1 - weight) * nll
 
   def _kl(self, z: jax.Array) -> jax.Array:
-    """Mean nats per position: of the relaxed posterior, or ln K where codes are deterministic."""
+    """Mean KL to the uniform distribution in nats per position; ln K if codes are deterministic."""
     if self.config.bottleneck == 'gumbel':
       return bottleneck.kl_to_uniform(z).mean()
     return jnp.log(jnp.float32(self.config.image_vocab_size))
 
   def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
-    """Mean NLL per dimension of the relaxed reconstruction, plus the bottleneck's own term.
+    """Mean NLL per dimension of the relaxed reconstruction, plus a term that depends on the bottleneck.
 
-    That is the weighted mean KL per position for 'gumbel'; the commitment loss, the weighted mean of the squared
-    distance from encoder output to code, for 'vq'; none for 'fsq'.
+    - 'gumbel': the weighted mean KL per position.
+    - 'vq': the weighted commitment loss, which is the mean squared distance from encoder outputs to their codes.
+    - 'fsq': no term.
     """
     image, config = batch['image'], self.config
     z = self.apply(params, image, method='encode_latents')
@@ -120,7 +125,7 @@ class DvaeTask:
     return loss, metrics
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    """Relaxed figures at the step's temperature, hard ones with the codes of `encode`, and the code histogram [K]."""
+    """Metrics with relaxed codes at the step's temperature and with hard codes from `encode`, and the histogram [K]."""
     image = batch['image']
     z = self.apply(params, image, method='encode_latents')
     codes = self.apply(params, z, method='codes')
@@ -137,10 +142,10 @@ class DvaeTask:
     }
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
-    """Adds PSNR in dB, bits per dimension, how the codebook is used, and what hard codes cost more than relaxed ones.
+    """Add PSNR in dB, bits per dimension, codebook use, and the NLL gap between hard and relaxed codes.
 
-    Bits per dimension are those of 8-bit pixels under the evidence lower bound: the likelihood's density is turned
-    into a probability with the width of a pixel's bin, 0.8/255, and the KL is counted at its true weight.
+    Bits per dimension measure 8-bit pixels under the evidence lower bound. The density of the likelihood times the bin
+    width of a pixel, 0.8/255, gives a probability. The KL has its true weight, not config.kl_weight.
     """
     histogram = np.asarray(means['histogram'], np.float64)
     kl_weight = self.config.kl_weight if self.config.bottleneck == 'gumbel' else 0.0
@@ -165,7 +170,7 @@ class DvaeTask:
 
 
 def psnr(mse: Any) -> Any:
-  """Peak signal-to-noise ratio in dB of a mean squared error on [0, 1]."""
+  """Peak signal-to-noise ratio in dB, from the mean squared error of values in [0, 1]."""
   return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
 

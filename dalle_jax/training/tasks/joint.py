@@ -1,22 +1,23 @@
-"""Both stages at once, on the whole evidence lower bound with the prior inside the KL (section 2, footnote 3).
+"""Joint training of dVAE and prior on the full evidence lower bound, with the prior in the KL (section 2, footnote 3).
 
-For an image x of D dimensions, its caption y and its N codes z, the bound is (section 2, equation 1)
+For an image x with D dimensions, its caption y and its N codes z, the bound is (section 2, equation 1)
 
     ln p(x, y) >= E_q [ln p(x | z)] - KL(q(z | x) || p(z | y)) + ln p(y),
 
-where q is the encoder, p(x | z) the decoder, and p(z | y) and p(y) the prior. Phase 1 maximises it with a uniform
-p(z | y), phase 2 over the prior alone with q held still; here all of it moves. The loss is that of phase 1 with the KL
-to the prior in place of the one to the uniform distribution, and the caption's cost beside it:
+where q is the encoder, p(x | z) is the decoder, and p(z | y) and p(y) are the prior. Stage 1 maximises the bound with a
+uniform p(z | y). Stage 2 maximises it over the prior with a fixed q. Here, both are trained together. The loss is that
+of stage 1 with two changes: the KL is to the prior instead of the uniform distribution, and the NLL of the caption is
+added:
 
-    loss = distortion / D + kl_weight * (KL - ln p(y)) / N,
+    loss = distortion / D + kl_weight * (KL - ln p(y)) / N.
 
-so that with kl_weight = N / D, where beta is 1, loss * D is the negative bound in nats. If the prior is uniform and
-there is no text, it is phase 1's loss to the last digit.
+With kl_weight = N / D, which means beta = 1, loss * D is the negative bound in nats. With a uniform prior and no text,
+the loss equals that of stage 1 to the last digit.
 
-Gradients. The decoder gets the relaxed sample, as in phase 1. The prior reads one-hot codes, sampled by the same noise,
-so they are true samples of q; towards the encoder each passes the gradient of its relaxed sample (straight-through),
-which is biased. Given the codes before it, a position's KL is computed exactly from the encoder's probabilities and the
-prior's, without another sample.
+Gradients: the decoder reads the relaxed sample, as in stage 1. The prior reads one-hot codes that are sampled with the
+same noise, so they are true samples of q. Their gradient with respect to the encoder is that of the relaxed sample
+(straight-through), which is biased. Given the previous codes, the KL at a position is computed exactly from the
+probabilities of the encoder and the prior, without another sample.
 """
 
 import dataclasses
@@ -58,16 +59,16 @@ class JointTask:
     return {**self.dvae.init(dvae_key), 'prior': self.model.init(prior_key)}
 
   def _rates(self, params: Any, text: jax.Array, logits: jax.Array, codes: jax.Array) -> dict[str, jax.Array]:
-    """Nats of the KL and of the caption.
+    """KL and caption NLL in nats.
 
     Args:
-      params: of both models.
-      text: ids [B, text_length - 1].
-      logits: the encoder's, [B, N, K].
-      codes: what the prior reads, one-hot [B, N, K].
+      params: parameters of both models.
+      text: caption ids [B, text_length - 1].
+      logits: encoder logits [B, N, K].
+      codes: input of the prior, one-hot [B, N, K].
 
     Returns:
-      'kl' per position, and 'text' per caption; float32 scalars.
+      Float32 scalars: 'kl' per position, and 'text' per caption.
     """
     text_logits, image_logits = self.model.split_logits(params['prior'], text, codes)
     posterior = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -83,7 +84,7 @@ class JointTask:
     codes = bottleneck.straight_through(hard, soft)
     stats = task.apply(params, codes if self.config.dvae.straight_through else soft, method='mixed_stats')
     nll, mse = task.nll(image, stats)
-    rates = self._rates(params, batch['text'], _in_line(logits), _in_line(codes))
+    rates = self._rates(params, batch['text'], _flatten_grid(logits), _flatten_grid(codes))
     kl_weight = task.kl_weight(step)
     loss = task.distortion(nll, image, stats, step) + kl_weight * (
       rates['kl'] + rates['text'] / self.model.image_length
@@ -100,8 +101,8 @@ class JointTask:
     }
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    """Phase 1's figures with the KL to the prior, given sampled codes; and the prior's, of the likeliest codes."""
-    logits = _in_line(self.dvae.apply(params, batch['image'], method='encode_latents'))
+    """Metrics of stage 1 with the KL to the prior at sampled codes, and metrics of stage 2 at the likeliest codes."""
+    logits = _flatten_grid(self.dvae.apply(params, batch['image'], method='encode_latents'))
     means = self.dvae.evaluate(params, batch, key, step)
     sampled = jax.random.categorical(key, logits)
     rates = self._rates(params, batch['text'], logits, jax.nn.one_hot(sampled, logits.shape[-1]))
@@ -117,15 +118,15 @@ class JointTask:
     }
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
-    """Phase 1's summary with the prior's KL in it, and the prior's figures."""
+    """Summary of stage 1 with the KL to the prior, and the metrics of the prior."""
     names = ('kl_to_uniform', 'text_nats', 'text_nats_per_token', 'image_nats_per_token')
     summary = self.dvae.summarize(means) | {name: float(means[name]) for name in names}
     text = summary['text_nats'] / self.model.image_length
     return {**summary, 'loss': summary['loss'] + self.config.dvae.kl_weight * text}
 
 
-def _in_line(grid: jax.Array) -> jax.Array:
-  """[B, h, w, K] in raster order: [B, h * w, K]."""
+def _flatten_grid(grid: jax.Array) -> jax.Array:
+  """Reshape [B, h, w, K] to [B, h * w, K], in raster order."""
   return grid.reshape(grid.shape[0], -1, grid.shape[-1])
 
 

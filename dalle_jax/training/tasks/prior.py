@@ -1,4 +1,4 @@
-"""Stage 2: the prior's cross-entropy on text and on the frozen dVAE's codes (section 2.2)."""
+"""Stage 2: cross-entropy of the prior on text tokens and on the codes of the frozen dVAE (section 2.2)."""
 
 import dataclasses
 from typing import Any
@@ -43,10 +43,10 @@ class PriorTask:
     return {'loss': loss, 'text_nats_per_token': losses['text'], 'image_nats_per_token': losses['image']}
 
   def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
-    """text_loss_weight * nats per text token + image_loss_weight * nats per image token, and the z-loss.
+    """text_loss_weight * nats per text token + image_loss_weight * nats per image token, plus the z-loss.
 
-    The z-loss, z_loss_weight times the squared log-partition function, weighs text and image like the losses. A share
-    `caption_drop` of the captions is dropped.
+    The z-loss is z_loss_weight times the mean squared log-partition function, with the same weights for text and image
+    tokens. During training each caption is dropped with probability `caption_drop`.
     """
     weights = self.config.prior
     text, captioned = batch['text'], None
@@ -64,7 +64,7 @@ class PriorTask:
     return self._metrics(self._losses(params, batch['image'], batch['text']))
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
-    """Adds the rate of the image tokens in bits per pixel dimension."""
+    """Add the rate of the image tokens in bits per dimension of the image."""
     per_dim = self.config.image_length / (3 * self.config.data.image_size**2)
     bits = float(means['image_nats_per_token']) / np.log(2)
     return {**{name: float(value) for name, value in means.items()}, 'image_bits_per_dim': bits * per_dim}

@@ -1,4 +1,4 @@
-"""The contrastive loss of images and captions, for a model that ranks drawn images (CLIP, Radford et al. 2021)."""
+"""Contrastive loss on images and captions, for a model that ranks generated images (CLIP, Radford et al. 2021)."""
 
 import dataclasses
 from typing import Any
@@ -18,9 +18,10 @@ from dalle_jax.training.tasks import Curve, Fields, image_field, text_field
 class RerankerTask:
   """Trains the collection 'reranker'; batches hold 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1].
 
-  Where they hold 'wrong' too, captions that are wrong (`data.wrong_captions`), these are negatives of all images.
-  The other pictures and captions of a batch are the negatives, over all devices; in parts of a batch
-  (`accumulation_steps`) only those of the part.
+  The negatives of an image are all different captions in the global batch. The negatives of a caption are the images with
+  different captions. With gradient accumulation (`accumulation_steps`), negatives come from the same micro-batch only.
+  Batches may also hold 'wrong' captions, int32 [B, text_length - 1] (`data.wrong_captions`). They are additional
+  negatives for images.
   """
 
   config: Config
@@ -37,14 +38,16 @@ class RerankerTask:
     return {'reranker': reranker.init(self.model, key)}
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    """The loss, and how often the best text of an image, or image of a text, is a right one, within the batch."""
+    """The loss, and how often the best text of an image, or the best image of a text, is correct within the batch."""
     texts = jnp.stack([batch[name] for name in ('text', 'wrong') if name in batch])
     count, size, length = texts.shape
-    # Neighbours, so that a batch split over devices stays where it is.
-    flat = texts.swapaxes(0, 1).reshape(size * count, length)
-    images, embedded, scale = self.model.apply({'params': params['reranker']}, batch['image'], flat)
-    embedded = embedded.reshape(size, count, -1).swapaxes(0, 1).reshape(count * size, -1)
-    scores = reranker.logits(images, embedded, scale)
+    # Interleave the texts of each example, so that every example stays on its device.
+    interleaved = texts.swapaxes(0, 1).reshape(size * count, length)
+    image_embeddings, text_embeddings, scale = self.model.apply(
+      {'params': params['reranker']}, batch['image'], interleaved
+    )
+    text_embeddings = text_embeddings.reshape(size, count, -1).swapaxes(0, 1).reshape(count * size, -1)
+    scores = reranker.logits(image_embeddings, text_embeddings, scale)
     positives = reranker.same_text(batch['text'], texts.reshape(count * size, length))
     image_loss, text_loss = reranker.contrastive_losses(scores, positives)
     image_accuracy, text_accuracy = reranker.accuracies(scores, positives)
@@ -56,7 +59,7 @@ class RerankerTask:
     }
 
   def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
-    """The mean of the two losses, in nats; the metrics are the others of `evaluate`."""
+    """Mean of the image-to-text and text-to-image losses in nats; the metrics are the other results of `evaluate`."""
     metrics = self.evaluate(params, batch, key, step)
     return metrics.pop('loss'), metrics
 

@@ -1,4 +1,4 @@
-"""The cross-entropy of a sequence model over text, a frozen dVAE's codes, or captions followed by codes."""
+"""Cross-entropy of a sequence model over text, codes of a frozen dVAE, or captions followed by codes."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ class SequenceTask:
   """Trains the collection 'model' on batches with 'tokens' int32 [B, length]."""
 
   config: Config
-  vocab_size: int  # of the tokenizer
+  vocab_size: int  # number of text ids of the tokenizer
   name: str = 'sequence'
   trainable: tuple[str, ...] = ('model',)
   updated: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class SequenceTask:
     return {'model': self.model.init(key)}
 
   def figures(self, params: Any, batch: dict) -> dict[str, jax.Array]:
-    """Mean nats by name, 'nats_per_token' of all tokens among them."""
+    """Mean nats per token by name; 'nats_per_token' is the mean over all tokens."""
     tokens = batch['tokens']
     return {'nats_per_token': token_nll(self.model.logits(params['model'], tokens), tokens).mean()}
 
@@ -47,7 +47,7 @@ class SequenceTask:
     return self.figures(params, batch)
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
-    """Adds bits per token and perplexity."""
+    """Add bits per token and perplexity."""
     figures = {name: float(value) for name, value in means.items()}
     nats = figures['nats_per_token']
     perplexity = math.exp(nats) if nats < 700 else math.inf
@@ -56,9 +56,10 @@ class SequenceTask:
 
 @dataclasses.dataclass(frozen=True)
 class ImageTokensTask(SequenceTask):
-  """The same on batches with 'image' uint8 [B, H, W, 3] and, for 'text_image', 'text' int32 [B, text_length - 1].
+  """Trains on image codes: batches hold 'image' uint8 [B, H, W, 3] and, for 'text_image', 'text' [B, text_length - 1].
 
-  The collection 'dvae' is frozen, and encodes the images. Pads after a caption's first are certain and not counted.
+  'text' is int32. The frozen collection 'dvae' encodes the images. A pad that follows another pad has probability 1, so
+  it is not counted.
   """
 
   @property
@@ -70,7 +71,7 @@ class ImageTokensTask(SequenceTask):
     return {'model': self.model.init(model_key), 'dvae': init_dvae(self.config, dvae_key)}
 
   def tokens(self, params: Any, batch: dict) -> jax.Array:
-    """The streams [B, length] of a batch."""
+    """Token sequences [B, length] of a batch: caption tokens, if any, and image codes."""
     codes = encode(self.config, params, batch['image'])
     text = batch['text'] if self.model.text_length else jnp.zeros((len(codes), 0), codes.dtype)
     return self.model.stream(text, codes)
@@ -80,14 +81,14 @@ class ImageTokensTask(SequenceTask):
     counted = model.counted(tokens)
     nats = token_nll(model.logits(params['model'], tokens), tokens) * counted
 
-    def mean(part: slice) -> jax.Array:
-      return nats[:, part].sum() / counted[:, part].sum()
+    def mean(positions: slice) -> jax.Array:
+      return nats[:, positions].sum() / counted[:, positions].sum()
 
-    found = {'nats_per_token': mean(slice(None))}
+    figures = {'nats_per_token': mean(slice(None))}
     if model.text_length:
-      found['text_nats_per_token'] = mean(slice(None, model.text_length))
-      found['image_nats_per_token'] = mean(slice(model.text_length, None))
-    return found
+      figures['text_nats_per_token'] = mean(slice(None, model.text_length))
+      figures['image_nats_per_token'] = mean(slice(model.text_length, None))
+    return figures
 
 
 def make_task(config: Config, text_vocab_size: int) -> SequenceTask:

@@ -1,4 +1,4 @@
-"""Parameters and batches for the tasks' tests."""
+"""Parameters and batches for the tests of tasks."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import linen as nn
 
 @pytest.fixture(scope='session')
 def random_params():
-  """Makes a task's parameters random in every entry: some start at zero, which would hide mistakes."""
+  """Make random parameters for a task. Initial parameters contain zeros, which could hide mistakes."""
 
   def make(task, scale):
     rng = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def random_params():
 
 @pytest.fixture(scope='session')
 def captioned_batch():
-  """Makes four pictures of 8x8 with captions of up to four ids, the first of two."""
+  """Make four images of 8 x 8 pixels with captions of four ids; the first caption has two ids and two pads."""
 
   def make(text_vocab_size):
     rng = np.random.default_rng(1)

@@ -44,19 +44,19 @@ def _apply(params, argument, method):
   return jax.jit(lambda p, x: TASK.model.apply({'params': p['dvae']}, x, method=method))(params, argument)
 
 
-def test_schedules_are_half_cosines_and_then_constant():
+def test_cosine_ramp_is_half_a_cosine_and_then_constant():
   values = [float(cosine_ramp(jnp.asarray(step), 1.0, 0.2, 8)) for step in (0, 2, 4, 8, 99)]
   assert values == pytest.approx([1, 0.6 + 0.4 * np.cos(np.pi / 4), 0.6, 0.2, 0.2])
 
 
-def test_the_papers_schedules():
+def test_default_schedules_equal_the_paper():
   task = DvaeTask(DvaeConfig(), 256)
   assert [float(task.temperature(jnp.asarray(step))) for step in (0, 150_000)] == pytest.approx([1, 1 / 16])
   assert [float(task.kl_weight(jnp.asarray(step))) for step in (0, 5_000)] == pytest.approx([0, 6.6 / 192])
 
 
 @pytest.mark.parametrize('step', [0, 2, 50])
-def test_the_loss_is_distortion_plus_weighted_kl(params, batch, loss, step):
+def test_the_loss_is_the_nll_plus_the_weighted_kl(params, batch, loss, step):
   key, step = jax.random.key(7), jnp.asarray(step)
   value, metrics = loss(params, batch, key, step)
   logits = _apply(params, batch['image'], 'encode_latents')
@@ -73,12 +73,12 @@ def test_the_loss_is_distortion_plus_weighted_kl(params, batch, loss, step):
   assert metrics['psnr_relaxed'] == pytest.approx(-10 * np.log10(mse), abs=1e-3)
 
 
-def test_the_noise_is_the_keys(params, batch, loss):
-  first, again, other = (float(loss(params, batch, jax.random.key(k), jnp.asarray(1))[0]) for k in (0, 0, 1))
-  assert first == again != other
+def test_the_noise_depends_on_the_key(params, batch, loss):
+  first, repeated, other = (float(loss(params, batch, jax.random.key(k), jnp.asarray(1))[0]) for k in (0, 0, 1))
+  assert first == repeated != other
 
 
-def test_a_normal_likelihood_gives_way_to_the_logit_laplace(params, batch):
+def test_the_loss_moves_from_the_normal_to_the_logit_laplace_nll(params, batch):
   config = DvaeConfig(**SHAPE, kl_weight=0.0, normal_steps=10, normal_scale=0.2, min_log_scale=-3.0)
   task = DvaeTask(config, SIZE)
   loss = jax.jit(task.loss)
@@ -98,11 +98,11 @@ FSQ = DvaeTask(DvaeConfig(**SHAPE, bottleneck='fsq', fsq_levels=(4, 3), min_log_
 
 
 @pytest.mark.parametrize('task', [VQ, FSQ], ids=['vq', 'fsq'])
-def test_deterministic_codes_cost_what_they_are(task, batch, random_params):
+def test_losses_of_deterministic_codes(task, batch, random_params):
   params = random_params(task, 0.3)
   value, metrics = jax.jit(task.loss)(params, batch, jax.random.key(0), jnp.asarray(3))
   means = jax.device_get(jax.jit(task.evaluate)(params, batch, jax.random.key(1), jnp.asarray(3)))
-  # What is trained on is what is measured: there is no relaxation.
+  # Without relaxation, training and evaluation use the same codes.
   assert means['nll_relaxed'] == pytest.approx(means['nll_hard'], rel=1e-5)
   assert metrics['nll_relaxed'] == pytest.approx(means['nll_hard'], rel=1e-5)
   assert means['kl_per_position'] == pytest.approx(np.log(CODES))
@@ -123,11 +123,11 @@ def test_commitment_is_the_mean_squared_distance_to_the_nearest_code(batch, rand
   assert metrics['statistics']['share'].sum() == pytest.approx(1)
 
 
-def test_the_codebook_gets_no_gradient_and_everything_else_does(batch, random_params):
+def test_all_parameters_but_the_codebook_are_trained_by_gradients(batch, random_params):
   grads = jax.grad(lambda p: VQ.loss(p, batch, jax.random.key(0), jnp.asarray(3))[0])(random_params(VQ, 0.3))
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads['dvae']):
     assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
-  # The NLL does reach the codebook's rows, but nothing follows it: the collection is not trained.
+  # The NLL has a gradient with respect to the codebook, but the collection is not trained.
   assert VQ.trainable == ('dvae',) and VQ.updated == ('codebook',)
 
 
@@ -159,17 +159,17 @@ def test_gradients_reach_every_parameter(params, batch):
     assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
-def test_evaluation_measures_the_decoded_codes(params, batch, means):
+def test_evaluation_decodes_the_hard_codes(params, batch, means):
   codes = np.asarray(_apply(params, batch['image'], 'encode'))
-  pictures = np.asarray(_apply(params, codes, 'decode'))
+  images = np.asarray(_apply(params, codes, 'decode'))
   np.testing.assert_allclose(means['histogram'], np.bincount(codes.ravel(), minlength=CODES) / codes.size)
-  assert means['mse_hard'] == pytest.approx(np.mean((pictures / 255 - batch['image'] / 255) ** 2), rel=1e-4)
+  assert means['mse_hard'] == pytest.approx(np.mean((images / 255 - batch['image'] / 255) ** 2), rel=1e-4)
   other = jax.jit(TASK.evaluate)(params, batch, jax.random.key(9), jnp.asarray(3))
   assert other['nll_hard'] == means['nll_hard']
   assert other['nll_relaxed'] != means['nll_relaxed']
 
 
-def test_the_summary_by_hand():
+def test_the_summary_in_closed_form():
   histogram = np.zeros(CODES)
   histogram[:3] = 1 / 3
   summary = TASK.summarize({
@@ -184,46 +184,46 @@ def test_the_summary_by_hand():
   }, rel=1e-5)  # fmt: skip
 
 
-def test_a_uniform_density_costs_eight_bits():
-  """A density of 1 / 0.8 on the mapped pixels' interval is even odds on 255 of the 256 byte values."""
+def test_a_uniform_density_has_eight_bits_per_dimension():
+  """A density of 1 / 0.8 on the interval of mapped pixels gives each of 255 byte values the same probability."""
   means = {name: np.array(1.0) for name in ('nll_relaxed', 'mse_relaxed', 'mse_hard')}
   means |= {'nll_hard': np.log(0.8), 'kl_per_position': np.array(0.0), 'histogram': np.eye(CODES)[0]}
   assert TASK.summarize(means)['bits_per_dim'] == pytest.approx(8, abs=0.01)
 
 
-def test_it_learns_one_batch_by_heart():
+def test_training_overfits_one_batch():
   rng = np.random.default_rng(2)
   colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
-  image = colors[rng.integers(0, 4, (4, 2, 2))].repeat(4, axis=1).repeat(4, axis=2)  # flat quarters
+  image = colors[rng.integers(0, 4, (4, 2, 2))].repeat(4, axis=1).repeat(4, axis=2)  # four quarters of one colour each
   task = DvaeTask(DvaeConfig(**SHAPE, kl_weight=0.0, temperature_steps=200, normal_steps=1000), SIZE)
   training = TrainingConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant', num_steps=150, ema_decay=0.0)
   shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
 
   rng = np.random.default_rng(3)
 
-  # The module's own initialisation, but for the time it takes to compile.
-  def fresh(leaf):
+  # Similar to the module's initialisation, which takes long to compile.
+  def initial_values(leaf):
     scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.0
     return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
 
-  start = jax.tree.map(fresh, shapes)
+  initial = jax.tree.map(initial_values, shapes)
   mesh = make_mesh(MeshConfig())
   with use_mesh(mesh):
     tx = make_optimizer(training)
-    state = create_state(task, tx, mesh, 0, use_ema=False, initial=start)
+    state = create_state(task, tx, mesh, 0, use_ema=False, initial=initial)
     step = make_train_step(task, tx, training, mesh, seed=0)
     metrics = []
     for _ in range(training.num_steps):
       state, latest = step(state, to_global({'image': image}, mesh))
       metrics.append(latest)
-    measured = task.summarize(jax.jit(task.evaluate)(state.params, {'image': image}, jax.random.key(0), state.step))
+    summary = task.summarize(jax.jit(task.evaluate)(state.params, {'image': image}, jax.random.key(0), state.step))
   assert metrics[0]['psnr_relaxed'] < 10
-  assert measured['psnr_hard'] > 30  # a hundredth of the squared error and less
-  assert measured['codebook_perplexity'] > 3  # of four colors
+  assert summary['psnr_hard'] > 30  # 20 dB, a hundredth of the squared error
+  assert summary['codebook_perplexity'] > 3  # for four colours
 
 
 def _products(jaxpr):
-  """Every matrix product and convolution of a program, those of the programs inside it too."""
+  """All matrix products and convolutions of a program, including inner programs."""
   for equation in jaxpr.eqns:
     if equation.primitive.name in ('dot_general', 'conv_general_dilated'):
       yield equation
@@ -231,15 +231,15 @@ def _products(jaxpr):
       yield from _products(inner)
 
 
-def test_half_precision_leaves_float32_what_touches_the_codes():
-  """As in the released models: all convolutions but the encoder's last and the decoder's first; and no softmax."""
+def test_half_precision_keeps_products_with_codes_in_float32():
+  """As in the released models, only the encoder's last and the decoder's first convolution stay in float32."""
   config = DvaeConfig(image_vocab_size=11, hidden_size=8, decoder_input_size=12, num_groups=2, dtype='bfloat16')
   task = DvaeTask(config, 8)
   params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
   batch = {'image': jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)}
   program = jax.make_jaxpr(task.loss)(params, batch, jax.random.key(0), jnp.asarray(0)).jaxpr
-  types = {True: set(), False: set()}
+  dtypes = {True: set(), False: set()}  # by whether an operand has the vocabulary size 11 as a dimension
   for equation in _products(program):
-    sides = [variable.aval for variable in equation.invars]
-    types[any(11 in side.shape for side in sides)] |= {side.dtype.name for side in sides}
-  assert types == {True: {'float32'}, False: {'bfloat16'}}
+    operands = [variable.aval for variable in equation.invars]
+    dtypes[any(11 in operand.shape for operand in operands)] |= {operand.dtype.name for operand in operands}
+  assert dtypes == {True: {'float32'}, False: {'bfloat16'}}

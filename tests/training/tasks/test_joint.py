@@ -41,29 +41,29 @@ def _with(params, **embeddings):
   return {**params, 'prior': {**params['prior'], 'embeddings': {**params['prior']['embeddings'], **embeddings}}}
 
 
-def test_with_a_uniform_prior_it_is_phase_one_and_the_captions_cost(params, batch):
-  even = {name: jnp.zeros_like(params['prior']['embeddings'][name]) for name in ('text_kernel', 'image_kernel')}
-  value, metrics = jax.jit(TASK.loss)(_with(params, **even), batch, jax.random.key(3), STEP)
-  phase_1, _ = jax.jit(TASK.dvae.loss)({'dvae': params['dvae']}, batch, jax.random.key(3), STEP)
-  words = np.minimum((batch['text'] != 0).sum(1) + 1, 5)
-  text = words.mean() * np.log(TEXT)
+def test_with_a_uniform_prior_the_loss_is_that_of_stage_1_plus_the_caption_nll(params, batch):
+  uniform = {name: jnp.zeros_like(params['prior']['embeddings'][name]) for name in ('text_kernel', 'image_kernel')}
+  value, metrics = jax.jit(TASK.loss)(_with(params, **uniform), batch, jax.random.key(3), STEP)
+  stage_1_loss, _ = jax.jit(TASK.dvae.loss)({'dvae': params['dvae']}, batch, jax.random.key(3), STEP)
+  num_tokens = np.minimum((batch['text'] != 0).sum(1) + 1, 5)
+  text = num_tokens.mean() * np.log(TEXT)
   assert metrics['text_nats'] == pytest.approx(text, rel=1e-5)
   assert metrics['kl_per_position'] == pytest.approx(float(metrics['kl_to_uniform']), rel=1e-4)
-  assert value == pytest.approx(float(phase_1) + 0.3 * text / 16, rel=1e-5)
+  assert value == pytest.approx(float(stage_1_loss) + 0.3 * text / 16, rel=1e-5)
 
 
-def test_with_a_certain_encoder_the_kl_is_the_priors_cross_entropy(params, batch):
-  sure = jax.tree.map(lambda x: x, params)
+def test_with_a_deterministic_encoder_the_kl_is_the_cross_entropy_of_the_prior(params, batch):
+  certain = jax.tree.map(lambda x: x, params)
   output = params['dvae']['encoder']['output']
-  sure['dvae']['encoder']['output'] = jax.tree.map(lambda x: 1e4 * x, output)
-  _, metrics = jax.jit(TASK.loss)(sure, batch, jax.random.key(3), STEP)
-  codes = TASK.dvae.apply(sure, batch['image'], method='encode').reshape(4, -1)
-  logits = TASK.model.split_logits(sure['prior'], batch['text'], codes)
+  certain['dvae']['encoder']['output'] = jax.tree.map(lambda x: 1e4 * x, output)
+  _, metrics = jax.jit(TASK.loss)(certain, batch, jax.random.key(3), STEP)
+  codes = TASK.dvae.apply(certain, batch['image'], method='encode').reshape(4, -1)
+  logits = TASK.model.split_logits(certain['prior'], batch['text'], codes)
   losses = prior_model.losses(*logits, jnp.asarray(batch['text']), codes)
   assert metrics['kl_per_position'] == pytest.approx(float(losses['image']), rel=1e-4)
 
 
-def test_the_kl_is_exact_given_the_sampled_codes(params, batch):
+def test_the_kl_given_the_sampled_codes_is_exact(params, batch):
   key = jax.random.key(3)
   _, metrics = jax.jit(TASK.loss)(params, batch, key, STEP)
   z = TASK.dvae.apply(params, batch['image'], method='encode_latents')
@@ -74,18 +74,18 @@ def test_the_kl_is_exact_given_the_sampled_codes(params, batch):
   assert metrics['kl_per_position'] == pytest.approx(kl.mean(), rel=1e-4)
 
 
-def test_gradients_reach_both_models_and_the_prior_shapes_the_encoder(params, batch):
+def test_gradients_reach_both_models_and_the_prior_affects_the_encoder(params, batch):
   grad = jax.jit(jax.grad(lambda p: TASK.loss(p, batch, jax.random.key(0), STEP)[0]))
   grads = grad(params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
   kernel = params['prior']['embeddings']['image_kernel']
   other = grad(_with(params, image_kernel=-kernel))
-  of_encoder = [g['dvae']['encoder']['input']['kernel'] for g in (grads, other)]
-  assert np.abs(of_encoder[0] - of_encoder[1]).max() > 1e-6
+  encoder_grads = [g['dvae']['encoder']['input']['kernel'] for g in (grads, other)]
+  assert np.abs(encoder_grads[0] - encoder_grads[1]).max() > 1e-6
 
 
-def test_the_summary_counts_the_captions(params, batch):
+def test_the_summary_includes_the_caption_nll(params, batch):
   means = jax.device_get(jax.jit(TASK.evaluate)(params, batch, jax.random.key(0), STEP))
   summary = TASK.summarize(means)
   expected = summary['nll_hard'] + 0.3 * (summary['kl_per_position'] + summary['text_nats'] / 16)
@@ -93,7 +93,7 @@ def test_the_summary_counts_the_captions(params, batch):
   assert summary['image_nats_per_token'] > 0
 
 
-def test_training_lowers_the_loss_and_moves_both(params, batch):
+def test_training_both_models_lowers_the_loss(params, batch):
   training = TrainingConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant', num_steps=40, ema_decay=0.0)
   mesh = make_mesh(MeshConfig())
   with use_mesh(mesh):

@@ -42,13 +42,13 @@ def codes(params, batch):
   return jax.jit(functools.partial(encode, CONFIG))(params, batch['image'])
 
 
-def test_codes_are_the_encoders_likeliest_row_by_row(params, batch, codes):
+def test_codes_are_the_likeliest_ones_in_raster_order(params, batch, codes):
   grid = jax.jit(lambda p, x: make_dvae(CONFIG.dvae).apply({'params': p['dvae']}, x, method='encode'))
   np.testing.assert_array_equal(np.asarray(codes).reshape(4, 4, 4), grid(params, batch['image']))
   assert len(np.unique(codes)) > 3
 
 
-def test_the_loss_is_the_weighted_sum_of_both_kinds(params, batch, codes):
+def test_the_loss_is_the_weighted_sum_of_text_and_image_losses(params, batch, codes):
   value, metrics = jax.jit(TASK.loss)(params, batch, jax.random.key(0), jnp.asarray(0))
   logits = jax.jit(TASK.model.split_logits)(params['prior'], batch['text'], codes)
   losses = prior_model.losses(*logits, jnp.asarray(batch['text']), codes)
@@ -65,7 +65,7 @@ def _with(**keys):
   return PriorTask(Config.from_dict({**values, 'prior': {**values['prior'], **keys}}), TEXT)
 
 
-def test_the_z_loss_is_added_in_training_and_not_in_evaluation(params, batch, codes):
+def test_the_z_loss_is_added_only_in_training(params, batch, codes):
   task, key, step = _with(z_loss_weight=0.1), jax.random.key(0), jnp.asarray(0)
   value, metrics = jax.jit(task.loss)(params, batch, key, step)
   plain, _ = jax.jit(TASK.loss)(params, batch, key, step)
@@ -78,30 +78,31 @@ def test_the_z_loss_is_added_in_training_and_not_in_evaluation(params, batch, co
   assert jax.jit(task.evaluate)(params, batch, key, step)['loss'] == pytest.approx(float(plain), rel=1e-5)
 
 
-def test_dropped_captions_are_read_as_pads_and_not_learnt(params, batch):
+def test_dropped_captions_are_read_as_pads_and_have_no_text_loss(params, batch):
   task, step = _with(caption_drop=0.5), jnp.asarray(0)
-  key = next(k for k in map(jax.random.key, range(99)) if np.array_equal(_kept(k), [True, False, False, True]))
+  key = next(k for k in map(jax.random.key, range(99)) if np.array_equal(_captioned(k), [True, False, False, True]))
   _, metrics = jax.jit(task.loss)(params, batch, key, step)
-  empty = {**batch, 'text': np.where(_kept(key)[:, None], batch['text'], 0)}
-  as_pads = jax.jit(TASK.evaluate)(params, empty, key, step)
+  padded = {**batch, 'text': np.where(_captioned(key)[:, None], batch['text'], 0)}
+  as_pads = jax.jit(TASK.evaluate)(params, padded, key, step)
   assert metrics['image_nats_per_token'] == pytest.approx(float(as_pads['image_nats_per_token']), rel=1e-5)
-  kept = jax.jit(TASK.evaluate)(params, jax.tree.map(lambda x: x[[0, 3]], batch), key, step)
-  assert metrics['text_nats_per_token'] == pytest.approx(float(kept['text_nats_per_token']), rel=1e-5)
+  captioned = jax.jit(TASK.evaluate)(params, jax.tree.map(lambda x: x[[0, 3]], batch), key, step)
+  assert metrics['text_nats_per_token'] == pytest.approx(float(captioned['text_nats_per_token']), rel=1e-5)
   assert jax.jit(task.evaluate)(params, batch, key, step) == jax.jit(TASK.evaluate)(params, batch, key, step)
 
 
-def _kept(key):
+def _captioned(key):
+  """Which captions of a batch of 4 are kept."""
   return np.asarray(prior_model.drop_captions(key, jnp.ones((4, 4), jnp.int32), 0.5)[1])
 
 
-def test_gradients_reach_the_prior_and_not_the_dvae(params, batch):
+def test_gradients_reach_only_the_prior(params, batch):
   grads = jax.jit(jax.grad(lambda p: TASK.loss(p, batch, jax.random.key(0), jnp.asarray(0))[0]))(params)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads['dvae']))
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads['prior']):
     assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
-def test_the_summary_by_hand():
+def test_the_summary_in_closed_form():
   means = {'loss': np.array(1.5), 'text_nats_per_token': np.array(2.0), 'image_nats_per_token': np.array(3.0)}
   bits = 3 / np.log(2) * 16 / (3 * 8 * 8)
   assert TASK.summarize(means) == pytest.approx(
@@ -109,7 +110,7 @@ def test_the_summary_by_hand():
   )
 
 
-def test_it_learns_one_batch_by_heart_and_leaves_the_dvae_alone(params, batch):
+def test_training_overfits_one_batch_and_does_not_change_the_dvae(params, batch):
   training = TrainingConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant', num_steps=60, ema_decay=0.0)
   mesh = make_mesh(MeshConfig())
   with use_mesh(mesh):
@@ -122,7 +123,7 @@ def test_it_learns_one_batch_by_heart_and_leaves_the_dvae_alone(params, batch):
       state, latest = step(state, to_global(batch, mesh))
       metrics.append(latest)
   first, last = metrics[0], metrics[-1]
-  # A fresh model knows nothing; what it ends with cannot be had without text and codes both seen.
+  # The initial model is uniform. The final losses need both text and codes as input.
   assert first['text_nats_per_token'] == pytest.approx(np.log(TEXT), rel=1e-4)
   assert first['image_nats_per_token'] == pytest.approx(np.log(IMAGE), rel=1e-4)
   assert last['image_nats_per_token'] < first['image_nats_per_token'] / 5

@@ -26,7 +26,7 @@ def params(random_params):
 
 @pytest.fixture(scope='module')
 def batch(captioned_batch):
-  """The first caption twice, and wrong ones, of which one is no other."""
+  """The first two captions are equal, and the last wrong caption equals the right one."""
   batch = captioned_batch(20)
   batch['text'][1] = batch['text'][0]
   wrong = batch['text'][:, ::-1].copy()
@@ -34,31 +34,31 @@ def batch(captioned_batch):
   return batch | {'wrong': wrong}
 
 
-def test_wrong_captions_are_negatives_of_images_alone(params, batch):
+def test_wrong_captions_are_negatives_for_images_only(params, batch):
   value, metrics = jax.jit(TASK.loss)(params, batch, jax.random.key(0), jnp.asarray(0))
   texts = np.concatenate([batch['text'], batch['wrong']])
-  images, embedded, scale = jax.jit(lambda p, *x: TASK.model.apply({'params': p}, *x))(
+  image_embeddings, text_embeddings, scale = jax.jit(lambda p, *x: TASK.model.apply({'params': p}, *x))(
     params['reranker'], batch['image'], texts
   )
-  scores = np.asarray(scale) * np.asarray(images) @ np.asarray(embedded).T
+  scores = np.asarray(scale) * np.asarray(image_embeddings) @ np.asarray(text_embeddings).T
 
-  def loss(rows, names, choices):
-    logs = rows - np.log(np.exp(rows).sum(1, keepdims=True))
-    right = np.array([[np.array_equal(name, choice) for choice in choices] for name in names])
-    return -np.mean([row[mask].mean() for row, mask in zip(logs, right, strict=True)])
+  def loss(logits, captions, choices):
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    positives = np.array([[np.array_equal(caption, choice) for choice in choices] for caption in captions])
+    return -np.mean([row[mask].mean() for row, mask in zip(log_probs, positives, strict=True)])
 
   count = len(batch['text'])
   expected = loss(scores, batch['text'], texts), loss(scores[:, :count].T, batch['text'], batch['text'])
   assert value == pytest.approx(np.mean(expected), rel=1e-4)
   assert metrics['logit_scale'] == pytest.approx(np.exp(float(params['reranker']['logit_scale'])), rel=1e-5)
-  plain = {name: value for name, value in batch.items() if name != 'wrong'}
-  evaluated = jax.jit(TASK.evaluate)(params, plain, jax.random.key(0), jnp.asarray(0))
+  without_wrong = {name: value for name, value in batch.items() if name != 'wrong'}
+  evaluated = jax.jit(TASK.evaluate)(params, without_wrong, jax.random.key(0), jnp.asarray(0))
   expected = loss(scores[:, :count], batch['text'], batch['text']), expected[1]
   assert evaluated['loss'] == pytest.approx(np.mean(expected), rel=1e-4)
   assert set(TASK.summarize(jax.device_get(evaluated))) == {'loss', *metrics}
 
 
-def test_accuracies_and_loss_of_a_perfect_model():
-  scores, right = jnp.eye(4) * 100, jnp.eye(4, dtype=bool)
-  assert reranker.accuracies(scores, right) == (1.0, 1.0)
-  assert max(reranker.contrastive_losses(scores, right)) < 1e-6
+def test_a_perfect_model_has_accuracy_1_and_loss_0():
+  scores, positives = jnp.eye(4) * 100, jnp.eye(4, dtype=bool)
+  assert reranker.accuracies(scores, positives) == (1.0, 1.0)
+  assert max(reranker.contrastive_losses(scores, positives)) < 1e-6

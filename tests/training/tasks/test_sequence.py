@@ -38,7 +38,7 @@ def batch():
 
 
 @pytest.mark.parametrize('kind', ['neural_ngram', 'rnn', 'lstm', 'transformer'])
-def test_it_learns_one_batch_by_heart(kind, batch, random_params):
+def test_training_overfits_one_batch(kind, batch, random_params):
   task = _task(kind)
   params = random_params(task, 0.3)
   tx = optax.adam(0.03)
@@ -54,11 +54,11 @@ def test_it_learns_one_batch_by_heart(kind, batch, random_params):
   for _ in range(150):
     params, opt, loss = step(params, opt)
     losses.append(float(loss))
-  # The four rows differ in their first token, which nothing tells.
+  # The loss cannot reach 0: the four rows differ in their first token, which is unpredictable.
   assert losses[0] > 2 and losses[-1] < 0.5
 
 
-def test_loss_and_figures_are_the_mean_cross_entropy(batch, random_params):
+def test_loss_and_metrics_are_the_mean_cross_entropy(batch, random_params):
   task = _task('lstm')
   params = random_params(task, 0.5)
   loss, metrics = task.loss(params, batch, jax.random.key(0), STEP)
@@ -88,27 +88,27 @@ def _image_task(tokens):
   return task
 
 
-def test_captions_and_codes_are_counted_apart_and_together(captioned_batch, random_params):
+def test_metrics_of_captions_of_codes_and_of_both(captioned_batch, random_params):
   task, batch = _image_task('text_image'), captioned_batch(VOCAB)
   params = random_params(task, 0.4)
   loss, metrics = jax.jit(task.loss)(params, batch, jax.random.key(0), STEP)
   codes = encode(task.config, params, batch['image'])
   assert len(np.unique(codes)) > 3
   tokens = task.model.stream(jnp.asarray(batch['text']), codes)
-  # Of the flat model's logits, those of each kind alone are what the prior's losses take.
+  # Select the text and image logits from the shared vocabulary, as `prior.losses` expects them.
   logits = task.model.inner.logits(params['model'], tokens)
-  text_logits = logits[:, :5, :VOCAB].at[:, 4, 1:].set(-jnp.inf)  # the last text id is a pad
+  text_logits = logits[:, :5, :VOCAB].at[:, 4, 1:].set(-jnp.inf)  # the last text token is always a pad
   expected = prior.losses(text_logits, logits[:, 5:, VOCAB:], jnp.asarray(batch['text']), codes)
-  num_text, num_image = 3 + 3 * 5, 4 * 16  # the first caption has two tokens and a pad
-  whole = (num_text * expected['text'] + num_image * expected['image']) / (num_text + num_image)
+  num_text, num_image = 3 + 3 * 5, 4 * 16  # the first caption: two tokens and a pad
+  mean = (num_text * expected['text'] + num_image * expected['image']) / (num_text + num_image)
   assert float(metrics['text_nats_per_token']) == pytest.approx(float(expected['text']), rel=1e-5)
   assert float(metrics['image_nats_per_token']) == pytest.approx(float(expected['image']), rel=1e-5)
-  assert float(loss) == pytest.approx(float(whole), rel=1e-5)
+  assert float(loss) == pytest.approx(float(mean), rel=1e-5)
   summary = task.summarize(jax.device_get(task.evaluate(params, batch, jax.random.key(0), STEP)))
-  assert summary['loss'] == pytest.approx(float(whole), rel=1e-5) and 'image_nats_per_token' in summary
+  assert summary['loss'] == pytest.approx(float(mean), rel=1e-5) and 'image_nats_per_token' in summary
 
 
-def test_codes_alone_need_no_captions_and_move_no_dvae(captioned_batch, random_params):
+def test_image_only_batches_need_no_captions_and_do_not_train_the_dvae(captioned_batch, random_params):
   task = _image_task('image')
   batch = {'image': captioned_batch(VOCAB)['image']}
   params = random_params(task, 0.4)
