@@ -1,4 +1,4 @@
-"""Crop and resize images to squares: plain crops, the DALL-E paper's random crops (Listings 1 and 2), and CLIP's crop."""
+"""Crop and resize images to squares: plain crops, the DALL-E paper's random crops (Listings 1 and 2), CLIP's crop."""
 
 import numpy as np
 from PIL import Image

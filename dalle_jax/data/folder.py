@@ -1,7 +1,8 @@
 """A folder of captioned images: list them, check that they can be read, and split them by name.
 
 Captions come from one of three layouts. All subfolders are searched.
-  * `metadata.jsonl`: one JSON object per line, with `file_name` (relative to the metadata file) and `text` or `caption`.
+  * `metadata.jsonl`: one JSON object per line, with the keys `file_name` and `text` or `caption`. The file name is
+    relative to the metadata file.
   * `metadata.csv`: the same keys as columns.
   * A `.txt` file beside each image. These are read only if there is no metadata file.
 

@@ -127,7 +127,10 @@ def _tfds_splits(config: DataConfig) -> dict[str, str]:
 
 def _text(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
   del config, data_dir, progress
-  raise ValueError("config.data.source is 'text', which has no images; set config.task=sequence or another source.")
+  raise ValueError(
+    "config.data.source is 'text', which has no images. Choose another source, or train on text with "
+    'config.task=sequence and config.model.tokens=text.'
+  )
 
 
 def _fingerprint(kind: str, contents: dict[str, Any]) -> str:
