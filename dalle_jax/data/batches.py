@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 class Preprocess:
-  """Transform a record into the arrays that a model reads: {'image': ..., 'text': ...}. Picklable."""
+  """The transform from a record to the arrays that a model reads: {'image': ..., 'text': ...}. Picklable."""
 
   def __init__(
     self,
@@ -218,7 +218,7 @@ class Batches:
   def state(self) -> dict[str, Any]:
     """The position in the stream as a JSON-serializable dict.
 
-    It does not depend on the number of threads, workers or processes, so a run can resume with other numbers.
+    It does not depend on the number of threads, workers or processes, so these may change when a run resumes.
     """
     return {'batches': self._taken, **self._identity}
 

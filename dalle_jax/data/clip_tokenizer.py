@@ -32,7 +32,7 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 class ClipTokenizer:
-  """Convert text to the token ids of OpenAI's CLIP tokenizer and back.
+  """CLIP's tokenizer. It gives the same token ids as OpenAI's implementation.
 
   `encode` returns only the text's tokens. `encode_padded` returns what the model reads: start, text, end, zeros. The
   end token has the highest id. Unlike OpenAI's tokenizer, this one reads '<|startoftext|>' and '<|endoftext|>' in a

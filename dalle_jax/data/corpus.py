@@ -99,7 +99,7 @@ class Windows:
 
 
 class Crop:
-  """Transform a window into one training sequence {'tokens': int32 [length]}. Picklable.
+  """The transform from a window to one training sequence {'tokens': int32 [length]}. Picklable.
 
   If `random` is True the sequence starts at a random token of the window, otherwise at its first token.
   """

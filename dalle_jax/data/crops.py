@@ -124,7 +124,7 @@ def _area_sums(x: np.ndarray, count: int) -> np.ndarray:
   Returns:
     int64 [count, W, 3]: the sums times `count`, which makes them integers.
   """
-  # Interval j starts inside item first[j], after remainder[j] / count of it.
+  # Interval j starts inside item first[j], whose fraction remainder[j] / count belongs to the interval before.
   first, remainder = np.divmod(np.arange(count + 1) * len(x), count)
   sums = np.add.reduceat(x, first[:-1], axis=0, dtype=np.int64)
   # The last boundary is the end of x: its index is out of range, but its remainder is 0.

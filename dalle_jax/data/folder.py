@@ -125,7 +125,7 @@ def scan(root: Path) -> list[Entry]:
 
 
 def verify(root: Path, entries: list[Entry], progress: Callable[[int, int], None] | None = None) -> list[Entry]:
-  """Returns the entries whose images can be decoded. A warning counts and names the others.
+  """Returns the entries whose images can be decoded. A warning gives the number and some names of the others.
 
   Raises:
     ValueError: no image can be decoded.
@@ -166,7 +166,10 @@ def split_by_name(
 
 
 def name_of(caption: str, group_separator: str = '') -> str:
-  """Returns the name that decides the split: the lower-cased caption up to the separator, or all of it without one."""
+  """Returns the name of a caption, which decides its split: the lower-cased text before the separator.
+
+  The whole caption is the name if it does not contain the separator, or if the separator is empty.
+  """
   caption = caption.lower()
   if group_separator:
     caption = caption.split(group_separator.lower(), 1)[0]

@@ -50,7 +50,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_mode(image: Image.Image) -> None:
-  """Raises ValueError if the pixels are floating point, which have no defined RGB range."""
+  """Raises ValueError for floating-point pixels, because their range is not defined."""
   if image.mode == 'F':
     raise ValueError('its pixels are floating point; save it with 8 or 16 bits')
 

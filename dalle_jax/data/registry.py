@@ -1,6 +1,6 @@
 """Prepare the data set that the configuration names.
 
-To add a kind of data set, write a function like `_folder` and add it to `SOURCES`.
+To add a kind of data set, write a function like `_folder`, and add its name to `SOURCES` here and in `config/data.py`.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Dataset:
 
 
 def prepare(config: DataConfig, data_dir: Path, progress: Progress | None = None) -> Dataset:
-  """Generates the configured data set if it does not exist yet, or checks its files.
+  """Prepares the configured data set: generates it if necessary, or checks its files.
 
   Args:
     config: the configuration of the data set.
@@ -107,8 +107,8 @@ def _open_tfds(config: DataConfig, expression: str) -> 'Source':
 def _tfds_splits(config: DataConfig) -> dict[str, str]:
   """Maps our splits to TFDS split expressions.
 
-  'validation' is the data set's first non-empty split among 'validation', 'val' and 'test'. Without one, it is the end
-  of 'train'.
+  'validation' is the data set's first non-empty split among 'validation', 'val' and 'test'. If there is none, it is the
+  end of 'train', with config.data.validation_fraction of its examples.
   """
   counts = tfds_source.splits(config.path)
   if not counts.get('train'):

@@ -116,7 +116,7 @@ def _check_features(features: Any, path: str | os.PathLike, caption_key: str) ->
 
 
 def _leaves(feature: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-  """Yields the path and type of each leaf feature. A sequence counts as the feature that its items have."""
+  """Yields the path and the feature of each leaf. A sequence is treated like one of its items."""
   while hasattr(feature, 'feature'):
     feature = feature.feature
   if not hasattr(feature, 'items'):

@@ -14,7 +14,7 @@ MIN_VOCAB_SIZE = 270
 
 
 class Tokenizer(PieceModel):
-  """Convert text to token ids and back. Token 0 is padding.
+  """A tokenizer for captions and prompts. Token 0 is padding.
 
   Encoding lower-cases the text, applies Unicode NFKC and collapses spaces. Decoding returns the text in that form. Any
   text can be encoded: a character without a piece is encoded as its UTF-8 bytes.
@@ -61,7 +61,7 @@ class Tokenizer(PieceModel):
 
   @functools.cached_property
   def _ranks(self) -> dict[str, int]:
-    """Maps each piece to its rank in the merge order, which is its id: SentencePiece numbers pieces in that order."""
+    """Maps each piece to its id, which is also its rank: SentencePiece numbers pieces in the order of merging."""
     exclusions = (self._processor.is_byte, self._processor.is_control, self._processor.is_unknown)
     return {
       self._processor.id_to_piece(i): i
@@ -136,7 +136,7 @@ def merge(
   Args:
     symbols: the characters to merge.
     ranks: the rank of each pair in the merge order. The key is left + between + right. With an empty `between` the
-      rank depends only on the merged piece, not on where it is divided.
+      rank depends only on the merged piece, not on its two parts.
     dropout: probability of skipping a pair when it is the next to merge. A skipped pair is not tried again, but a merge
       beside it forms a new pair.
     rng: source of the random choices. Only needed with dropout.

@@ -1,8 +1,8 @@
 """Make nearly right captions as hard negatives for a contrastive model.
 
-Captions in a random batch seldom contain the same words in another order, or differ in a single word. A contrastive
-model that trains on such batches can therefore ignore the word order and treat captions as bags of words. To prevent
-this, we give each caption a wrong one, in one of two ways:
+Two captions in a random batch seldom have the same words in another order, or differ in a single word. A contrastive
+model that trains on such batches can therefore treat captions as bags of words. To prevent this, we make a wrong
+version of each caption, in one of two ways:
   * Exchange two of its phrases (Yuksekgonul et al. 2023, "When and why vision-language models behave like
     bags-of-words", section 5).
   * Replace one of its words.
@@ -23,7 +23,7 @@ _EDGE = ''  # marks the start and the end of a caption
 
 
 class WrongCaptions:
-  """Make wrong captions from true ones. Picklable."""
+  """Makes wrong captions from true ones. Picklable."""
 
   def __init__(self, captions: Iterable[str]):
     """Records which words are adjacent, and which words occur between two others.
@@ -51,8 +51,8 @@ class WrongCaptions:
   def exchanged(self, caption: str, rng: np.random.Generator) -> str:
     """Returns the caption with two phrases of equal length exchanged, or unchanged if no exchange is possible.
 
-    The phrase length is sampled uniformly from the possible lengths, then the result uniformly from those of that
-    length. Long descriptions are therefore exchanged as often as single words, although there are fewer of them.
+    The phrase length is sampled uniformly from the possible lengths, then the result uniformly from the exchanges of
+    that length. Long phrases are therefore exchanged as often as single words, although fewer exchanges are possible.
 
     At the edges of the exchanged phrases, adjacent words must be adjacent in some training caption. So colours are
     exchanged with colours rather than with sizes, and nouns with nouns.
@@ -95,8 +95,8 @@ class WrongCaptions:
     if not options:
       return caption
     position, candidates = options[rng.integers(len(options))]
-    bounds = np.cumsum([count for _, count in candidates])
-    words[position] = candidates[np.searchsorted(bounds, rng.integers(bounds[-1]), side='right')][0]
+    cumulative = np.cumsum([count for _, count in candidates])
+    words[position] = candidates[np.searchsorted(cumulative, rng.integers(cumulative[-1]), side='right')][0]
     return ' '.join(words[1:-1])
 
 

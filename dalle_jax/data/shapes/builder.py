@@ -29,6 +29,7 @@ SPLITS = ('train', 'validation', 'held_out')
 MAX_SPLIT_BYTES = 900 * 2**20
 PROGRESS_EVERY = 500  # examples between two calls of `progress`
 
+# Called with (examples written, examples in total).
 Progress = Callable[[int, int], None]
 
 
@@ -100,6 +101,7 @@ def make_example(config: ShapesConfig, split: str, index: int) -> dict[str, Any]
   }
 
 
+# TFDS stores the docstring of this class in dataset_info.json, so changing it would change the files of the data set.
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
   """Pictures of one or two coloured shapes with captions that a program can check."""
 

@@ -28,7 +28,7 @@ EXAMPLES = (
   'a green diamond on the left of a white background',
 )
 
-# `_wording` prefers the first wording of each.
+# The first wording of each is the most frequent one; see `_wording`.
 _SIZE_WORDS = {'small': ('small', 'little'), 'large': ('large', 'big')}
 _RELATION_WORDS = {
   'above': ('above', 'over'),
@@ -76,7 +76,7 @@ class Claims:
   relation: str | None = None
 
   def hold(self, scene: Scene) -> bool:
-    """Whether all claims are true of the scene, including the number of objects. Their order does not matter."""
+    """Whether all claims are true of the scene, including the number of objects, in either order of the objects."""
     if len(self.objects) != len(scene.objects):
       return False
     if self.background not in (None, scene.background) or self.position not in (None, scene.position):
@@ -170,12 +170,12 @@ def _patterns() -> tuple[re.Pattern, ...]:
   opening = f'(?:(?:{"|".join(_OPENINGS)}) )?'
   background = f'an? {_group("background", BACKGROUNDS)} background'
   position = _group('position', _POSITION_OF)
-  one, two = _noun_pattern('first'), _noun_pattern('second')
-  pair = f'{one} (?:and|{_group("relation", _RELATION_OF)}) {two}'
+  first, second = _noun_pattern('first'), _noun_pattern('second')
+  pair = f'{first} (?:and|{_group("relation", _RELATION_OF)}) {second}'
   sentences = (
-    f'{one}(?: {position})?',
-    f'{one} (?:{position} of|on) {background}',
-    f'{background} with {one}(?: {position})?',
+    f'{first}(?: {position})?',
+    f'{first} (?:{position} of|on) {background}',
+    f'{background} with {first}(?: {position})?',
     pair,
     f'{pair} on {background}',
     f'{background} with {pair}',

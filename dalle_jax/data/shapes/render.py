@@ -63,7 +63,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
     ValueError: `size` is below MIN_SIZE.
   """
   if size < MIN_SIZE:
-    raise ValueError(f'image_size is {size}; it must be at least {MIN_SIZE}, or the shapes look alike.')
+    raise ValueError(f'image_size is {size}; it must be at least {MIN_SIZE}, so that shapes can be told apart.')
   pixels = _centers(size)
   image = np.empty((size, size, 3), np.float32)
   image[:] = BACKGROUNDS[scene.background]

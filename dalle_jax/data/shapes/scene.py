@@ -20,7 +20,7 @@ COLORS = {
   'pink': (250, 140, 190),
 }
 BACKGROUNDS = {'white': (255, 255, 255), 'gray': (128, 128, 128), 'black': (0, 0, 0)}
-SIZES = {'small': 0.15, 'large': 0.21}  # each size's radius: half the side of the shape's bounding box
+SIZES = {'small': 0.15, 'large': 0.21}  # the radius: half the side of a square box that contains the shape
 INVERSE = {'left of': 'right of', 'right of': 'left of', 'above': 'below', 'below': 'above'}
 RELATIONS = tuple(INVERSE)
 
@@ -78,7 +78,7 @@ class Shape:
 
   @property
   def radius(self) -> float:
-    """Half the side of the bounding box, as a fraction of the image's side."""
+    """Half the side of a square box that contains the shape, as a fraction of the image's side."""
     return SIZES[self.size]
 
 
