@@ -223,7 +223,7 @@ class Batches:
     return {'batches': self._taken, **self._identity}
 
   def restore(self, state: dict[str, Any]) -> None:
-    """Continues after the last batch that had been read when `state` was taken.
+    """Moves the stream to the position that `state` describes.
 
     Raises:
       ValueError: the state belongs to another data set, order, seed or batch size.

@@ -83,7 +83,7 @@ class WrongCaptions:
     """Returns the caption with one word replaced, or unchanged if no replacement is possible.
 
     The new word must occur between the same two neighbours in a training caption. The position is sampled uniformly
-    from those that have such words, and the new word in proportion to how often it occurs there.
+    from the replaceable ones, and the new word in proportion to its frequency between these neighbours.
     """
     words = _with_edges(caption)
     options = []
