@@ -1,8 +1,8 @@
-"""Batches from records: shuffled, decoded, cropped and tokenized by Grain, and continued exactly after a restart.
+"""Shuffled, preprocessed batches from a source of records, with exact resume.
 
-Everything in a batch is a function of (seed, position in the stream): which record, and the generator its random crop
-and flip draw from. So the stream is the same for any number of threads, worker processes and hosts, and its state is
-the number of batches taken.
+The seed and the position in the stream determine each example completely: which record it comes from, and which random
+numbers its augmentation uses. The stream is therefore the same for any number of threads, worker processes and hosts.
+Its state is a single number: how many batches have been read. Grain runs the reading threads and processes.
 """
 
 import sys
@@ -23,7 +23,7 @@ Transform = Callable[[Record, np.random.Generator], dict[str, np.ndarray]]
 
 
 class Source(Protocol):
-  """Random access to records {'image': bytes, 'caption': str, 'key': str}; picklable."""
+  """Picklable random access to records {'image': encoded bytes, 'caption': str, 'key': str}."""
 
   def __len__(self) -> int: ...
 
@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 class Preprocess:
-  """The transform of training and evaluation: a record to {'image': ..., 'text': ...}. Picklable."""
+  """The transform from a record to the arrays that a model reads: {'image': ..., 'text': ...}. Picklable."""
 
   def __init__(
     self,
@@ -44,9 +44,17 @@ class Preprocess:
     resampling: str = 'area',
     wrong_captions: WrongCaptions | None = None,
   ):
-    """Args as config.data and config.tokenizer; without a tokenizer there is no 'text'.
+    """Configures the transform.
 
-    With `wrong_captions`, which needs a tokenizer, there is 'wrong' too.
+    Args:
+      image_size: height and width of the output in pixels.
+      crop: one of `crops.CROPS`.
+      flip: whether to mirror half of the images, chosen at random.
+      tokenizer: encodes the captions. Without one the output has no 'text'.
+      text_length: text slots of the model, including the start-of-text slot.
+      bpe_dropout: probability of skipping each BPE merge.
+      resampling: one of `crops.RESAMPLINGS`.
+      wrong_captions: makes a hard negative for each caption, returned as 'wrong'. Needs a tokenizer.
     """
     self._image_size = image_size
     self._crop = crop
@@ -55,16 +63,22 @@ class Preprocess:
     self._tokenizer = tokenizer
     self._bpe_dropout = bpe_dropout
     self._wrong_captions = wrong_captions
-    self._num_tokens = text_length - 1  # the first text slot is the start of text
-    self.num_truncated = 0  # captions cut so far, in this process
+    self._num_tokens = text_length - 1  # the model itself fills the first slot with the start-of-text token
+    self.num_truncated = 0  # captions that this process has truncated so far
 
   def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns 'image' uint8 [image_size, image_size, 3] and, with a tokenizer, 'text' int32 [text_length - 1].
+    """Decodes, crops and tokenizes one record.
 
-    With wrong captions there is 'wrong' too, like 'text', of a caption that is nearly right.
+    Args:
+      record: see `Source`.
+      rng: source of the random crop, flip, BPE dropout and wrong caption.
+
+    Returns:
+      'image' uint8 [image_size, image_size, 3]. With a tokenizer also 'text' int32 [text_length - 1], padded with 0.
+      With `wrong_captions` also 'wrong', which holds the tokens of the wrong caption in the same form as 'text'.
 
     Raises:
-      ValueError: the picture cannot be decoded; the message names the record.
+      ValueError: the image cannot be decoded; the message names the record.
     """
     try:
       image = image_lib.decode(record['image'])
@@ -83,21 +97,21 @@ class Preprocess:
   def _tokens(self, record: Record, rng: np.random.Generator) -> np.ndarray:
     ids = self._tokenizer.encode(record['caption'])
     if self._bpe_dropout:
-      # Dropout makes captions longer; one that fits as it is must not be cut for it.
-      longer = self._tokenizer.encode_with_dropout(record['caption'], self._bpe_dropout, rng)
-      ids = longer if len(longer) <= self._num_tokens else ids
+      # Dropout makes captions longer. Use it only if the result still fits, so that it never causes truncation.
+      dropout_ids = self._tokenizer.encode_with_dropout(record['caption'], self._bpe_dropout, rng)
+      ids = dropout_ids if len(dropout_ids) <= self._num_tokens else ids
     if len(ids) > self._num_tokens:
       if self.num_truncated == 0:
         logging.warning(
-          'The caption of %s has %d tokens and is cut to %d, as will be others; config.tokenizer.text_length allows '
-          'more.', record['key'], len(ids), self._num_tokens,
+          'The caption of %s has %d tokens and is cut to %d. Further long captions are cut without a warning. To keep '
+          'more tokens, raise config.tokenizer.text_length.', record['key'], len(ids), self._num_tokens,
         )  # fmt: skip
       self.num_truncated += 1
     return pad(ids, self._num_tokens)
 
 
 class _Examples:
-  """One process's rows of all the global batches, one after the other, as a random-access sequence."""
+  """Random access to the examples that one process reads: its rows of batch 0, then its rows of batch 1, and so on."""
 
   def __init__(
     self,
@@ -112,7 +126,7 @@ class _Examples:
     self._source, self._transform = source, transform
     self._seed, self._rows, self._batch_size, self._length = seed, rows, batch_size, length
     order = grain.MapDataset.range(len(source))
-    # `repeat` shuffles each epoch anew.
+    # Grain's `repeat` makes `shuffle` use a different order in each epoch.
     self._order = (order.seed(seed).shuffle() if shuffle else order).repeat(None)
 
   def __len__(self) -> int:
@@ -121,22 +135,22 @@ class _Examples:
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     batch, row = divmod(index, len(self._rows))
     position = batch * self._batch_size + self._rows[row]
-    number, epoch = int(self._order[position]), position // len(self._source)
-    return self._transform(self._source[number], np.random.default_rng([self._seed, epoch, number]))
+    record_index, epoch = int(self._order[position]), position // len(self._source)
+    return self._transform(self._source[record_index], np.random.default_rng([self._seed, epoch, record_index]))
 
   def names(self, batch: int, most: int) -> list[str]:
-    """Of the first records of a global batch: their keys, or their numbers where they have none."""
+    """The keys of up to `most` records at the start of a global batch; 'record INDEX' for records without a key."""
     first = batch * self._batch_size
     positions = range(first, first + min(most, self._batch_size))
-    numbers = [int(self._order[position]) for position in positions]
-    return [str(self._source[number].get('key', f'record {number}')) for number in numbers]
+    record_indices = [int(self._order[position]) for position in positions]
+    return [str(self._source[index].get('key', f'record {index}')) for index in record_indices]
 
 
 class Batches:
-  """An iterator of batches: dicts of numpy arrays with a leading batch axis.
+  """Iterator over batches: dicts of numpy arrays with a leading batch axis.
 
-  With several processes (hosts) each yields its own rows of every global batch, which is the one that a single process
-  would yield.
+  With several processes (hosts), each process yields its own rows of every global batch. The global batches are the
+  same as with a single process.
   """
 
   def __init__(
@@ -154,34 +168,37 @@ class Batches:
     num_threads: int = 4,
     fingerprint: str = '',
   ):
-    """Prepares the stream; reading starts with the first batch.
+    """Prepares the stream; reading starts when the first batch is requested.
 
     Args:
       source: the records.
-      transform: (record, generator) -> dict of arrays of equal shapes; picklable if there are workers.
-      batch_size: examples per global batch, over all processes.
-      seed: of order and augmentation, 0 or more.
-      shuffle: a new random order in each epoch; otherwise the source's order.
-      repeat: endless; batches then run across the ends of epochs. Otherwise one pass.
-      drop_remainder: with one pass, leaves out a last batch that is not full.
-      rows: of every global batch, that this process reads (`sharding.own_rows`); None: all.
-      num_workers: reading processes; 0 reads in threads of this one.
+      transform: (record, generator) -> dict of arrays, with the same shapes for all records. Must be picklable if
+        `num_workers` is not 0.
+      batch_size: examples per global batch, summed over all processes.
+      seed: seed of the record order and of the augmentation, 0 or more.
+      shuffle: True: a new random order in each epoch. False: the source's order.
+      repeat: True: an endless stream, in which a batch may contain the end of one epoch and the start of the next.
+        False: one pass.
+      drop_remainder: whether a single pass drops its last batch if that batch is not full.
+      rows: the rows of every global batch that this process reads (`sharding.own_rows`). None: all rows.
+      num_workers: number of reading processes. 0: read in threads of this process.
       num_threads: reading threads in each process.
-      fingerprint: of the records; a stream is not continued with others.
+      fingerprint: hash of the data set. `restore` refuses a state with another fingerprint.
 
     Raises:
-      ValueError: no records, fewer than a batch in a single pass, or a last batch that processes cannot share.
+      ValueError: there are no records, a single pass has less than one batch, or a partial last batch would have to be
+        shared between processes.
     """
     rows = range(batch_size) if rows is None else tuple(rows)
-    share = len(rows)
-    _check(len(source), batch_size, repeat, drop_remainder, share)
+    num_rows = len(rows)
+    _check(len(source), batch_size, repeat, drop_remainder, num_rows)
     if repeat:
-      length = sys.maxsize // batch_size * share
+      length = sys.maxsize // batch_size * num_rows
     else:
-      length = len(source) // batch_size * share if drop_remainder else len(source)
+      length = len(source) // batch_size * num_rows if drop_remainder else len(source)
     examples = _Examples(source, transform, seed, shuffle, rows, batch_size, length)
     self._examples = examples
-    self._dataset = grain.MapDataset.source(examples).batch(share, drop_remainder=False)
+    self._dataset = grain.MapDataset.source(examples).batch(num_rows, drop_remainder=False)
     self._num_workers, self._num_threads = num_workers, num_threads
     self._identity = {'dataset_length': len(source), 'seed': seed, 'batch_size': batch_size, 'shuffle': shuffle,
                       'fingerprint': fingerprint}  # fmt: skip
@@ -199,53 +216,61 @@ class Batches:
     return batch
 
   def state(self) -> dict[str, Any]:
-    """The position, ready for JSON; independent of the numbers of threads, workers and processes."""
+    """The position in the stream as a JSON-serializable dict.
+
+    It does not depend on the number of threads, workers or processes, so these may change when a run resumes.
+    """
     return {'batches': self._taken, **self._identity}
 
   def restore(self, state: dict[str, Any]) -> None:
-    """Continues after the batch at which `state` was taken.
+    """Moves the stream to the position that `state` describes.
 
     Raises:
-      ValueError: the state belongs to other data, another seed or another batch size.
+      ValueError: the state belongs to another data set, order, seed or batch size.
     """
-    # The first version did not say the fingerprint.
+    # States written by the first version have no fingerprint.
     old = {'fingerprint': self._identity['fingerprint'], **state}
     differences = [f'{key}: {old.get(key)} -> {value}' for key, value in self._identity.items()
                    if old.get(key) != value]  # fmt: skip
     if differences:
       raise ValueError(
-        'The data pipeline cannot be continued, as it has changed since the checkpoint '
-        f'({"; ".join(differences)}). Restore the former values or start in a new directory.'
+        'The data pipeline cannot resume because it has changed since the checkpoint '
+        f'({"; ".join(differences)}). Set the former values again, or start in a new work directory.'
       )
     self.close()
     self._taken = int(state['batches'])
 
   def records(self, number: int, most: int) -> list[str]:
-    """Names of the first records, at most so many, in the global batch of this number, counted from 0."""
+    """Names of the records in a global batch, for error messages.
+
+    Args:
+      number: index of the global batch, counted from 0.
+      most: how many names to return at most, from the start of the batch.
+    """
     return self._examples.names(number, most)
 
   def close(self) -> None:
-    """Stops threads and workers; the next batch starts them again."""
+    """Stops the reading threads and processes. The next request for a batch starts them again."""
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
 
   def _start(self) -> grain.DatasetIterator:
-    # A slice, not Grain's own state, which is tied to the number of workers.
+    # Grain's own iterator state depends on the number of workers. Slicing the data set does not.
     options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._num_threads)
     dataset = self._dataset[self._taken :].to_iter_dataset(options)
     if self._num_workers:
       if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, also where a library user never parsed any
+        flags.FLAGS.mark_as_parsed()  # Grain reads its absl flags, which fails if a library user never parsed flags
       dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
     return iter(dataset)
 
 
-def _check(length: int, batch_size: int, repeat: bool, drop_remainder: bool, share: int) -> None:
+def _check(length: int, batch_size: int, repeat: bool, drop_remainder: bool, num_rows: int) -> None:
   if length == 0:
     raise ValueError('The data set has no records.')
   if not repeat and drop_remainder and length < batch_size:
     raise ValueError(f'The data set has {length} records, too few for a single batch of {batch_size}; '
                      'lower batch_size.')  # fmt: skip
-  if not repeat and not drop_remainder and share < batch_size:
-    raise ValueError('Several processes cannot share a last batch that is not full; set drop_remainder.')
+  if not repeat and not drop_remainder and num_rows < batch_size:
+    raise ValueError('Several processes cannot share a last batch that is not full; set drop_remainder=True.')

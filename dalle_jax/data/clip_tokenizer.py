@@ -1,7 +1,10 @@
-"""The tokenizer of CLIP (Radford et al. 2021, section 2.4): byte-pair encoding of lower-cased text by published merges.
+"""CLIP's tokenizer (Radford et al. 2021, section 2.4): byte-pair encoding of lower-cased text with published merges.
 
-A text is cleaned and lower-cased, cut into words by a regular expression, and each word written as the characters that
-stand for its UTF-8 bytes, the last one with an end-of-word mark; then pairs are merged in the order of the file.
+Encoding has four steps:
+  1. Clean and lower-case the text.
+  2. Split it into words with a regular expression.
+  3. Write each UTF-8 byte of a word as one printable character, and add an end-of-word mark to the last character.
+  4. Merge pairs in the order of the merges file.
 """
 
 import functools
@@ -19,27 +22,31 @@ from typing import Any, Self
 import numpy as np
 
 from dalle_jax.data.pieces import checked
-from dalle_jax.data.tokenizer import merge, pad
+from dalle_jax.data.tokenizer import merge, pad, shortened
 
-CONTEXT_LENGTH = 77  # tokens of a text in all published models, the start and the end among them
-MAX_MERGES = 48_894  # the published file has 262,144, of which CLIP uses the first
+CONTEXT_LENGTH = 77  # text slots of all published models, including the start and end tokens
+MAX_MERGES = 48_894  # CLIP uses only the first merges of the published file, which lists 262,144
 START, END = '<|startoftext|>', '<|endoftext|>'
 _END_OF_WORD = '</w>'
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 class ClipTokenizer:
-  """Text to token ids and back, as CLIP's own tokenizer gives them.
+  """CLIP's tokenizer. It gives the same token ids as OpenAI's implementation.
 
-  `encode` gives a text's tokens alone, `encode_padded` what the model reads: start, text, end, zeros. The end has the
-  highest id. Unlike there, the marks of start and end cannot be typed: they are read as ordinary characters.
+  `encode` returns only the text's tokens. `encode_padded` returns what the model reads: start, text, end, zeros. The
+  end token has the highest id. Unlike OpenAI's tokenizer, this one reads '<|startoftext|>' and '<|endoftext|>' in a
+  text as ordinary characters, so a prompt cannot contain the start and end tokens.
   """
 
   def __init__(self, merges: Iterable[str]):
-    """Args: merges: pairs in the order of merging, as 'left right'.
+    """Builds the vocabulary from the merges.
+
+    Args:
+      merges: pairs of pieces as 'left right', in the order of merging.
 
     Raises:
-      ValueError: one is not a pair of pieces that came before it, or makes a piece that is there already.
+      ValueError: a merge does not join two known pieces, or makes a piece that already exists.
     """
     self._merges = tuple(merges)
     characters = _byte_characters().values()
@@ -58,12 +65,12 @@ class ClipTokenizer:
 
   @property
   def vocab_size(self) -> int:
-    """Number of ids, start and end among them; 49,408 in the published vocabulary."""
+    """Number of ids, including start and end. The published vocabulary has 49,408."""
     return len(self._pieces)
 
   @property
   def pieces_hash(self) -> str:
-    """SHA-256 over the pieces in order: equal for tokenizers that give equal ids."""
+    """SHA-256 of the pieces in order. Tokenizers with equal hashes give equal ids."""
     return hashlib.sha256('\n'.join(self._pieces).encode()).hexdigest()
 
   @property
@@ -75,7 +82,7 @@ class ClipTokenizer:
     return self._ids[END]
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of a text, without start, end and padding."""
+    """Returns the token ids of a text, without start, end and padding."""
     return [i for word in _words().findall(_cleaned(text)) for i in self._word_ids(word)]
 
   def _word_ids(self, word: str) -> list[int]:
@@ -84,10 +91,10 @@ class ClipTokenizer:
     return [self._ids[piece] for piece in merge(symbols, self._ranks, between=' ')]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of token ids [T] up to the first end, with a space after each word.
+    """Returns the text of token ids [T] up to the first end token, with a space between words.
 
     Raises:
-      ValueError: an id outside of the vocabulary.
+      ValueError: an id is outside the vocabulary.
     """
     ids = checked(ids, self.vocab_size)
     ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
@@ -96,15 +103,15 @@ class ClipTokenizer:
     return bytes(bytes_of[character] for character in text).decode(errors='replace').strip()
 
   def encode_padded(self, text: str, length: int = CONTEXT_LENGTH, truncate: bool = False) -> np.ndarray:
-    """Token ids int32 [length]: start, text, end, and 0 up to the length.
+    """Returns token ids int32 [length]: start, text, end, then padding with 0.
 
     Args:
       text: a caption or prompt.
-      length: slots for tokens.
-      truncate: cuts a text that is too long instead of refusing it; the end stays.
+      length: number of token slots, including start and end.
+      truncate: whether to cut a text that is too long. If False, such a text is an error. The end token always stays.
 
     Raises:
-      ValueError: the text is empty, or has too many tokens.
+      ValueError: the text is empty, or too long and `truncate` is False.
     """
     ids = self.encode(text)
     if not ids:
@@ -112,23 +119,24 @@ class ClipTokenizer:
     if len(ids) > length - 2 and not truncate:
       raise ValueError(
         f'The prompt has {len(ids)} tokens, but the model takes at most {length - 2}; shorten it, or cut it off with '
-        f'--truncate: {text!r}'
+        f'--truncate: {shortened(text)!r}'
       )
     return pad([self.start_id, *ids[: length - 2], self.end_id], length)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes the merges to one file, a line each below a heading."""
+    """Writes the merges to one file: a heading, then one merge per line."""
     Path(path).write_text('\n'.join(['#version: 0.2', *self._merges, '']), encoding='utf-8')
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> Self:
-    """Reads the merges from what `save` wrote, or from a published file.
+    """Reads a file that `save` wrote, or a published file.
 
     Args:
-      path: OpenAI's `bpe_simple_vocab_16e6.txt.gz`, unpacked or not, or `merges.txt` or `tokenizer.json` of a copy.
+      path: a file that `save` wrote, OpenAI's `bpe_simple_vocab_16e6.txt.gz` (compressed or not), or `merges.txt` or
+        `tokenizer.json` of a Hugging Face model.
 
     Raises:
-      ValueError: the file is missing, damaged or something else.
+      ValueError: the file is missing, damaged, or not a list of merges.
     """
     try:
       data = Path(path).read_bytes()
@@ -139,13 +147,13 @@ class ClipTokenizer:
 
 
 def check_packages() -> None:
-  """Looks whether the packages that encoding needs are installed; a ValueError says which one is not."""
+  """Raises ValueError if a package that encoding needs is not installed."""
   for name in ('regex', 'ftfy'):
     _package(name)
 
 
 def _from_lines(text: str) -> list[str]:
-  """Merges below a heading, of which only the first are CLIP's."""
+  """The first MAX_MERGES merges of a text file, whose first line is a heading."""
   heading, *lines = text.split('\n')
   if 'version' not in heading:
     raise ValueError(f"not a list of CLIP's merges: it begins with {heading[:80]!r}")
@@ -153,17 +161,20 @@ def _from_lines(text: str) -> list[str]:
 
 
 def _from_json(text: str) -> list[str]:
-  """Merges of a `tokenizer.json`, pairs as lists or as texts."""
+  """Merges from a `tokenizer.json`, which stores each pair as a list or as one string."""
   merges = json.loads(text)['model']['merges']
   return [pair if isinstance(pair, str) else ' '.join(pair) for pair in merges]
 
 
 @functools.cache
 def _byte_characters() -> dict[int, str]:
-  """A printable character for each byte, in the order of their ids: those that print stand for themselves."""
-  plain = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
-  others = [byte for byte in range(256) if byte not in plain]
-  return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+  """Maps each byte to a printable character. The order of the keys is the order of the ids.
+
+  A byte that is printable in Latin-1 maps to that character. The other bytes map to characters from U+0100 on.
+  """
+  printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+  unprintable = [byte for byte in range(256) if byte not in printable]
+  return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}
 
 
 @functools.cache
@@ -173,7 +184,10 @@ def _words() -> Any:
 
 
 def _cleaned(text: str) -> str:
-  """Repaired Unicode, HTML's entities resolved (twice, as many captions of the web need), joined spaces, lower case."""
+  """Repairs broken Unicode, resolves HTML entities, collapses white space and lower-cases.
+
+  Many captions from the web were escaped twice, so entities are resolved twice.
+  """
   text = html.unescape(html.unescape(_package('ftfy').fix_text(text)))
   return ' '.join(text.split()).lower()
 

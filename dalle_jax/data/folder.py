@@ -1,11 +1,13 @@
-"""A folder of pictures with captions: finding them, checking them, and holding some out by name.
+"""A folder of captioned images: list them, check that they can be read, and split them by name.
 
-Three layouts are understood, searched in all subfolders:
-  * `metadata.jsonl`, one object per line with `file_name` (relative to that file) and `text` or `caption`;
-  * `metadata.csv` with the same columns;
-  * without either, a `.txt` file beside each picture.
-Where a picture has several captions (a list in the metadata, several lines in the `.txt`, several metadata lines) the
-first one is used. Where metadata files exist, `.txt` files are not read.
+Captions come from one of three layouts. All subfolders are searched.
+  * `metadata.jsonl`: one JSON object per line, with the keys `file_name` and `text` or `caption`. The file name is
+    relative to the metadata file.
+  * `metadata.csv`: the same keys as columns.
+  * A `.txt` file beside each image. These are read only if there is no metadata file.
+
+Only the first caption of an image is used. An image can have several captions in a metadata list, in several metadata
+lines, or in several lines of its `.txt` file.
 """
 
 import csv
@@ -28,19 +30,21 @@ METADATA = ('metadata.jsonl', 'metadata.csv')
 LAYOUT = (
   'Looked for metadata.jsonl or metadata.csv with lines such as\n'
   '  {"file_name": "images/cat.png", "text": "a cat on a mat"}\n'
-  'and for pictures with a caption file beside them:\n'
+  'and for images with a caption file beside them:\n'
   f'  cat.png  cat.txt   ({", ".join(EXTENSIONS)})'
 )
 _NAMES_SHOWN = 5
 
 
 class Entry(NamedTuple):
-  path: str  # of the picture, relative to the folder, with forward slashes
+  """An image file and its caption."""
+
+  path: str  # the image's path relative to the folder, with forward slashes
   caption: str
 
 
 class FolderSource:
-  """Random access to captioned pictures; a file is read when its record is asked for."""
+  """Random access to the records of captioned images. An image file is read when its record is requested."""
 
   def __init__(self, root: Path, entries: list[Entry]):
     self._root = str(root)
@@ -55,7 +59,7 @@ class FolderSource:
 
   @property
   def entries(self) -> list[Entry]:
-    """Paths and captions, without reading a picture."""
+    """The paths and captions of all records. Reads no image."""
     return self._entries
 
 
@@ -66,19 +70,19 @@ def open_folder(
   group_separator: str = '',
   progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FolderSource]:
-  """Finds the captioned pictures, sets unreadable ones aside with a logged warning, and splits the rest by name.
+  """Lists the captioned images, skips unreadable ones with a warning, and splits the rest by name.
 
   Args:
     root: the folder.
-    validation_fraction: share of names held out, see `split_by_name`.
-    group_separator: captions equal up to this text share a name; empty: the whole caption is the name.
-    progress: called with (pictures checked, pictures in all).
+    validation_fraction: share of names to hold out, see `split_by_name`.
+    group_separator: captions that are equal up to this text have the same name. Empty: the whole caption is the name.
+    progress: called with (number of images checked, number of images).
 
   Returns:
-    'train' and, where anything is held out, 'validation'.
+    The sources of 'train' and 'validation'. There is no 'validation' if nothing is held out.
 
   Raises:
-    ValueError: no such folder, no captioned pictures, broken metadata, or no readable picture.
+    ValueError: the folder does not exist, has no captioned images or no readable image, or its metadata is invalid.
   """
   root = Path(root)
   entries = verify(root, scan(root), progress)
@@ -90,60 +94,64 @@ def open_folder(
 
 
 def scan(root: Path) -> list[Entry]:
-  """Lists the captioned pictures of a folder by path, without opening them.
+  """Lists the captioned images of a folder, sorted by path, without opening them.
+
+  Images with an empty caption and listed files that do not exist are skipped with a warning.
 
   Raises:
-    ValueError: the folder is missing or unreadable, nothing captioned is in it, metadata is broken (with its line
-      number) or leads out of the folder, or all the listed files are missing.
+    ValueError: the folder is missing or unreadable, it has no captioned image, all listed files are missing, or a
+      metadata line (named in the message) is invalid or names a file outside the folder.
   """
   files = walk(root)
   metadata = [f for f in files if posixpath.basename(f) in METADATA]
-  listed = [e for f in metadata for e in _read_metadata(root, f)] if metadata else _read_beside(root, files)
+  listed = [e for f in metadata for e in _read_metadata(root, f)] if metadata else _read_caption_files(root, files)
   captions: dict[str, str] = {}
   for path, caption in listed:
     captions.setdefault(path, caption)
   if len(captions) < len(listed):
-    logging.warning('%s: %d further captions of the same pictures are not used.', root, len(listed) - len(captions))
-  empty = [path for path, caption in captions.items() if not caption]
-  _warn(root, 'pictures have an empty caption', empty)
+    logging.warning('%s: %d further captions of the same images are not used.', root, len(listed) - len(captions))
+  uncaptioned = [path for path, caption in captions.items() if not caption]
+  _warn_skipped(root, 'images have an empty caption', uncaptioned)
   captioned = {path: caption for path, caption in captions.items() if caption}
   missing = [path for path in captioned if not os.path.isfile(root / path)]
   if captioned and len(missing) == len(captioned):
-    raise ValueError(f'{root}: all {len(missing)} pictures listed in {metadata[0]} are missing: {_shorten(missing)}.')
-  _warn(root, 'listed pictures are missing', missing)
-  gone = set(missing)
-  entries = [Entry(path, captioned[path]) for path in sorted(captioned) if path not in gone]
+    raise ValueError(f'{root}: all {len(missing)} images listed in {metadata[0]} are missing: {_shorten(missing)}.')
+  _warn_skipped(root, 'listed images are missing', missing)
+  missing_paths = set(missing)
+  entries = [Entry(path, captioned[path]) for path in sorted(captioned) if path not in missing_paths]
   if not entries:
-    raise ValueError(f'config.data.path: no captioned pictures in {root}.\n{LAYOUT}')
+    raise ValueError(f'config.data.path: no captioned images in {root}.\n{LAYOUT}')
   return entries
 
 
 def verify(root: Path, entries: list[Entry], progress: Callable[[int, int], None] | None = None) -> list[Entry]:
-  """Keeps the entries whose pictures can be read; the others are counted and named in a warning.
+  """Returns the entries whose images can be decoded. A warning gives the number and some names of the others.
 
   Raises:
-    ValueError: not one picture is readable.
+    ValueError: no image can be decoded.
   """
-  good, bad = [], []
+  readable, unreadable = [], []
   for index, entry in enumerate(entries):
-    (good if _is_readable(root / entry.path) else bad).append(entry)
+    (readable if _is_readable(root / entry.path) else unreadable).append(entry)
     if progress:
       progress(index + 1, len(entries))
-  paths = [entry.path for entry in bad]
-  if not good:
-    raise ValueError(f'config.data.path: none of the {len(bad)} pictures in {root} is readable: {_shorten(paths)}.')
-  _warn(root, 'pictures cannot be decoded', paths)
-  return good
+  paths = [entry.path for entry in unreadable]
+  if not readable:
+    raise ValueError(f'config.data.path: none of the {len(paths)} images in {root} is readable: {_shorten(paths)}.')
+  _warn_skipped(root, 'images cannot be decoded', paths)
+  return readable
 
 
 def split_by_name(
   entries: list[Entry], validation_fraction: float, group_separator: str = ''
 ) -> tuple[list[Entry], list[Entry]]:
-  """Splits into (train, validation) so that all pictures of one name are on one side.
+  """Splits entries into (train, validation) so that images with the same name are in the same split.
 
-  A name is held out when its hash, read as a number in [0, 1), lies below the fraction: adding pictures moves no old
-  one across. Where there are two names or more, neither side is left empty, unless the fraction is 0: nothing is
-  held out then.
+  A name is held out if its hash, read as a number in [0, 1), is below `validation_fraction`. Adding images to the
+  folder therefore does not move other images to another split.
+
+  Two exceptions keep both splits non-empty. The name with the highest hash is never held out. The name with the lowest
+  hash is always held out if there are several names and `validation_fraction` is above 0.
   """
   positions = {name: _position(name) for name in {name_of(e.caption, group_separator) for e in entries}}
   held_out = {name for name, position in positions.items() if position < validation_fraction}
@@ -151,14 +159,17 @@ def split_by_name(
   if validation_fraction > 0 and len(ranked) > 1:
     held_out.add(ranked[0])
   held_out.discard(ranked[-1])
-  sides: tuple[list[Entry], list[Entry]] = ([], [])
+  splits: tuple[list[Entry], list[Entry]] = ([], [])
   for entry in entries:
-    sides[name_of(entry.caption, group_separator) in held_out].append(entry)
-  return sides
+    splits[name_of(entry.caption, group_separator) in held_out].append(entry)
+  return splits
 
 
 def name_of(caption: str, group_separator: str = '') -> str:
-  """The part of a caption that decides its split: lower-cased, up to the separator (all of it if that is empty)."""
+  """Returns the name of a caption, which decides its split: the lower-cased text before the separator.
+
+  The whole caption is the name if it does not contain the separator, or if the separator is empty.
+  """
   caption = caption.lower()
   if group_separator:
     caption = caption.split(group_separator.lower(), 1)[0]
@@ -166,18 +177,24 @@ def name_of(caption: str, group_separator: str = '') -> str:
 
 
 def _position(name: str) -> float:
-  # 53 bits: exact as a float, and below 1.
+  """The name's hash as a number in [0, 1)."""
+  # 53 bits, because a float holds 53 bits exactly. With 64, the result could round up to 1.
   return (int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big') >> 11) / 2**53
 
 
 def walk(root: Path, key: str = 'config.data.path') -> list[str]:
-  """All files below the folder, sorted, as relative paths with forward slashes; hidden ones are left out.
+  """Lists all files below a folder, sorted, as relative paths with forward slashes. Skips hidden files and folders.
+
+  Args:
+    root: the folder.
+    key: the flag or configuration key that names the folder, for messages.
 
   Raises:
-    ValueError: a folder is missing or may not be read; `key` says where it was named.
+    ValueError: the folder does not exist, or a folder cannot be read.
   """
-  if not os.path.isdir(root):  # unlike Path's, it takes a parent that may not be read for no
-    raise ValueError(f'{key}: there is no folder {root}, or it may not be read.')
+  # os.path.isdir returns False if a parent folder cannot be read. Path.is_dir can raise instead.
+  if not os.path.isdir(root):
+    raise ValueError(f'{key}: there is no folder {root}, or it cannot be accessed.')
   files = []
 
   def refuse(error: OSError) -> None:
@@ -190,12 +207,13 @@ def walk(root: Path, key: str = 'config.data.path') -> list[str]:
   return sorted(files)
 
 
-def _read_beside(root: Path, files: list[str]) -> list[Entry]:
-  present = set(files)
+def _read_caption_files(root: Path, files: list[str]) -> list[Entry]:
+  """Entries of the images that have a `.txt` file beside them, with its first non-empty line as the caption."""
+  existing = set(files)
   entries = []
   for path in files:
     stem, extension = posixpath.splitext(path)
-    if extension.lower() in EXTENSIONS and f'{stem}.txt' in present:
+    if extension.lower() in EXTENSIONS and f'{stem}.txt' in existing:
       lines = [_clean(line) for line in _read_text(root, f'{stem}.txt').splitlines()]
       entries.append(Entry(path, next(filter(None, lines), '')))
   return entries
@@ -209,14 +227,14 @@ def _read_metadata(root: Path, path: str) -> Iterator[Entry]:
     if isinstance(caption, list):
       caption = caption[0] if caption else ''
     if not isinstance(name, str) or not name:
-      raise ValueError(f'{where}: "file_name" is missing or not a text. {LAYOUT}')
+      raise ValueError(f'{where}: "file_name" is missing or not a string. {LAYOUT}')
     if not isinstance(caption, str):
-      raise ValueError(f'{where}: neither "text" nor "caption" holds a text. {LAYOUT}')
+      raise ValueError(f'{where}: neither "text" nor "caption" holds a string. {LAYOUT}')
     yield Entry(_inside(posixpath.dirname(path), name, where), _clean(caption))
 
 
 def _jsonl_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  # Not splitlines: JSON strings may hold U+2028 and the like as they are.
+  # Not splitlines(): it also splits at U+2028 and similar characters, which JSON strings may contain unescaped.
   for number, line in enumerate(text.split('\n'), 1):
     if not line.strip():
       continue
@@ -239,7 +257,13 @@ def _csv_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _inside(folder: str, name: str, where: str) -> str:
-  """The listed file's path relative to the data folder; refuses paths that lead out of it."""
+  """Returns the path of a listed file relative to the data folder. Raises ValueError if it is outside that folder.
+
+  Args:
+    folder: the metadata file's folder, relative to the data folder.
+    name: the listed `file_name`.
+    where: the metadata file and line, for the message.
+  """
   path = posixpath.normpath(posixpath.join(folder, name))
   if posixpath.isabs(path) or path.split('/')[0] == '..' or '\0' in path:
     raise ValueError(f'{where}: file_name {name!r} leads out of the folder; only files inside it are read.')
@@ -256,7 +280,7 @@ def _read_text(root: Path, path: str) -> str:
 
 
 def _clean(caption: str) -> str:
-  # JSON can spell half of a surrogate pair, which no encoder accepts.
+  # JSON can encode half of a surrogate pair, which cannot be encoded as UTF-8. It becomes '?'.
   return caption.strip().encode('utf-8', 'replace').decode()
 
 
@@ -264,9 +288,9 @@ def _is_readable(path: Path) -> bool:
   try:
     with Image.open(path) as image:
       if image.format == 'PNG':
-        image.verify()  # checksums of all chunks
+        image.verify()  # checks the checksums of all chunks without decoding
       else:
-        # `verify` does nothing for other formats. JPEG decodes at an eighth of the size, and so cheaply.
+        # `verify` does nothing for other formats, so decode. `draft` makes JPEG cheap: it decodes at 1/8 of the size.
         image.draft('RGB', (1, 1))
         image.load()
       check_mode(image)
@@ -275,9 +299,9 @@ def _is_readable(path: Path) -> bool:
   return True
 
 
-def _warn(root: Path, what: str, paths: list[str]) -> None:
+def _warn_skipped(root: Path, reason: str, paths: list[str]) -> None:
   if paths:
-    logging.warning('%s: %d %s and are skipped: %s.', root, len(paths), what, _shorten(paths))
+    logging.warning('%s: %d %s and are skipped: %s.', root, len(paths), reason, _shorten(paths))
 
 
 def _shorten(paths: list[str]) -> str:

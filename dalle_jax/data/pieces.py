@@ -1,4 +1,4 @@
-"""What the tokenizers by SentencePiece have in common: one model in bytes, its pieces, its file, its training."""
+"""Shared base of the SentencePiece tokenizers: load, save, hash and train a SentencePiece model."""
 
 import hashlib
 import io
@@ -7,19 +7,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-SPACE = '\u2581'  # how SentencePiece writes it
+SPACE = '\u2581'  # SentencePiece's symbol for a space
 
 
 class PieceModel:
-  """A SentencePiece model; tokenizers add how text becomes ids and back."""
+  """A SentencePiece model. Subclasses add the conversion between text and ids."""
 
   def __init__(self, model: bytes):
-    """Args: model: serialized.
+    """Loads a model.
+
+    Args:
+      model: the serialized SentencePiece model.
 
     Raises:
-      ValueError: the bytes are no such model.
+      ValueError: the bytes are not a SentencePiece model.
     """
-    import sentencepiece  # only loaded where a tokenizer is used
+    import sentencepiece  # imported here so that importing this module stays cheap
 
     try:
       if not model:
@@ -34,12 +37,12 @@ class PieceModel:
 
   @property
   def vocab_size(self) -> int:
-    """Number of pieces; at most what was asked for in training."""
+    """Number of pieces. It can be lower than the size requested in training."""
     return self._processor.get_piece_size()
 
   @property
   def pieces_hash(self) -> str:
-    """SHA-256 over the pieces in order: equal for tokenizers that give equal ids."""
+    """SHA-256 of the pieces in order. Tokenizers with equal hashes give equal ids."""
     pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
     return hashlib.sha256('\n'.join(pieces).encode()).hexdigest()
 
@@ -49,10 +52,10 @@ class PieceModel:
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> Self:
-    """Reads what `save` wrote.
+    """Reads a tokenizer that `save` wrote.
 
     Raises:
-      ValueError: the file is missing, damaged or something else.
+      ValueError: the file is missing, damaged, or not a tokenizer of this class.
     """
     try:
       return cls(Path(path).read_bytes())
@@ -61,10 +64,10 @@ class PieceModel:
 
 
 def checked(ids: Iterable[Any], vocab_size: int) -> list[int]:
-  """The ids as Python's integers.
+  """Converts token ids to Python integers and checks their range.
 
   Raises:
-    ValueError: one lies outside of [0, vocab_size).
+    ValueError: an id is outside [0, vocab_size).
   """
   ids = [int(i) for i in ids]
   if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
@@ -73,15 +76,20 @@ def checked(ids: Iterable[Any], vocab_size: int) -> list[int]:
 
 
 def train(lines: Iterable[str], vocab_size: int, **options: Any) -> bytes:
-  """A byte-pair encoding learnt from lines, 256 of its pieces single bytes; deterministic for given lines in an order.
+  """Trains a byte-pair encoding with a piece for each of the 256 bytes.
+
+  The result is deterministic: it depends only on the lines, their order and the options.
 
   Args:
-    lines: what to learn from, not empty.
-    vocab_size: the most pieces to make; a small corpus gives fewer.
-    options: of SentencePiece's trainer.
+    lines: the training text; at least one line.
+    vocab_size: maximum number of pieces. A small corpus gives fewer.
+    **options: further options of `SentencePieceTrainer.train`.
+
+  Returns:
+    The serialized SentencePiece model.
 
   Raises:
-    ValueError: the vocabulary is too small for the characters.
+    ValueError: the vocabulary is too small for the characters of the text.
   """
   import sentencepiece
 
@@ -93,7 +101,7 @@ def train(lines: Iterable[str], vocab_size: int, **options: Any) -> bytes:
     )  # fmt: skip
   except RuntimeError as error:
     raise ValueError(
-      f'The tokenizer cannot be trained with config.tokenizer.vocab_size={vocab_size}; a larger one may help. '
-      f'SentencePiece says: {error}'
+      f'The tokenizer cannot be trained with config.tokenizer.vocab_size={vocab_size}; try a larger value. '
+      f'SentencePiece reports: {error}'
     ) from error
   return model.getvalue()

@@ -1,4 +1,7 @@
-"""The kinds of data sets: a configuration in, splits out. A new kind is one function and one line in `SOURCES`."""
+"""Prepare the data set that the configuration names.
+
+To add a kind of data set, write a function like `_folder`, and add its name to `SOURCES` here and in `config/data.py`.
+"""
 
 import dataclasses
 import hashlib
@@ -10,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from dalle_jax.config import DataConfig
 from dalle_jax.data import folder, tfds_source
 
-if TYPE_CHECKING:  # importing Grain takes a second
+if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
 
-# Called with (done, total) while a data set is made or checked.
+# Called with (items done, items in total) while a data set is generated or checked.
 Progress = Callable[[int, int], None]
 
 
@@ -21,15 +24,15 @@ Progress = Callable[[int, int], None]
 class Dataset:
   """A data set that is ready to be read."""
 
-  splits: tuple[str, ...]  # 'train' first; 'validation' where anything is held out; others of the kind's own
-  fingerprint: str  # of what the data are: kind, settings and contents as far as they are cheap to see
+  splits: tuple[str, ...]  # 'train' first, then 'validation' if anything is held out, then splits specific to the kind
+  fingerprint: str  # hash of the kind, the settings and those contents that can be checked quickly
   _open: Callable[[str], 'Source']
 
   def open(self, split: str) -> 'Source':
-    """Random access to one split's records.
+    """Returns random access to the records of a split.
 
     Raises:
-      ValueError: there is no such split.
+      ValueError: the data set does not have this split.
     """
     if split not in self.splits:
       raise ValueError(f'The data set has no split {split!r}; it has {", ".join(self.splits)}.')
@@ -37,15 +40,15 @@ class Dataset:
 
 
 def prepare(config: DataConfig, data_dir: Path, progress: Progress | None = None) -> Dataset:
-  """Makes the data set ready: generates it, or checks the files it names.
+  """Prepares the configured data set: generates it if necessary, or checks its files.
 
   Args:
-    config: which data set.
-    data_dir: where generated data sets are kept.
-    progress: called with (done, total) from time to time.
+    config: the configuration of the data set.
+    data_dir: directory for generated data sets.
+    progress: called with (items done, items in total) from time to time.
 
   Raises:
-    ValueError: the files are missing or not what the configuration says.
+    ValueError: files are missing, or do not match the configuration.
   """
   return SOURCES[config.source](config, data_dir, progress)
 
@@ -102,13 +105,17 @@ def _open_tfds(config: DataConfig, expression: str) -> 'Source':
 
 
 def _tfds_splits(config: DataConfig) -> dict[str, str]:
-  """Our splits as TFDS split expressions: the data set's own held-out split, or else the end of 'train'."""
+  """Maps our splits to TFDS split expressions.
+
+  'validation' is the data set's first non-empty split among 'validation', 'val' and 'test'. If there is none, it is the
+  end of 'train', with config.data.validation_fraction of its examples.
+  """
   counts = tfds_source.splits(config.path)
   if not counts.get('train'):
     raise ValueError(f'config.data.path: {config.path} has no split "train"; it has {", ".join(counts)}.')
-  own = next((name for name in ('validation', 'val', 'test') if counts.get(name)), None)
-  if own:
-    return {'train': 'train', 'validation': own}
+  held_out_split = next((name for name in ('validation', 'val', 'test') if counts.get(name)), None)
+  if held_out_split:
+    return {'train': 'train', 'validation': held_out_split}
   num_held_out = round(counts['train'] * config.validation_fraction)
   if config.validation_fraction > 0:
     num_held_out = max(num_held_out, 1)
@@ -120,7 +127,10 @@ def _tfds_splits(config: DataConfig) -> dict[str, str]:
 
 def _text(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
   del config, data_dir, progress
-  raise ValueError("Text (config.data.source='text') holds no pictures; it is for config.task=sequence.")
+  raise ValueError(
+    "config.data.source is 'text', which has no images. Choose another source, or train on text with "
+    'config.task=sequence and config.model.tokens=text.'
+  )
 
 
 def _fingerprint(kind: str, contents: dict[str, Any]) -> str:
@@ -135,5 +145,5 @@ SOURCES: dict[str, Callable[[DataConfig, Path, Progress | None], Dataset]] = {
   'captioned_shapes': _captioned_shapes,
   'folder': _folder,
   'tfds': _tfds,
-  'text': _text,  # `data.corpus` reads it
+  'text': _text,  # always refused here; `data.corpus` reads text
 }

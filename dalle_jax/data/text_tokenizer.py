@@ -1,8 +1,10 @@
-"""Tokenizers that lose nothing: any bytes to token ids and back, exactly.
+"""Lossless text tokenizers: any bytes to token ids and back, exactly.
 
-'bytes' has one id for each byte. 'pieces' is a byte-pair encoding by SentencePiece without normalisation; what its
-pieces cannot say (bytes that are no UTF-8, characters that it never saw, and U+2581, which SentencePiece uses itself
-for the space) is written as single bytes, for which 256 of its pieces stand.
+There are two kinds:
+  * 'bytes' has one id per byte.
+  * 'pieces' is a SentencePiece byte-pair encoding without normalisation. 256 of its pieces stand for single bytes. They
+    encode what the other pieces cannot: invalid UTF-8, characters that did not occur in training, NUL, and U+2581,
+    which SentencePiece itself uses for the space.
 """
 
 import functools
@@ -16,13 +18,15 @@ import numpy as np
 
 from dalle_jax.data.pieces import SPACE, PieceModel, checked, train
 
-_LINE = 2_000  # characters of a piece of text that is trained on; SentencePiece leaves out longer lines
-# Characters that only bytes can stand for: SentencePiece's own space and NUL, at which it would stop.
+# Maximum characters per training line. Longer lines are split, because SentencePiece skips lines above its limit.
+_MAX_LINE = 2_000
+# Characters that must be encoded as bytes: U+2581, NUL (where SentencePiece would stop) and invalid UTF-8, which
+# Python's surrogateescape decodes to U+DC80..U+DCFF.
 _BYTES_ONLY = re.compile(f'([{SPACE}\0\udc80-\udcff]+)')
 
 
 class TextTokenizer(Protocol):
-  """Bytes to ids in [0, vocab_size) and back."""
+  """Lossless conversion between bytes and ids in [0, vocab_size)."""
 
   @property
   def vocab_size(self) -> int: ...
@@ -31,19 +35,19 @@ class TextTokenizer(Protocol):
   def pieces_hash(self) -> str: ...
 
   def encode(self, text: bytes) -> np.ndarray:
-    """int32 ids [T]."""
+    """Returns int32 ids [T]."""
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
-    """The bytes of ids [T]; `decode(encode(text)) == text` for all bytes."""
+    """Returns the bytes of ids [T]. `decode(encode(text)) == text` for any bytes."""
 
   def lengths(self, ids: np.ndarray) -> np.ndarray:
-    """How many bytes each of the ids [T] stands for."""
+    """Returns the number of bytes [T] that each of the ids [T] stands for."""
 
   def save(self, path: Path) -> None: ...
 
 
 class ByteTokenizer:
-  """Ids are bytes."""
+  """A tokenizer whose ids are the values of the bytes."""
 
   vocab_size = 256
   pieces_hash = hashlib.sha256(b'bytes').hexdigest()
@@ -62,40 +66,45 @@ class ByteTokenizer:
 
 
 class PieceTokenizer(PieceModel):
-  """Ids are SentencePiece's pieces.
-
-  Raises:
-    ValueError: the bytes are not a model that `train_pieces` made.
-  """
+  """A tokenizer whose ids are SentencePiece pieces."""
 
   def __init__(self, model: bytes):
+    """Loads a model.
+
+    Args:
+      model: a serialized SentencePiece model that `train_pieces` made.
+
+    Raises:
+      ValueError: the bytes are not such a model.
+    """
     super().__init__(model)
+    # A caption tokenizer would fail here: it normalizes upper case and spaces.
     sample = b' A  b\n'
-    if any(byte < 0 for byte in self._byte_ids) or self.decode(self.encode(sample)) != sample:
-      raise ValueError('not a tokenizer of text without loss, or a damaged one')
+    if any(i < 0 for i in self._byte_ids) or self.decode(self.encode(sample)) != sample:
+      raise ValueError('not a lossless text tokenizer, or a damaged one')
 
   @functools.cached_property
   def _byte_ids(self) -> list[int]:
-    """The id of each byte; -1 where there is none."""
+    """The id of each byte's piece, or -1 if the model has no piece for that byte."""
     ids = [self._processor.piece_to_id(f'<0x{byte:02X}>') for byte in range(256)]
     return [i if self._processor.is_byte(i) else -1 for i in ids]
 
   @functools.cached_property
   def _pieces(self) -> list[bytes]:
-    """What each id stands for."""
+    """The bytes that each id stands for."""
     pieces = [self._processor.id_to_piece(i).replace(SPACE, ' ').encode() for i in range(self.vocab_size)]
     for byte, i in enumerate(self._byte_ids):
       pieces[i] = bytes([byte])
     return [b'' if self._processor.is_unknown(i) else piece for i, piece in enumerate(pieces)]
 
   def encode(self, text: bytes) -> np.ndarray:
-    parts = []
-    for part in _BYTES_ONLY.split(text.decode('utf-8', 'surrogateescape')):
-      if _BYTES_ONLY.match(part):
-        parts.append([self._byte_ids[byte] for byte in part.encode('utf-8', 'surrogateescape')])
-      elif part:
-        parts.append(self._processor.encode(part))
-    return np.concatenate([np.asarray(part, np.int32) for part in parts] or [np.empty(0, np.int32)])
+    ids = []
+    for segment in _BYTES_ONLY.split(text.decode('utf-8', 'surrogateescape')):
+      if _BYTES_ONLY.match(segment):
+        ids.append([self._byte_ids[byte] for byte in segment.encode('utf-8', 'surrogateescape')])
+      elif segment:
+        ids.append(self._processor.encode(segment))
+    return np.concatenate([np.asarray(segment_ids, np.int32) for segment_ids in ids] or [np.empty(0, np.int32)])
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
     return b''.join(self._pieces[i] for i in checked(ids, self.vocab_size))
@@ -106,31 +115,36 @@ class PieceTokenizer(PieceModel):
 
 
 def train_pieces(texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
-  """Learns byte-pair merges from texts; deterministic for given texts in a given order.
+  """Trains a lossless byte-pair encoding. The result depends only on the texts and their order.
 
   Args:
-    texts: what to learn from.
-    vocab_size: the most pieces to make; a small corpus gives fewer.
+    texts: the training texts.
+    vocab_size: maximum number of pieces. A small corpus gives fewer.
 
   Raises:
-    ValueError: no text at all, or a vocabulary too small for its characters.
+    ValueError: there is no text, or the vocabulary is too small for the characters of the text.
   """
   lines = [line for text in texts for line in _lines(text)]
   if not lines:
-    raise ValueError('The tokenizer needs text to learn from; there is none.')
+    raise ValueError('The tokenizer cannot be trained without text: there is none, or it has only empty lines.')
   options = {'normalization_rule_name': 'identity', 'add_dummy_prefix': False, 'remove_extra_whitespaces': False}
-  return PieceTokenizer(train(lines, vocab_size, **options, unk_id=0, pad_id=-1, max_sentence_length=8 * _LINE))
+  # The limit is in bytes; a line of _MAX_LINE characters has at most 4 bytes per character.
+  return PieceTokenizer(train(lines, vocab_size, **options, unk_id=0, pad_id=-1, max_sentence_length=8 * _MAX_LINE))
 
 
 def _lines(text: bytes) -> Iterable[str]:
   for line in text.decode('utf-8', 'ignore').replace(SPACE, ' ').replace('\0', ' ').splitlines():
-    yield from (line[i : i + _LINE] for i in range(0, len(line), _LINE))
+    yield from (line[i : i + _MAX_LINE] for i in range(0, len(line), _MAX_LINE))
 
 
 def load(kind: str, path: Path) -> TextTokenizer:
-  """Reads what `save` wrote.
+  """Reads a tokenizer that `save` wrote.
+
+  Args:
+    kind: 'bytes' or 'pieces'.
+    path: the file.
 
   Raises:
-    ValueError: the file is missing, damaged or something else.
+    ValueError: the file is missing, damaged, or not a lossless text tokenizer.
   """
   return ByteTokenizer() if kind == 'bytes' else PieceTokenizer.load(path)

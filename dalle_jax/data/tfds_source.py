@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets (array_record files) as a source of records, without TensorFlow."""
+"""Read prepared TFDS data sets (array_record files) as a source of records, without TensorFlow."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+# Features that can serve as a record's key. The first one that a data set has is used.
 _KEYS = ('key', 'id', 'image_id', 'image/id', 'filename', 'file_name', 'image/filename')
 
 
@@ -24,7 +25,7 @@ class TfdsSource:
     return len(self._examples)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Record `index`. Where an example has several captions, the first one; where it has none, an empty one."""
+    """Returns the record with this index. Its caption is the example's first caption, or '' if it has none."""
     example = self._examples[index]
     key = f'{self._split}/{index}' if self._id_key is None else _text(example[self._id_key])
     return {'image': example['image'], 'caption': _text(_descend(example, self._caption_key)), 'key': key}
@@ -34,22 +35,23 @@ def open_tfds(path: str | os.PathLike, split: str, caption_key: str) -> TfdsSour
   """Opens one split of a prepared data set.
 
   Args:
-    path: the version directory, the one that holds dataset_info.json.
+    path: the data set's version directory, which contains dataset_info.json.
     split: a split's name, or a slice such as 'train[:90%]'.
-    caption_key: the feature that holds the text; a Text or a sequence of them. '/' leads into nested features, as in
-      'captions/text'.
+    caption_key: the feature with the caption, which is a Text or a sequence of Texts. A '/' separates the names of
+      nested features, as in 'captions/text'.
 
   Returns:
-    A source of {'image': encoded bytes, 'caption': str, 'key': str}; the key is the example's id or file name where
-    it has one, and its position in the split otherwise.
+    A source of {'image': encoded bytes, 'caption': str, 'key': str}. The key is the example's id or file name if it
+    has one, otherwise 'SPLIT/INDEX'.
 
   Raises:
-    ValueError: not a TFDS directory, an unknown split, files that allow no random access, or no such features.
+    ValueError: the directory is not a TFDS data set, its file format has no random access, the split does not exist,
+      or there is no image feature or no text feature `caption_key`.
   """
   builder = _builder(path)
-  known = list(builder.info.splits)
-  if split.split('[')[0] not in known:
-    raise ValueError(f'{path} has no split {split!r}; it has {", ".join(known)}.')
+  split_names = list(builder.info.splits)
+  if split.split('[')[0] not in split_names:
+    raise ValueError(f'{path} has no split {split!r}; it has {", ".join(split_names)}.')
   _check_features(builder.info.features, path, caption_key)
   with _quiet():
     import tensorflow_datasets as tfds
@@ -60,21 +62,21 @@ def open_tfds(path: str | os.PathLike, split: str, caption_key: str) -> TfdsSour
 
 
 def splits(path: str | os.PathLike) -> dict[str, int]:
-  """Names of the splits with their numbers of examples.
+  """Returns the number of examples in each split.
 
   Raises:
-    ValueError: not a TFDS directory, or files that allow no random access.
+    ValueError: the directory is not a TFDS data set, or its file format has no random access.
   """
   return {name: info.num_examples for name, info in _builder(path).info.splits.items()}
 
 
 def full_name(path: str | os.PathLike) -> str:
-  """Name, configuration and version of the prepared data set, as in 'coco_captions/2014/1.1.0'."""
+  """Returns the name, configuration and version of a prepared data set, e.g. 'coco_captions/2014/1.1.0'."""
   return _builder(path).info.full_name
 
 
 def _builder(path: str | os.PathLike) -> Any:
-  from etils import epath  # comes with TFDS; also reads gs:// paths
+  from etils import epath  # a dependency of TFDS, which also handles gs:// paths
 
   path = os.fspath(path)
   if not (epath.Path(path) / 'dataset_info.json').exists():
@@ -93,8 +95,8 @@ def _builder(path: str | os.PathLike) -> Any:
   file_format = builder.info.file_format.value
   if file_format != 'array_record':
     raise ValueError(
-      f'config.data.path: {path} is stored as {file_format}, which cannot be read at random; prepare it again with '
-      "file_format='array_record'."
+      f'config.data.path: {path} is stored as {file_format}, which has no random access; prepare the data set again '
+      "with file_format='array_record'."
     )
   return builder
 
@@ -104,16 +106,17 @@ def _check_features(features: Any, path: str | os.PathLike, caption_key: str) ->
 
   leaves = dict(_leaves(features, ''))
   if not isinstance(leaves.get('image'), tfds.features.Image):
-    raise ValueError(f'{path} has no feature "image" that holds a picture; it has {", ".join(sorted(leaves))}.')
+    raise ValueError(f'{path} has no feature "image" of type Image; its features are {", ".join(sorted(leaves))}.')
   texts = sorted(name for name, feature in leaves.items() if isinstance(feature, tfds.features.Text))
   if caption_key not in texts:
     raise ValueError(
-      f'config.data.caption_key: {path} has no text feature {caption_key!r}; it has {", ".join(texts) or "none"}.'
+      f'config.data.caption_key: {path} has no text feature {caption_key!r}; its text features are '
+      f'{", ".join(texts) or "none"}.'
     )
 
 
 def _leaves(feature: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-  """Paths and features below a feature; what a sequence holds counts as the sequence's own."""
+  """Yields the path and the feature of each leaf. A sequence is treated like one of its items."""
   while hasattr(feature, 'feature'):
     feature = feature.feature
   if not hasattr(feature, 'items'):
@@ -124,16 +127,17 @@ def _leaves(feature: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _descend(example: Any, path: str) -> Any:
-  """The value at a path; names of features may themselves hold a '/'."""
+  """Returns the value at a path such as 'captions/text'. A feature's name may itself contain a '/'."""
   if path in example:
     return example[path]
-  for cut, letter in enumerate(path):
-    if letter == '/' and path[:cut] in example:
+  for cut, character in enumerate(path):
+    if character == '/' and path[:cut] in example:
       return _descend(example[path[:cut]], path[cut + 1 :])
   raise KeyError(path)
 
 
 def _text(value: Any) -> str:
+  """Converts a caption or key to text. Of a sequence it takes the first item, or '' if the sequence is empty."""
   if isinstance(value, bytes):
     return value.decode('utf-8', 'replace')
   if isinstance(value, str) or not hasattr(value, '__len__'):
@@ -143,7 +147,7 @@ def _text(value: Any) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps TFDS's progress notes and its dependencies' deprecation warnings to itself."""
+  """Suppresses TFDS's log messages and the deprecation warnings of its dependencies."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)
   try:

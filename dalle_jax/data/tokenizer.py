@@ -1,4 +1,4 @@
-"""The captions' tokenizer: byte-pair encoding of lower-cased text (section 2.2), by SentencePiece."""
+"""The caption tokenizer: a SentencePiece byte-pair encoding of lower-cased text (section 2.2)."""
 
 import functools
 import heapq
@@ -9,97 +9,109 @@ import numpy as np
 from dalle_jax.data.pieces import SPACE, PieceModel, checked, train
 
 PAD = 0
-# 256 byte pieces, the pad and the unknown piece, and some room for characters.
+# 256 byte pieces, the padding piece, the unknown piece, and a few pieces for characters.
 MIN_VOCAB_SIZE = 270
 
 
 class Tokenizer(PieceModel):
-  """Text to token ids and back. Token 0 is padding; any text can be encoded, rare characters as their bytes.
+  """A tokenizer for captions and prompts. Token 0 is padding.
 
-  Encoding lower-cases, applies Unicode NFKC and joins spaces, so decoding gives the text in that form.
+  Encoding lower-cases the text, applies Unicode NFKC and collapses spaces. Decoding returns the text in that form. Any
+  text can be encoded: a character without a piece is encoded as its UTF-8 bytes.
   """
 
   def __init__(self, model: bytes):
-    """Args: model: a serialized SentencePiece model, as `train_tokenizer` makes it.
+    """Loads a model.
+
+    Args:
+      model: a serialized SentencePiece model that `train_tokenizer` made.
 
     Raises:
       ValueError: the bytes are not such a model.
     """
     super().__init__(model)
-    # A file cut at a lucky place still loads, but without its rules of normalization.
+    # Some truncated files are valid protocol buffers and load, but lack the normalization rules.
     if self._processor.id_to_piece(PAD) != '<pad>' or self.decode(self.encode('A')) != 'a':
-      raise ValueError('not a tokenizer of this program, or a damaged one: padding or lower-casing is missing')
+      raise ValueError('not a caption tokenizer, or a damaged one: padding or lower-casing is missing')
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of a text, without padding."""
+    """Returns the token ids of a text, without padding."""
     return self._processor.encode(text)
 
   def unseen(self, text: str) -> str:
-    """The characters of a text, each once, that have no piece and become bytes: hardly any caption had them."""
+    """Returns the characters of a text that have no piece, each once. They were rare or absent in training."""
     return ''.join(dict.fromkeys(symbol for symbol in self._processor.normalize(text) if symbol not in self._ranks))
 
   def encode_with_dropout(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
-    """Token ids with BPE dropout (Provilkov et al. 2020): merges are left out at random, so that words come apart.
+    """Encodes with BPE dropout (Provilkov et al. 2020): merges are skipped at random, which splits words further.
 
-    SentencePiece samples as well, but from a generator of the whole program; this one makes a caption's tokens a
-    function of `rng`. With a dropout of 0 it gives what `encode` gives.
+    SentencePiece's own sampling uses a global random state. Here the tokens depend only on the arguments. With a
+    dropout of 0 the result equals that of `encode`.
 
     Args:
       text: a caption.
-      dropout: chance that a merge, when its turn comes, is left out; at 1 nothing is merged.
-      rng: source of the choices.
+      dropout: probability of skipping a merge. At 1 nothing is merged.
+      rng: source of the random choices.
+
+    Returns:
+      The token ids, without padding.
     """
     symbols = merge(list(self._processor.normalize(text)), self._ranks, dropout, rng)
     return [i for symbol in symbols for i in self._ids_of(symbol)]
 
   @functools.cached_property
   def _ranks(self) -> dict[str, int]:
-    """The place of every piece in the order of merging; pieces learnt earlier have lower ids."""
-    skipped = (self._processor.is_byte, self._processor.is_control, self._processor.is_unknown)
+    """Maps each piece to its id, which is also its rank: SentencePiece numbers pieces in the order of merging."""
+    exclusions = (self._processor.is_byte, self._processor.is_control, self._processor.is_unknown)
     return {
-      self._processor.id_to_piece(i): i for i in range(self.vocab_size) if not any(is_one(i) for is_one in skipped)
+      self._processor.id_to_piece(i): i
+      for i in range(self.vocab_size)
+      if not any(is_excluded(i) for is_excluded in exclusions)
     }
 
   def _ids_of(self, symbol: str) -> list[int]:
-    """A piece's id, or those of its bytes."""
+    """The id of a piece, or the ids of its bytes if it is not in the vocabulary."""
     if symbol in self._ranks:
       return [self._ranks[symbol]]
     return [self._processor.piece_to_id(f'<0x{byte:02X}>') for byte in symbol.encode()]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of token ids [T]; padding is skipped.
+    """Returns the text of token ids [T]. Padding is skipped.
 
     Raises:
-      ValueError: an id outside of the vocabulary.
+      ValueError: an id is outside the vocabulary.
     """
     ids = checked(ids, self.vocab_size)
     return self._processor.decode([i for i in ids if i != PAD])
 
   def words(self, ids: Sequence[int] | np.ndarray) -> list[tuple[str, list[int]]]:
-    """The words of token ids [T], each with the places in [0, T) of the tokens that it is made of; padding is skipped.
+    """Groups token ids [T] into words. Padding is skipped.
+
+    Returns:
+      For each word, its text and the positions of its tokens in [0, T).
 
     Raises:
-      ValueError: an id outside of the vocabulary.
+      ValueError: an id is outside the vocabulary.
     """
-    ids, places = checked(ids, self.vocab_size), []
-    for place, i in enumerate(ids):
+    ids, word_positions = checked(ids, self.vocab_size), []
+    for position, i in enumerate(ids):
       if i == PAD:
         continue
-      if not places or self._processor.id_to_piece(i).startswith(SPACE):
-        places.append([])
-      places[-1].append(place)
-    return [(self.decode([ids[place] for place in word]), word) for word in places]
+      if not word_positions or self._processor.id_to_piece(i).startswith(SPACE):
+        word_positions.append([])
+      word_positions[-1].append(position)
+    return [(self.decode([ids[position] for position in positions]), positions) for positions in word_positions]
 
   def encode_padded(self, text: str, length: int, truncate: bool = False) -> np.ndarray:
-    """Token ids int32 [length], padded with 0 on the right.
+    """Returns token ids int32 [length], padded with 0 on the right.
 
     Args:
       text: a caption or prompt.
-      length: slots for text tokens.
-      truncate: cuts a text that is too long instead of refusing it.
+      length: number of token slots.
+      truncate: whether to cut a text that is too long. If False, such a text is an error.
 
     Raises:
-      ValueError: the text is empty, or has too many tokens.
+      ValueError: the text is empty, or too long and `truncate` is False.
     """
     ids = self.encode(text)
     if not ids:
@@ -119,73 +131,73 @@ def merge(
   rng: np.random.Generator | None = None,
   between: str = '',
 ) -> list[str]:
-  """Byte-pair merges: again and again the neighbours of the lowest rank, the leftmost of equals.
+  """Applies byte-pair merges: repeatedly merges the adjacent pair of lowest rank, the leftmost one if ranks tie.
 
   Args:
-    symbols: characters.
-    ranks: the place in the order of merging of every pair, written as one text: its union, so that it does not matter
-      where a piece is cut, or two parts with `between` between them.
-    dropout: chance that a pair, when its turn comes, is left out; it has another turn if a neighbour changes.
-    rng: source of the choices; not needed without dropout.
-    between: what stands between the two parts of a pair in `ranks`.
+    symbols: the characters to merge.
+    ranks: the rank of each pair in the merge order. The key is left + between + right. With an empty `between` the
+      rank depends only on the merged piece, not on its two parts.
+    dropout: probability of skipping a pair when it is the next to merge. A skipped pair is not tried again, but a merge
+      beside it forms a new pair.
+    rng: source of the random choices. Only needed with dropout.
+    between: the separator in the keys of `ranks`.
 
   Returns:
-    The pieces left at the end; joined, they give the joined symbols.
+    The pieces. Joined, they equal the joined symbols.
   """
-  symbols, after = (
-    list(symbols),
-    [*range(1, len(symbols)), -1],
-  )  # a merged symbol lives on at the place of its left part
-  before = [-1, *range(len(symbols) - 1)]
-  agenda: list[tuple[int, int, int, str]] = []
+  # The symbols form a linked list. A merged symbol takes the index of its left part, and its right part becomes ''.
+  symbols = list(symbols)
+  following = [*range(1, len(symbols)), -1]
+  preceding = [-1, *range(len(symbols) - 1)]
+  queue: list[tuple[int, int, int, str]] = []
 
   def propose(left: int, right: int) -> None:
     if left >= 0 and right >= 0 and (rank := ranks.get(symbols[left] + between + symbols[right])) is not None:
-      heapq.heappush(agenda, (rank, left, right, symbols[left] + symbols[right]))
+      heapq.heappush(queue, (rank, left, right, symbols[left] + symbols[right]))
 
   for left in range(len(symbols) - 1):
     propose(left, left + 1)
-  while agenda:
-    _, left, right, union = heapq.heappop(agenda)
-    if not symbols[left] or after[left] != right or symbols[left] + symbols[right] != union:
-      continue  # one of the two has been merged with another since
+  while queue:
+    _, left, right, merged = heapq.heappop(queue)
+    if not symbols[left] or following[left] != right or symbols[left] + symbols[right] != merged:
+      continue  # outdated: one of the two symbols has been merged with another since
     if dropout and rng.random() < dropout:
       continue
-    symbols[left], symbols[right] = union, ''
-    after[left] = after[right]
-    if after[left] >= 0:
-      before[after[left]] = left
-    propose(before[left], left)
-    propose(left, after[left])
+    symbols[left], symbols[right] = merged, ''
+    following[left] = following[right]
+    if following[left] >= 0:
+      preceding[following[left]] = left
+    propose(preceding[left], left)
+    propose(left, following[left])
   return [symbol for symbol in symbols if symbol]
 
 
 def shortened(text: str, length: int = 80) -> str:
-  """The beginning of a text that may be enormous, for messages."""
+  """Shortens a text to `length` characters, for messages about texts that may be very long."""
   return text if len(text) <= length else text[: length - 3] + '...'
 
 
 def pad(ids: Sequence[int], length: int) -> np.ndarray:
-  """Token ids as int32 [length]: cut, or padded with 0 on the right."""
+  """Truncates token ids, or pads them with 0 on the right, to int32 [length]."""
   padded = np.full(length, PAD, np.int32)
   padded[: len(ids)] = ids[:length]
   return padded
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-  """Learns byte-pair merges from captions; deterministic for given captions in a given order.
+  """Trains a caption tokenizer. The result depends only on the captions and their order.
 
   Args:
-    captions: the training texts.
-    vocab_size: the most pieces to make; a small corpus gives fewer.
+    captions: the training captions.
+    vocab_size: maximum number of pieces. A small corpus gives fewer.
 
   Raises:
-    ValueError: no text at all, or a vocabulary too small for the corpus's characters.
+    ValueError: all captions are empty, or the vocabulary is too small for the characters of the captions.
   """
   _check_vocab_size(vocab_size)
   captions = [caption for caption in captions if caption.strip()]
   if not captions:
-    raise ValueError('The tokenizer needs captions to learn from; all the given ones are empty.')
+    raise ValueError('The tokenizer cannot be trained without captions: there are none, or all are empty.')
   options = {'normalization_rule_name': 'nmt_nfkc_cf', 'pad_id': PAD, 'unk_id': 1}
   return Tokenizer(train(captions, vocab_size, **options))
 
@@ -193,6 +205,6 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 def _check_vocab_size(vocab_size: int) -> None:
   if vocab_size < MIN_VOCAB_SIZE:
     raise ValueError(
-      f'config.tokenizer.vocab_size is {vocab_size}; it must be at least {MIN_VOCAB_SIZE}, as 256 pieces are single '
-      'bytes, which make every text encodable.'
+      f'config.tokenizer.vocab_size is {vocab_size}; it must be at least {MIN_VOCAB_SIZE}, because 256 pieces are '
+      'reserved for single bytes, so that every text can be encoded.'
     )

@@ -1,9 +1,13 @@
-"""Captions that are nearly right, as hard negatives for a contrastive model.
+"""Make nearly right captions as hard negatives for a contrastive model.
 
-A model that meets other captions only at random need only count words: two that name the same things in another order,
-or differ in a single word, hardly ever meet. So each caption gets a wrong one: with two of its parts exchanged
-(Yuksekgonul et al. 2023, "When and why vision-language models behave like bags-of-words", section 5), or with one word
-replaced. The training captions themselves tell what reads like a caption.
+Two captions in a random batch seldom have the same words in another order, or differ in a single word. A contrastive
+model that trains on such batches can therefore treat captions as bags of words. To prevent this, we make a wrong
+version of each caption, in one of two ways:
+  * Exchange two of its phrases (Yuksekgonul et al. 2023, "When and why vision-language models behave like
+    bags-of-words", section 5).
+  * Replace one of its words.
+
+Adjacent words of the result must also be adjacent in some training caption, so that the result reads like a caption.
 """
 
 import collections
@@ -12,79 +16,89 @@ from collections.abc import Iterable
 
 import numpy as np
 
-MOST_WORDS = 4  # of a part that is exchanged
-EXCHANGED = 2 / 3  # share of captions, of those where it can be done: order is learnt more slowly than words are
-_EDGE = ''  # before the first word and after the last
+MOST_WORDS = 4  # maximum words in an exchanged phrase
+# Probability of exchanging phrases if both ways are possible. Models learn word order more slowly than words.
+EXCHANGED = 2 / 3
+_EDGE = ''  # marks the start and the end of a caption
 
 
 class WrongCaptions:
-  """Makes wrong captions of true ones. Picklable."""
+  """Makes wrong captions from true ones. Picklable."""
 
   def __init__(self, captions: Iterable[str]):
-    """Args: captions to learn from which words stand beside each other, and between which."""
-    self._followers: set[tuple[str, str]] = set()
+    """Records which words are adjacent, and which words occur between two others.
+
+    Args:
+      captions: the training captions.
+    """
+    self._adjacent: set[tuple[str, str]] = set()
     self._between: dict[tuple[str, str], collections.Counter] = {}
     for caption in captions:
-      words = _edged(caption)
-      self._followers.update(itertools.pairwise(words))
+      words = _with_edges(caption)
+      self._adjacent.update(itertools.pairwise(words))
       for left, word, right in zip(words, words[1:], words[2:], strict=False):
         self._between.setdefault((left, right), collections.Counter())[word] += 1
 
   def __call__(self, caption: str, rng: np.random.Generator) -> str:
-    """A caption by exchange (two in three) or by replacement; by the other where one cannot be; or the caption itself.
+    """Returns a wrong caption: by an exchange with probability EXCHANGED, otherwise by a replacement.
 
-    It may be true all the same: of what is beside something else, or by a word that means the same.
+    If one way is impossible, the other is used. If both are, the caption itself is returned. A result can still be
+    true, e.g. after exchanging the two sides of 'beside', or after replacing a word by a synonym.
     """
     ways = (self.exchanged, self.replaced) if rng.random() < EXCHANGED else (self.replaced, self.exchanged)
     return next((wrong for way in ways if (wrong := way(caption, rng)) != caption), caption)
 
   def exchanged(self, caption: str, rng: np.random.Generator) -> str:
-    """The caption with two parts of as many words exchanged; itself if there is none.
+    """Returns the caption with two phrases of equal length exchanged, or unchanged if no exchange is possible.
 
-    Each number of words is equally likely, and each result of that number: whole descriptions change places as often as
-    single words, although there are more of these.
-    Where the parts begin and end, words stand beside each other as they did in some caption: colours change places with
-    colours and not with sizes, and things with things.
+    The phrase length is sampled uniformly from the possible lengths, then the result uniformly from the exchanges of
+    that length. Long phrases are therefore exchanged as often as single words, although fewer exchanges are possible.
+
+    At the edges of the exchanged phrases, adjacent words must be adjacent in some training caption. So colours are
+    exchanged with colours rather than with sizes, and nouns with nouns.
     """
-    edged, seen, by_size = _edged(caption), {' '.join(caption.split())}, []
-    for size in range(1, MOST_WORDS + 1):
-      found = sorted(set(self._exchanges(edged, size)) - seen)  # a longer part may begin or end alike
-      seen.update(found)
-      by_size += [found] if found else []
-    if not by_size:
+    words, seen, results_by_length = _with_edges(caption), {' '.join(caption.split())}, []
+    for length in range(1, MOST_WORDS + 1):
+      # Exchanging longer phrases can give a known result, if the phrases start or end with the same words.
+      results = sorted(set(self._exchanges(words, length)) - seen)
+      seen.update(results)
+      results_by_length += [results] if results else []
+    if not results_by_length:
       return caption
-    found = by_size[rng.integers(len(by_size))]
-    return found[rng.integers(len(found))]
+    results = results_by_length[rng.integers(len(results_by_length))]
+    return results[rng.integers(len(results))]
 
-  def _exchanges(self, edged: list[str], size: int) -> Iterable[str]:
-    count = len(edged) - 1
-    for i in range(1, count - 2 * size + 1):
-      for j in range(i + size, count - size + 1):
-        if (edged[i - 1], edged[j]) in self._followers:  # few pass, and the rest takes longer
-          changed = list(edged)
-          changed[i : i + size], changed[j : j + size] = edged[j : j + size], edged[i : i + size]
-          if all((changed[at - 1], changed[at]) in self._followers for at in (i + size, j, j + size)):
+  def _exchanges(self, words: list[str], length: int) -> Iterable[str]:
+    """Yields the captions in which two phrases of `length` words are exchanged and all adjacent words are known."""
+    end = len(words) - 1
+    for i in range(1, end - 2 * length + 1):
+      for j in range(i + length, end - length + 1):
+        if (words[i - 1], words[j]) in self._adjacent:  # checked first: it is cheap and rejects most pairs
+          changed = list(words)
+          changed[i : i + length], changed[j : j + length] = words[j : j + length], words[i : i + length]
+          if all((changed[k - 1], changed[k]) in self._adjacent for k in (i + length, j, j + length)):
             yield ' '.join(changed[1:-1])
 
   def replaced(self, caption: str, rng: np.random.Generator) -> str:
-    """The caption with one word replaced by another that stood between the same two; itself if there is none.
+    """Returns the caption with one word replaced, or unchanged if no replacement is possible.
 
-    Each word that can be replaced is equally likely to be, and each other as often as it stood there.
+    The new word must occur between the same two neighbours in a training caption. The position is sampled uniformly
+    from the replaceable ones, and the new word in proportion to its frequency between these neighbours.
     """
-    words = _edged(caption)
-    places = []
-    for place in range(1, len(words) - 1):
-      counts = self._between.get((words[place - 1], words[place + 1]), {})
-      others = sorted((word, count) for word, count in counts.items() if word != words[place])
-      if others:
-        places.append((place, others))
-    if not places:
+    words = _with_edges(caption)
+    options = []
+    for position in range(1, len(words) - 1):
+      counts = self._between.get((words[position - 1], words[position + 1]), {})
+      candidates = sorted((word, count) for word, count in counts.items() if word != words[position])
+      if candidates:
+        options.append((position, candidates))
+    if not options:
       return caption
-    place, others = places[rng.integers(len(places))]
-    bounds = np.cumsum([count for _, count in others])
-    words[place] = others[np.searchsorted(bounds, rng.integers(bounds[-1]), side='right')][0]
+    position, candidates = options[rng.integers(len(options))]
+    cumulative = np.cumsum([count for _, count in candidates])
+    words[position] = candidates[np.searchsorted(cumulative, rng.integers(cumulative[-1]), side='right')][0]
     return ' '.join(words[1:-1])
 
 
-def _edged(caption: str) -> list[str]:
+def _with_edges(caption: str) -> list[str]:
   return [_EDGE, *caption.split(), _EDGE]

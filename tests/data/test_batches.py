@@ -13,8 +13,8 @@ from dalle_jax.data.tokenizer import train_tokenizer
 from dalle_jax.data.wrong_captions import WrongCaptions
 
 
-class Pictures:
-  """Small pictures that differ from each other; record i's first pixel is i."""
+class Images:
+  """A source of small random images. All records have different images."""
 
   def __init__(self, length):
     self._length = length
@@ -27,7 +27,9 @@ class Pictures:
     return {'image': encode_png(image), 'caption': f'picture {index}', 'key': str(index)}
 
 
-class Numbers(Pictures):
+class Numbers(Images):
+  """A source whose records have only a key: their index."""
+
   def __getitem__(self, index):
     if not 0 <= index < self._length:
       raise IndexError(index)
@@ -35,6 +37,7 @@ class Numbers(Pictures):
 
 
 def number(record, rng):
+  """A transform that returns the record's index and one random number."""
   return {'number': np.int64(record['key']), 'noise': rng.random()}
 
 
@@ -51,17 +54,17 @@ def numbers(batches):
 
 def assert_equal(batches, expected):
   assert len(batches) == len(expected)
-  for batch, other in zip(batches, expected, strict=True):
-    assert batch.keys() == other.keys()
+  for batch, expected_batch in zip(batches, expected, strict=True):
+    assert batch.keys() == expected_batch.keys()
     for name in batch:
-      np.testing.assert_array_equal(batch[name], other[name])
+      np.testing.assert_array_equal(batch[name], expected_batch[name])
 
 
-def test_shapes_and_types():
-  batch = next(Batches(Pictures(10), PREPROCESS, 4, seed=0))
+def test_batches_have_the_documented_shapes_and_dtypes():
+  batch = next(Batches(Images(10), PREPROCESS, 4, seed=0))
   assert batch['image'].shape == (4, 6, 6, 3) and batch['image'].dtype == np.uint8
   assert batch['text'].shape == (4, 7) and batch['text'].dtype == np.int32
-  assert next(Batches(Pictures(10), Preprocess(6), 4, seed=0)).keys() == {'image'}
+  assert next(Batches(Images(10), Preprocess(6), 4, seed=0)).keys() == {'image'}
 
 
 def test_each_epoch_is_a_new_permutation():
@@ -74,16 +77,16 @@ def test_each_epoch_is_a_new_permutation():
   assert other_seed.tolist() != epochs[0].tolist()
 
 
-def test_batches_run_across_epochs():
+def test_a_batch_can_span_two_epochs():
   batches = take(Batches(Numbers(5), number, 3, seed=0, shuffle=False), 4)
   assert numbers(batches) == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1]]
 
 
-def test_a_batch_may_exceed_the_data_set():
+def test_a_batch_can_be_larger_than_the_data_set():
   assert numbers([next(Batches(Numbers(2), number, 5, seed=0, shuffle=False))]) == [[0, 1, 0, 1, 0]]
 
 
-def test_randomness_depends_on_seed_epoch_and_record_only():
+def test_augmentation_depends_only_on_seed_epoch_and_record():
   def noise(shuffle, seed):
     batches = take(Batches(Numbers(6), number, 3, seed=seed, shuffle=shuffle), 4)
     stream = [(int(n), r) for b in batches for n, r in zip(b['number'], b['noise'], strict=True)]
@@ -95,7 +98,7 @@ def test_randomness_depends_on_seed_epoch_and_record_only():
   assert noise(True, 1)[0] != first
 
 
-def test_one_pass():
+def test_without_repeat_the_stream_ends_after_one_pass():
   def one_pass(**options):
     return numbers(Batches(Numbers(7), number, 3, seed=0, shuffle=False, repeat=False, **options))
 
@@ -103,65 +106,65 @@ def test_one_pass():
   assert one_pass(drop_remainder=False) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def share(batch_size, index, count):
-  """The rows of one of `count` processes, which hold as many each, one after the other."""
+def process_rows(batch_size, index, count):
+  """The rows of process `index` if `count` processes each hold an equal, contiguous range of rows."""
   return range(index * batch_size // count, (index + 1) * batch_size // count)
 
 
 @pytest.mark.parametrize('shuffle, repeat', [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize('process_count', [2, 3])
-def test_shares_concatenate_to_the_global_batch(shuffle, repeat, process_count):
+def test_rows_of_all_processes_concatenate_to_the_global_batch(shuffle, repeat, process_count):
   def run(index, count):
-    options = {'shuffle': shuffle, 'repeat': repeat, 'rows': share(6, index, count)}
+    options = {'shuffle': shuffle, 'repeat': repeat, 'rows': process_rows(6, index, count)}
     return take(Batches(Numbers(20), number, 6, seed=5, **options), 3)
 
-  shares = [run(p, process_count) for p in range(process_count)]
-  joined = [{name: np.concatenate([s[name] for s in step]) for name in step[0]} for step in zip(*shares, strict=True)]
+  streams = [run(p, process_count) for p in range(process_count)]
+  joined = [{name: np.concatenate([s[name] for s in step]) for name in step[0]} for step in zip(*streams, strict=True)]
   assert_equal(joined, run(0, 1))
 
 
-class Counted(Numbers):
-  """Remembers which records were read."""
+class RecordingSource(Numbers):
+  """Records which indices were read."""
 
   def __init__(self, length):
     super().__init__(length)
-    self.read = []
+    self.read_indices = []
 
-  def __getitem__(self, i):
-    self.read.append(int(i))
-    return super().__getitem__(i)
+  def __getitem__(self, index):
+    self.read_indices.append(int(index))
+    return super().__getitem__(index)
 
 
 @pytest.mark.parametrize('process_count', [1, 2, 3])
-def test_each_process_reads_its_share_alone(process_count):
-  sources = [Counted(24) for _ in range(process_count)]
+def test_each_process_reads_only_its_own_rows(process_count):
+  sources = [RecordingSource(24) for _ in range(process_count)]
   for index, source in enumerate(sources):
-    options = {'rows': share(6, index, process_count)}
+    options = {'rows': process_rows(6, index, process_count)}
     take(Batches(source, number, 6, seed=5, repeat=False, num_threads=2, **options), 4)
-  assert [len(source.read) for source in sources] == [24 // process_count] * process_count
-  assert sorted(i for source in sources for i in source.read) == list(range(24))
+  assert [len(source.read_indices) for source in sources] == [24 // process_count] * process_count
+  assert sorted(i for source in sources for i in source.read_indices) == list(range(24))
 
 
 @pytest.mark.parametrize('taken', [0, 1, 5])
-def test_resume_equals_uninterrupted(taken):
-  expected = take(Batches(Pictures(10), PREPROCESS, 4, seed=1), 8)
-  first = Batches(Pictures(10), PREPROCESS, 4, seed=1)
+def test_a_resumed_stream_equals_an_uninterrupted_one(taken):
+  expected = take(Batches(Images(10), PREPROCESS, 4, seed=1), 8)
+  first = Batches(Images(10), PREPROCESS, 4, seed=1)
   assert_equal(take(first, taken), expected[:taken])
   state = json.loads(json.dumps(first.state()))
-  second = Batches(Pictures(10), PREPROCESS, 4, seed=1, num_threads=2)
+  second = Batches(Images(10), PREPROCESS, 4, seed=1, num_threads=2)
   next(second)
   second.restore(state)
   assert_equal(take(second, 8 - taken), expected[taken:])
   assert second.state()['batches'] == 8
 
 
-def test_positions_without_a_fingerprint_are_continued():
-  batches = Batches(Numbers(7), number, 3, seed=0, fingerprint='of now')
+def test_states_without_a_fingerprint_can_be_restored():
+  batches = Batches(Numbers(7), number, 3, seed=0, fingerprint='new')
   batches.restore({'batches': 2, 'dataset_length': 7, 'seed': 0, 'batch_size': 3, 'shuffle': True})
   assert batches.state()['batches'] == 2
 
 
-def test_resume_of_one_pass():
+def test_a_single_pass_can_be_resumed():
   batches = Batches(Numbers(7), number, 3, seed=0, shuffle=False, repeat=False, drop_remainder=False)
   next(batches)
   state = batches.state()
@@ -172,18 +175,18 @@ def test_resume_of_one_pass():
   assert numbers(batches) == []
 
 
-def test_another_number_of_processes_may_resume():
+def test_a_stream_can_resume_with_another_number_of_processes():
   state = {**Batches(Numbers(20), number, 6, seed=5).state(), 'batches': 2}
   expected = take(Batches(Numbers(20), number, 6, seed=5), 3)[2]
-  half = Batches(Numbers(20), number, 6, seed=5, rows=(0, 3, 4))
-  half.restore(state)
-  np.testing.assert_array_equal(next(half)['number'], expected['number'][[0, 3, 4]])
+  half_batches = Batches(Numbers(20), number, 6, seed=5, rows=(0, 3, 4))
+  half_batches.restore(state)
+  np.testing.assert_array_equal(next(half_batches)['number'], expected['number'][[0, 3, 4]])
 
 
 @pytest.mark.parametrize('change', [
   {'source': Numbers(13)}, {'batch_size': 4}, {'seed': 1}, {'shuffle': False},
 ])  # fmt: skip
-def test_restore_refuses_another_stream(change):
+def test_restore_refuses_the_state_of_another_stream(change):
   options = {'source': Numbers(12), 'batch_size': 3, 'seed': 0} | change
   with pytest.raises(ValueError, match=r'has changed since the checkpoint \(.* -> .*\)'):
     Batches(transform=number, **options).restore(Batches(Numbers(12), number, 3, seed=0).state())
@@ -194,22 +197,22 @@ def test_restore_refuses_another_stream(change):
   ({'source': Numbers(5), 'batch_size': 6, 'repeat': False}, 'too few'),
   ({'source': Numbers(5), 'batch_size': 2, 'repeat': False, 'drop_remainder': False, 'rows': (1,)}, 'share'),
 ])  # fmt: skip
-def test_refusals(options, message):
+def test_impossible_streams_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     Batches(transform=number, seed=0, **options)
 
 
-def test_a_damaged_picture_is_named():
+def test_the_error_for_a_damaged_image_names_the_record():
   with pytest.raises(ValueError, match='4: cannot decode'):
     Preprocess(6)({'image': b'x', 'caption': '', 'key': '4'}, np.random.default_rng(0))
 
 
-def test_closing_ends_the_threads():
+def test_close_stops_the_threads_and_reading_can_start_again():
   before = threading.active_count()
   batches = Batches(Numbers(20), number, 2, seed=0)
   expected = numbers(take(batches, 3))
   batches.close()
-  for _ in range(100):  # they finish the batches under way
+  for _ in range(100):  # the threads first finish the batches that they are reading
     if threading.active_count() <= before:
       break
     time.sleep(0.05)
@@ -219,8 +222,8 @@ def test_closing_ends_the_threads():
   batches.close()
 
 
-def test_preprocess_flips_and_crops():
-  record = Pictures(1)[0]
+def test_preprocess_flips_half_of_the_images_and_crops_at_random():
+  record = Images(1)[0]
   plain = Preprocess(6)(record, np.random.default_rng(0))['image']
   flipped = [Preprocess(6, flip=True)(record, np.random.default_rng(i))['image'] for i in range(40)]
   is_plain = [np.array_equal(image, plain) for image in flipped]
@@ -231,64 +234,65 @@ def test_preprocess_flips_and_crops():
   assert len(cropped) == 4
 
 
-def test_preprocess_cuts_long_captions_with_one_warning(monkeypatch):
+def test_preprocess_truncates_long_captions_with_a_single_warning(monkeypatch):
   lines = []
   monkeypatch.setattr(logging, 'warning', lambda message, *args: lines.append(message % args))
   preprocess = pickle.loads(pickle.dumps(PREPROCESS))
   for _ in range(3):
-    text = preprocess({**Pictures(1)[0], 'caption': 'x' * 50}, np.random.default_rng(0))['text']
+    text = preprocess({**Images(1)[0], 'caption': 'x' * 50}, np.random.default_rng(0))['text']
     assert text.shape == (7,) and text.all()
   assert preprocess.num_truncated == 3
   assert len(lines) == 1 and 'cut to 7' in lines[0] and 'config.tokenizer.text_length' in lines[0]
 
 
 def test_preprocess_pads_short_captions():
-  text = PREPROCESS({**Pictures(1)[0], 'caption': 'Picture'}, np.random.default_rng(0))['text']
+  text = PREPROCESS({**Images(1)[0], 'caption': 'Picture'}, np.random.default_rng(0))['text']
   assert text[0] > 0 and not text[-1]
-  assert not PREPROCESS({**Pictures(1)[0], 'caption': ''}, np.random.default_rng(0))['text'].any()
+  assert not PREPROCESS({**Images(1)[0], 'caption': ''}, np.random.default_rng(0))['text'].any()
 
 
 @pytest.mark.slow
-def test_workers_give_the_same_stream_and_resume():
-  expected = take(Batches(Pictures(10), PREPROCESS, 4, seed=1), 8)
-  batches = Batches(Pictures(10), PREPROCESS, 4, seed=1, num_workers=2)
+def test_worker_processes_give_the_same_stream_and_can_resume():
+  expected = take(Batches(Images(10), PREPROCESS, 4, seed=1), 8)
+  batches = Batches(Images(10), PREPROCESS, 4, seed=1, num_workers=2)
   assert_equal(take(batches, 5), expected[:5])
   state = batches.state()
   batches.close()
-  batches = Batches(Pictures(10), PREPROCESS, 4, seed=1, num_workers=1)
+  batches = Batches(Images(10), PREPROCESS, 4, seed=1, num_workers=1)
   batches.restore(state)
   assert_equal(take(batches, 3), expected[5:])
   batches.close()
 
 
-def test_dropout_changes_captions_from_epoch_to_epoch_and_never_cuts_one():
+def test_bpe_dropout_varies_the_tokens_and_never_truncates_a_caption():
   tokenizer = train_tokenizer(['a blue circle'] * 9, 300)
-  whole = tokenizer.encode('a blue circle')
+  ids = tokenizer.encode('a blue circle')
   record = {'image': encode_png(np.zeros((2, 2, 3), np.uint8)), 'caption': 'a blue circle', 'key': '0'}
-  drop = Preprocess(2, tokenizer=tokenizer, text_length=20, bpe_dropout=0.5)
-  texts = {tuple(drop(record, np.random.default_rng(seed))['text']) for seed in range(20)}
+  preprocess = Preprocess(2, tokenizer=tokenizer, text_length=20, bpe_dropout=0.5)
+  texts = {tuple(preprocess(record, np.random.default_rng(seed))['text']) for seed in range(20)}
   assert len(texts) > 5
   assert {tokenizer.decode(text) for text in texts} == {'a blue circle'}
-  tight = Preprocess(2, tokenizer=tokenizer, text_length=len(whole) + 1, bpe_dropout=0.5)
+  short_preprocess = Preprocess(2, tokenizer=tokenizer, text_length=len(ids) + 1, bpe_dropout=0.5)
   for seed in range(20):
-    np.testing.assert_array_equal(tight(record, np.random.default_rng(seed))['text'], whole)
+    np.testing.assert_array_equal(short_preprocess(record, np.random.default_rng(seed))['text'], ids)
 
 
-def test_there_may_be_a_wrong_caption_beside_the_true_one():
-  captions = [f'a {one} circle above a {other} square' for one in ('red', 'blue') for other in ('red', 'blue')]
+def test_preprocess_adds_a_wrong_caption_on_request():
+  colors = ('red', 'blue')
+  captions = [f'a {first} circle above a {second} square' for first in colors for second in colors]
   tokenizer = train_tokenizer(captions, 300)
-  wrong = Preprocess(6, tokenizer=tokenizer, text_length=40, wrong_captions=WrongCaptions(captions))
-  record = Pictures(1)[0] | {'caption': 'a red circle above a blue square'}
-  example = wrong(record, np.random.default_rng(0))
+  preprocess = Preprocess(6, tokenizer=tokenizer, text_length=40, wrong_captions=WrongCaptions(captions))
+  record = Images(1)[0] | {'caption': 'a red circle above a blue square'}
+  example = preprocess(record, np.random.default_rng(0))
   assert tokenizer.decode(example['text']) == 'a red circle above a blue square'
-  colors = 'blue circle above a red', 'blue circle above a blue', 'red circle above a red'
-  assert tokenizer.decode(example['wrong']) in {f'a {words} square' for words in colors}
+  phrases = 'blue circle above a red', 'blue circle above a blue', 'red circle above a red'
+  assert tokenizer.decode(example['wrong']) in {f'a {phrase} square' for phrase in phrases}
   assert example['wrong'].shape == (39,)
 
 
-def test_records_of_a_batch_have_names():
+def test_records_returns_the_keys_of_a_global_batch_on_every_process():
   batches = Batches(Numbers(10), number, 4, seed=3)
-  read = numbers(take(batches, 4))
-  assert [batches.records(i, 99) for i in range(4)] == [[str(key) for key in batch] for batch in read]
-  shares = [Batches(Numbers(10), number, 4, seed=3, rows=share(4, i, 2)) for i in range(2)]
-  assert shares[0].records(1, 3) == shares[1].records(1, 3) == batches.records(1, 99)[:3]
+  read_numbers = numbers(take(batches, 4))
+  assert [batches.records(i, 99) for i in range(4)] == [[str(key) for key in batch] for batch in read_numbers]
+  processes = [Batches(Numbers(10), number, 4, seed=3, rows=process_rows(4, i, 2)) for i in range(2)]
+  assert processes[0].records(1, 3) == processes[1].records(1, 3) == batches.records(1, 99)[:3]

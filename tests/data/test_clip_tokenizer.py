@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, with merges made here: the published vocabulary is not part of the project."""
+"""Tests of CLIP's tokenizer with merges learnt here, because the project does not include the published vocabulary."""
 
 import collections
 import gzip
@@ -18,7 +18,8 @@ from dalle_jax.data.clip_tokenizer import ClipTokenizer
 CORPUS = ['red', 'square', 'squares', 'a', 'above', 'blue', 'dog', 'don', "'t", 'aaaaa', 'é', '1'] * 2 + ['circle'] * 5
 
 
-def letters(word):
+def initial_pieces(word):
+  """A word as one piece per byte, the last one with the end-of-word mark."""
   characters = [clip_tokenizer._byte_characters()[byte] for byte in word.encode()]
   return [*characters[:-1], characters[-1] + '</w>']
 
@@ -34,8 +35,8 @@ def merge_everywhere(pieces, pair):
 
 
 def learn(words):
-  """Merges by the definition: again and again the most frequent pair, until each word is one piece."""
-  words, merges = [letters(word) for word in words], []
+  """Learns merges by definition: repeatedly merges the most frequent pair, until each word is one piece."""
+  words, merges = [initial_pieces(word) for word in words], []
   while pairs := collections.Counter(pair for word in words for pair in itertools.pairwise(word)):
     merges.append(max(sorted(pairs), key=pairs.get))
     words = [merge_everywhere(word, merges[-1]) for word in words]
@@ -46,25 +47,25 @@ MERGES = learn(CORPUS)
 TOKENIZER = ClipTokenizer(MERGES)
 
 
-def test_ids_are_bytes_then_last_bytes_then_merges_then_start_and_end():
+def test_ids_are_bytes_then_word_final_bytes_then_merges_then_start_and_end():
   assert TOKENIZER.vocab_size == 512 + 29 + 2
   assert (TOKENIZER.start_id, TOKENIZER.end_id) == (541, 542)
-  assert TOKENIZER.encode('!') == [256]  # the first byte that prints, at the end of a word
+  assert TOKENIZER.encode('!') == [256]  # the first printable byte, at the end of a word
   assert TOKENIZER.encode('!~') == [0, 256 + ord('~') - ord('!')]
   assert TOKENIZER.encode('ё') == [ord('Ñ') - ord('®') + 94 + 12, 256 + 188 + 33 + 0x91 - 0x7F]  # bytes D1 91
   assert TOKENIZER.encode('circle') == [512 + MERGES.index('circl e</w>')]
 
 
 @given(st.text('abcdelqrsu', min_size=1, max_size=30))
-def test_merges_are_those_of_the_definition(word):
-  pieces = letters(word)
+def test_merging_follows_the_definition(word):
+  pieces = initial_pieces(word)
   while ranks := [MERGES.index(' '.join(pair)) for pair in itertools.pairwise(pieces) if ' '.join(pair) in MERGES]:
     pieces = merge_everywhere(pieces, tuple(MERGES[min(ranks)].split()))
   assert [TOKENIZER._pieces[i] for i in TOKENIZER.encode(word)] == pieces
 
 
-def test_a_pair_is_more_than_its_union():
-  tokenizer = ClipTokenizer(['b c', 'a b', 'ab c</w>'])  # no merge of a with bc
+def test_only_listed_pairs_merge_even_if_their_concatenation_is_a_piece():
+  tokenizer = ClipTokenizer(['b c', 'a b', 'ab c</w>'])  # the pair 'a bc' is not listed
   assert len(tokenizer.encode('abc')) == 1
   assert [tokenizer._pieces[i] for i in tokenizer.encode('abcd')] == ['a', 'bc', 'd</w>']
 
@@ -77,25 +78,25 @@ def test_a_pair_is_more_than_its_union():
     ('3.14 x2', '3 . 1 4 x 2'),
     ('a &amp;amp; b &lt;3', 'a & b < 3'),
     ('<i> &amp;amp; b', '< i > & b'),  # ftfy leaves entities beside tags alone
-    ('a dog’s “toy”', 'a dog \'s " toy "'),  # quotation marks straightened
-    ('schÃ¶n', 'schön'),  # UTF-8 that was read as Latin-1
+    ('a dog’s “toy”', 'a dog \'s " toy "'),  # curly quotation marks become straight
+    ('schÃ¶n', 'schön'),  # UTF-8 that was decoded as Latin-1
     ('naïve 你好 🐶!!', 'naïve 你好 🐶!!'),
-    ('<|endoftext|> a', '<| endoftext |> a'),  # cannot be typed
+    ('<|endoftext|> a', '<| endoftext |> a'),  # not the end token
   ],
 )
-def test_texts_are_cleaned_and_cut_into_words(text, words):
+def test_texts_are_cleaned_and_split_into_words(text, words):
   assert TOKENIZER.decode(TOKENIZER.encode(text)) == words
   assert max(TOKENIZER.encode(text)) < TOKENIZER.start_id
 
 
 @given(st.text(st.characters(exclude_categories=['Cs']), max_size=40))
-def test_any_text_has_tokens_and_decoding_is_stable(text):
+def test_decoding_returns_the_cleaned_text_up_to_spaces(text):
   ids = TOKENIZER.encode(text)
-  plain = TOKENIZER.decode(ids)
-  assert ''.join(plain.split()) == ''.join(clip_tokenizer._cleaned(text).split())
+  decoded = TOKENIZER.decode(ids)
+  assert ''.join(decoded.split()) == ''.join(clip_tokenizer._cleaned(text).split())
 
 
-def test_encode_padded():
+def test_encode_padded_adds_start_end_and_padding():
   ids = TOKENIZER.encode('a red square')
   padded = TOKENIZER.encode_padded('a red square', len(ids) + 4)
   assert padded.dtype == np.int32
@@ -109,12 +110,12 @@ def test_encode_padded():
     TOKENIZER.encode_padded(' \n', 4)
 
 
-def test_decode_refuses_foreign_ids():
+def test_decode_refuses_ids_outside_the_vocabulary():
   with pytest.raises(ValueError, match='must lie in'):
     TOKENIZER.decode([543])
 
 
-def test_published_forms_of_the_file_are_read(tmp_path):
+def test_all_published_file_formats_can_be_loaded(tmp_path):
   TOKENIZER.save(tmp_path / 'tokenizer.model')
   lines = '\n'.join(['"bpe_simple_vocab_16e6.txt#version: 0.2', *MERGES])
   (tmp_path / 'vocab.txt.gz').write_bytes(gzip.compress(lines.encode()))
@@ -125,7 +126,7 @@ def test_published_forms_of_the_file_are_read(tmp_path):
   assert pickle.loads(pickle.dumps(TOKENIZER)).encode('a red dog') == TOKENIZER.encode('a red dog')
 
 
-def test_of_a_longer_list_the_first_merges_count(tmp_path):
+def test_only_the_first_merges_of_a_longer_list_are_used(tmp_path):
   characters = list(clip_tokenizer._byte_characters().values())
   pairs = [f'{a} {b}' for a in characters for b in characters][:50_000]
   (tmp_path / 'vocab.txt').write_text('\n'.join(['#version: 0.2', *pairs]), encoding='utf-8')
@@ -154,7 +155,7 @@ def test_damaged_files_are_refused(tmp_path, content, message):
   assert message in str(error.value)
 
 
-def test_a_missing_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
+def test_errors_name_a_missing_file_or_package(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r'Cannot load the tokenizer .*nowhere'):
     ClipTokenizer.load(tmp_path / 'nowhere')
   monkeypatch.setitem(sys.modules, 'ftfy', None)

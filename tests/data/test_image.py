@@ -34,13 +34,13 @@ def grey_16_bit():
   return Image.fromarray(np.array([[0, 65535], [32896, 257]], np.uint16))
 
 
-# Each: the file, and its pixels as RGB worked out by hand.
+# For each mode: an encoded file, and its RGB pixels calculated by hand.
 MODES = {
   'rgb': (encoded(two_pixels('RGB', (1, 2, 3), (4, 5, 6))), [[[1, 2, 3], [4, 5, 6]]]),
   'grey': (encoded(two_pixels('L', 7, 250)), [[[7] * 3, [250] * 3]]),
   'bilevel': (encoded(two_pixels('1', 0, 255)), [[[0] * 3, [255] * 3]]),
   'palette': (palette_with_transparency(), [[[255, 0, 0], [255, 255, 255]]]),
-  # Alpha a over white: a / 255 * colour + (255 - a).
+  # A colour c with alpha a, composited on white, is a / 255 * c + (255 - a).
   'grey alpha': (encoded(two_pixels('LA', (0, 51), (100, 255))), [[[204] * 3, [100] * 3]]),
   'rgb alpha': (encoded(two_pixels('RGBA', (255, 0, 0, 51), (9, 9, 9, 0))), [[[255, 204, 204], [255] * 3]]),
   'transparent colour': (
@@ -58,14 +58,14 @@ MODES = {
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_decode_modes(mode):
+def test_decode_converts_every_mode_to_rgb(mode):
   data, expected = MODES[mode]
   image = image_lib.decode(data)
   assert image.dtype == np.uint8
   np.testing.assert_array_equal(image, expected)
 
 
-def test_decode_cmyk_jpeg():
+def test_decode_reads_cmyk_jpeg():
   data = encoded(Image.new('CMYK', (16, 16), (0, 255, 255, 0)), 'JPEG', quality=95)
   image = image_lib.decode(data)
   assert image.shape == (16, 16, 3)
@@ -74,32 +74,30 @@ def test_decode_cmyk_jpeg():
 
 def test_decode_applies_the_exif_orientation():
   exif = Image.Exif()
-  exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+  exif[0x0112] = 6  # viewers must rotate the image by 90 degrees clockwise
   image = image_lib.decode(encoded(two_pixels('RGB', (255, 0, 0), (0, 0, 255)), exif=exif))
   np.testing.assert_array_equal(image, [[[255, 0, 0]], [[0, 0, 255]]])
 
 
-def test_decode_takes_the_first_frame():
+def test_decode_takes_the_first_frame_of_an_animation():
   frames = [Image.new('RGB', (3, 3), color) for color in ('red', 'blue')]
   data = encoded(frames[0], 'WEBP', save_all=True, append_images=frames[1:], lossless=True)
   np.testing.assert_array_equal(image_lib.decode(data), np.broadcast_to(np.uint8([255, 0, 0]), (3, 3, 3)))
 
 
 @pytest.mark.parametrize('data', [b'', b'hello', encoded(Image.effect_noise((64, 64), 50))[:-500]])
-def test_decode_refuses_what_is_no_picture(data):
-  with pytest.raises(ValueError, match='cannot decode the picture'):
+def test_decode_refuses_data_that_is_not_an_image(data):
+  with pytest.raises(ValueError, match='cannot decode the image'):
     image_lib.decode(data)
 
 
-def test_decode_refuses_floating_point():
+def test_decode_refuses_floating_point_pixels():
   with pytest.raises(ValueError, match='floating point'):
     image_lib.decode(encoded(Image.new('F', (2, 2)), 'TIFF'))
 
 
 def test_decode_refuses_a_decompression_bomb():
   ihdr = b'IHDR' + struct.pack('>IIBBBBB', 50_000, 50_000, 8, 2, 0, 0, 0)
-  import zlib
-
   data = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + ihdr + struct.pack('>I', zlib.crc32(ihdr))
   with pytest.raises(ValueError, match='cannot decode'):
     image_lib.decode(data)
@@ -111,10 +109,10 @@ def test_decode_refuses_a_decompression_bomb():
   st.sampled_from(['PNG', 'JPEG', 'GIF', 'WEBP', 'BMP', 'TIFF']),
   st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
 )
-def test_decode_survives_damage(format, changes):
+def test_decode_raises_only_value_errors_for_damaged_files(format, changes):
   data = bytearray(encoded(Image.effect_noise((8, 8), 50).convert('RGB'), format))
-  for where, value in changes:
-    data[int(where * (len(data) - 1))] = value
+  for relative_position, value in changes:
+    data[int(relative_position * (len(data) - 1))] = value
   try:
     assert image_lib.decode(bytes(data)).shape[-1] == 3
   except ValueError as error:
@@ -126,14 +124,14 @@ def random_image(height, width, seed=0):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.text(st.characters(exclude_categories=['Cs']), max_size=30))
-def test_png_round_trip(height, width, caption):
+def test_png_keeps_pixels_and_text(height, width, caption):
   image = random_image(height, width)
   data = image_lib.encode_png(image, {'prompt': caption})
   np.testing.assert_array_equal(image_lib.decode(data), image)
   assert Image.open(io.BytesIO(data)).text['prompt'] == caption
 
 
-def test_encode_png_refuses_wrong_input():
+def test_encode_png_refuses_other_dtypes_and_invalid_keys():
   with pytest.raises(ValueError, match=r'uint8 \[H, W, 3\]'):
     image_lib.encode_png(np.zeros((2, 2, 3), np.float32))
   with pytest.raises(ValueError, match='key'):
@@ -141,7 +139,7 @@ def test_encode_png_refuses_wrong_input():
 
 
 def deep_png(colour_type: int, channels: int) -> bytes:
-  """A PNG of 2 x 2 pixels with 16 bits a channel, which Pillow cannot write in colour."""
+  """A PNG of 2 x 2 pixels with 16 bits per channel. Pillow itself can write such files only in grey."""
 
   def chunk(kind, data):
     return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -160,7 +158,7 @@ def deep_png(colour_type: int, channels: int) -> bytes:
     encoded(Image.new('L', (3, 2)), 'JPEG'),
   ],
 )
-def test_pictures_that_rgb_can_hold_are_lossless(data):
+def test_images_that_rgb_can_represent_are_lossless(data):
   image_lib.check_lossless(data)
 
 
@@ -176,9 +174,9 @@ def test_pictures_that_rgb_can_hold_are_lossless(data):
     (encoded(Image.new('P', (3, 2)), 'PNG', transparency=0), 'transparency'),
     (encoded(Image.new('CMYK', (3, 2)), 'JPEG'), 'pixels of the mode CMYK'),
     (encoded(Image.new('L', (3, 2)), 'GIF', save_all=True, append_images=[Image.new('L', (3, 2), 9)]), '2 frames'),
-    (b'no picture', 'cannot decode'),
+    (b'not an image', 'cannot decode'),
   ],
 )
-def test_pictures_of_which_rgb_would_lose_something_are_refused(data, message):
+def test_images_that_rgb_cannot_represent_are_not_lossless(data, message):
   with pytest.raises(ValueError, match=message):
     image_lib.check_lossless(data)

@@ -10,19 +10,19 @@ from dalle_jax.data.image import decode
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_folder(tmp_path):
   for i in range(30):
     Image.new('RGB', (4, 4), (i, 0, 0)).save(tmp_path / f'{i}.png')
     (tmp_path / f'{i}.txt').write_text(f'number {i}')
   return tmp_path
 
 
-def test_every_source_of_the_configuration_is_known():
+def test_the_registry_has_every_source_that_the_configuration_allows():
   assert tuple(registry.SOURCES) == config_lib.SOURCES
 
 
-def test_folder(pictures, tmp_path):
-  config = DataConfig(source='folder', path=str(pictures), validation_fraction=0.3)
+def test_a_folder_is_split_into_train_and_validation(image_folder, tmp_path):
+  config = DataConfig(source='folder', path=str(image_folder), validation_fraction=0.3)
   dataset = registry.prepare(config, tmp_path)
   assert dataset.splits == ('train', 'validation')
   assert len(dataset.open('train')) + len(dataset.open('validation')) == 30
@@ -31,13 +31,13 @@ def test_folder(pictures, tmp_path):
     dataset.open('test')
 
 
-def test_folder_fingerprint(pictures, tmp_path):
-  config = DataConfig(source='folder', path=str(pictures), validation_fraction=0.3)
+def test_a_folders_fingerprint_depends_on_captions_and_split_but_not_on_image_size(image_folder, tmp_path):
+  config = DataConfig(source='folder', path=str(image_folder), validation_fraction=0.3)
   fingerprint = registry.prepare(config, tmp_path).fingerprint
   assert registry.prepare(config, tmp_path).fingerprint == fingerprint
   assert registry.prepare(dataclasses.replace(config, image_size=64), tmp_path).fingerprint == fingerprint
   assert registry.prepare(dataclasses.replace(config, validation_fraction=0.9), tmp_path).fingerprint != fingerprint
-  (pictures / '0.txt').write_text('another caption')
+  (image_folder / '0.txt').write_text('another caption')
   assert registry.prepare(config, tmp_path).fingerprint != fingerprint
 
 
@@ -51,7 +51,7 @@ def test_folder_fingerprint(pictures, tmp_path):
   ({'train': 3}, 0.0, {'train': 'train'}),
   ({'train': 1}, 0.5, {'train': 'train'}),
 ])  # fmt: skip
-def test_tfds_splits(monkeypatch, tmp_path, counts, fraction, expected):
+def test_tfds_validation_is_an_existing_split_or_the_end_of_train(monkeypatch, tmp_path, counts, fraction, expected):
   opened = []
   monkeypatch.setattr(tfds_source, 'splits', lambda path: counts)
   monkeypatch.setattr(tfds_source, 'full_name', lambda path: 'toy/1.0.0')
@@ -64,13 +64,13 @@ def test_tfds_splits(monkeypatch, tmp_path, counts, fraction, expected):
     assert opened[-1] == ('somewhere', expression, 'c')
 
 
-def test_tfds_needs_a_train_split(monkeypatch, tmp_path):
+def test_a_tfds_data_set_without_train_split_is_refused(monkeypatch, tmp_path):
   monkeypatch.setattr(tfds_source, 'splits', lambda path: {'all': 3})
   with pytest.raises(ValueError, match='no split "train"; it has all'):
     registry.prepare(DataConfig(source='tfds', path='somewhere'), tmp_path)
 
 
-def test_captioned_shapes(tmp_path):
+def test_captioned_shapes_are_generated_and_opened(tmp_path):
   config = DataConfig(num_train=6, num_validation=3, num_held_out=2, image_size=32)
   counts = []
   dataset = registry.prepare(config, tmp_path, lambda done, total: counts.append((done, total)))

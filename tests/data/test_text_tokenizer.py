@@ -12,15 +12,15 @@ from dalle_jax.data.text_tokenizer import ByteTokenizer, PieceTokenizer, train_p
 TEXT = topics.topics['for'].encode() * 3
 PIECES = train_pieces([TEXT], 400)
 TOKENIZERS = pytest.mark.parametrize('tokenizer', [ByteTokenizer(), PIECES], ids=['bytes', 'pieces'])
-AWKWARD = [
+UNUSUAL = [
   b'', b'\0', b'a\0b', b'\xff\xfe\x80', b'  two  spaces ', b'\r\n\t\n', '\u2581 \u2581'.encode(), b'<unk><0x41>',
   'naïve 你好 🐶 e\u0301 \u200d \ufeff'.encode(), '\ud800'.encode('utf-8', 'surrogatepass'), bytes(range(256)),
 ]  # fmt: skip
 
 
 @TOKENIZERS
-@pytest.mark.parametrize('text', AWKWARD, ids=repr)
-def test_awkward_text_comes_back(tokenizer, text):
+@pytest.mark.parametrize('text', UNUSUAL, ids=repr)
+def test_unusual_text_is_encoded_without_loss(tokenizer, text):
   ids = tokenizer.encode(text)
   assert ids.dtype == np.int32 and tokenizer.decode(ids) == text
   assert tokenizer.lengths(ids).sum() == len(text)
@@ -29,18 +29,18 @@ def test_awkward_text_comes_back(tokenizer, text):
 @TOKENIZERS
 @settings(max_examples=150, deadline=None)
 @given(text=st.one_of(st.binary(), st.text().map(lambda s: s.encode('utf-8', 'surrogatepass'))))
-def test_any_bytes_come_back(tokenizer, text):
+def test_any_bytes_are_encoded_without_loss(tokenizer, text):
   assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_pieces_are_fewer_than_bytes_and_the_same_each_time():
+def test_pieces_are_fewer_than_bytes_and_training_is_deterministic():
   assert len(PIECES.encode(TEXT)) < 0.6 * len(TEXT)
   assert 256 < PIECES.vocab_size <= 400
-  again = train_pieces([TEXT], 400)
-  assert again.pieces_hash == PIECES.pieces_hash
+  retrained = train_pieces([TEXT], 400)
+  assert retrained.pieces_hash == PIECES.pieces_hash
 
 
-def test_it_is_saved_loaded_and_pickled(tmp_path):
+def test_saving_and_pickling_keep_the_encoding(tmp_path):
   PIECES.save(tmp_path / 'tokenizer.model')
   loaded = text_tokenizer.load('pieces', tmp_path / 'tokenizer.model')
   for copy in (loaded, pickle.loads(pickle.dumps(PIECES))):
@@ -48,12 +48,12 @@ def test_it_is_saved_loaded_and_pickled(tmp_path):
 
 
 @TOKENIZERS
-def test_ids_that_are_none_are_refused(tokenizer):
+def test_decode_refuses_ids_outside_the_vocabulary(tokenizer):
   with pytest.raises(ValueError, match='must lie in'):
     tokenizer.decode([tokenizer.vocab_size])
 
 
-def test_what_is_no_such_tokenizer_is_refused(tmp_path):
+def test_other_files_and_impossible_training_are_refused(tmp_path):
   from dalle_jax.data.tokenizer import train_tokenizer
 
   captions = tmp_path / 'captions.model'

@@ -10,6 +10,7 @@ from dalle_jax.data.image import decode, encode_png
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
+  """The directory of a small prepared data set with many kinds of features."""
   import tensorflow_datasets as tfds
 
   features = tfds.features
@@ -21,7 +22,7 @@ def prepared(tmp_path_factory):
       text = features.Text()
       return tfds.core.DatasetInfo(
         builder=self,
-        description='Pictures of one colour.',
+        description='Images of one colour.',
         features=features.FeaturesDict({
           'image': features.Image(shape=(None, None, 3)),
           'image/filename': text,
@@ -58,24 +59,24 @@ def prepared(tmp_path_factory):
   return builder.data_path
 
 
-def test_records(prepared):
+def test_records_have_image_caption_and_key(prepared):
   source = pickle.loads(pickle.dumps(tfds_source.open_tfds(prepared, 'train', 'caption')))
   assert len(source) == 10
-  seen = set()
+  numbers = set()
   for i in range(10):
     record = source[i]
     number = int(record['key'].removesuffix('.png'))
     assert record['caption'] == f'Größe {number}'
     assert isinstance(record['image'], bytes)
     np.testing.assert_array_equal(decode(record['image']), np.full((4, 5, 3), number))
-    seen.add(number)
-  assert seen == set(range(10))
+    numbers.add(number)
+  assert numbers == set(range(10))
 
 
-@pytest.mark.parametrize('key, start', [
+@pytest.mark.parametrize('key, prefix', [
   ('several', 'several'), ('captions/text', 'nested'), ('nested/in/side', 'inside'), ('image/filename', ''),
 ])  # fmt: skip
-def test_nested_captions(prepared, key, start):
+def test_captions_are_found_in_sequences_and_nested_features(prepared, key, prefix):
   source = tfds_source.open_tfds(prepared, 'val', key)
   for i in range(3):
     record = source[i]
@@ -85,36 +86,36 @@ def test_nested_captions(prepared, key, start):
     elif key == 'several' and number == '0':
       assert record['caption'] == ''
     else:
-      assert record['caption'] == f'{start} {number}'
+      assert record['caption'] == f'{prefix} {number}'
 
 
-def test_splits(prepared):
+def test_splits_can_be_counted_and_sliced(prepared):
   assert tfds_source.splits(prepared) == {'train': 10, 'val': 3}
   assert tfds_source.full_name(prepared).endswith('toy/1.0.0')
-  parts = [tfds_source.open_tfds(prepared, s, 'caption') for s in ('train[:7]', 'train[7:]')]
-  assert [len(p) for p in parts] == [7, 3]
-  keys = [part[i]['key'] for part in parts for i in range(len(part))]
+  slices = [tfds_source.open_tfds(prepared, s, 'caption') for s in ('train[:7]', 'train[7:]')]
+  assert [len(source) for source in slices] == [7, 3]
+  keys = [source[i]['key'] for source in slices for i in range(len(source))]
   assert len(set(keys)) == 10
 
 
-def test_keys_without_an_id(prepared, monkeypatch):
+def test_without_an_id_feature_the_key_is_split_and_index(prepared, monkeypatch):
   monkeypatch.setattr(tfds_source, '_KEYS', ())
   assert tfds_source.open_tfds(prepared, 'val', 'caption')[2]['key'] == 'val/2'
 
 
-def test_unknown_split(prepared):
+def test_an_unknown_split_is_refused(prepared):
   for split in ('test', 'test[:3]'):
     with pytest.raises(ValueError, match=r'no split .*it has train, val'):
       tfds_source.open_tfds(prepared, split, 'caption')
 
 
 @pytest.mark.parametrize('key', ['text', 'captions', 'captions/id', 'label', 'image'])
-def test_unknown_caption(prepared, key):
+def test_a_caption_key_that_is_not_a_text_feature_is_refused(prepared, key):
   with pytest.raises(ValueError, match=r'config\.data\.caption_key.*caption, captions/text'):
     tfds_source.open_tfds(prepared, 'train', key)
 
 
-def test_not_a_tfds_directory(tmp_path):
+def test_a_directory_that_is_not_a_tfds_data_set_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r'no dataset_info\.json'):
     tfds_source.splits(tmp_path / 'nowhere')
   (tmp_path / 'dataset_info.json').write_text('{')
@@ -133,7 +134,7 @@ def test_tfrecord_files_are_refused(prepared, tmp_path):
     tfds_source.open_tfds(tmp_path, 'train', 'caption')
 
 
-def test_a_data_set_without_pictures(prepared, tmp_path):
+def test_a_data_set_without_an_image_feature_is_refused(prepared, tmp_path):
   (tmp_path / 'dataset_info.json').write_text((prepared / 'dataset_info.json').read_text())
   features = json.loads((prepared / 'features.json').read_text())
   features['featuresDict']['features']['picture'] = features['featuresDict']['features'].pop('image')

@@ -14,16 +14,16 @@ TOKENIZER = train_tokenizer(CAPTIONS, 400)
 UNICODE = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
 
 
-def test_a_small_corpus_gives_a_smaller_vocabulary():
+def test_a_small_corpus_gives_a_smaller_vocabulary_than_requested():
   assert 256 < train_tokenizer(CAPTIONS, 16_384).vocab_size < 500
 
 
-def test_merges_are_learned():
+def test_frequent_words_become_single_pieces():
   assert len(TOKENIZER.encode('a red square')) == 3
   assert len(TOKENIZER.encode('zq')) > 2
 
 
-def test_lower_cases_and_normalizes():
+def test_encoding_lower_cases_and_normalizes():
   assert TOKENIZER.encode('A  ＲＥＤ square ') == TOKENIZER.encode('a red square')
   assert TOKENIZER.decode(TOKENIZER.encode('A RED Square')) == 'a red square'
 
@@ -35,22 +35,22 @@ def test_round_trip_of_plain_text(words):
 
 
 @given(UNICODE)
-def test_nothing_is_unknown_and_decoding_is_stable(text):
+def test_any_text_can_be_encoded_and_decoded_text_stays_the_same(text):
   ids = TOKENIZER.encode(text)
   assert all(1 < i < TOKENIZER.vocab_size for i in ids)  # neither padding nor unknown
-  plain = TOKENIZER.decode(ids)
-  assert TOKENIZER.decode(TOKENIZER.encode(plain)) == plain
+  decoded = TOKENIZER.decode(ids)
+  assert TOKENIZER.decode(TOKENIZER.encode(decoded)) == decoded
 
 
-def test_emoji_survive_as_bytes():
+def test_emoji_are_encoded_as_bytes():
   assert TOKENIZER.decode(TOKENIZER.encode('a 🐶')) == 'a 🐶'
 
 
-def test_special_pieces_cannot_be_typed():
+def test_names_of_special_pieces_are_encoded_as_ordinary_text():
   assert TOKENIZER.decode(TOKENIZER.encode('<pad><unk><0x41>')) == '<pad><unk><0x41>'
 
 
-def test_encode_padded():
+def test_encode_padded_pads_and_truncates():
   ids = TOKENIZER.encode('a red square')
   padded = TOKENIZER.encode_padded('a red square', 5)
   assert padded.dtype == np.int32
@@ -68,7 +68,7 @@ def test_encode_padded_refuses_long_and_empty_prompts():
       TOKENIZER.encode_padded(empty, 5)
 
 
-def test_decode_refuses_foreign_ids():
+def test_decode_refuses_ids_outside_the_vocabulary():
   with pytest.raises(ValueError, match='must lie in'):
     TOKENIZER.decode([TOKENIZER.vocab_size])
   with pytest.raises(ValueError, match='must lie in'):
@@ -76,12 +76,12 @@ def test_decode_refuses_foreign_ids():
 
 
 def test_training_is_deterministic():
-  again = train_tokenizer(iter(CAPTIONS), 400)
-  assert again.pieces_hash == TOKENIZER.pieces_hash
+  retrained = train_tokenizer(iter(CAPTIONS), 400)
+  assert retrained.pieces_hash == TOKENIZER.pieces_hash
   assert train_tokenizer([*CAPTIONS, 'zebra zebra'], 400).pieces_hash != TOKENIZER.pieces_hash
 
 
-def test_saving_and_pickling(tmp_path):
+def test_saving_and_pickling_keep_the_encoding(tmp_path):
   TOKENIZER.save(tmp_path / 'tokenizer.model')
   for copy in (Tokenizer.load(tmp_path / 'tokenizer.model'), pickle.loads(pickle.dumps(TOKENIZER))):
     assert copy.pieces_hash == TOKENIZER.pieces_hash
@@ -94,7 +94,7 @@ def test_load_refuses_damaged_files(tmp_path):
     Tokenizer.load(path)
   TOKENIZER.save(path)
   data = path.read_bytes()
-  # Every length of the part that holds the pieces: some of these prefixes are valid protocol buffers.
+  # Try every prefix up to the end of the pieces, because some of these prefixes are valid protocol buffers.
   for length in [*range(10_000), len(data) - 1]:
     with pytest.raises(ValueError, match='damaged'):
       Tokenizer(data[:length])
@@ -103,7 +103,7 @@ def test_load_refuses_damaged_files(tmp_path):
     Tokenizer.load(path)
 
 
-def test_a_vocabulary_too_small_is_refused():
+def test_a_vocabulary_size_that_is_too_small_is_refused():
   with pytest.raises(ValueError, match=r'config\.tokenizer\.vocab_size is 269; it must be at least 270'):
     train_tokenizer(CAPTIONS, 269)
   many_characters = [chr(0x4E00 + i) * 50 for i in range(300)]
@@ -113,13 +113,13 @@ def test_a_vocabulary_too_small_is_refused():
 
 
 @pytest.mark.parametrize('captions', [[], ['', '  ']])
-def test_training_needs_text(captions):
+def test_training_without_text_is_refused(captions):
   with pytest.raises(ValueError, match='captions'):
     train_tokenizer(captions, 300)
 
 
 @given(UNICODE)
-def test_without_dropout_the_merges_are_sentencepieces(text):
+def test_without_dropout_the_tokens_equal_those_of_sentencepiece(text):
   assert TOKENIZER.encode_with_dropout(text, 0.0, np.random.default_rng(0)) == TOKENIZER.encode(text)
 
 
@@ -130,50 +130,53 @@ def test_dropout_changes_the_tokens_and_not_the_text(text, dropout, seed):
   assert ids == TOKENIZER.encode_with_dropout(text, dropout, np.random.default_rng(seed))
 
 
-def test_full_dropout_leaves_characters():
+def test_a_dropout_of_1_leaves_single_characters():
   ids = TOKENIZER.encode_with_dropout('a red', 1.0, np.random.default_rng(0))
   assert len(ids) == len('▁a▁red')
 
 
-def test_dropout_follows_the_distribution_of_sentencepieces_own():
+def test_with_dropout_the_mean_number_of_tokens_equals_that_of_sentencepiece():
   text, rng = 'a blue circle above a red square', np.random.default_rng(0)
-  ours = [len(TOKENIZER.encode_with_dropout(text, 0.3, rng)) for _ in range(2000)]
-  theirs = [len(TOKENIZER._processor.encode(text, enable_sampling=True, alpha=0.3, nbest_size=-1)) for _ in range(2000)]
-  assert np.mean(ours) > len(TOKENIZER.encode(text)) + 2
-  error = np.hypot(np.std(ours), np.std(theirs)) / np.sqrt(2000)
-  assert abs(np.mean(ours) - np.mean(theirs)) < 5 * error
+  lengths = [len(TOKENIZER.encode_with_dropout(text, 0.3, rng)) for _ in range(2000)]
+  reference = [
+    len(TOKENIZER._processor.encode(text, enable_sampling=True, alpha=0.3, nbest_size=-1)) for _ in range(2000)
+  ]
+  assert np.mean(lengths) > len(TOKENIZER.encode(text)) + 2
+  standard_error = np.hypot(np.std(lengths), np.std(reference)) / np.sqrt(2000)
+  assert abs(np.mean(lengths) - np.mean(reference)) < 5 * standard_error
 
 
-def test_words_come_apart_as_often_as_by_sentencepieces_own():
+def test_with_dropout_each_segmentation_is_as_frequent_as_with_sentencepiece():
   text, count, rng = 'square', 3000, np.random.default_rng(0)
-  ours = collections.Counter(tuple(TOKENIZER.encode_with_dropout(text, 0.4, rng)) for _ in range(count))
-  theirs = collections.Counter(
+  counts = collections.Counter(tuple(TOKENIZER.encode_with_dropout(text, 0.4, rng)) for _ in range(count))
+  reference = collections.Counter(
     tuple(TOKENIZER._processor.encode(text, enable_sampling=True, alpha=0.4, nbest_size=-1)) for _ in range(count)
   )
-  assert len(ours) > 6
-  for ids in ours | theirs:
-    share = (ours[ids] + theirs[ids]) / (2 * count)
-    assert abs(ours[ids] - theirs[ids]) / count < 5 * np.sqrt(2 * share * (1 - share) / count), ids
+  assert len(counts) > 6
+  for ids in counts | reference:
+    frequency = (counts[ids] + reference[ids]) / (2 * count)
+    standard_error = np.sqrt(2 * frequency * (1 - frequency) / count)
+    assert abs(counts[ids] - reference[ids]) / count < 5 * standard_error, ids
 
 
-def test_merging_by_hand():
+def test_merging_agrees_with_a_calculation_by_hand():
   ranks = {'ab': 1, 'bc': 0, 'abc': 2, 'cc': 3}
   rng = np.random.default_rng(0)
   assert tokenizer_lib.merge(list('abccabb'), ranks, 0.0, rng) == ['abc', 'c', 'ab', 'b']  # bc before ab
   assert tokenizer_lib.merge([], ranks, 0.5, rng) == []
 
 
-def test_words_gather_their_pieces():
+def test_words_returns_the_positions_of_each_words_tokens():
   ids = TOKENIZER.encode_padded('a zq 🐶 red', 20)
   words = TOKENIZER.words(ids)
   assert [word for word, _ in words] == ['a', 'zq', '🐶', 'red']
-  assert [place for _, places in words for place in places] == list(range(np.count_nonzero(ids)))
-  assert len(words[0][1]) == 1 and min(len(places) for _, places in words[1:3]) > 1
+  assert [position for _, positions in words for position in positions] == list(range(np.count_nonzero(ids)))
+  assert len(words[0][1]) == 1 and min(len(positions) for _, positions in words[1:3]) > 1
 
 
 @given(UNICODE)
-def test_words_are_the_text(text):
+def test_words_cover_the_text_and_all_positions(text):
   ids = TOKENIZER.encode(text)
   words = TOKENIZER.words(ids)
   assert ' '.join(word for word, _ in words).split() == TOKENIZER.decode(ids).split()
-  assert [place for _, places in words for place in places] == list(range(len(ids)))
+  assert [position for _, positions in words for position in positions] == list(range(len(ids)))

@@ -1,4 +1,5 @@
-"""`captioned_shapes`: small pictures of coloured shapes whose captions can be checked exactly.
+"""The data set `captioned_shapes`: small images of coloured shapes, with captions that a program can check exactly.
 
-`scene` draws scenes, `render` paints them, `captions` puts them into words and back, `builder` keeps them on disk.
+`scene` samples scenes, `render` turns a scene into an image, `captions` writes and parses captions, and `builder`
+stores the data set on disk.
 """

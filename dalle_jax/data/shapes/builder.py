@@ -1,6 +1,6 @@
-"""The data set `captioned_shapes` on disk, as a TFDS builder: ArrayRecord files, random access, no TensorFlow.
+"""Generate the data set `captioned_shapes` with TFDS and read it: ArrayRecord files, random access, no TensorFlow.
 
-Importing this module imports tensorflow_datasets (about a second); the rest of the package does not.
+Importing this module imports tensorflow_datasets, which takes about a second. Nothing else in `data.shapes` does.
 """
 
 import contextlib
@@ -25,16 +25,20 @@ from dalle_jax.data.shapes.render import MIN_SIZE, render
 from dalle_jax.data.shapes.scene import MAX_JITTER, sample_scene
 
 SPLITS = ('train', 'validation', 'held_out')
-# TFDS keeps a split in memory while it writes it, and needs TensorFlow beyond 1000 MiB.
+# TFDS keeps a split in memory while it writes it. For a split above 1000 MiB it needs TensorFlow.
 MAX_SPLIT_BYTES = 900 * 2**20
-PROGRESS_EVERY = 500  # examples
+PROGRESS_EVERY = 500  # examples between two calls of `progress`
 
+# Called with (examples written, examples in total).
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-  """What fixes the data set, byte by byte. The configuration's name, and so its directory, tells all of it."""
+  """All settings that determine the data set, byte for byte.
+
+  The configuration's name contains every setting. It is part of the path, so other settings use another directory.
+  """
 
   image_size: int
   num_train: int
@@ -59,15 +63,18 @@ def _check(settings: dict[str, Any]) -> None:
     raise ValueError(f'config.data.position_jitter is {settings["jitter"]}; it must lie in [0, {MAX_JITTER}].')
   if seed < 0:
     raise ValueError(f'config.data.shapes_seed is {seed}; it must be 0 or more.')
-  # A picture of flat areas compresses to about its outline's length; 1,000 + 24 per row is above every one measured.
-  most = MAX_SPLIT_BYTES // (1_000 + 24 * size)
+  # The PNG size of flat areas grows with the length of their outlines. No measured record exceeds this bound in bytes.
+  max_record_bytes = 1_000 + 24 * size
+  max_count = MAX_SPLIT_BYTES // max_record_bytes
   for name in ('num_train', 'num_validation', 'num_held_out'):
-    if not 1 <= settings[name] <= most:
-      raise ValueError(f'config.data.{name} is {settings[name]}; at {size} pixels it must lie in [1, {most}].')
+    if not 1 <= settings[name] <= max_count:
+      raise ValueError(
+        f'config.data.{name} is {settings[name]}; with config.data.image_size={size} it must lie in [1, {max_count}].'
+      )
 
 
 def _make_config(**settings: Any) -> ShapesConfig:
-  """A validated configuration, named after its settings."""
+  """Checks the settings and returns a configuration whose name contains them."""
   _check(settings)
   template = (
     'size{image_size}_train{num_train}_validation{num_validation}_heldout{num_held_out}'
@@ -77,7 +84,10 @@ def _make_config(**settings: Any) -> ShapesConfig:
 
 
 def make_example(config: ShapesConfig, split: str, index: int) -> dict[str, Any]:
-  """Example `index` of a split: a function of the seed, the split, the index and the settings of the picture."""
+  """Returns example `index` of a split.
+
+  It depends on the seed, the split, the index and the settings of the image, but not on the sizes of the splits.
+  """
   rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
   two_objects = rng.random() < config.two_object_fraction
   scene = sample_scene(rng, two_objects, held_out=split == 'held_out', jitter=config.jitter)
@@ -91,6 +101,7 @@ def make_example(config: ShapesConfig, split: str, index: int) -> dict[str, Any]
   }
 
 
+# TFDS stores the docstring of this class in dataset_info.json, so changing it would change the files of the data set.
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
   """Pictures of one or two coloured shapes with captions that a program can check."""
 
@@ -123,20 +134,20 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     counts = self.builder_config.counts
-    before, total = sum(counts[name] for name in SPLITS[: SPLITS.index(split)]), sum(counts.values())
+    previous, total = sum(counts[name] for name in SPLITS[: SPLITS.index(split)]), sum(counts.values())
     for index in range(counts[split]):
       yield index, make_example(self.builder_config, split, index)
-      done = before + index + 1
+      done = previous + index + 1
       if self._progress and (done % PROGRESS_EVERY == 0 or done == total):
         self._progress(done, total)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[TextIO]:
-  """Keeps TFDS's bars, prints and notes away; yields the stream that `print` wrote to before."""
+  """Suppresses TFDS's progress bars, prints and log messages. Yields the original standard output."""
   verbosity, stdout = absl_logging.get_verbosity(), sys.stdout
-  tfds.disable_progress_bar()  # for the whole process: TFDS has no way to ask whether they were on
-  absl_logging.set_verbosity(absl_logging.ERROR)  # it warns of every configuration it does not know
+  tfds.disable_progress_bar()  # stays off for the whole process, because TFDS cannot tell whether it was on
+  absl_logging.set_verbosity(absl_logging.ERROR)  # TFDS warns about each configuration that is not predefined
   try:
     with contextlib.redirect_stdout(io.StringIO()):
       yield stdout
@@ -146,7 +157,7 @@ def _quiet() -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-  """One process at a time writes or clears a data set; the lock dies with its process."""
+  """Lets one process at a time write or remove a data set. The lock is released if its process dies."""
   directory.mkdir(parents=True, exist_ok=True)
   with open(directory / '.lock', 'w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
@@ -154,6 +165,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _is_complete(directory: Path, counts: dict[str, int]) -> bool:
+  """Whether a directory holds all files of a data set with these numbers of examples per split."""
   if not all((directory / name).is_file() for name in ('dataset_info.json', 'features.json')):
     return False
   splits = tfds.builder_from_directory(directory).info.splits
@@ -163,7 +175,7 @@ def _is_complete(directory: Path, counts: dict[str, int]) -> bool:
 
 
 def _remove_unfinished(directory: Path) -> None:
-  """Removes what an interrupted preparation left: the directory itself and TFDS's temporary ones beside it."""
+  """Removes the files of an interrupted preparation: the directory and TFDS's temporary directories beside it."""
   for path in (directory, *directory.parent.glob(f'incomplete.*_{directory.name}')):
     if path.exists():
       shutil.rmtree(path)
@@ -177,8 +189,9 @@ def _write(config: ShapesConfig, data_dir: Path, progress: Progress | None) -> N
         progress(done, total)
 
     builder = CaptionedShapes(config=config, data_dir=data_dir, progress=report if progress else None)
-    with tempfile.TemporaryDirectory() as unused:  # or TFDS leaves an empty directory for downloads in data_dir
-      builder.download_and_prepare(download_dir=unused)
+    # Without a download directory, TFDS would leave an empty one in data_dir.
+    with tempfile.TemporaryDirectory() as download_dir:
+      builder.download_and_prepare(download_dir=download_dir)
 
 
 def prepare(
@@ -193,21 +206,24 @@ def prepare(
   seed: int,
   progress: Progress | None = None,
 ) -> Path:
-  """Writes the data set below `data_dir` unless a complete one with these settings is there.
+  """Writes the data set below `data_dir`, unless a complete one with these settings exists there.
 
-  An incomplete one is removed and written anew. A second process that asks for the same data set waits for the first.
+  An incomplete data set is removed and written again. If two processes prepare the same data set, the second waits for
+  the first.
 
   Args:
-    data_dir: data sets with different settings live in different directories below it.
+    data_dir: the root directory. Data sets with different settings have different directories below it.
     image_size: height and width in pixels.
-    num_train, num_validation, num_held_out: examples in each split.
+    num_train: number of examples in the split 'train'.
+    num_validation: number of examples in 'validation'.
+    num_held_out: number of examples in 'held_out'.
     two_object_fraction: expected share of scenes with two objects.
-    jitter: steps of 1/32 of the side by which centres may lie off their places, 0 or 1.
-    seed: example i of a split depends on it, the split and i.
-    progress: called as progress(done, total) now and then while examples are written.
+    jitter: maximum offset of an object's centre along each axis, in steps of 1/32 of the image's side; 0 or 1.
+    seed: seed of all examples, 0 or more.
+    progress: called with (examples written, examples in total) from time to time.
 
   Returns:
-    The builder's directory, for `open_split`.
+    The directory of the data set, to be passed to `open_split`.
 
   Raises:
     ValueError: a setting is out of range.
@@ -231,7 +247,10 @@ def prepare(
 
 
 class ShapesSource:
-  """Random access to the records of a split: 'image' (PNG bytes), 'caption', 'scene' (JSON) and 'key' (str)."""
+  """Random access to the records of a split.
+
+  A record has 'image' (PNG bytes), 'caption' (str), 'scene' (JSON, see `Scene.to_json`) and 'key' (str).
+  """
 
   def __init__(self, source: Any):
     self._source = source
@@ -245,10 +264,14 @@ class ShapesSource:
 
 
 def open_split(builder_dir: str | os.PathLike, split: str) -> ShapesSource:
-  """The records of a split of a prepared data set, in the order of their index.
+  """Opens a split of a prepared data set. Record i is example i.
+
+  Args:
+    builder_dir: the directory that `prepare` returned.
+    split: one of SPLITS.
 
   Raises:
-    ValueError: there is no such split, or no data set in `builder_dir`.
+    ValueError: the split does not exist, or `builder_dir` has no data set.
   """
   if split not in SPLITS:
     raise ValueError(f'captioned_shapes has no split {split!r}; choose one of {", ".join(SPLITS)}.')

@@ -1,6 +1,6 @@
-"""Scenes in words and back: `caption` writes one of many wordings, `parse` reads any of them.
+"""Write captions for scenes and parse them: `caption` samples one of many wordings, `parse` reads all of them.
 
-The language has one sentence for one object and one for two, each with optional parts:
+The grammar has sentences for one object and for two objects. Brackets mark optional parts:
 
   [there is | a picture of | an image of] a [large] red circle [on the left [of a white background] | on a white background]
   [...] a [large] red circle above a [small] blue square [on a white background]
@@ -28,7 +28,7 @@ EXAMPLES = (
   'a green diamond on the left of a white background',
 )
 
-# The first wording of each is the most common one.
+# The first wording of each is the most frequent one; see `_wording`.
 _SIZE_WORDS = {'small': ('small', 'little'), 'large': ('large', 'big')}
 _RELATION_WORDS = {
   'above': ('above', 'over'),
@@ -52,19 +52,23 @@ _OPENINGS = ('there is', 'a picture of', 'an image of')
 
 @dataclasses.dataclass(frozen=True)
 class ObjectClaim:
-  """What a caption says of one object; None: nothing."""
+  """What a caption says about one object. A size of None means that the caption does not mention the size."""
 
   shape: str
   color: str
   size: str | None = None
 
   def holds(self, shape: Shape) -> bool:
+    """Whether the claim is true of an object."""
     return (self.shape, self.color) == (shape.shape, shape.color) and self.size in (None, shape.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-  """What a caption says; None: nothing. `relation` is that of the first object to the second."""
+  """What a caption says about a scene. None means that the caption does not mention the attribute.
+
+  `relation` describes where the first object is relative to the second.
+  """
 
   objects: tuple[ObjectClaim, ...]
   position: str | None = None
@@ -72,7 +76,7 @@ class Claims:
   relation: str | None = None
 
   def hold(self, scene: Scene) -> bool:
-    """Whether everything said is true of the scene, the number of objects included."""
+    """Whether all claims are true of the scene, including the number of objects, in either order of the objects."""
     if len(self.objects) != len(scene.objects):
       return False
     if self.background not in (None, scene.background) or self.position not in (None, scene.position):
@@ -82,11 +86,12 @@ class Claims:
     return len(scene.objects) == 2 and self._match(scene.objects[::-1], INVERSE.get(scene.relation))
 
   def _match(self, shapes: tuple[Shape, ...], relation: str | None) -> bool:
-    same = all(claim.holds(shape) for claim, shape in zip(self.objects, shapes, strict=True))
-    return same and self.relation in (None, relation)
+    objects_hold = all(claim.holds(shape) for claim, shape in zip(self.objects, shapes, strict=True))
+    return objects_hold and self.relation in (None, relation)
 
 
-# --- Writing ---
+# --- Writing captions ---
+# Captions are part of the data set: another order of random choices would change every caption.
 
 
 def _chance(rng: np.random.Generator, probability: float) -> bool:
@@ -118,9 +123,9 @@ def _two_objects(scene: Scene, rng: np.random.Generator) -> str:
   (first, second), relation = scene.objects, scene.relation
   if _chance(rng, 0.5):
     first, second, relation = second, first, INVERSE.get(relation)
-  # A held-out relation is always told: without it the caption would describe nothing new.
-  silent = relation is None or (_chance(rng, 0.08) and not relation_is_held_out(scene))
-  link = 'and' if silent else _wording(rng, _RELATION_WORDS[relation])
+  # Always mention a held-out relation. Without it the caption would describe a combination that training shows.
+  omits_relation = relation is None or (_chance(rng, 0.08) and not relation_is_held_out(scene))
+  link = 'and' if omits_relation else _wording(rng, _RELATION_WORDS[relation])
   with_sizes = _chance(rng, 0.6)
   nouns = f'{_noun(first, rng, with_sizes)} {link} {_noun(second, rng, with_sizes)}'
   if not _chance(rng, 0.35):
@@ -130,17 +135,18 @@ def _two_objects(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-  """A lower-case sentence of at most MAX_WORDS words that is true of the scene."""
+  """Samples a caption of a scene: a lower-case sentence of at most MAX_WORDS words that is true of the scene."""
   text = (_two_objects if len(scene.objects) == 2 else _one_object)(scene, rng)
   opening = _OPENINGS[rng.integers(len(_OPENINGS))] if _chance(rng, 0.4) else ''
-  longer = f'{opening} {text}'.strip()
-  return longer if len(longer.split()) <= MAX_WORDS else text
+  opened = f'{opening} {text}'.strip()
+  return opened if len(opened.split()) <= MAX_WORDS else text
 
 
-# --- Reading ---
+# --- Parsing captions ---
 
 
 def _invert(wordings: dict[str, tuple[str, ...]]) -> dict[str, str]:
+  """Maps each wording to its meaning, e.g. 'under' to 'below'."""
   return {words: meaning for meaning, choices in wordings.items() for words in choices}
 
 
@@ -164,12 +170,12 @@ def _patterns() -> tuple[re.Pattern, ...]:
   opening = f'(?:(?:{"|".join(_OPENINGS)}) )?'
   background = f'an? {_group("background", BACKGROUNDS)} background'
   position = _group('position', _POSITION_OF)
-  one, two = _noun_pattern('first'), _noun_pattern('second')
-  pair = f'{one} (?:and|{_group("relation", _RELATION_OF)}) {two}'
+  first, second = _noun_pattern('first'), _noun_pattern('second')
+  pair = f'{first} (?:and|{_group("relation", _RELATION_OF)}) {second}'
   sentences = (
-    f'{one}(?: {position})?',
-    f'{one} (?:{position} of|on) {background}',
-    f'{background} with {one}(?: {position})?',
+    f'{first}(?: {position})?',
+    f'{first} (?:{position} of|on) {background}',
+    f'{background} with {first}(?: {position})?',
     pair,
     f'{pair} on {background}',
     f'{background} with {pair}',
@@ -182,31 +188,31 @@ _PHRASES = (*_OPENINGS, *_SIZE_OF, *_RELATION_OF, *_POSITION_OF, *COLORS, *SHAPE
 VOCABULARY = frozenset(' '.join(('a an and on of with background', *_PHRASES)).split())
 
 
-def _object_claim(found: dict[str, str | None], name: str) -> ObjectClaim:
-  size = _SIZE_OF.get(found[f'{name}_size'])
-  return ObjectClaim(found[f'{name}_shape'], found[f'{name}_color'], size)
+def _object_claim(groups: dict[str, str | None], name: str) -> ObjectClaim:
+  size = _SIZE_OF.get(groups[f'{name}_size'])
+  return ObjectClaim(groups[f'{name}_shape'], groups[f'{name}_color'], size)
 
 
 def parse(text: str) -> Claims:
-  """What a caption says.
+  """Parses a caption.
 
   Args:
-    text: a sentence of the language above; case, repeated spaces and a final full stop do not matter.
+    text: a sentence of the grammar at the top of this file. Case, repeated spaces and a final full stop are ignored.
 
   Raises:
-    ValueError: the text is not of the language; names the words it does not have.
+    ValueError: the text does not follow the grammar. The message names unknown words.
   """
   words = text.lower().strip().removesuffix('.').split()
   for pattern in _PATTERNS:
     if match := pattern.fullmatch(' '.join(words)):
-      found = match.groupdict()
-      names = ('first', 'second') if 'second_shape' in found else ('first',)
+      groups = match.groupdict()
+      names = ('first', 'second') if 'second_shape' in groups else ('first',)
       return Claims(
-        tuple(_object_claim(found, name) for name in names),
-        _POSITION_OF.get(found.get('position')),
-        found.get('background'),
-        _RELATION_OF.get(found.get('relation')),
+        tuple(_object_claim(groups, name) for name in names),
+        _POSITION_OF.get(groups.get('position')),
+        groups.get('background'),
+        _RELATION_OF.get(groups.get('relation')),
       )
-  unknown = [word for word in words if word not in VOCABULARY]
-  reason = f'unknown words {unknown}' if unknown else 'its words are known, but not in this order'
+  unknown_words = [word for word in words if word not in VOCABULARY]
+  reason = f'unknown words {unknown_words}' if unknown_words else 'its words are known, but not in this order'
   raise ValueError(f'Cannot read the caption {text!r}: {reason}. Write it like {EXAMPLES[0]!r} or {EXAMPLES[1]!r}.')

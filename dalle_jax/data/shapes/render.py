@@ -1,4 +1,4 @@
-"""Painting scenes: anti-aliased at any size, from signed distances to the outlines."""
+"""Render scenes as anti-aliased images of any size, from the signed distances of pixels to the shapes' outlines."""
 
 import functools
 
@@ -7,9 +7,11 @@ import numpy as np
 from dalle_jax.data.shapes.scene import BACKGROUNDS, COLORS, Scene
 
 MIN_SIZE = 16
-SQUARE_SIDE = 0.9  # of the radius, which gives about the circle's area
+SQUARE_SIDE = 0.9  # half the side of a square, in units of the radius; gives about the area of the circle
 
 
+# These functions return the signed distance to a shape's outline in pixels, negative inside. Outside, near a corner,
+# they underestimate the distance.
 def _circle(dx, dy, radius):
   return np.sqrt(dx * dx + dy * dy) - radius
 
@@ -31,12 +33,13 @@ _DISTANCES = {'circle': _circle, 'square': _square, 'triangle': _triangle, 'diam
 
 
 def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
-  """The share in [0, 1] of each pixel that a shape covers.
+  """Returns the share of each pixel that a shape covers, in [0, 1].
 
   Args:
     shape: one of SHAPES.
-    dx, dy: pixel centres relative to the shape's centre, in pixels; they broadcast.
-    radius: in pixels.
+    dx: horizontal offset of each pixel's centre from the shape's centre, in pixels. Broadcasts with `dy`.
+    dy: vertical offset, in pixels, positive downwards.
+    radius: the shape's radius in pixels (see `scene.SIZES`).
   """
   return np.clip(0.5 - _DISTANCES[shape](dx, dy, radius), 0, 1)
 
@@ -47,17 +50,20 @@ def _centers(size: int) -> np.ndarray:
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-  """The picture of a scene.
+  """Renders a scene.
 
   Args:
-    scene: what to paint; later objects lie over earlier ones.
+    scene: the scene. Later objects cover earlier ones.
     size: height and width in pixels, at least MIN_SIZE.
 
   Returns:
     uint8 [size, size, 3].
+
+  Raises:
+    ValueError: `size` is below MIN_SIZE.
   """
   if size < MIN_SIZE:
-    raise ValueError(f'image_size is {size}; shapes can be told apart from {MIN_SIZE} pixels on.')
+    raise ValueError(f'image_size is {size}; it must be at least {MIN_SIZE}, so that shapes can be told apart.')
   pixels = _centers(size)
   image = np.empty((size, size, 3), np.float32)
   image[:] = BACKGROUNDS[scene.background]

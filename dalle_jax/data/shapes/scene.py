@@ -1,6 +1,6 @@
-"""Scenes of one or two coloured shapes: their attributes, how they are drawn at random, and which are held out.
+"""Scenes of one or two coloured shapes: their attributes, how to sample them, and which combinations are held out.
 
-Coordinates are fractions of the picture's side, x to the right and y downwards.
+Coordinates are fractions of the image's side. The x axis points right and the y axis points down.
 """
 
 import dataclasses
@@ -20,29 +20,32 @@ COLORS = {
   'pink': (250, 140, 190),
 }
 BACKGROUNDS = {'white': (255, 255, 255), 'gray': (128, 128, 128), 'black': (0, 0, 0)}
-SIZES = {'small': 0.15, 'large': 0.21}  # half the side of the box that holds the shape
+SIZES = {'small': 0.15, 'large': 0.21}  # the radius: half the side of a square box that contains the shape
 INVERSE = {'left of': 'right of', 'right of': 'left of', 'above': 'below', 'below': 'above'}
 RELATIONS = tuple(INVERSE)
 
 _COLUMNS = {'left': 0.25, '': 0.5, 'right': 0.75}
 _ROWS = {'top': 0.25, '': 0.5, 'bottom': 0.75}
-# Where the centre of a single object lies; 'center', 'left', ..., 'bottom right'.
+# The named positions 'center', 'left', ..., 'bottom right', as the coordinates of a single object's centre.
 POSITIONS = {
   f'{row} {column}'.strip() or 'center': (x, y) for row, y in _ROWS.items() for column, x in _COLUMNS.items()
 }
-JITTER_STEP = 1 / 32  # centres are moved by whole steps: at 32x32 a pixel
-MAX_JITTER = 1  # steps either way that leave every position and relation clear
-POSITION_TOLERANCE = 0.09  # a centre farther than this from every position has none
+JITTER_STEP = 1 / 32  # one step of jitter; one pixel in an image of 32 x 32 pixels
+MAX_JITTER = 1  # the largest jitter, in steps, at which every position and relation is still unambiguous
+POSITION_TOLERANCE = 0.09  # maximum distance from a named position along each axis
 
-# Two objects lie at a quarter and three quarters of one axis and near the middle of the other. Large ones do not move,
-# save across that axis, which leaves two of them more than 2 pixels apart, and any 1 pixel from the edge, at 32x32.
-MIN_SEPARATION = 0.25  # of two centres, for a relation to hold
-MIN_ELONGATION = 1.5  # the separation along the relation's axis over that across it
+# Two objects lie at 1/4 and 3/4 of the relation's axis, near the middle of the other axis. Large objects are jittered
+# only along the other axis. In an image of 32 x 32 pixels, the objects are therefore more than 2 pixels apart and more
+# than 1 pixel from the edge.
+MIN_SEPARATION = 0.25  # minimum distance between two centres along the relation's axis
+MIN_ELONGATION = 1.5  # minimum ratio of the distance along the relation's axis to the distance along the other axis
 
+# (shape, colour) of an object.
 HELD_OUT_KINDS = frozenset({
   ('circle', 'purple'), ('square', 'cyan'), ('triangle', 'orange'), ('diamond', 'red'),
 })  # fmt: skip
-# (relation, attribute of the first, attribute of the second), with 'left of' and 'above' only: see `_canonical`.
+# (relation, attribute of the first object, attribute of the second). The attribute is a shape or a colour. Only 'above'
+# and 'left of' occur, because `_canonical` rewrites the other relations.
 HELD_OUT_RELATIONS = frozenset({
   ('above', 'square', 'circle'), ('above', 'triangle', 'diamond'), ('above', 'circle', 'triangle'),
   ('left of', 'circle', 'triangle'), ('left of', 'diamond', 'circle'), ('left of', 'square', 'square'),
@@ -58,7 +61,7 @@ def _check(kind: str, value: object, allowed) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """One object: the names of its attributes and its centre (x, y) in [0, 1]."""
+  """An object: the names of its attributes, and its centre (x, y) with both coordinates in [0, 1]."""
 
   shape: str
   color: str
@@ -75,12 +78,13 @@ class Shape:
 
   @property
   def radius(self) -> float:
+    """Half the side of a square box that contains the shape, as a fraction of the image's side."""
     return SIZES[self.size]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """A background and one or two objects; `relation` says how the first stands to the second."""
+  """A background and one or two objects. `relation` describes where the first object is relative to the second."""
 
   background: str
   objects: tuple[Shape, ...]
@@ -91,22 +95,28 @@ class Scene:
     _check('Relation', self.relation, (None, *RELATIONS))
     if len(self.objects) not in (1, 2) or (len(self.objects) == 1 and self.relation):
       raise ValueError(
-        f'A scene has 1 object, or 2 and a relation; given {len(self.objects)} with relation {self.relation!r}.'
+        f'A scene must have 1 object without a relation, or 2 objects; given {len(self.objects)} with relation '
+        f'{self.relation!r}.'
       )
 
   @property
   def position(self) -> str | None:
-    """The named position of a single object; None for two objects or between the positions."""
+    """The named position of a single object. None for two objects, or if the object is between two positions."""
     return position_of(self.objects[0].x, self.objects[0].y) if len(self.objects) == 1 else None
 
   def to_json(self) -> str:
-    # vars, not dataclasses.asdict: it is ten times faster, and shows when a data set is written.
+    """Serializes the scene as JSON."""
+    # `vars` is ten times faster than dataclasses.asdict, which is noticeable when a data set is written.
     values = {**vars(self), 'objects': [vars(shape) for shape in self.objects]}
     return json.dumps(values, separators=(',', ':'))
 
   @classmethod
   def from_json(cls, text: str) -> 'Scene':
-    """The inverse of `to_json`. Raises ValueError for text that describes no scene."""
+    """Parses a scene that `to_json` wrote.
+
+    Raises:
+      ValueError: the text is not JSON or does not describe a scene.
+    """
     try:
       values = json.loads(text)
       return cls(values['background'], tuple(Shape(**shape) for shape in values['objects']), values['relation'])
@@ -115,7 +125,7 @@ class Scene:
 
 
 def position_of(x: float, y: float) -> str | None:
-  """The name of the position within POSITION_TOLERANCE of (x, y) along both axes, or None."""
+  """Returns the named position within POSITION_TOLERANCE of (x, y) along both axes, or None."""
   for name, (px, py) in POSITIONS.items():
     if abs(x - px) <= POSITION_TOLERANCE and abs(y - py) <= POSITION_TOLERANCE:
       return name
@@ -123,7 +133,10 @@ def position_of(x: float, y: float) -> str | None:
 
 
 def relation_of(first: Shape, second: Shape) -> str | None:
-  """How the first object stands to the second, from their centres; None where that is not clear."""
+  """Returns where the first object's centre is relative to the second's, or None if that is ambiguous.
+
+  It is ambiguous if the centres are closer than MIN_SEPARATION or the offset is too diagonal (MIN_ELONGATION).
+  """
   dx, dy = second.x - first.x, second.y - first.y
   along, across = max(abs(dx), abs(dy)), min(abs(dx), abs(dy))
   if along < MIN_SEPARATION or along < MIN_ELONGATION * across:
@@ -134,7 +147,11 @@ def relation_of(first: Shape, second: Shape) -> str | None:
 
 
 def _canonical(scene: Scene) -> tuple[str, Shape, Shape]:
-  """The same two-object scene told with 'left of' or 'above': 'a below b' is 'b above a'."""
+  """Describes a two-object scene with 'left of' or 'above'. For example, 'a below b' becomes 'b above a'.
+
+  Returns:
+    The relation, the first object and the second object.
+  """
   first, second = scene.objects
   if scene.relation in ('right of', 'below'):
     return INVERSE[scene.relation], second, first
@@ -142,7 +159,7 @@ def _canonical(scene: Scene) -> tuple[str, Shape, Shape]:
 
 
 def relation_is_held_out(scene: Scene) -> bool:
-  """Whether the scene puts two shapes, or two colours, into a relation that training never shows."""
+  """Whether two objects' shapes, or their colours, are in a relation that never occurs in training."""
   if len(scene.objects) != 2:
     return False
   relation, first, second = _canonical(scene)
@@ -151,24 +168,28 @@ def relation_is_held_out(scene: Scene) -> bool:
 
 
 def is_held_out(scene: Scene) -> bool:
-  """Whether the scene combines known attributes in a way that train and validation never show.
+  """Whether the scene has a combination of attributes that never occurs in the splits 'train' and 'validation'.
 
-  True if an object is of a kind (shape, colour) in HELD_OUT_KINDS (4 of 32), or if the two objects' shapes or
-  colours stand in a relation in HELD_OUT_RELATIONS (6 of 32 and 6 of 112). Every shape, colour, size, position,
-  background and relation by itself remains in the training data.
+  This is so if an object's (shape, colour) is in HELD_OUT_KINDS (4 of 32), or if the two shapes or the two colours are
+  in a relation of HELD_OUT_RELATIONS (6 of 32 for shapes, 6 of 112 for colours). Every single shape, colour, size,
+  position, background and relation does occur in training.
   """
   kinds = ((shape.shape, shape.color) for shape in scene.objects)
   return any(kind in HELD_OUT_KINDS for kind in kinds) or relation_is_held_out(scene)
 
 
 def sample_scene(rng: np.random.Generator, two_objects: bool, held_out: bool, jitter: int = MAX_JITTER) -> Scene:
-  """A random scene with one or two objects for which `is_held_out` equals `held_out`.
+  """Samples a scene.
 
-  Centres lie up to `jitter` steps, at most MAX_JITTER, from their places.
+  Args:
+    rng: source of the random choices.
+    two_objects: whether the scene has two objects instead of one.
+    held_out: whether the scene has a held-out combination of attributes, see `is_held_out`.
+    jitter: maximum offset of a centre along each axis, in steps of JITTER_STEP; at most MAX_JITTER.
   """
-  draw = _draw_pair if two_objects else _draw_single
+  sample = _sample_pair if two_objects else _sample_single
   while True:
-    scene = draw(rng, jitter)
+    scene = sample(rng, jitter)
     if is_held_out(scene) == held_out:
       return scene
 
@@ -177,28 +198,28 @@ def _choose(rng: np.random.Generator, names) -> str:
   return tuple(names)[rng.integers(len(names))]
 
 
-def _near(rng: np.random.Generator, value: float, jitter: int) -> float:
+def _jittered(rng: np.random.Generator, value: float, jitter: int) -> float:
   return value + int(rng.integers(-jitter, jitter + 1)) * JITTER_STEP
 
 
-def _draw_single(rng: np.random.Generator, jitter: int) -> Scene:
+def _sample_single(rng: np.random.Generator, jitter: int) -> Scene:
   x, y = POSITIONS[_choose(rng, POSITIONS)]
   shape, color, size = _choose(rng, SHAPES), _choose(rng, COLORS), _choose(rng, SIZES)
   jitter = jitter if size == 'small' else 0
-  shape = Shape(shape, color, size, _near(rng, x, jitter), _near(rng, y, jitter))
-  return Scene(_choose(rng, BACKGROUNDS), (shape,))
+  only_object = Shape(shape, color, size, _jittered(rng, x, jitter), _jittered(rng, y, jitter))
+  return Scene(_choose(rng, BACKGROUNDS), (only_object,))
 
 
-def _draw_pair(rng: np.random.Generator, jitter: int) -> Scene:
+def _sample_pair(rng: np.random.Generator, jitter: int) -> Scene:
   relation = _choose(rng, RELATIONS)
   first_color = _choose(rng, COLORS)
   second_color = _choose(rng, [color for color in COLORS if color != first_color])
-  first_is_lower = relation in ('right of', 'below')
+  first_is_far = relation in ('right of', 'below')  # far from the origin, which is the top left corner
   objects = []
-  for color, far in ((first_color, first_is_lower), (second_color, not first_is_lower)):
+  for color, is_far in ((first_color, first_is_far), (second_color, not first_is_far)):
     size = _choose(rng, SIZES)
-    along = _near(rng, 0.75 if far else 0.25, jitter if size == 'small' else 0)
-    across = _near(rng, 0.5, jitter)
-    x, y = (along, across) if relation in ('left of', 'right of') else (across, along)
+    along_axis = _jittered(rng, 0.75 if is_far else 0.25, jitter if size == 'small' else 0)
+    across_axis = _jittered(rng, 0.5, jitter)
+    x, y = (along_axis, across_axis) if relation in ('left of', 'right of') else (across_axis, along_axis)
     objects.append(Shape(_choose(rng, SHAPES), color, size, x, y))
   return Scene(_choose(rng, BACKGROUNDS), tuple(objects), relation)

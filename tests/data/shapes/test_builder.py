@@ -22,8 +22,8 @@ def prepared(tmp_path_factory):
   return builder.prepare(tmp_path_factory.mktemp('data'), **SETTINGS)
 
 
-def test_records(prepared):
-  keys, pictures = set(), set()
+def test_records_have_true_captions_and_the_rendered_scene(prepared):
+  keys, scenes = set(), set()
   for split, count in (('train', 40), ('validation', 12), ('held_out', 9)):
     source = builder.open_split(prepared, split)
     assert len(source) == count
@@ -37,46 +37,46 @@ def test_records(prepared):
       np.testing.assert_array_equal(image, render(scene, 32))
       assert record['key'] == f'{split}-{index:07d}'
       keys.add(record['key'])
-      pictures.add(record['scene'])
+      scenes.add(record['scene'])
   assert len(keys) == 61
-  assert len(pictures) > 55  # splits have streams of their own; a few scenes repeat
+  assert len(scenes) > 55  # splits are sampled independently, so a few scenes occur twice
 
 
-def test_source_can_be_pickled(prepared):
+def test_a_source_can_be_pickled(prepared):
   source = builder.open_split(prepared, 'train')
   assert pickle.loads(pickle.dumps(source))[5] == source[5]
 
 
-def test_examples_do_not_depend_on_the_counts(prepared, tmp_path):
-  other = builder.prepare(tmp_path, **{**SETTINGS, 'num_train': 7})
-  few, many = builder.open_split(other, 'train'), builder.open_split(prepared, 'train')
+def test_examples_do_not_depend_on_the_number_of_examples(prepared, tmp_path):
+  smaller = builder.prepare(tmp_path, **{**SETTINGS, 'num_train': 7})
+  few, many = builder.open_split(smaller, 'train'), builder.open_split(prepared, 'train')
   assert [few[i] for i in range(7)] == [many[i] for i in range(7)]
 
 
-def test_settings_have_directories_of_their_own(prepared, tmp_path):
+def test_other_settings_use_another_directory(prepared, tmp_path):
   other = builder.prepare(tmp_path, **{**SETTINGS, 'seed': 4})
   assert other.parent.name != prepared.parent.name
   assert builder.open_split(other, 'train')[0] != builder.open_split(prepared, 'train')[0]
 
 
 @pytest.mark.parametrize(('fraction', 'objects'), [(0.0, 1), (1.0, 2)])
-def test_two_object_fraction(tmp_path, fraction, objects):
+def test_two_object_fractions_of_0_and_1_are_exact(tmp_path, fraction, objects):
   source = builder.open_split(builder.prepare(tmp_path, **{**SETTINGS, 'two_object_fraction': fraction}), 'train')
   assert {len(Scene.from_json(source[i]['scene']).objects) for i in range(len(source))} == {objects}
 
 
 @pytest.mark.parametrize('damage', ['shard', 'info', 'everything'])
-def test_a_complete_data_set_is_kept_and_an_incomplete_one_redone(tmp_path, capfd, damage):
+def test_a_complete_data_set_is_kept_and_an_incomplete_one_is_written_again(tmp_path, capfd, damage):
   calls = []
 
   def progress(done, total):
     calls.append((done, total))
-    print('told')
+    print('progress')
 
   directory = builder.prepare(tmp_path, **SETTINGS, progress=progress)
   assert calls == [(61, 61)]
   captured = capfd.readouterr()
-  assert captured.out == 'told\n' and captured.err == ''
+  assert captured.out == 'progress\n' and captured.err == ''
   before = builder.open_split(directory, 'train')[3]
   assert builder.prepare(tmp_path, **SETTINGS, progress=progress) == directory
   assert len(calls) == 1
@@ -92,7 +92,7 @@ def test_a_complete_data_set_is_kept_and_an_incomplete_one_redone(tmp_path, capf
   assert {path.name for path in tmp_path.iterdir()} == {'captioned_shapes'}
 
 
-def test_wrong_settings_are_refused(prepared, tmp_path):
+def test_invalid_settings_and_splits_are_refused(prepared, tmp_path):
   for name, value in (
     ('num_train', 0),
     ('num_train', 10**9),
@@ -110,14 +110,14 @@ def test_wrong_settings_are_refused(prepared, tmp_path):
 
 
 @pytest.mark.parametrize('size', [32, 64, 256])
-def test_the_bound_on_a_records_size(size):
+def test_records_are_smaller_than_the_assumed_bound(size):
   config = builder._make_config(**{**SETTINGS, 'image_size': size, 'two_object_fraction': 1.0})
   for index in range(50):
     example = builder.make_example(config, 'train', index)
     assert sum(map(len, example.values())) < 1_000 + 24 * size
 
 
-def test_light_imports():
+def test_shapes_without_the_builder_import_no_heavy_package():
   code = (
     'import sys, dalle_jax.data.shapes, dalle_jax.data.shapes.captions, dalle_jax.evaluation.judge\n'
     'assert not {"tensorflow_datasets", "jax", "grain"} & set(sys.modules)'

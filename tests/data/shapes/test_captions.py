@@ -19,7 +19,7 @@ def sample(seed, two_objects, held_out=False):
 
 @settings(deadline=None, max_examples=300)
 @given(SEEDS, st.booleans(), st.booleans())
-def test_captions_are_short_true_and_readable(seed, two_objects, held_out):
+def test_captions_are_short_true_and_can_be_parsed(seed, two_objects, held_out):
   scene, rng = sample(seed, two_objects, held_out)
   text = caption(scene, rng)
   claims = parse(text)
@@ -27,7 +27,7 @@ def test_captions_are_short_true_and_readable(seed, two_objects, held_out):
   assert text == text.lower().strip() and '  ' not in text
   assert len(text.split()) <= captions.MAX_WORDS
   assert set(text.split()) <= captions.VOCABULARY
-  # What is mentioned is claimed, and nothing else.
+  # The claims are exactly what the caption mentions.
   words = text.split()
   assert (claims.background is not None) == ('background' in words)
   assert (claims.position is not None) == any(place in text for place in captions._POSITION_OF)
@@ -41,17 +41,17 @@ def test_captions_are_short_true_and_readable(seed, two_objects, held_out):
 
 @settings(deadline=None)
 @given(SEEDS, st.booleans(), st.sampled_from(['shape', 'color', 'background']))
-def test_claims_fail_on_a_changed_scene(seed, two_objects, what):
+def test_claims_are_false_for_a_changed_scene(seed, two_objects, attribute):
   scene, rng = sample(seed, two_objects)
   claims = parse(caption(scene, rng))
-  if what == 'background':
+  if attribute == 'background':
     claims = Claims(claims.objects, claims.position, scene.background, claims.relation)
     changed = next(name for name in scenes.BACKGROUNDS if name != scene.background)
     scene = scenes.Scene(changed, scene.objects, scene.relation)
   else:
-    names = {'shape': scenes.SHAPES, 'color': scenes.COLORS}[what]
-    used = {getattr(shape, what) for shape in scene.objects}
-    values = vars(scene.objects[0]) | {what: next(name for name in names if name not in used)}
+    names = {'shape': scenes.SHAPES, 'color': scenes.COLORS}[attribute]
+    used = {getattr(shape, attribute) for shape in scene.objects}
+    values = vars(scene.objects[0]) | {attribute: next(name for name in names if name not in used)}
     scene = scenes.Scene(scene.background, (scenes.Shape(**values), *scene.objects[1:]), scene.relation)
   assert not claims.hold(scene)
 
@@ -82,11 +82,11 @@ def test_claims_fail_on_a_changed_scene(seed, two_objects, what):
     ),
   ],
 )
-def test_parse(text, claims):
+def test_parse_returns_the_claims(text, claims):
   assert parse(text) == claims
 
 
-def test_two_tellings_of_one_scene():
+def test_only_true_claims_hold_in_either_order_of_the_objects():
   upper, lower = scenes.Shape('circle', 'red', 'large', 0.5, 0.25), scenes.Shape('square', 'blue', 'small', 0.5, 0.75)
   for scene in (scenes.Scene('white', (upper, lower), 'above'), scenes.Scene('white', (lower, upper), 'below')):
     assert parse('a red circle above a blue square').hold(scene)
@@ -101,7 +101,7 @@ def test_two_tellings_of_one_scene():
     assert not parse('a red circle above a blue square on a gray background').hold(scene)
 
 
-def test_relation_claims_fail_where_objects_lie_askew():
+def test_relation_claims_are_false_for_diagonal_objects():
   shapes = (scenes.Shape('circle', 'red', 'small', 0.2, 0.2), scenes.Shape('square', 'blue', 'small', 0.8, 0.8))
   scene = scenes.Scene('white', shapes)
   assert parse('a red circle and a blue square').hold(scene)
@@ -118,20 +118,20 @@ def test_relation_claims_fail_where_objects_lie_askew():
     ('', "Write it like 'a large red circle above a small blue square'"),
   ],
 )
-def test_other_text_is_refused(text, message):
+def test_text_outside_the_grammar_is_refused(text, message):
   with pytest.raises(ValueError, match=message):
     parse(text)
 
 
-def test_the_plain_wording_is_common():
+def test_the_plainest_wording_is_common():
   rng = np.random.default_rng(0)
-  claims = collections.Counter()
+  is_plain = collections.Counter()
   for _ in range(1000):
     scene = scenes.sample_scene(rng, True, False)
     first, second = scene.objects
     nouns = [f'a {o.size} {o.color} {o.shape}' for o in (first, second)]
-    claims[caption(scene, rng) == f'{nouns[0]} {captions._RELATION_WORDS[scene.relation][0]} {nouns[1]}'] += 1
-  assert claims[True] > 40
+    is_plain[caption(scene, rng) == f'{nouns[0]} {captions._RELATION_WORDS[scene.relation][0]} {nouns[1]}'] += 1
+  assert is_plain[True] > 40
 
 
 def test_the_vocabulary_is_small():
