@@ -137,9 +137,9 @@ def test_only_chosen_runs_are_fitted_and_resamples_choose_anew():
   [
     (np.geomspace(1e4, 1e7, 5), lambda x: 1 + 9 / x**0.3, 'only 5 runs'),
     (np.geomspace(1e4, 1e5, 9), lambda x: 1 + 9 / x**0.3, 'spans only 1.0 decades'),
-    (np.geomspace(1e4, 1e8, 9), lambda x: 9 / x**0.05, 'E is at its bound'),
+    (np.geomspace(1e4, 1e8, 9), lambda x: 9 / x**0.05, 'E is at its lower bound'),
     (np.geomspace(1e4, 1e8, 9), lambda x: noisy(2 + 0.001 * x / x, 0, 0.01), 'uncertain'),
-    (np.geomspace(1, 1e3, 9), lambda x: 1 + 9 / x**5, 'at the end of what is searched'),
+    (np.geomspace(1, 1e3, 9), lambda x: 1 + 9 / x**5, 'at the end of the searched range'),
   ],
 )
 def test_what_speaks_against_a_fit_is_said(inputs, losses, words):
