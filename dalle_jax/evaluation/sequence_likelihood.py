@@ -135,5 +135,5 @@ def by_context(
 
 
 def num_values(params: Any) -> int:
-  """The number of values in a model's parameters, including the counts of an n-gram."""
+  """The number of values in a model's parameters; for an n-gram, in its tables."""
   return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(params))
