@@ -52,8 +52,8 @@ def nats(
     seed: the seed of the sampled codes.
 
   Returns:
-    Arrays [B] by name. For each posterior P: 'P/distortion', 'P/kl_uniform' and, with a prior, 'P/kl_prior'. With a
-    prior also 'text', -ln p(y). A dVAE with deterministic codes has only the posterior 'argmax'.
+    Arrays [B] by name. For each posterior P: 'P/distortion' (-ln p(x | z)), 'P/kl_uniform' and, with a prior,
+    'P/kl_prior'. With a prior also 'text' (-ln p(y)). A dVAE with deterministic codes has only the posterior 'argmax'.
   """
   image = batch['image']
   variables = {'params': params['dvae']}
@@ -112,23 +112,23 @@ def measure(
     The arrays of `nats`, float64 [M] each.
   """
   run = jax.jit(functools.partial(nats, dvae, prior, min_log_scale), out_shardings=sharding.replicated(mesh))
-  parts, done = [], 0
+  results, done = [], 0
   for count, batch in batches:
     index = np.arange(done, done + len(batch['image']))
     with sharding.use_mesh(mesh):
       terms = jax.device_get(run(params, *sharding.from_whole((batch, index), mesh), seed))
-    parts.append({name: np.asarray(values, np.float64)[:count] for name, values in terms.items()})
+    results.append({name: np.asarray(values, np.float64)[:count] for name, values in terms.items()})
     done += count
     if progress:
       progress(done)
-  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def summarize(found: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_weight: float) -> dict[str, float]:
+def summarize(terms: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_weight: float) -> dict[str, float]:
   """Average the terms from `measure` over images.
 
   Args:
-    found: the terms by name, [M] each, in nats.
+    terms: the terms by name, [M] each, in nats.
     num_dims: D, the number of dimensions of an image.
     num_codes: N, the number of codes of an image.
     kl_weight: the weight of the KL term, per code position, in phase 1's loss.
@@ -150,15 +150,15 @@ def summarize(found: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
     figures[f'{name}_stderr'] = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
   for posterior in POSTERIORS:
-    if f'{posterior}/distortion' not in found:
+    if f'{posterior}/distortion' not in terms:
       continue
-    distortion = found[f'{posterior}/distortion']
+    distortion = terms[f'{posterior}/distortion']
     put(f'{posterior}/distortion', distortion)
     totals = {}
     for prior in ('uniform', 'prior'):
-      if f'{posterior}/kl_{prior}' not in found:
+      if f'{posterior}/kl_{prior}' not in terms:
         continue
-      kl = found[f'{posterior}/kl_{prior}']
+      kl = terms[f'{posterior}/kl_{prior}']
       density = distortion / num_dims + math.log(BIN_WIDTH)
       totals[prior] = {
         'nats': distortion + kl,
@@ -172,6 +172,6 @@ def summarize(found: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
     if len(totals) == 2:
       for unit in totals['prior']:
         put(f'{posterior}/gain/{unit}', totals['uniform'][unit] - totals['prior'][unit])
-  if 'text' in found:
-    put('text/nats', found['text'])
+  if 'text' in terms:
+    put('text/nats', terms['text'])
   return figures

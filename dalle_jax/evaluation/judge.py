@@ -32,7 +32,7 @@ RADIUS_TOLERANCE = 0.2  # largest relative deviation of a radius from a named si
 BACKGROUND_TOLERANCE = 50  # largest RGB distance of the border's median from a background colour
 BORDER_SHARE = 0.9  # share of the border's pixels that must have the background's colour
 COLOR_TOLERANCE = 70  # largest RGB distance of a pixel from its palette colour
-CORE_NEIGHBOURS = 3  # of a core pixel's 4 neighbours, how many must have its colour; in a thin rim only 2 do
+CORE_NEIGHBOURS = 3  # a core pixel needs this many of its 4 neighbours in its colour; in a thin rim only 2 have it
 MIN_CORE = 3  # smallest number of pixels in an object's core
 MAX_RESIDUAL = 0.10  # largest squared error of a match, relative to the template's sum of squares
 LEFTOVER_DISTANCE = 90  # RGB distance between image and rendering above which a pixel is a leftover
@@ -98,9 +98,9 @@ def _bank_in_parts() -> np.ndarray:
 def _to_grid(image: np.ndarray) -> np.ndarray:
   """Resize an image uint8 [H, H, 3] to float32 [GRID, GRID, 3] by averaging areas."""
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape[0] != image.shape[1]:
-    raise ValueError(f'The judge reads square uint8 pictures [H, H, 3]; given {image.dtype} {list(image.shape)}.')
+    raise ValueError(f'The judge reads square uint8 images [H, H, 3]; given {image.dtype} {list(image.shape)}.')
   if len(image) < GRID:
-    raise ValueError(f'The judge reads pictures of at least {GRID} pixels; config.data.image_size is {len(image)}.')
+    raise ValueError(f'The judge reads images of at least {GRID} pixels; config.data.image_size is {len(image)}.')
   if len(image) != GRID:
     image = np.asarray(Image.fromarray(image).resize((GRID, GRID), Image.Resampling.BOX))
   return image.astype(np.float32)
@@ -291,7 +291,7 @@ def judge(captions: list[str], images: np.ndarray) -> np.ndarray:
   """
   if len(captions) != len(images):
     raise ValueError(
-      f'Given {len(captions)} captions and {len(images)} pictures; the judge needs one caption for each picture.'
+      f'Given {len(captions)} captions and {len(images)} images; the judge needs one caption for each image.'
     )
   # Parse all captions first, so that an invalid one is reported before the slow reading of images.
   claims = [parse(text) for text in captions]

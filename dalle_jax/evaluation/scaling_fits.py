@@ -1,4 +1,7 @@
-"""Fit scaling laws to a ladder of runs, test them by extrapolation, and plan the model size for a compute budget."""
+"""Fit scaling laws to a ladder of runs, test them by extrapolation, and plan the model size for a compute budget.
+
+A ladder is a set of training runs with several model sizes and several numbers of training tokens.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence

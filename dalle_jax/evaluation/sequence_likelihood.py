@@ -47,23 +47,23 @@ def _last_nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Arra
   return token_nll(logits, tokens[:, -1])
 
 
-def summarize(found: np.ndarray, num_bytes: int) -> dict[str, float]:
+def summarize(row_nats: np.ndarray, num_bytes: int) -> dict[str, float]:
   """Summarize the likelihood of a text as flat metrics.
 
   Args:
-    found: -ln p of each token, [N, T].
+    row_nats: -ln p of each token, [N, T].
     num_bytes: the length of the text in bytes.
 
   Returns:
     Bits per token with its standard error over rows, bits per byte, perplexity, and the numbers of tokens and bytes.
   """
-  mean, stderr = mean_and_stderr(found.mean(axis=1) / math.log(2))
+  mean, stderr = mean_and_stderr(row_nats.mean(axis=1) / math.log(2))
   return {
     'bits_per_token': mean,
     'bits_per_token_stderr': stderr,
-    'bits_per_byte': float(found.sum() / math.log(2) / num_bytes),
-    'perplexity': perplexity(float(found.mean())),
-    'num_tokens': float(found.size),
+    'bits_per_byte': float(row_nats.sum() / math.log(2) / num_bytes),
+    'perplexity': perplexity(float(row_nats.mean())),
+    'num_tokens': float(row_nats.size),
     'num_bytes': float(num_bytes),
   }
 

@@ -67,7 +67,7 @@ def has_holes(keep: np.ndarray) -> bool:
 
 
 def variation_bonus(strength: float) -> float:
-  """The bonus on the log odds of an image's own codes that a variation uses: -2 ln(strength), in nats.
+  """The log-odds bonus of an image's own codes in a variation: -2 ln(strength), in nats.
 
   The odds of keeping a code are multiplied by strength^-2. A strength of 1 gives no bonus: the image has no influence.
   The smaller the strength, the more often an implausible code stays.

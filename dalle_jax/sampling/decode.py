@@ -196,7 +196,7 @@ def decode(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
   """Sample complete sequences that begin with given prefixes, in one call.
 
   Args:

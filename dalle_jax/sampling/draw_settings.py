@@ -28,11 +28,10 @@ class DrawSettings:
   guidance_ramp: float | None = None  # share of the image's tokens over which the scale grows from 1
   negative_prompt: str = ''  # guidance moves away from this prompt; empty: away from images without a caption
   candidates: int | None = None  # images sampled per prompt, of which num_images are kept; None: num_images
-  rank: str = (
-    ''  # the score that chooses among candidates, one of RANKS; empty: the reranker if there is one, else likelihood
-  )
+  # The score that chooses among candidates, one of RANKS; empty: the reranker if there is one, else the likelihood.
+  rank: str = ''
   truncate: bool = False  # cut prompts that are too long instead of refusing them
-  # Pad every batch to the full batch size. The same image then has the same bits, however many images are sampled.
+  # Pad every batch to the full batch size. An image is then bit for bit the same, however many are sampled.
   whole_batches: bool = False
 
   def __post_init__(self) -> None:

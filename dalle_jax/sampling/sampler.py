@@ -35,7 +35,7 @@ class SampledImages(NamedTuple):
 
   codes: np.ndarray  # int32 [N, h, w]
   images: np.ndarray  # uint8 [N, H, W, 3]
-  # float32 [N, h, w]: -ln p of each code at temperature 1, without guidance, filters or bonus. Kept codes that precede
+  # float32 [N, h, w]: -ln p of each code at temperature 1, without guidance, top-k, top-p or bonus. Kept codes before
   # the first sampled code have 0.
   nats: np.ndarray
 
@@ -79,7 +79,7 @@ class Sampler:
       ValueError: the settings do not fit the model.
     """
     self.model, self.mesh, self.settings, self._dvae, self._part = model, mesh, settings, dvae, part
-    # The devices must divide a batch; the surplus rows are computed and dropped.
+    # The number of devices must divide the batch size. Surplus rows are computed and dropped.
     self.batch_size = sharding.rounded_batch(settings.batch_size, mesh)
     if settings.top_k > model.image_vocab_size:
       raise ValueError(
@@ -92,7 +92,7 @@ class Sampler:
         'leave --guidance_scale (config.sampling.guidance_scale) at 1 for this model.'
       )
     self._programs = jitted_programs(model, dvae, mesh, settings.top_k)
-    self._most_known = -1  # the most known codes for which the batch size has been compared with the free memory
+    self._most_known = -1  # the most known codes for which `_cut_to_memory` has checked the batch size
 
   def __call__(
     self, params: dict[str, Any], text: np.ndarray, seed: int, progress: Callable[[int, int], None] | None = None
@@ -293,16 +293,16 @@ def loop_arguments(
   keep: jax.Array | None = None,
   bonus: np.float32 | None = None,
 ) -> tuple[Any, ...]:
-  """The arguments that `Programs.advance` and `Programs.finish` both take last, in their order.
+  """The trailing arguments of `Programs.advance` and `Programs.finish`, in order.
 
   Args:
     settings: the sampling settings.
-    model: the model that draws the tokens.
+    model: the model that samples the tokens.
     seed: the seed of the noise.
     index: int32 [B], the number of each image under the seed.
-    codes: int32 [B, image_length], the known codes; None if all codes are drawn.
+    codes: int32 [B, image_length], the known codes; None if there are none.
     keep: bool [B, image_length], which of the known codes stay; None with `codes`.
-    bonus: added to the logits of the other known codes, in nats; None for no bonus.
+    bonus: added to the log odds of the other known codes, in nats; None for no bonus.
   """
   return seed, index, _decode_settings(settings, model), codes, keep, bonus
 
@@ -320,7 +320,7 @@ def _decode_settings(settings: SamplingConfig, model: Prior | StreamModel) -> de
 @functools.lru_cache(maxsize=8)
 def jitted_programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: int) -> Programs:
   """The jitted functions of a model, shared by all samplers with the same `top_k`, whatever their other settings."""
-  whole = sharding.replicated(mesh)
+  replicated = sharding.replicated(mesh)
 
   def begin(params: Any, text: jax.Array, unconditional: jax.Array | None, lead: jax.Array | None) -> decode.State:
     def prefix(text: jax.Array) -> jax.Array:
@@ -329,18 +329,18 @@ def jitted_programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: i
 
     return decode.begin(model, params, prefix(text), None if unconditional is None else prefix(unconditional))
 
-  def given(codes: jax.Array | None, keep: jax.Array | None, bonus: jax.Array | None) -> decode.Given | None:
+  def known_tokens(codes: jax.Array | None, keep: jax.Array | None, bonus: jax.Array | None) -> decode.Given | None:
     if codes is None:
       return None
     front = ((0, 0), (model.text_length, 0))
     return decode.Given(jnp.pad(codes + model.text_vocab_size, front), jnp.pad(keep, front), bonus)
 
   def advance(params, state, stop, seed, index, settings, codes, keep, bonus):
-    keys, known = decode.row_keys(seed, index), given(codes, keep, bonus)
+    keys, known = decode.row_keys(seed, index), known_tokens(codes, keep, bonus)
     return decode.advance(model, params, state, keys, stop, settings, top_k, known)
 
   def finish(state, seed, index, settings, codes, keep, bonus):
-    return decode.finish(state, decode.row_keys(seed, index), settings, top_k, given(codes, keep, bonus))
+    return decode.finish(state, decode.row_keys(seed, index), settings, top_k, known_tokens(codes, keep, bonus))
 
   def grid(tokens: jax.Array) -> jax.Array:
     return model.codes(tokens).reshape(-1, model.grid_size, model.grid_size)
@@ -355,9 +355,9 @@ def jitted_programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: i
     jax.jit(model.decode_params),
     jax.jit(begin),
     jax.jit(advance, donate_argnums=1),
-    jax.jit(finish, out_shardings=whole),
-    jax.jit(paint, out_shardings=whole),
-    jax.jit(lambda params, tokens, rows: paint_rows(dvae, params, grid(tokens), rows), out_shardings=whole),
+    jax.jit(finish, out_shardings=replicated),
+    jax.jit(paint, out_shardings=replicated),
+    jax.jit(lambda params, tokens, rows: paint_rows(dvae, params, grid(tokens), rows), out_shardings=replicated),
   )
 
 

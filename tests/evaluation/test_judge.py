@@ -184,12 +184,12 @@ def test_two_objects_of_one_color_are_read_as_two_objects():
 
 def test_wrong_shapes_dtypes_and_captions_are_refused():
   good = np.zeros((2, 32, 32, 3), np.uint8)
-  with pytest.raises(ValueError, match='Given 1 captions and 2 pictures'):
+  with pytest.raises(ValueError, match='Given 1 captions and 2 images'):
     judging.judge(['a red circle'], good)
   with pytest.raises(ValueError, match='Cannot read the caption'):
     judging.judge(['a red circle', 'a dog'], good)
   with pytest.raises(ValueError, match='at least 32 pixels'):
     judging.read(good[0, :16, :16])
   for bad in (good[0].astype(np.float32), good[0, :, :16], good[0, ..., :1], good):
-    with pytest.raises(ValueError, match='square uint8 pictures'):
+    with pytest.raises(ValueError, match='square uint8 images'):
       judging.read(bad)
