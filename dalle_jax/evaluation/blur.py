@@ -1,11 +1,11 @@
-"""Pictures out of focus, on which figure 9a compares models by what they draw beyond fine detail."""
+"""Blur images, as in figure 9a, which compares models with fine detail removed."""
 
 import numpy as np
 import scipy.ndimage
 
 
 def gaussian(images: np.ndarray, radius: float) -> np.ndarray:
-  """uint8 [N, H, W, 3] blurred by a Gaussian of the standard deviation `radius`, in pixels; the rim is continued."""
+  """Blur images uint8 [N, H, W, 3] with a Gaussian of standard deviation `radius` in pixels; edge pixels repeat."""
   if not radius:
     return images
   blurred = scipy.ndimage.gaussian_filter(images.astype(np.float32), (0, radius, radius, 0), mode='nearest')

@@ -1,4 +1,4 @@
-"""What choosing among candidates gains (section 2.6; figure 9c)."""
+"""The gain from choosing the best of several candidates (section 2.6; figure 9c)."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ import numpy as np
 
 
 def chosen(scores: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-  """The value of the best-scored of `count` candidates, averaged over disjoint groups of so many, float [P].
+  """The value of the best-scored candidate in a group of `count`, averaged over disjoint groups, float [P].
 
   Args:
-    scores: [P, N]; more is better, and of equal ones the first is taken.
-    values: [P, N], such as whether an image shows what was asked for.
-    count: 1 to N; the last N modulo `count` candidates are not used.
+    scores: [P, N], the scores of N candidates for each of P prompts. Higher is better; ties go to the first.
+    values: [P, N], the candidates' values, such as whether an image shows what its prompt says.
+    count: candidates in a group, 1 to N. The last N modulo `count` candidates are not used.
   """
-  num_prompts, number = scores.shape
-  groups = number // count
-  assert groups >= 1, (number, count)
+  num_prompts, num_candidates = scores.shape
+  groups = num_candidates // count
+  assert groups >= 1, (num_candidates, count)
   shape = (num_prompts, groups, count)
   best = scores[:, : groups * count].reshape(shape).argmax(axis=2)
   grouped = values[:, : groups * count].reshape(shape).astype(np.float64)
@@ -23,12 +23,12 @@ def chosen(scores: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 
 
 def curve(scores: np.ndarray, values: np.ndarray, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Means over prompts of `chosen` for each of C counts, and their standard errors (0 of one prompt), [C] each."""
-  means = [chosen(scores, values, count) for count in counts]
-  errors = [each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in means]
-  return np.array([each.mean() for each in means]), np.array(errors)
+  """Average `chosen` over prompts for each of C counts: means [C] and standard errors [C] (0 if P is 1)."""
+  by_prompt = [chosen(scores, values, count) for count in counts]
+  errors = [means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0 for means in by_prompt]
+  return np.array([means.mean() for means in by_prompt]), np.array(errors)
 
 
 def powers_of_two(most: int) -> list[int]:
-  """1, 2, 4, ... up to `most`."""
+  """The powers of two 1, 2, 4, ... that are at most `most`."""
   return [1 << power for power in range(most.bit_length()) if 1 << power <= most]

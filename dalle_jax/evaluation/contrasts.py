@@ -1,7 +1,7 @@
-"""Near misses of captioned shapes: pictures that differ from a caption's own in one thing that the caption names.
+"""Near misses of captioned_shapes: images that differ from the caption's image in one thing that the caption names.
 
-A reranker that counts the words it finds cannot tell them apart: with two objects, the same colours and shapes are
-there when colours are exchanged or the relation is another.
+They expose a reranker that only checks which words of the caption apply. When the colours of two objects are exchanged
+or their relation changes, the image still contains all the colours and shapes that the caption names.
 """
 
 import dataclasses
@@ -17,17 +17,18 @@ from dalle_jax.data.shapes.scene import BACKGROUNDS, COLORS, POSITIONS, RELATION
 from dalle_jax.evaluation.prompt_accuracy import KINDS
 
 
-def _other(rng: np.random.Generator, names: Sequence[str], *taken: str) -> str:
-  left = [name for name in names if name not in taken]
-  return left[rng.integers(len(left))]
+def _other(rng: np.random.Generator, names: Sequence[str], *excluded: str) -> str:
+  """Choose a name at random that is not in `excluded`."""
+  allowed = [name for name in names if name not in excluded]
+  return allowed[rng.integers(len(allowed))]
 
 
-def _with_one(scene: Scene, rng: np.random.Generator, name: str, choices: Sequence[str], taken: list[str]) -> Scene:
-  """The scene with another value of an attribute of one of its objects."""
-  changed = int(rng.integers(len(scene.objects)))
+def _with_one(scene: Scene, rng: np.random.Generator, name: str, choices: Sequence[str], excluded: list[str]) -> Scene:
+  """Change the attribute `name` of a random object to another of the `choices`, but none of `excluded`."""
+  index = int(rng.integers(len(scene.objects)))
   objects = list(scene.objects)
-  value = _other(rng, choices, getattr(objects[changed], name), *taken)
-  objects[changed] = dataclasses.replace(objects[changed], **{name: value})
+  value = _other(rng, choices, getattr(objects[index], name), *excluded)
+  objects[index] = dataclasses.replace(objects[index], **{name: value})
   return dataclasses.replace(scene, objects=tuple(objects))
 
 
@@ -53,16 +54,16 @@ def _position(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Scene:
-  """The objects stand in another relation: places exchanged, turned by a right angle, or both."""
+  """Put the two objects in another relation: swap their centres, exchange the axes, or both."""
   relation = _other(rng, RELATIONS, scene.relation or '')
   first, second = scene.objects
-  places = [(first.x, first.y), (second.x, second.y)]
-  beside = ('left of', 'right of')
-  if (relation in beside) != (scene.relation in beside):
-    places = [(y, x) for x, y in places]
-  lower_first = relation in ('right of', 'below')
-  places.sort(key=lambda place: place[relation not in beside], reverse=lower_first)
-  objects = tuple(dataclasses.replace(shape, x=x, y=y) for shape, (x, y) in zip((first, second), places, strict=True))
+  centres = [(first.x, first.y), (second.x, second.y)]
+  horizontal = ('left of', 'right of')
+  if (relation in horizontal) != (scene.relation in horizontal):
+    centres = [(y, x) for x, y in centres]
+  descending = relation in ('right of', 'below')
+  centres.sort(key=lambda centre: centre[relation not in horizontal], reverse=descending)
+  objects = tuple(dataclasses.replace(shape, x=x, y=y) for shape, (x, y) in zip((first, second), centres, strict=True))
   return Scene(scene.background, objects, relation)
 
 
@@ -74,7 +75,7 @@ def _exchanged_colors(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 ANY, SINGLE, PAIR = (1, 2), (1,), (2,)
-# What may differ, in scenes of how many objects.
+# For each contrast: the numbers of objects for which it is defined, and the function that changes a scene.
 CONTRASTS: dict[str, tuple[tuple[int, ...], Callable[[Scene, np.random.Generator], Scene]]] = {
   'color': (ANY, _color),
   'shape': (ANY, _shape),
@@ -87,7 +88,7 @@ CONTRASTS: dict[str, tuple[tuple[int, ...], Callable[[Scene, np.random.Generator
 
 
 def near_misses(claims: Claims, scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, Scene]]:
-  """For each contrast by which the claims become false, its name and the changed scene."""
+  """Yield the name and the changed scene of every contrast that makes the claims false."""
   for name, (counts, change) in CONTRASTS.items():
     if len(scene.objects) in counts:
       changed = change(scene, rng)
@@ -97,34 +98,34 @@ def near_misses(claims: Claims, scene: Scene, rng: np.random.Generator) -> Itera
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Pictures of true scenes and of near misses, with what they stand for."""
+  """P captions with their true images, and Q near misses of these images."""
 
-  captions: list[str]  # P
-  true: np.ndarray  # uint8 [P, H, W, 3]
-  false: np.ndarray  # uint8 [Q, H, W, 3]
-  of: np.ndarray  # [Q], the caption of each near miss
-  contrasts: list[str]  # Q
+  captions: list[str]  # P captions
+  true: np.ndarray  # uint8 [P, H, W, 3], the image of each caption
+  false: np.ndarray  # uint8 [Q, H, W, 3], the near misses
+  of: np.ndarray  # int [Q], the index of each near miss's caption
+  contrasts: list[str]  # Q names of contrasts, keys of CONTRASTS
 
 
 def make_pairs(records: Sequence[dict[str, Any]], image_size: int, num_per_kind: int, seed: int) -> Pairs:
-  """Near misses of the first captions, each text once, `num_per_kind` with one object and as many with two.
+  """Render true images and near misses for the first distinct captions.
 
   Args:
-    records: of captioned_shapes, with 'caption' and 'scene'.
-    image_size: of the pictures, which are painted.
-    num_per_kind: at most so many captions of each kind are taken.
-    seed: of what is changed.
+    records: records of captioned_shapes, with 'caption' and 'scene'.
+    image_size: height and width of the rendered images in pixels.
+    num_per_kind: the most captions with one object, and the most captions with two.
+    seed: the seed of the random changes.
   """
-  rng, kept = np.random.default_rng(seed), dict.fromkeys(KINDS, 0)
+  rng, counts = np.random.default_rng(seed), dict.fromkeys(KINDS, 0)
   captions, true, false, of, contrasts, seen = [], [], [], [], [], set()
   for i in range(len(records)):
-    if all(count == num_per_kind for count in kept.values()):
+    if all(count == num_per_kind for count in counts.values()):
       break
     text, scene = records[i]['caption'], Scene.from_json(records[i]['scene'])
-    if text in seen or kept[len(scene.objects)] == num_per_kind:
+    if text in seen or counts[len(scene.objects)] == num_per_kind:
       continue
     seen.add(text)
-    kept[len(scene.objects)] += 1
+    counts[len(scene.objects)] += 1
     for name, changed in near_misses(language.parse(text), scene, rng):
       false.append(render(changed, image_size))
       of.append(len(captions))
@@ -135,14 +136,16 @@ def make_pairs(records: Sequence[dict[str, Any]], image_size: int, num_per_kind:
 
 
 def scores(pairs: Pairs, texts: np.ndarray, true: np.ndarray, false: np.ndarray, split: str) -> dict[str, float]:
-  """Flat figures: the share of near misses that score below the true picture, by number of objects and contrast.
+  """The shares of near misses that score below the true image, as flat metrics by number of objects and contrast.
 
-  'all' is the share of captions whose true picture scores above each of its near misses.
+  The metric 'all' is the share of captions whose true image scores above all of its near misses.
 
   Args:
-    pairs: what was embedded.
-    texts, true, false: embeddings of the captions and of both kinds of pictures, [P, D], [P, D] and [Q, D].
-    split: names the figures.
+    pairs: the captions and images.
+    texts: embeddings of the captions [P, D].
+    true: embeddings of the true images [P, D].
+    false: embeddings of the near misses [Q, D].
+    split: the name of the split, which is part of the metric names.
   """
   below = np.sum(texts[pairs.of] * false, axis=1) < np.sum(texts * true, axis=1)[pairs.of]
   kinds = np.array([KINDS[len(language.parse(text).objects)] for text in pairs.captions])

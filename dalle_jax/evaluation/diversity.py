@@ -1,30 +1,45 @@
-"""How much the images of one prompt differ."""
+"""Diversity of the images generated for one prompt."""
 
 import numpy as np
 
 
 def pairwise_distance(x: np.ndarray) -> np.ndarray:
-  """The mean Euclidean distance between two of K vectors, for each of P sets [P, K, F], K > 1: [P]."""
+  """The mean Euclidean distance over all pairs of K vectors, for P sets [P, K, F] with K > 1: [P]."""
   first, second = np.triu_indices(x.shape[1], k=1)
-  # One set at a time: all pairs of pictures of all prompts would not fit in memory.
-  return np.array([np.linalg.norm(part[first] - part[second], axis=-1).mean() for part in x.astype(np.float64)])
+  # One set at a time: the pairs of all sets together may not fit in memory.
+  return np.array(
+    [np.linalg.norm(vectors[first] - vectors[second], axis=-1).mean() for vectors in x.astype(np.float64)]
+  )
 
 
 def pixel_distance(images: np.ndarray) -> np.ndarray:
-  """The mean over pairs of the root mean squared difference, in shares of the range, of uint8 [P, K, H, W, 3]: [P]."""
+  """The mean root-mean-square pixel difference over all pairs of the K images of each prompt.
+
+  Args:
+    images: uint8 [P, K, H, W, 3], K images for each of P prompts.
+
+  Returns:
+    [P], as a share of the pixel range: 1 is the distance from black to white.
+  """
   flat = images.reshape(*images.shape[:2], -1)
-  return np.array([pairwise_distance(part[None] / 255)[0] for part in flat]) / np.sqrt(flat.shape[-1])
+  return np.array([pairwise_distance(pixels[None] / 255)[0] for pixels in flat]) / np.sqrt(flat.shape[-1])
 
 
 def num_distinct(codes: np.ndarray) -> np.ndarray:
-  """Different grids among those of one prompt, codes [P, K, h, w]: [P]."""
+  """The number of distinct code grids per prompt, from codes [P, K, h, w]: [P]."""
   return np.array([len(np.unique(grids.reshape(len(grids), -1), axis=0)) for grids in codes])
 
 
 def vendi(x: np.ndarray) -> np.ndarray:
-  """The effective number of different vectors among K (Friedman and Dieng 2023), of [P, K, F]: [P] in [1, K].
+  """The Vendi score, an effective number of distinct vectors (Friedman and Dieng 2023).
 
-  exp of the entropy of the eigenvalues of the matrix of cosines, divided by K.
+  The score is exp of the entropy of the eigenvalues of C / K, where C is the matrix [K, K] of cosine similarities.
+
+  Args:
+    x: [P, K, F], K vectors for each of P prompts.
+
+  Returns:
+    [P], each between 1 and K.
   """
   x = x.astype(np.float64)
   unit = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-300)

@@ -4,12 +4,13 @@ For an image x of D dimensions with caption y, and its N codes z of K values:
 
     -ln p(x, y) <= E_q [-ln p(x | z)] + KL(q(z | x) || p(z | y)) - ln p(y).
 
-Phase 1 of training minimises the first two terms with p(z | y) = K^-N; phase 2 minimises the others over the prior,
-with q held still. Both are measured here on the same codes, so that what phase 2 gains is seen image by image.
+Phase 1 of training minimises the first two terms with p(z | y) = K^-N. Phase 2 minimises the last two terms over the
+prior, with q fixed. We measure both priors on the same codes, which gives the gain of phase 2 for every image.
 
-Two posteriors are measured. 'sampled' is the encoder's distribution q: z is drawn from it once for each image, and the
-entropy of q is computed exactly. 'argmax' is the point mass on the likeliest codes, what phase 2 trains on: its entropy
-is 0 and its KL to the uniform prior N ln K.
+We measure two posteriors:
+- 'sampled' is the encoder's distribution q. One z is sampled from it per image; the entropy of q is exact.
+- 'argmax' is the point mass on the likeliest codes, which phase 2 trains on. Its entropy is 0, so its KL to the
+  uniform prior is N ln K.
 
 Likelihoods are probabilities of 8-bit pixels: the density of the mapped pixels (appendix A.3) times the width of a
 pixel's bin, 0.8/255.
@@ -39,43 +40,43 @@ POSTERIORS = ('sampled', 'argmax')
 def nats(
   dvae: Dvae, prior: Prior | None, min_log_scale: float, params: Any, batch: dict, index: jax.Array, seed: jax.Array
 ) -> dict[str, jax.Array]:
-  """Nats of each image of a batch, by name, [B] each.
+  """Compute the terms of the bound for each image of a batch, in nats.
 
   Args:
-    dvae: the module.
-    prior: the prior; None: the uniform one only.
-    min_log_scale: floor of the likelihood's ln b, as in training.
-    params: {'dvae', 'prior'}.
+    dvae: the dVAE module.
+    prior: the learned prior; None measures the uniform prior only.
+    min_log_scale: the lower limit of the likelihood's ln b, as in training.
+    params: the parameters of the dVAE and the prior, under 'dvae' and 'prior'.
     batch: 'image' uint8 [B, H, W, 3] and, with a prior, 'text' [B, text_length - 1].
-    index: int [B], the images' numbers; image i draws its codes with fold_in(key(seed), i).
-    seed: of the codes.
+    index: int [B], the images' numbers; image i samples its codes with fold_in(key(seed), i).
+    seed: the seed of the sampled codes.
 
   Returns:
-    For each posterior P: 'P/distortion'; 'P/kl_uniform'; with a prior 'P/kl_prior'. With a prior also 'text'. A dVAE
-    with deterministic codes has the posterior 'argmax' alone.
+    Arrays [B] by name. For each posterior P: 'P/distortion' (-ln p(x | z)), 'P/kl_uniform' and, with a prior,
+    'P/kl_prior'. With a prior also 'text' (-ln p(y)). A dVAE with deterministic codes has only the posterior 'argmax'.
   """
   image = batch['image']
   variables = {'params': params['dvae']}
   z = dvae.apply(variables, image, method='encode_latents')
-  found = {}
+  terms = {}
   for posterior in POSTERIORS if dvae.bottleneck == 'gumbel' else ('argmax',):
     codes, entropy = _draw(dvae, variables, z, posterior, index, seed)
     stats = dvae.apply(variables, codes, method='decode_stats')
     density = likelihood.logit_laplace_nll(likelihood.map_pixels(image), stats, min_log_scale)
-    found[f'{posterior}/distortion'] = jnp.sum(density - math.log(BIN_WIDTH), axis=(1, 2, 3))
-    found[f'{posterior}/kl_uniform'] = codes[0].size * math.log(dvae.image_vocab_size) - entropy
+    terms[f'{posterior}/distortion'] = jnp.sum(density - math.log(BIN_WIDTH), axis=(1, 2, 3))
+    terms[f'{posterior}/kl_uniform'] = codes[0].size * math.log(dvae.image_vocab_size) - entropy
     if prior is not None:
       flat = codes.reshape(len(image), -1)
       text_logits, image_logits = prior.split_logits(params['prior'], batch['text'], flat)
-      found[f'{posterior}/kl_prior'] = token_nll(image_logits, flat).sum(-1) - entropy
-      found['text'] = prior_model.text_nats(text_logits, batch['text'])
-  return found
+      terms[f'{posterior}/kl_prior'] = token_nll(image_logits, flat).sum(-1) - entropy
+      terms['text'] = prior_model.text_nats(text_logits, batch['text'])
+  return terms
 
 
 def _draw(
   dvae: Dvae, variables: Any, z: jax.Array, posterior: str, index: jax.Array, seed: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Codes int32 [B, h, w] and the entropy of the posterior in nats, [B]."""
+  """Get codes from a posterior: int32 [B, h, w], and the posterior's entropy in nats, [B]."""
   if posterior == 'argmax':
     return dvae.apply(variables, z, method='codes'), jnp.zeros(len(z))
   base = jax.random.key(seed)
@@ -95,41 +96,52 @@ def measure(
   seed: int,
   progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-  """`nats` of many images, [M] each.
+  """Compute `nats` for M images in batches.
 
   Args:
-    batches: (number of real rows, numpy batch) pairs of one shape; rows beyond that number are left out.
-    mesh: the batch is split over it.
-    progress: called with the number of images done.
-    dvae, prior, min_log_scale, params, seed: as for `nats`.
+    dvae: as for `nats`.
+    prior: as for `nats`.
+    min_log_scale: as for `nats`.
+    params: as for `nats`, on the mesh.
+    batches: pairs (number of real rows, numpy batch); all batches have one shape. Rows after the real ones are padding.
+    mesh: the device mesh that splits the batches.
+    seed: as for `nats`.
+    progress: called with the number of images done after each batch.
+
+  Returns:
+    The arrays of `nats`, float64 [M] each.
   """
   run = jax.jit(functools.partial(nats, dvae, prior, min_log_scale), out_shardings=sharding.replicated(mesh))
-  parts, done = [], 0
+  results, done = [], 0
   for count, batch in batches:
     index = np.arange(done, done + len(batch['image']))
     with sharding.use_mesh(mesh):
-      found = jax.device_get(run(params, *sharding.from_whole((batch, index), mesh), seed))
-    parts.append({name: np.asarray(values, np.float64)[:count] for name, values in found.items()})
+      terms = jax.device_get(run(params, *sharding.from_whole((batch, index), mesh), seed))
+    results.append({name: np.asarray(values, np.float64)[:count] for name, values in terms.items()})
     done += count
     if progress:
       progress(done)
-  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def summarize(found: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_weight: float) -> dict[str, float]:
-  """Means and standard errors over images, from `measure`.
+def summarize(terms: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_weight: float) -> dict[str, float]:
+  """Average the terms from `measure` over images.
 
   Args:
-    found: nats by name, [M] each.
-    num_dims: D, of an image.
-    num_codes: N, of an image.
-    kl_weight: with which phase 1 weighed the KL per position.
+    terms: the terms by name, [M] each, in nats.
+    num_dims: D, the number of dimensions of an image.
+    num_codes: N, the number of codes of an image.
+    kl_weight: the weight of the KL term, per code position, in phase 1's loss.
 
   Returns:
-    Flat figures, each with a '..._stderr' beside it. For each posterior P and prior R of 'uniform' and 'prior':
-    'P/R/nats', the negative bound on ln p(x | y) per image, and 'P/R/bits_per_dim'; 'P/R/phase_1_loss', phase 1's loss
-    with this prior in its KL (nats per dimension of mapped pixels). 'P/gain/...' are the differences, uniform minus
-    prior, image by image. 'text/nats' is the caption's own cost.
+    Flat metrics, each with its standard error over images as '..._stderr'. For each posterior P and each prior R,
+    'uniform' or 'prior':
+    - 'P/R/nats': the upper bound on -ln p(x | y) per image.
+    - 'P/R/bits_per_dim': the same bound in bits per dimension.
+    - 'P/R/phase_1_loss': the loss of phase 1 with prior R in its KL term, in nats per dimension of mapped pixels.
+    - 'P/gain/...': the mean over images of the value with the uniform prior minus the value with the learned prior.
+
+    'text/nats' is the mean of -ln p(y) per caption.
   """
   figures: dict[str, float] = {}
 
@@ -138,15 +150,15 @@ def summarize(found: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
     figures[f'{name}_stderr'] = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
   for posterior in POSTERIORS:
-    if f'{posterior}/distortion' not in found:
+    if f'{posterior}/distortion' not in terms:
       continue
-    distortion = found[f'{posterior}/distortion']
+    distortion = terms[f'{posterior}/distortion']
     put(f'{posterior}/distortion', distortion)
     totals = {}
     for prior in ('uniform', 'prior'):
-      if f'{posterior}/kl_{prior}' not in found:
+      if f'{posterior}/kl_{prior}' not in terms:
         continue
-      kl = found[f'{posterior}/kl_{prior}']
+      kl = terms[f'{posterior}/kl_{prior}']
       density = distortion / num_dims + math.log(BIN_WIDTH)
       totals[prior] = {
         'nats': distortion + kl,
@@ -155,11 +167,11 @@ def summarize(found: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
       }
       put(f'{posterior}/kl_{prior}', kl)
     for prior, values in totals.items():
-      for unit, each in values.items():
-        put(f'{posterior}/{prior}/{unit}', each)
+      for unit, by_image in values.items():
+        put(f'{posterior}/{prior}/{unit}', by_image)
     if len(totals) == 2:
       for unit in totals['prior']:
         put(f'{posterior}/gain/{unit}', totals['uniform'][unit] - totals['prior'][unit])
-  if 'text' in found:
-    put('text/nats', found['text'])
+  if 'text' in terms:
+    put('text/nats', terms['text'])
   return figures

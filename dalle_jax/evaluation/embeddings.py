@@ -1,4 +1,4 @@
-"""What a model of text has learnt about words: neighbours of embeddings, and analogies (Mikolov et al. 2013)."""
+"""Nearest neighbours and analogies in the token embeddings of a text model (Mikolov et al. 2013)."""
 
 from typing import Any
 
@@ -6,25 +6,35 @@ import numpy as np
 
 
 def table(params: Any) -> np.ndarray:
-  """The token embeddings [V, D] of a model of text.
+  """The token embeddings [V, D] of a text model.
 
   Args:
-    params: of the part 'model'.
+    params: the parameters of the bundle part 'model'.
 
   Raises:
-    ValueError: the model has none, as n-grams do not.
+    ValueError: the model has no embeddings. N-grams have none.
   """
-  found = params if isinstance(params, dict) else {}
-  found = found.get('embeddings', found).get('vocabulary')
-  if found is None:
-    raise ValueError('The model has no embeddings; all kinds but ngram do.')
-  return np.asarray(found['embedding'], np.float32)[:-1]  # the last is that of the start
+  tree = params if isinstance(params, dict) else {}
+  vocabulary = tree.get('embeddings', tree).get('vocabulary')
+  if vocabulary is None:
+    raise ValueError('The model has no embeddings. Use a model whose config.model.kind is not ngram.')
+  return np.asarray(vocabulary['embedding'], np.float32)[:-1]  # the last row is the start token, not a word
 
 
 def nearest(
   embeddings: np.ndarray, query: np.ndarray, count: int, without: tuple[int, ...] = ()
 ) -> list[tuple[int, float]]:
-  """The `count` ids whose embeddings point most in the direction of `query` [D], with the cosines, best first."""
+  """Find the tokens whose embeddings have the highest cosine similarity to a vector.
+
+  Args:
+    embeddings: [V, D].
+    query: [D].
+    count: the number of tokens to return.
+    without: token ids to exclude.
+
+  Returns:
+    Pairs (token id, cosine similarity), the most similar first.
+  """
   norms = np.linalg.norm(embeddings, axis=-1) * np.linalg.norm(query)
   cosines = embeddings @ query / np.maximum(norms, 1e-12)
   cosines[list(without)] = -np.inf
@@ -33,6 +43,9 @@ def nearest(
 
 
 def analogy(embeddings: np.ndarray, a: int, b: int, c: int, count: int) -> list[tuple[int, float]]:
-  """What is to c as b is to a: neighbours of b - a + c, each of length 1 before, without the three themselves."""
+  """Find the tokens that are to c as b is to a: the neighbours of b - a + c.
+
+  The embeddings are scaled to length 1 first. The result, as from `nearest`, excludes a, b and c.
+  """
   unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
   return nearest(unit, unit[b] - unit[a] + unit[c], count, without=(a, b, c))

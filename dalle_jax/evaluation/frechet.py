@@ -1,10 +1,12 @@
-"""The Fréchet distance between two sets of features, taken as Gaussians (Heusel et al. 2017):
+"""The Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017):
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2).
 
-The trace of the root is the sum of the singular values of A1 A2^T, where S = A^T A. A is a triangular factor of the
-features themselves, so no covariance is formed, whose condition would be the square of the features', and no root of
-a matrix without symmetry is taken. It holds whatever the rank: also where there are fewer pictures than features.
+We write S = A^T A, where A is the triangular factor of a QR decomposition of the centred features. The trace of the
+matrix root is then the sum of the singular values of A1 A2^T. This has three advantages:
+- It forms no covariance, whose condition number would be the square of the features'.
+- It takes no root of an unsymmetric matrix.
+- It is exact at any rank, even with fewer images than features.
 """
 
 from typing import NamedTuple
@@ -12,19 +14,19 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-ENOUGH = 2  # pictures for each feature, from which on the standard error is given
-_RANK_TOLERANCE = 1e-10  # of singular values, relative to the largest
+ENOUGH = 2  # images per feature that a standard error needs at least
+_RANK_TOLERANCE = 1e-10  # smaller singular values, relative to the largest, count as 0
 
 
 class Gaussian(NamedTuple):
-  """Mean [F] and factor [min(N, F), F] of N features; the covariance is factor^T factor."""
+  """A Gaussian fitted to N feature vectors: mean [F] and factor [min(N, F), F]; the covariance is factor^T factor."""
 
   mean: np.ndarray
   factor: np.ndarray
 
 
 def fit(features: np.ndarray) -> Gaussian:
-  """The Gaussian of features [N, F], N > 1, in float64; the covariance is the unbiased one."""
+  """Fit a Gaussian to features [N, F], N > 1, in float64, with the unbiased covariance."""
   x = np.asarray(features, np.float64)
   assert len(x) > 1
   mean = x.mean(axis=0)
@@ -32,26 +34,26 @@ def fit(features: np.ndarray) -> Gaussian:
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
-  """The squared distance; 0 for equal ones."""
+  """The squared Fréchet distance between two Gaussians; 0 if they are equal."""
   cross = scipy.linalg.svdvals(a.factor @ b.factor.T).sum()
-  apart = np.sum((a.mean - b.mean) ** 2) + np.sum(a.factor**2) + np.sum(b.factor**2) - 2 * cross
-  return max(float(apart), 0.0)
+  squared = np.sum((a.mean - b.mean) ** 2) + np.sum(a.factor**2) + np.sum(b.factor**2) - 2 * cross
+  return max(float(squared), 0.0)
 
 
 def stderr(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float | None:
   """The standard error of the distance between features x [N, F] and y [M, F], by the delta method.
 
-  To first order a picture moves the distance by its influence, 2 (m1 - m2) . c + c^T (1 - T) c with c = x - m1 and T
-  the map that takes the one Gaussian to the other. This says nothing of the bias, which is upward and the larger part
-  where pictures are few.
+  To first order, an image x changes the distance by its influence 2 (m1 - m2) . c + c^T (1 - T) c. Here c = x - m1, and
+  T is the optimal transport map from the first Gaussian to the second. The standard error does not include the bias,
+  which is positive and exceeds the standard error when there are few images.
 
   Args:
-    x: of one set.
-    y: of the other.
-    paired: row i of both belongs together, as a picture and its reconstruction.
+    x: features of the first set [N, F].
+    y: features of the second set [M, F].
+    paired: whether row i of both sets belongs together, such as an image and its reconstruction.
 
   Returns:
-    None with fewer than ENOUGH pictures for a feature.
+    The standard error; None if there are fewer than ENOUGH images per feature.
   """
   if min(len(x), len(y)) < ENOUGH * x.shape[1]:
     return None
@@ -65,7 +67,7 @@ def stderr(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float | None:
 
 
 def _influence(x: np.ndarray, own: Gaussian, other_mean: np.ndarray, root: np.ndarray) -> np.ndarray:
-  """Of each row, up to a constant, [N]; T = half half^T with half = factor^-1 root."""
+  """The influence of each row of x, up to a constant, [N]; T = half half^T with half = factor^-1 root."""
   centred = np.asarray(x, np.float64) - own.mean
   half = np.linalg.pinv(own.factor, rcond=_RANK_TOLERANCE) @ root
   return 2 * centred @ (own.mean - other_mean) + np.sum(centred**2, axis=1) - np.sum((centred @ half) ** 2, axis=1)

@@ -1,4 +1,4 @@
-"""Features of pictures by Inception-v3, on the devices."""
+"""Inception-v3 features of images, computed on the devices."""
 
 from typing import Any
 
@@ -12,10 +12,16 @@ from dalle_jax.models.inception import Inception, prepare
 
 
 class InceptionFeatures:
-  """uint8 [N, H, W, 3] of any size to float32 [N, 2048]."""
+  """Maps images uint8 [N, H, W, 3] of any size to features float32 [N, 2048]."""
 
   def __init__(self, params: Any, mesh: Mesh, batch_size: int):
-    """`params` as `importing.inception_weights` reads them; `batch_size` pictures are computed at a time."""
+    """Put the network on the devices.
+
+    Args:
+      params: the network's parameters, as `importing.inception_weights` reads them.
+      mesh: the device mesh that splits the batches.
+      batch_size: images per batch.
+    """
     self._params = jax.device_put(params, sharding.replicated(mesh))
     self._mesh, self._batch_size = mesh, batch_size
 

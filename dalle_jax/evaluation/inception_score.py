@@ -1,4 +1,7 @@
-"""The Inception score (Salimans et al. 2016): exp of the mean divergence of a picture's classes from all pictures'."""
+"""The Inception score (Salimans et al. 2016).
+
+It is exp of the mean over images of KL(p(class | image) || p(class)), where p(class) averages over all images.
+"""
 
 import numpy as np
 import scipy.special
@@ -10,9 +13,13 @@ SPLITS = 10
 
 
 def score(logits: np.ndarray, splits: int = SPLITS) -> Figure:
-  """Of class logits [N, C], N at least `splits`: the mean over parts of equal size, in the order given.
+  """Compute the Inception score of each of `splits` parts of nearly equal size, and average.
 
-  The score of a part rises with its size, so scores are comparable at one number of pictures only.
+  The score of a part grows with its size, so only scores of equally many images are comparable.
+
+  Args:
+    logits: class logits [N, C], N at least `splits`; the parts are consecutive rows.
+    splits: the number of parts.
   """
   assert len(logits) >= splits
   log_probs = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)

@@ -1,9 +1,14 @@
-"""An exact judge for pictures of shapes: reads a scene back from pixels, and checks captions against it.
+"""An exact judge for images of captioned_shapes: it reads a scene from the pixels and checks captions against it.
 
-Reading is analysis by synthesis. The picture is brought to 32x32; the border gives the background; patches of one
-palette colour give the objects; each object's soft coverage is matched, by least squares, against a bank of painted
-shapes (all shapes, a range of radii, quarter-pixel offsets, sharp and slightly blurred). A picture is readable only if
-the best match explains it: blobs, noise and leftovers are no scenes.
+Reading is analysis by synthesis:
+1. Resize the image to 32x32 pixels.
+2. Read the background from the border.
+3. Find the objects as connected patches of one palette colour.
+4. Match the coverage of each object by least squares to a bank of templates: all shapes with many radii, quarter-pixel
+   offsets and blurs.
+5. Render the matched objects and compare the rendering with the image.
+
+An image is readable only if the rendering explains it. Blobs, noise or surplus marks make it unreadable.
 """
 
 import functools
@@ -16,24 +21,24 @@ from dalle_jax.data.shapes.captions import Claims, parse
 from dalle_jax.data.shapes.render import coverage
 from dalle_jax.data.shapes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, Shape, relation_of
 
-GRID = 32  # pictures are read at this size
-PATCH = 19  # side of the window that is matched; holds the largest template and its blur
-SHIFTS = 1  # pixels by which the window may lie off the object, in each direction
-PHASES = (-0.375, -0.125, 0.125, 0.375)  # of a template's centre within a pixel
-RADII = tuple(np.arange(2.8, 7.7, 0.4))  # pixels
-BLURS = (0.0, 0.6, 1.1)  # standard deviations in pixels
-RADIUS_TOLERANCE = 0.2  # of a size's radius
+GRID = 32  # side in pixels to which images are resized
+PATCH = 19  # side of a template in pixels; the largest shape and its blur fit in
+SHIFTS = 1  # pixels by which a template may be shifted off the centre of an object's box, in each direction
+PHASES = (-0.375, -0.125, 0.125, 0.375)  # positions of a template's centre within a pixel
+RADII = tuple(np.arange(2.8, 7.7, 0.4))  # radii of the templates in pixels
+BLURS = (0.0, 0.6, 1.1)  # standard deviations of the templates' blurs in pixels
+RADIUS_TOLERANCE = 0.2  # largest relative deviation of a radius from a named size
 
-# Calibrated on blurred and noisy pictures of known scenes; see the tests.
-BACKGROUND_TOLERANCE = 50  # RGB distance of the border's median from a background
-BORDER_SHARE = 0.9  # of the border that must have the background's colour
-COLOR_TOLERANCE = 70  # RGB distance of a pixel from its colour
-CORE_NEIGHBOURS = 3  # of a pixel's four that must have its colour for it to be in a core; a thin rim's have 2
-MIN_CORE = 3  # pixels
-MAX_RESIDUAL = 0.10  # squared error of the coverage over the template's own sum of squares
-LEFTOVER_DISTANCE = 90  # RGB distance of a pixel from the picture painted anew
-MAX_LEFTOVERS = 6  # such pixels outside of outlines
-FLAT = 30  # the largest step to a neighbour, in any channel, outside of outlines
+# Calibrated on blurred and noisy images of known scenes; see the tests.
+BACKGROUND_TOLERANCE = 50  # largest RGB distance of the border's median from a background colour
+BORDER_SHARE = 0.9  # share of the border's pixels that must have the background's colour
+COLOR_TOLERANCE = 70  # largest RGB distance of a pixel from its palette colour
+CORE_NEIGHBOURS = 3  # a core pixel needs this many of its 4 neighbours in its colour; in a thin rim only 2 have it
+MIN_CORE = 3  # smallest number of pixels in an object's core
+MAX_RESIDUAL = 0.10  # largest squared error of a match, relative to the template's sum of squares
+LEFTOVER_DISTANCE = 90  # RGB distance between image and rendering above which a pixel is a leftover
+MAX_LEFTOVERS = 6  # most leftover pixels, not counting outlines
+FLAT = 30  # a pixel is on an outline if a channel of the rendering changes by at least this much to a neighbour
 
 _COLOR_NAMES = tuple(COLORS)
 _COLOR_VALUES = np.array(list(COLORS.values()), np.float32)
@@ -45,7 +50,7 @@ _BACKGROUND_VALUES = np.array(list(BACKGROUNDS.values()), np.float32)
 
 
 def _blur(images: np.ndarray, sigma: float) -> np.ndarray:
-  """Gaussian blur of [..., H, W]."""
+  """Blur images [..., H, W] with a Gaussian; the edges wrap around."""
   if sigma == 0:
     return images
   taps = np.arange(-3, 4)
@@ -57,7 +62,11 @@ def _blur(images: np.ndarray, sigma: float) -> np.ndarray:
 
 @functools.cache
 def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The bank, made once: coverages [K, PATCH * PATCH], their sums of squares [K], (shape, radius, dx, dy) [K, 4]."""
+  """Make the bank of K templates, once.
+
+  Returns:
+    Coverages [K, PATCH * PATCH], their sums of squares [K], and labels (shape, radius, dx, dy) [K, 4].
+  """
   phases = np.array(PHASES)
   radius, dy, dx = np.meshgrid(RADII, phases, phases, indexing='ij')
   pixels = np.arange(PATCH) - PATCH // 2
@@ -75,9 +84,10 @@ def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.cache
 def _bank_in_parts() -> np.ndarray:
-  """The bank as [parts, PATCH * PATCH, templates per part].
+  """The coverages of the bank as [parts, PATCH * PATCH, templates per part].
 
-  A product with one part is too small for BLAS to spread over threads, which on a busy machine is many times slower.
+  BLAS runs the product with one part on a single thread because it is small. Several threads would be many times slower
+  on a busy machine.
   """
   bank = _templates()[0]
   return np.ascontiguousarray(bank.reshape(-1, len(PHASES) ** 2 * len(SHAPES), PATCH * PATCH).swapaxes(1, 2))
@@ -87,22 +97,23 @@ def _bank_in_parts() -> np.ndarray:
 
 
 def _to_grid(image: np.ndarray) -> np.ndarray:
-  """float32 [GRID, GRID, 3] by averaging areas."""
+  """Resize an image uint8 [H, H, 3] to float32 [GRID, GRID, 3] by averaging areas."""
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape[0] != image.shape[1]:
-    raise ValueError(f'The judge reads square uint8 pictures [H, H, 3]; given {image.dtype} {list(image.shape)}.')
+    raise ValueError(f'The judge reads square uint8 images [H, H, 3]; given {image.dtype} {list(image.shape)}.')
   if len(image) < GRID:
-    raise ValueError(f'The judge reads pictures of at least {GRID} pixels; config.data.image_size is {len(image)}.')
+    raise ValueError(f'The judge reads images of at least {GRID} pixels; config.data.image_size is {len(image)}.')
   if len(image) != GRID:
     image = np.asarray(Image.fromarray(image).resize((GRID, GRID), Image.Resampling.BOX))
   return image.astype(np.float32)
 
 
 def _squared_distances(image: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """[H, W, 3] and [P, 3] to [H, W, P]."""
+  """Squared RGB distances [H, W, P] from an image [H, W, 3] to a palette [P, 3]."""
   return np.square(image).sum(-1)[..., None] - 2 * (image @ palette.T) + np.square(palette).sum(-1)
 
 
 def _read_background(image: np.ndarray) -> int | None:
+  """The index of the background colour; None if the border is not of one background colour."""
   border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
   distances = _squared_distances(np.median(border, 0)[None, None], _BACKGROUND_VALUES)[0, 0]
   index = int(distances.argmin())
@@ -112,7 +123,10 @@ def _read_background(image: np.ndarray) -> int | None:
 
 
 def _find_cores(image: np.ndarray, background: int) -> list[tuple[int, np.ndarray]]:
-  """(colour, pixels [N, 2]) of each patch of one colour without its rim: a rim's mixed colours can look like others."""
+  """Find the core of each patch of one palette colour: pairs (colour index, pixels [N, 2]).
+
+  Rims are left out because their mixed colours can resemble other palette colours.
+  """
   palette = np.concatenate([_COLOR_VALUES, _BACKGROUND_VALUES[background : background + 1]])
   distances = _squared_distances(image, palette)
   color = distances.argmin(-1)
@@ -126,25 +140,25 @@ def _find_cores(image: np.ndarray, background: int) -> list[tuple[int, np.ndarra
 
 
 def _patches(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
-  """Connected regions (8 neighbours) of equal label above -1."""
-  left = {(y, x): int(labels[y, x]) for y, x in np.argwhere(labels >= 0).tolist()}
+  """Connected regions (8 neighbours) of equal label above -1: pairs (label, pixels [N, 2])."""
+  remaining = {(y, x): int(labels[y, x]) for y, x in np.argwhere(labels >= 0).tolist()}
   patches = []
-  while left:
-    start, label = left.popitem()
-    found, queue = [start], [start]
+  while remaining:
+    start, label = remaining.popitem()
+    pixels, queue = [start], [start]
     while queue:
       y, x = queue.pop()
-      for near in [(y + j, x + i) for j in (-1, 0, 1) for i in (-1, 0, 1)]:
-        if left.get(near) == label:
-          del left[near]
-          found.append(near)
-          queue.append(near)
-    patches.append((label, np.array(found)))
+      for neighbour in [(y + j, x + i) for j in (-1, 0, 1) for i in (-1, 0, 1)]:
+        if remaining.get(neighbour) == label:
+          del remaining[neighbour]
+          pixels.append(neighbour)
+          queue.append(neighbour)
+    patches.append((label, np.array(pixels)))
   return patches
 
 
 def _territories(boxes: list[np.ndarray]) -> np.ndarray:
-  """For each pixel [H, W] the index of the nearest box (top, left, bottom, right)."""
+  """For each pixel the index of the nearest box (top, left, bottom, right), [GRID, GRID]."""
   rows, columns = np.arange(GRID)[:, None], np.arange(GRID)[None, :]
   distances = []
   for top, left, bottom, right in boxes:
@@ -154,18 +168,26 @@ def _territories(boxes: list[np.ndarray]) -> np.ndarray:
   return np.argmin(distances, 0)
 
 
-def _coverage_of(image: np.ndarray, background: np.ndarray, color: np.ndarray, mine: np.ndarray) -> np.ndarray:
-  """The share [H, W] of an object's colour in each pixel of its territory: 0 is background, 1 is object."""
+def _coverage_of(image: np.ndarray, background: np.ndarray, color: np.ndarray, territory: np.ndarray) -> np.ndarray:
+  """The share [H, W] of each pixel that an object covers: 0 is background, 1 is object.
+
+  `territory`, bool [H, W], marks the pixels that are nearest to this object. All other pixels have coverage 0.
+  """
   direction = color - background
   alpha = (image - background) @ direction / (direction @ direction)
-  return np.where(mine, np.clip(alpha, 0, 1), 0)
+  return np.where(territory, np.clip(alpha, 0, 1), 0)
 
 
 def _match(alpha: np.ndarray, box: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-  """The template nearest to a coverage.
+  """Find the template that fits an object's coverage best.
+
+  Args:
+    alpha: coverage [H, W].
+    box: top, left, bottom and right of the object's core in pixels.
 
   Returns:
-    Its relative squared error; its label (shape, radius, x, y) with the centre in pixels; its painting [H, W].
+    The template's squared error relative to its sum of squares; its label (shape, radius, x, y) with the centre in
+    pixels; and the template at its place in the image, [H, W].
   """
   bank, energies, labels = _templates()
   margin, half = PATCH, PATCH // 2
@@ -175,30 +197,33 @@ def _match(alpha: np.ndarray, box: np.ndarray) -> tuple[float, np.ndarray, np.nd
   windows = [padded[y + j - half : y + j + half + 1, x + i - half : x + i + half + 1].ravel() for j, i in shifts]
   overlaps = (np.stack(windows) @ _bank_in_parts()).swapaxes(0, 1).reshape(len(shifts), -1)  # [shifts, K]
   errors = np.square(alpha).sum() + energies - 2 * overlaps
-  # Templates compete by the plain error; a large one would win by the relative one.
+  # Templates compete by the absolute error. The relative error would favour large templates.
   shift, best = np.unravel_index(errors.argmin(), errors.shape)
   y, x = y + shifts[shift][0], x + shifts[shift][1]
-  painted = np.zeros_like(padded)
-  painted[y - half : y + half + 1, x - half : x + half + 1] = bank[best].reshape(PATCH, PATCH)
+  template = np.zeros_like(padded)
+  template[y - half : y + half + 1, x - half : x + half + 1] = bank[best].reshape(PATCH, PATCH)
   shape, radius, dx, dy = labels[best]
   label = np.array([shape, radius, x - margin + 0.5 + dx, y - margin + 0.5 + dy])
-  # Around the object only: noise on the rest of a large background would outweigh a small object.
-  near = int(np.ceil(radius)) + 2
-  around = np.s_[y - near : y + near + 1, x - near : x + near + 1]
-  residual = np.square(padded[around] - painted[around]).sum() / energies[best]
-  return residual, label, painted[margin:-margin, margin:-margin]
+  # The residual counts only pixels around the object: noise on a large background would outweigh a small object.
+  reach = int(np.ceil(radius)) + 2
+  around = np.s_[y - reach : y + reach + 1, x - reach : x + reach + 1]
+  residual = np.square(padded[around] - template[around]).sum() / energies[best]
+  return residual, label, template[margin:-margin, margin:-margin]
 
 
-def _count_leftovers(image: np.ndarray, painted: np.ndarray) -> int:
-  """Pixels that the painting gets wrong, outlines aside: a jagged one is no fault, a wrong one shows in a residual."""
-  around = np.stack([np.roll(painted, shift, axis) for axis in (0, 1) for shift in (-1, 1)])
-  is_flat = np.abs(around - painted).max((0, -1)) < FLAT
-  is_wrong = np.square(image - painted).sum(-1) > LEFTOVER_DISTANCE**2
+def _count_leftovers(image: np.ndarray, rendering: np.ndarray) -> int:
+  """Count the pixels that differ from the rendering, outlines aside.
+
+  Jagged outlines are allowed. An outline of the wrong form shows in the residual of its match.
+  """
+  neighbours = np.stack([np.roll(rendering, shift, axis) for axis in (0, 1) for shift in (-1, 1)])
+  is_flat = np.abs(neighbours - rendering).max((0, -1)) < FLAT
+  is_wrong = np.square(image - rendering).sum(-1) > LEFTOVER_DISTANCE**2
   return int((is_flat & is_wrong).sum())
 
 
 def _size_of(radius: float) -> str | None:
-  """The size whose radius is nearest, if near enough; `radius` is a fraction of the side."""
+  """The name of the size with the nearest radius; None if none is near. `radius` is a share of the image's side."""
   name = min(SIZES, key=lambda size: abs(SIZES[size] - radius))
   return name if abs(radius / SIZES[name] - 1) <= RADIUS_TOLERANCE else None
 
@@ -207,16 +232,17 @@ def _size_of(radius: float) -> str | None:
 
 
 def read(image: np.ndarray) -> Scene | None:
-  """The scene that a picture shows, or None if it shows none that the judge can tell.
+  """Read the scene that an image shows; None if the image is not readable.
 
   Args:
     image: uint8 [H, H, 3], H at least 32.
 
   Returns:
-    A scene with one or two objects, the upper or left one first; its relation is None where the objects lie askew.
+    A scene with one or two objects, sorted by x + y of their centres. If no relation holds between two objects, the
+    relation is None.
 
   Raises:
-    ValueError: not such an array.
+    ValueError: the array has another shape or dtype.
   """
   image = _to_grid(image)
   background = _read_background(image)
@@ -225,20 +251,20 @@ def read(image: np.ndarray) -> Scene | None:
   cores = _find_cores(image, background)
   if len(cores) not in (1, 2):
     return None
-  # A core lacks its object's rim, so a box is one pixel too small on each side: the same for both, which is fair.
+  # A core lacks its object's rim, so each box is a pixel too small on every side. This does not favour either object.
   boxes = [np.concatenate([pixels.min(0), pixels.max(0)]) for _, pixels in cores]
   territory = _territories(boxes)
-  paint, shapes = _BACKGROUND_VALUES[background], []
-  painted = np.broadcast_to(paint, image.shape)
+  background_color, shapes = _BACKGROUND_VALUES[background], []
+  rendering = np.broadcast_to(background_color, image.shape)
   for index, ((color, _), box) in enumerate(zip(cores, boxes, strict=True)):
-    alpha = _coverage_of(image, paint, _COLOR_VALUES[color], territory == index)
+    alpha = _coverage_of(image, background_color, _COLOR_VALUES[color], territory == index)
     residual, (shape, radius, x, y), template = _match(alpha, box)
     size = _size_of(radius / GRID)
     if residual > MAX_RESIDUAL or size is None:
       return None
-    painted = painted + template[..., None] * (_COLOR_VALUES[color] - painted)
+    rendering = rendering + template[..., None] * (_COLOR_VALUES[color] - rendering)
     shapes.append(Shape(SHAPES[int(shape)], _COLOR_NAMES[color], size, float(x) / GRID, float(y) / GRID))
-  if _count_leftovers(image, painted) > MAX_LEFTOVERS:
+  if _count_leftovers(image, rendering) > MAX_LEFTOVERS:
     return None
   shapes.sort(key=lambda shape: shape.x + shape.y)
   relation = relation_of(*shapes) if len(shapes) == 2 else None
@@ -246,27 +272,29 @@ def read(image: np.ndarray) -> Scene | None:
 
 
 def satisfies(claims: Claims, image: np.ndarray) -> bool:
-  """Whether everything that is claimed is seen in the picture uint8 [H, H, 3]; False if it is not readable."""
+  """Whether an image uint8 [H, H, 3] shows all that is claimed; False if the image is not readable."""
   scene = read(image)
   return scene is not None and claims.hold(scene)
 
 
 def judge(captions: list[str], images: np.ndarray) -> np.ndarray:
-  """Whether each picture shows what its caption says.
+  """Check whether each image shows what its caption says.
 
   Args:
-    captions: B sentences of the language of `dalle_jax.data.shapes.captions`.
+    captions: B captions in the language of `dalle_jax.data.shapes.captions`.
     images: uint8 [B, H, H, 3], H at least 32.
 
   Returns:
     bool [B].
 
   Raises:
-    ValueError: a caption is not of the language, or the numbers of captions and pictures differ.
+    ValueError: a caption is not in the language, or the numbers of captions and images differ.
   """
   if len(captions) != len(images):
-    raise ValueError(f'Given {len(captions)} captions and {len(images)} pictures; one caption for each is needed.')
-  # Read all captions first: a bad one is told before the slow part.
+    raise ValueError(
+      f'Given {len(captions)} captions and {len(images)} images; the judge needs one caption for each image.'
+    )
+  # Parse all captions first, so that an invalid one is reported before the slow reading of images.
   claims = [parse(text) for text in captions]
   return np.array([satisfies(claim, image) for claim, image in zip(claims, images, strict=True)], bool)
 

@@ -1,7 +1,8 @@
-"""Precision and recall of drawn pictures (Kynkäänniemi et al. 2019).
+"""Precision and recall of generated images (Kynkäänniemi et al. 2019).
 
-A set's manifold is the union of balls around its features, each of which reaches to the k-th nearest other one.
-Precision is the share of drawn pictures inside the real manifold, recall that of real ones inside the drawn manifold.
+The manifold of a set is a union of balls, one around each feature vector. The radius of a ball is the distance to the
+k-th nearest other vector of the set. Precision is the share of generated images in the manifold of the real images.
+Recall is the share of real images in the manifold of the generated images.
 """
 
 import numpy as np
@@ -10,17 +11,26 @@ from dalle_jax.evaluation import figures
 from dalle_jax.evaluation.figures import Figure
 
 K = 3
-BLOCK = 1024  # rows whose distances are held at a time
-# Squared distances below this share of the squared norms are 0: what rounding leaves between equal features, which a
-# ball of radius 0 would else leave outside.
+BLOCK = 1024  # rows whose distances are in memory at a time
+# Squared distances below this share of the squared norms count as 0. Rounding leaves such distances between equal
+# features, which would put an equal feature outside a ball of radius 0.
 _ZERO = 1e-10
 
 
 def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = K) -> tuple[Figure, Figure]:
-  """Of features [N, F] and [M, F], N and M above k. Standard errors take the manifold as given."""
+  """Compute precision and recall.
+
+  Args:
+    real: features of the real images [N, F], N above k.
+    drawn: features of the generated images [M, F], M above k.
+    k: which nearest neighbour sets the radius of a ball.
+
+  Returns:
+    Precision and recall. Their standard errors treat the manifolds as fixed.
+  """
   assert min(len(real), len(drawn)) > k
   centre = np.mean(real, axis=0, dtype=np.float64)
-  real, drawn = (np.asarray(part, np.float64) - centre for part in (real, drawn))
+  real, drawn = (np.asarray(features, np.float64) - centre for features in (real, drawn))
   precision = _inside(drawn, real, _squared_radii(real, k))
   recall = _inside(real, drawn, _squared_radii(drawn, k))
   return figures.share(precision), figures.share(recall)
@@ -31,19 +41,19 @@ def _blocks(count: int) -> list[slice]:
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """[N, M] of [N, F] and [M, F]."""
+  """Squared distances [N, M] between x [N, F] and y [M, F]."""
   norms = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None]
   squared = norms - 2 * x @ y.T
   return np.where(squared < _ZERO * norms, 0.0, squared)
 
 
 def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
-  """Squared distance of each to its k-th nearest other one, [N]."""
-  # Itself, at distance 0, is the nearest.
+  """The squared distance of each row of x to its k-th nearest other row, [N]."""
+  # Index k, not k - 1: the nearest row is the row itself, at distance 0.
   return np.concatenate([np.partition(_squared_distances(x[rows], x), k, axis=1)[:, k] for rows in _blocks(len(x))])
 
 
 def _inside(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> np.ndarray:
-  """Whether each point lies in a ball, bool [N]."""
-  found = [np.any(_squared_distances(points[rows], centres) <= squared_radii, axis=1) for rows in _blocks(len(points))]
-  return np.concatenate(found)
+  """Whether each point lies in at least one ball, bool [N]."""
+  inside = [np.any(_squared_distances(points[rows], centres) <= squared_radii, axis=1) for rows in _blocks(len(points))]
+  return np.concatenate(inside)

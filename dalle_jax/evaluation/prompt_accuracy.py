@@ -1,4 +1,4 @@
-"""Prompt accuracy on captioned_shapes: the share of drawn images in which the exact judge finds all that was asked."""
+"""Prompt accuracy on captioned_shapes: the share of images in which the exact judge finds all that the prompt names."""
 
 from collections.abc import Sequence
 
@@ -12,31 +12,37 @@ KINDS = {1: 'one_object', 2: 'two_objects'}
 
 
 def choose(captions: Sequence[str], num_per_kind: int) -> list[str]:
-  """The first `num_per_kind` captions with one object and as many with two, each text once.
+  """Choose the first distinct captions with one object and the first with two.
 
   Args:
     captions: captions of captioned_shapes.
-    num_per_kind: at most so many of each kind are taken.
+    num_per_kind: the most captions of each kind.
+
+  Returns:
+    The captions with one object, then those with two.
   """
-  kept: dict[int, list[str]] = {count: [] for count in KINDS}
+  by_kind: dict[int, list[str]] = {count: [] for count in KINDS}
   for caption in dict.fromkeys(captions):
-    group = kept[num_objects(caption)]
+    group = by_kind[num_objects(caption)]
     if len(group) < num_per_kind:
       group.append(caption)
-  return [caption for group in kept.values() for caption in group]
+  return [caption for group in by_kind.values() for caption in group]
 
 
 def num_objects(caption: str) -> int:
-  """How many objects a caption of captioned_shapes names."""
+  """The number of objects that a caption of captioned_shapes names."""
   return len(language.parse(caption).objects)
 
 
 def shares(captions: Sequence[str], right: np.ndarray) -> dict[str, Figure]:
-  """Accuracy over all captions, under '', and by number of objects, under the names in KINDS that occur.
+  """Compute the accuracy over all captions and by number of objects.
 
   Args:
-    captions: the prompts.
-    right: bool [N], the judge's verdict on the image of each.
+    captions: N prompts.
+    right: bool [N], whether the image of each prompt is right.
+
+  Returns:
+    The accuracy over all captions under '', and the accuracy of each kind that occurs under its name in KINDS.
   """
   counts = np.array([num_objects(caption) for caption in captions])
   groups = {'': np.ones(len(captions), bool)} | {name: counts == count for count, name in KINDS.items()}
@@ -44,11 +50,11 @@ def shares(captions: Sequence[str], right: np.ndarray) -> dict[str, Figure]:
 
 
 def scores(captions: Sequence[str], right: np.ndarray, split: str) -> dict[str, float]:
-  """`shares` as flat scores of a split, with counts and standard errors."""
+  """The accuracies of `shares` as flat metrics of a split, with standard errors and counts."""
   result = {}
   for name, figure in shares(captions, right).items():
-    place = f'{split}/{name}'.rstrip('/')
-    result[f'prompt_accuracy/{place}'] = figure.value
-    result[f'prompt_accuracy_stderr/{place}'] = figure.stderr
-    result[f'prompt_count/{place}'] = float(figure.count)
+    suffix = f'{split}/{name}'.rstrip('/')
+    result[f'prompt_accuracy/{suffix}'] = figure.value
+    result[f'prompt_accuracy_stderr/{suffix}'] = figure.stderr
+    result[f'prompt_count/{suffix}'] = float(figure.count)
   return result

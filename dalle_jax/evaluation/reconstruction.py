@@ -1,4 +1,4 @@
-"""What the dVAE keeps of pictures: reconstructions through argmax codes, PSNR, SSIM, and how the codebook is used."""
+"""The dVAE's reconstruction quality: reconstructions from argmax codes, PSNR, SSIM and codebook use."""
 
 import functools
 from collections.abc import Callable
@@ -18,14 +18,14 @@ SSIM_WINDOW = 11  # pixels along a side
 def reconstruct(
   dvae: Dvae, params: Any, images: np.ndarray, mesh: Mesh, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Encodes and decodes images.
+  """Encode images and decode their codes.
 
   Args:
-    dvae: the module.
-    params: its parameters.
+    dvae: the dVAE module.
+    params: the dVAE's parameters.
     images: uint8 [N, H, W, 3].
     mesh: the device mesh.
-    batch_size: images at a time, rounded up to what the devices divide.
+    batch_size: images per batch, rounded up to a multiple of the devices that split it.
 
   Returns:
     The codes int32 [N, h, w] and the reconstructions uint8 [N, H, W, 3].
@@ -34,18 +34,18 @@ def reconstruct(
 
 
 def encode(dvae: Dvae, params: Any, images: np.ndarray, mesh: Mesh, batch_size: int) -> np.ndarray:
-  """Codes int32 [N, h, w] of images uint8 [N, H, W, 3]; the other arguments as for `reconstruct`."""
+  """Encode images uint8 [N, H, W, 3] to codes int32 [N, h, w]; the other arguments are those of `reconstruct`."""
   return in_batches(_bound(_encode, dvae), params, images, mesh, batch_size)
 
 
 def decode(dvae: Dvae, params: Any, codes: np.ndarray, mesh: Mesh, batch_size: int) -> np.ndarray:
-  """Images uint8 [N, H, W, 3] of codes int32 [N, h, w]; the other arguments as for `reconstruct`."""
+  """Decode codes int32 [N, h, w] to images uint8 [N, H, W, 3]; the other arguments are those of `reconstruct`."""
   return in_batches(_bound(_decode, dvae), params, codes, mesh, batch_size)
 
 
 @functools.lru_cache(maxsize=8)
 def _bound(run: Callable, dvae: Dvae) -> Callable:
-  """One function for one dVAE, whose compiled program is found again."""
+  """Bind `run` to a dVAE. Equal arguments give the same function object, so that jit finds its compiled program."""
   return functools.partial(run, dvae)
 
 
@@ -59,12 +59,12 @@ def _round_trip(dvae: Dvae, params: Any, images: jax.Array) -> tuple[jax.Array, 
 
 
 def _decode(dvae: Dvae, params: Any, codes: jax.Array) -> jax.Array:
-  pictures = dvae.apply({'params': params}, codes, method='decode')
-  return jax.numpy.round(pictures).astype(jax.numpy.uint8)
+  pixels = dvae.apply({'params': params}, codes, method='decode')
+  return jax.numpy.round(pixels).astype(jax.numpy.uint8)
 
 
 def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
-  """Peak signal-to-noise ratio of each image in dB, [N]; equal images count as 100 dB.
+  """Peak signal-to-noise ratio of each image in dB, [N], at most 100 dB (equal images).
 
   Args:
     originals: uint8 [N, H, W, C].
@@ -78,8 +78,8 @@ def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
 def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
   """Structural similarity of each image, [N], averaged over channels (Wang et al. 2004).
 
-  The window is the paper's, a Gaussian of 11 x 11 pixels with deviation 1.5, placed where all of it lies in the image;
-  K1 = 0.01, K2 = 0.03, L = 255.
+  As in the paper, the window is a Gaussian of 11 x 11 pixels with standard deviation 1.5, and K1 = 0.01, K2 = 0.03,
+  L = 255. Only windows that lie entirely in the image count.
 
   Args:
     originals: uint8 [N, H, W, C], H and W at least 11.
@@ -104,7 +104,14 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
 
 
 def scores(originals: np.ndarray, reconstructions: np.ndarray, codes: np.ndarray, vocab_size: int) -> dict[str, float]:
-  """Flat figures: mean PSNR in dB; SSIM of pictures that hold its window; codebook figures over all the codes given."""
+  """Compute PSNR in dB, SSIM and codebook use as flat metrics. SSIM needs images of 11 x 11 pixels or more.
+
+  Args:
+    originals: uint8 [N, H, W, C].
+    reconstructions: uint8 [N, H, W, C].
+    codes: int32 [N, h, w], the codes of the images.
+    vocab_size: the number of codes in the codebook.
+  """
   similarity = {}
   if min(originals.shape[1:3]) >= SSIM_WINDOW:
     similarity = {'reconstruction/ssim': float(ssim(originals, reconstructions).mean())}
@@ -116,7 +123,15 @@ def scores(originals: np.ndarray, reconstructions: np.ndarray, codes: np.ndarray
 
 
 def codebook_scores(codes: np.ndarray, vocab_size: int) -> dict[str, float]:
-  """Flat figures of codes [...] out of `vocab_size`: perplexity of their distribution, share of codes used, number."""
+  """Compute codebook use as flat metrics.
+
+  Args:
+    codes: int32 [...].
+    vocab_size: the number of codes in the codebook.
+
+  Returns:
+    The perplexity of the distribution of codes, the share of the codebook that occurs, and the number of codes.
+  """
   histogram = np.bincount(codes.reshape(-1), minlength=vocab_size) / codes.size
   return {
     'codebook/perplexity': float(bottleneck.perplexity(jax.numpy.asarray(histogram, jax.numpy.float32))),

@@ -1,4 +1,4 @@
-"""How often the right caption of a picture, and the right picture of a caption, are among the best scored ones."""
+"""Retrieval accuracy: how often the matching caption of an image, or image of a caption, has a top score."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ TOP = (1, 5)
 
 
 def scores(similarity: np.ndarray, split: str) -> dict[str, float]:
-  """Flat figures: the accuracy of retrieval in both directions, and the number of captions.
+  """Compute the retrieval accuracy in both directions as flat metrics.
 
   Args:
-    similarity: [N, N], of pictures, in rows, and as many different captions; caption i is that of picture i.
-    split: names the figures.
+    similarity: [N, N], between N images (rows) and N different captions (columns); caption i belongs to image i.
+    split: the name of the split, which is part of the metric names.
   """
   figures = {}
   for name, rows in (('image_to_text', similarity), ('text_to_image', similarity.T)):
-    # Others at least as good as the right one: a tie is no find.
-    better = np.sum(rows >= np.diag(rows)[:, None], axis=1) - 1
-    figures |= {f'retrieval/{split}/{name}_top_{k}': float(np.mean(better < k)) for k in TOP}
+    # Ties count against the match: a model with constant scores must not look accurate.
+    num_better = np.sum(rows >= np.diag(rows)[:, None], axis=1) - 1
+    figures |= {f'retrieval/{split}/{name}_top_{k}': float(np.mean(num_better < k)) for k in TOP}
   return figures | {f'retrieval/{split}/num_captions': float(len(similarity))}

@@ -1,4 +1,4 @@
-"""Rows through a function on the devices, in batches of one shape, so that it compiles once."""
+"""Run a function over rows on the devices, in batches of one shape, so that it compiles once."""
 
 import functools
 from collections.abc import Callable
@@ -23,29 +23,32 @@ def in_batches(
   prepare: Callable[[Any], np.ndarray] = np.asarray,
   whole: bool = False,
 ) -> Any:
-  """`run(params, rows)`, an array or a tree of them, over rows [N, ...] as numpy arrays [N, ...].
+  """Compute `run(params, rows)` in batches.
 
   Args:
-    run: gives arrays with the leading axis of its rows; given again, it is not compiled again.
-    params: on the mesh.
-    rows: N > 0 of them, an array or, with `prepare`, any sequence.
-    mesh: the rows are split over it.
-    batch_size: rows at a time, rounded up to what the devices divide. The last batch is filled up with zeros.
+    run: from parameters and rows [B, ...] to an array [B, ...] or a tree of them. Each function object compiles once.
+    params: the parameters, on the mesh.
+    rows: N > 0 rows: an array or, with `prepare`, any sequence.
+    mesh: the device mesh that splits the rows.
+    batch_size: rows per batch, rounded up to a multiple of the devices that split it. Zeros pad the last batch.
     progress: called with (rows done, N) after each batch.
-    prepare: makes the array [B, ...] of a batch of rows.
-    whole: fills the batch up also if there are fewer rows than that, so that results do not depend on their number.
+    prepare: from a slice of `rows` to an array [B, ...].
+    whole: use the full batch size even if there are fewer rows. The results then do not depend on N.
+
+  Returns:
+    Numpy arrays [N, ...], in the tree structure that `run` returns.
   """
   size = sharding.rounded_batch(batch_size if whole else min(batch_size, len(rows)), mesh)
   run = _jitted(run, mesh)
-  parts = []
+  results = []
   for begin in range(0, len(rows), size):
-    part = prepare(rows[begin : begin + size])
-    filled = np.pad(part, ((0, size - len(part)), *((0, 0) for _ in part.shape[1:])))
+    batch = prepare(rows[begin : begin + size])
+    padded = np.pad(batch, ((0, size - len(batch)), *((0, 0) for _ in batch.shape[1:])))
     with sharding.use_mesh(mesh):
-      parts.append(jax.device_get(run(params, sharding.from_whole(filled, mesh))))
+      results.append(jax.device_get(run(params, sharding.from_whole(padded, mesh))))
     if progress:
       progress(min(begin + size, len(rows)), len(rows))
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *parts)
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *results)
 
 
 @functools.lru_cache(maxsize=16)

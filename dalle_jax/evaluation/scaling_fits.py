@@ -1,4 +1,7 @@
-"""From a ladder's runs to its scaling laws, a test of them, and the answer to what to train with given compute."""
+"""Fit scaling laws to a ladder of runs, test them by extrapolation, and plan the model size for a compute budget.
+
+A ladder is a set of training runs with several model sizes and several numbers of training tokens.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,60 +13,62 @@ from dalle_jax.evaluation import scaling_laws
 from dalle_jax.evaluation.scaling_laws import Fit, Law
 from dalle_jax.evaluation.scaling_runs import Run, frontier
 
-COUNTS = {'non_embedding': 'num_non_embedding', 'total': 'num_params'}  # what N counts
-_SIZES = np.geomspace(1, 1e15, 8_000)  # among which the best size is looked for; neighbours differ by 0.4%
+COUNTS = {'non_embedding': 'num_non_embedding', 'total': 'num_params'}  # which parameters N counts
+_SIZES = np.geomspace(1, 1e15, 8_000)  # candidates for the best size; neighbours differ by 0.4%
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """The runs as arrays [R], by rising compute."""
+  """R runs as arrays [R], sorted by compute."""
 
   names: tuple[str, ...]
-  params: np.ndarray  # N
-  tokens: np.ndarray  # D
-  flops: np.ndarray  # C
-  losses: np.ndarray
-  unit: str
+  params: np.ndarray  # N, parameters
+  tokens: np.ndarray  # D, training tokens
+  flops: np.ndarray  # C, compute
+  losses: np.ndarray  # L, held-out losses
+  unit: str  # unit of the losses
 
   def where(self, mask: np.ndarray) -> 'Table':
-    names = tuple(name for name, kept in zip(self.names, mask, strict=True) if kept)
+    """The rows where `mask`, bool [R], is True."""
+    names = tuple(name for name, is_selected in zip(self.names, mask, strict=True) if is_selected)
     arrays = (self.params, self.tokens, self.flops, self.losses)
     return Table(names, *(array[mask] for array in arrays), self.unit)
 
   @property
   def sizes_and_tokens(self) -> np.ndarray:
+    """N and D, [2, R]: the inputs of L(N, D)."""
     return np.stack([self.params, self.tokens])
 
 
 @dataclasses.dataclass(frozen=True)
 class Extrapolation:
-  """A law fitted without the run of the most compute, asked for that run's loss."""
+  """A prediction of the largest run's loss by a law that is fitted to all other runs."""
 
-  name: str
-  seen: float
-  predicted: float
-  interval: tuple[float, float]  # of the law; a single run scatters besides
-  factor: float  # compute of the run over that of the largest one fitted
+  name: str  # name of the largest run
+  seen: float  # its measured loss
+  predicted: float  # its predicted loss
+  interval: tuple[float, float]  # interval of the law's value; it does not include the scatter of a single run
+  factor: float  # the run's compute divided by the compute of the largest fitted run
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What to train with given compute: value and interval of each figure."""
+  """The best model size, token count and loss for a compute budget, each as (value, low, high)."""
 
-  compute: float
-  params: tuple[float, float, float]  # value, low, high
+  compute: float  # FLOPs
+  params: tuple[float, float, float]
   tokens: tuple[float, float, float]
   loss: tuple[float, float, float]
-  decades_beyond: float  # of compute, from the largest run of the ladder; below 0 inside of it
-  notes: tuple[str, ...]
+  decades_beyond: float  # log10 of the budget over the largest run's compute; negative inside the ladder
+  notes: tuple[str, ...]  # warnings for the user
 
 
 def tabulate(runs: Sequence[Run], count: str = 'non_embedding') -> Table:
-  """The runs as arrays.
+  """Arrange runs as arrays.
 
   Args:
-    runs: usable ones, by rising compute.
-    count: what N counts, a key of COUNTS.
+    runs: usable runs, sorted by compute.
+    count: which parameters N counts, a key of COUNTS.
   """
   values = [(getattr(run, COUNTS[count]), run.tokens, run.flops, run.loss) for run in runs]
   arrays = np.array(values, np.float64).reshape(-1, 4).T
@@ -71,15 +76,22 @@ def tabulate(runs: Sequence[Run], count: str = 'non_embedding') -> Table:
 
 
 def fit_laws(table: Table, num_samples: int = 1_000, seed: int = 0) -> tuple[dict[str, Fit], list[str]]:
-  """L(N) at the largest budget, L(D) of the largest size, L(C) on the frontier and L(N, D); and why one is missing.
+  """Fit four laws to a ladder.
 
-  The frontier's intervals count its choice in: each resample of all the runs has its own frontier.
+  - L(N): the runs with the most tokens.
+  - L(D): the runs of the largest size.
+  - L(C): the runs on the compute-efficient frontier. The bootstrap resamples all runs and finds the frontier of each
+    resample, so that the intervals include the choice of the frontier.
+  - L(N, D): all runs.
+
+  Returns:
+    The fits by name, and a message for each law that cannot be fitted.
   """
-  at_largest_budget = table.where(table.tokens == table.tokens.max())
-  of_largest_size = table.where(table.params == table.params.max())
+  most_tokens = table.where(table.tokens == table.tokens.max())
+  largest_size = table.where(table.params == table.params.max())
   recipes: dict[str, tuple[tuple[str, ...], np.ndarray, Table, Callable | None]] = {
-    'L(N)': (('N',), at_largest_budget.params[None], at_largest_budget, None),
-    'L(D)': (('D',), of_largest_size.tokens[None], of_largest_size, None),
+    'L(N)': (('N',), most_tokens.params[None], most_tokens, None),
+    'L(D)': (('D',), largest_size.tokens[None], largest_size, None),
     'L(C)': (('C',), table.flops[None], table, lambda held: on_frontier(table, held)),
     'L(N, D)': (('N', 'D'), table.sizes_and_tokens, table, None),
   }
@@ -93,17 +105,23 @@ def fit_laws(table: Table, num_samples: int = 1_000, seed: int = 0) -> tuple[dic
 
 
 def on_frontier(table: Table, held: np.ndarray) -> np.ndarray:
-  """Those of the runs `held`, bool [R], that are compute-efficient among them, bool [R]."""
+  """Mark the compute-efficient runs, bool [R], considering only the runs marked in `held`, bool [R]."""
   mask = np.zeros(len(held), bool)
   mask[held] = frontier(table.flops[held], table.losses[held])
   return mask
 
 
 def extrapolate(table: Table, coverage: float, num_samples: int = 1_000, seed: int = 0) -> Extrapolation:
-  """Fits L(N, D) to all runs but the one of the most compute, and predicts that one.
+  """Fit L(N, D) to all runs except the one with the most compute, and predict the loss of that run.
+
+  Args:
+    table: the runs.
+    coverage: the share of the bootstrap samples in the prediction's interval.
+    num_samples: resamples of the bootstrap.
+    seed: the seed of the bootstrap.
 
   Raises:
-    ValueError: the rest is too little for a fit.
+    ValueError: the other runs are too few for a fit.
   """
   last = int(np.argmax(table.flops))
   rest = table.where(np.arange(len(table.losses)) != last)
@@ -119,10 +137,13 @@ def extrapolate(table: Table, coverage: float, num_samples: int = 1_000, seed: i
 
 
 def flops_per_token(table: Table) -> Callable[[np.ndarray], np.ndarray]:
-  """Training FLOPs per token of a size N, [...] to [...]: the ladder's, and beyond it in proportion to N.
+  """Make the function from model sizes N [...] to training FLOPs per token [...].
 
-  Between sizes the logarithm is interpolated. With a large N it is about 6 N; of small models attention and the output
-  matrix, which N leaves out, take more than that.
+  At the sizes of the ladder the function gives the measured FLOPs. Between sizes it interpolates in the logarithms.
+  Outside the ladder it extrapolates in proportion to N.
+
+  FLOPs per token are about 6 N for a large N. For small models they are more, because N leaves out attention and the
+  output matrix.
   """
   sizes = np.unique(table.params)
   cost = np.array([np.mean((table.flops / table.tokens)[table.params == size]) for size in sizes])
@@ -135,14 +156,22 @@ def flops_per_token(table: Table) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def allocate(law: Law, compute: float, per_token: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float, float]:
-  """The size N, the tokens D and the loss of the least L(N, D) with per_token(N) D = compute.
+  """Find the size N and the tokens D that minimise L(N, D) subject to per_token(N) D = compute.
 
-  With L = E + A/N^a + B/D^b and C = 6 N D there is a closed form (Hoffmann et al. 2022, equation 4): putting
-  D = C / (6 N) and setting the derivative by ln N to 0 gives a A / N^a = b B / D^b, and so
+  For L = E + A/N^a + B/D^b and C = 6 N D there is a closed form (Hoffmann et al. 2022, equation 4). Substituting
+  D = C / (6 N) and setting the derivative with respect to ln N to 0 gives a A / N^a = b B / D^b, and so
 
       N = G (C/6)^(b/(a+b)),   D = (C/6)^(a/(a+b)) / G,   G = (a A / (b B))^(1/(a+b)).
 
-  As FLOPs per token are not 6 N for small models, the least loss is looked for among many sizes instead.
+  For small models FLOPs per token are not 6 N. We therefore take the best of many candidate sizes.
+
+  Args:
+    law: L(N, D).
+    compute: the budget in FLOPs.
+    per_token: from sizes N to training FLOPs per token.
+
+  Returns:
+    N, D and the loss.
   """
   inputs = np.stack([_SIZES, compute / per_token(_SIZES)])
   losses = law(inputs)
@@ -151,42 +180,50 @@ def allocate(law: Law, compute: float, per_token: Callable[[np.ndarray], np.ndar
 
 
 def plan(table: Table, fitted: Fit, compute: float, coverage: float) -> Plan:
-  """The size and the tokens for given compute, with percentile intervals from the bootstrap of L(N, D).
+  """Plan the model size and the training tokens for a compute budget.
+
+  Args:
+    table: the runs of the ladder.
+    fitted: the fit of L(N, D), whose bootstrap gives the intervals.
+    compute: the budget in FLOPs.
+    coverage: the share of the bootstrap samples in an interval.
 
   Raises:
-    ValueError: the compute is not above 0.
+    ValueError: the budget is not positive and finite.
   """
   if not 0 < compute < np.inf:
-    raise ValueError(f'--compute is {compute:g}; it must be a number of FLOPs above 0.')
+    raise ValueError(f'--compute is {compute:g}; it must be a finite number of FLOPs above 0.')
   per_token = flops_per_token(table)
   best = allocate(fitted.law, compute, per_token)
   samples = fitted.samples
-  laws = (Law(*parts) for parts in zip(samples.entropy, samples.log_coefficients, samples.exponents, strict=True))
-  found = np.array([allocate(law, compute, per_token) for law in laws])
+  laws = (Law(*values) for values in zip(samples.entropy, samples.log_coefficients, samples.exponents, strict=True))
+  resampled = np.array([allocate(law, compute, per_token) for law in laws])
   params, tokens, loss = (
-    (value, *scaling_laws.percentiles(column, coverage)) for value, column in zip(best, found.T, strict=True)
+    (value, *scaling_laws.percentiles(column, coverage)) for value, column in zip(best, resampled.T, strict=True)
   )
-  edge = np.mean((found[:, 0] <= _SIZES[1]) | (found[:, 0] >= _SIZES[-2]))
-  return Plan(compute, params, tokens, loss, float(np.log10(compute / table.flops.max())), _notes(table, best, edge))
+  edge_share = np.mean((resampled[:, 0] <= _SIZES[1]) | (resampled[:, 0] >= _SIZES[-2]))
+  decades_beyond = float(np.log10(compute / table.flops.max()))
+  return Plan(compute, params, tokens, loss, decades_beyond, _notes(table, best, edge_share))
 
 
-def _notes(table: Table, best: tuple[float, float, float], edge: float) -> tuple[str, ...]:
-  found = []
-  for name, value, seen in (('N', best[0], table.params), ('D', best[1], table.tokens)):
-    decades = np.log10([value / seen.max(), seen.min() / value]).max()
+def _notes(table: Table, best: tuple[float, float, float], edge_share: float) -> tuple[str, ...]:
+  """Warnings about a plan; `edge_share` is the share of resamples whose best size is at an end of _SIZES."""
+  notes = []
+  for name, value, ladder in (('N', best[0], table.params), ('D', best[1], table.tokens)):
+    decades = np.log10([value / ladder.max(), ladder.min() / value]).max()
     if decades > 0:
-      found.append(f'{name} lies {decades:.1f} decades outside of the ladder, {seen.min():.3g} to {seen.max():.3g}')
-  if edge:
-    found.append(f'{edge:.0%} of the resamples give no best size at all, as their law lacks N or D')
-  return tuple(found)
+      notes.append(f'{name} lies {decades:.1f} decades outside the ladder, {ladder.min():.3g} to {ladder.max():.3g}')
+  if edge_share:
+    notes.append(f'{edge_share:.0%} of the resamples have no best size, because their law has no term in N or in D')
+  return tuple(notes)
 
 
 def as_json(
   fits: dict[str, Fit], missing: Sequence[str], test: Extrapolation | None, coverage: float
 ) -> dict[str, Any]:
-  """All figures in full precision, for fits.json."""
+  """Convert the fits to the contents of fits.json, in full precision."""
 
-  def one(fitted: Fit) -> dict[str, Any]:
+  def as_dict(fitted: Fit) -> dict[str, Any]:
     values = {
       name: {'value': value, 'interval': scaling_laws.percentiles(samples, coverage)}
       for name, (value, samples) in fitted.parameters().items()
@@ -198,7 +235,7 @@ def as_json(
 
   return {
     'coverage': coverage,
-    'fits': {name: one(fitted) for name, fitted in fits.items()},
+    'fits': {name: as_dict(fitted) for name, fitted in fits.items()},
     'missing': list(missing),
     'extrapolation': None if test is None else dataclasses.asdict(test),
   }

@@ -1,4 +1,4 @@
-"""The results of a ladder of training runs: one JSON object a line, and which of them a law may be fitted to."""
+"""Results of a ladder of training runs: read and write them as JSON lines, and select the runs that laws can use."""
 
 import dataclasses
 import json
@@ -15,50 +15,55 @@ STATUSES = ('finished', 'diverged', 'failed')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """One training run: what it cost, and how well the model then predicted what it had not seen."""
+  """The cost and the held-out loss of one training run."""
 
   name: str
   status: str  # one of STATUSES
   seed: int
   config_hash: str
-  overrides: dict[str, str]  # the keys in which the runs of a ladder differ
-  num_params: int  # trained
-  num_non_embedding: int  # of them, those outside of embeddings and output matrices
-  tokens: int  # seen in training, with repetition
-  flops: float  # of the matrix products of training
-  loss: float | None  # held out, in `unit`; None where there is none
-  unit: str  # such as 'nats per token'
-  seconds: float  # of the training stage, compilation included
+  overrides: dict[str, str]  # values of the configuration keys that differ between the runs of the ladder
+  num_params: int  # trained parameters
+  num_non_embedding: int  # trained parameters outside embeddings and output matrices
+  tokens: int  # tokens seen in training, repetitions included
+  flops: float  # FLOPs of the matrix products in training
+  loss: float | None  # held-out loss in `unit`; None if there is none
+  unit: str  # unit of the loss, such as 'nats per token'
+  seconds: float  # duration of the training stage, compilation included
 
   def problem(self) -> str | None:
-    """Why no law can be fitted to the run; None if one can."""
+    """Why laws cannot use the run; None if they can."""
     if self.status != 'finished':
       return self.status
     if self.loss is None or not math.isfinite(self.loss):
       return f'its loss is {self.loss}'
     if self.loss <= 0:
-      return f'its loss is {self.loss:g}, of which there is no logarithm'
+      return f'its loss is {self.loss:g}; a scaling law needs a positive loss'
     sizes = (self.num_non_embedding, self.tokens, self.flops)
     return None if min(sizes) > 0 else f'its parameters, tokens and FLOPs are {sizes}; all must be above 0'
 
 
 def read(path: Path) -> tuple[list[Run], list[str]]:
-  """The rows of a results file, of each name the last one; and a complaint for each line that cannot be read.
+  """Read a results file.
+
+  Returns:
+    The runs, and a message for each damaged line. If a name occurs several times, its last line counts.
 
   Raises:
-    ValueError: there is no such file, or it cannot be read at all.
+    ValueError: the file does not exist or cannot be read.
   """
   try:
     lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
   except OSError as error:
-    raise ValueError(f'{path} cannot be read: {error}; `scaling.py sweep --out={path.parent}` writes it.') from None
+    raise ValueError(
+      f'{path} cannot be read: {error}. Run `scaling.py sweep --out={path.parent}` to write it.'
+    ) from None
   runs, complaints = {}, []
   for number, line in enumerate(lines, start=1):
     try:
       run = _parse(line)
       runs[run.name] = run
     except ValueError as error:
-      complaints.append(f'{path.name}, line {number} is damaged and left out: {error}')
+      complaints.append(f'{path.name}, line {number} is damaged and ignored: {error}')
   return list(runs.values()), complaints
 
 
@@ -69,40 +74,46 @@ def _parse(line: str) -> Run:
     raise ValueError(f'its keys are not {", ".join(fields)}')
   for name, value in values.items():
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
+    is_valid = {
       'name': isinstance(value, str) and bool(value),
       'status': value in STATUSES,
       'loss': value is None or is_number,
       'overrides': isinstance(value, dict),
     }.get(name, is_number if fields[name] in (int, float) else isinstance(value, str))
-    if not fits:
-      raise ValueError(f'{name} is {value!r}')
+    if not is_valid:
+      raise ValueError(f'{name} has the invalid value {value!r}')
   return Run(**values)
 
 
 def write(path: Path, runs: Iterable[Run]) -> None:
-  """Replaces the file as a whole or not at all."""
+  """Write a results file atomically."""
   partial = path.with_name(path.name + '.partial')
   partial.write_text(''.join(json.dumps(dataclasses.asdict(run)) + '\n' for run in runs), encoding='utf-8')
   os.replace(partial, path)
 
 
 def usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-  """The runs that laws can be fitted to, by rising compute; and a line for each that is left out.
+  """Select the runs that laws can use.
+
+  Returns:
+    The selected runs, sorted by compute, and a message for each run that is left out.
 
   Raises:
-    ValueError: losses of different units are mixed.
+    ValueError: the losses have different units.
   """
-  kept = [run for run in runs if run.problem() is None]
-  units = sorted({run.unit for run in kept})
+  selected = [run for run in runs if run.problem() is None]
+  units = sorted({run.unit for run in selected})
   if len(units) > 1:
-    raise ValueError(f'The runs measure different things ({", ".join(units)}); fit each ladder by itself.')
+    raise ValueError(f'The runs measure different things ({", ".join(units)}); fit each ladder separately.')
   left_out = [f'{run.name} is left out: {run.problem()}.' for run in runs if run.problem()]
-  return sorted(kept, key=lambda run: run.flops), left_out
+  return sorted(selected, key=lambda run: run.flops), left_out
 
 
 def frontier(flops: np.ndarray, losses: np.ndarray) -> np.ndarray:
-  """The compute-efficient runs, bool [N]: those than which no run of as little compute or less has a lower loss."""
+  """Mark the compute-efficient runs, bool [N]: no other run has a loss as low with as little compute.
+
+  Of runs with equal compute and loss, one is marked.
+  """
   order = np.lexsort((losses, flops))
   best = np.minimum.accumulate(losses[order])
   mask = np.zeros(len(flops), bool)

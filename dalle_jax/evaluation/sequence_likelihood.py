@@ -1,4 +1,4 @@
-"""How well a sequence model predicts text: bits per token and per byte, and how far back it looks."""
+"""Likelihood of text under a sequence model: bits per token, bits per byte, and the effect of context length."""
 
 import functools
 import math
@@ -17,23 +17,23 @@ from dalle_jax.models.sequence import SequenceModel, token_nll
 def nats(
   model: SequenceModel, params: Any, rows: np.ndarray, mesh: Mesh, batch_size: int, progress: Progress | None = None
 ) -> np.ndarray:
-  """-ln p of each token of sequences [N, T] given those before it in its row, float64 [N, T].
+  """Compute -ln p of each token given the earlier tokens in its row, float64 [N, T].
 
   Args:
-    model: any sequence model over the rows' ids; T <= model.length.
-    params: its parameters, on the mesh.
-    rows: ids.
-    mesh: the rows are split over it.
-    batch_size: rows at a time, rounded up to what the devices divide.
+    model: any sequence model.
+    params: the model's parameters, on the mesh.
+    rows: token ids [N, T]; T <= model.length.
+    mesh: the device mesh that splits the rows.
+    batch_size: rows per batch, rounded up to a multiple of the devices that split it.
     progress: called with (rows done, N) after each batch.
   """
-  found = in_batches(_bound(model), params, rows.astype(np.int32), mesh, batch_size, progress)
-  return found.astype(np.float64)
+  row_nats = in_batches(_bound(model), params, rows.astype(np.int32), mesh, batch_size, progress)
+  return row_nats.astype(np.float64)
 
 
 @functools.lru_cache(maxsize=8)
 def _bound(model: SequenceModel) -> Callable[[Any, jax.Array], jax.Array]:
-  """One function for one model, whose compiled program is found again."""
+  """Bind `_nats` to a model. Equal models give the same function object, so that jit finds its compiled program."""
   return functools.partial(_nats, model)
 
 
@@ -42,33 +42,41 @@ def _nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Array:
 
 
 def _last_nats(model: SequenceModel, params: Any, tokens: jax.Array) -> jax.Array:
-  """-ln p of the last of tokens [B, T] given the others: [B]."""
+  """-ln p of the last token in each row of tokens [B, T] given the tokens before it: [B]."""
   _, logits = model.prefill(model.decode_params(params), tokens[:, :-1])
   return token_nll(logits, tokens[:, -1])
 
 
-def summarize(found: np.ndarray, num_bytes: int) -> dict[str, float]:
-  """Figures of the nats [N, T] that cost `num_bytes` bytes of text; the standard error is over rows."""
-  mean, stderr = mean_and_stderr(found.mean(axis=1) / math.log(2))
+def summarize(row_nats: np.ndarray, num_bytes: int) -> dict[str, float]:
+  """Summarize the likelihood of a text as flat metrics.
+
+  Args:
+    row_nats: -ln p of each token, [N, T].
+    num_bytes: the length of the text in bytes.
+
+  Returns:
+    Bits per token with its standard error over rows, bits per byte, perplexity, and the numbers of tokens and bytes.
+  """
+  mean, stderr = mean_and_stderr(row_nats.mean(axis=1) / math.log(2))
   return {
     'bits_per_token': mean,
     'bits_per_token_stderr': stderr,
-    'bits_per_byte': float(found.sum() / math.log(2) / num_bytes),
-    'perplexity': perplexity(float(found.mean())),
-    'num_tokens': float(found.size),
+    'bits_per_byte': float(row_nats.sum() / math.log(2) / num_bytes),
+    'perplexity': perplexity(float(row_nats.mean())),
+    'num_tokens': float(row_nats.size),
     'num_bytes': float(num_bytes),
   }
 
 
 def perplexity(nats_per_token: float) -> float:
-  """exp of the mean nats; infinite where that is more than a float holds."""
+  """exp of the nats per token; infinite if that overflows a float."""
   return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
 
 
 def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
-  """The mean of values [N] and its standard error: 0 of a single value, infinite where a value is.
+  """The mean of values [N] and its standard error: 0 for a single value, infinite if a value is infinite.
 
-  A model that holds for impossible what occurred has such values.
+  A value is infinite if the model gave probability 0 to a token that occurred.
   """
   stderr = 0.0 if len(values) < 2 else math.inf
   if len(values) > 1 and np.isfinite(values).all():
@@ -77,7 +85,7 @@ def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
 
 
 def context_lengths(length: int) -> list[int]:
-  """0, 1, 2, 3, 4, 6, 8, 12, ... below `length`, and length - 1."""
+  """The context lengths 0, 1, 2, 3, 4, 6, 8, 12, ... below `length`, ending with length - 1."""
   powers = [step for power in range(16) for step in (2**power, 3 * 2 ** (power - 1)) if step == int(step)]
   return sorted({0, *(int(step) for step in powers if step < length - 1), length - 1})
 
@@ -92,28 +100,40 @@ def by_context(
   num_targets: int,
   progress: Progress | None = None,
 ) -> np.ndarray:
-  """Bits per token when only so many tokens before are given, [len(lengths)].
+  """Measure bits per token as a function of context length, [len(lengths)].
 
-  The same tokens are predicted for every length, at even distances in `tokens` [N]; what stands before the given ones
-  is cut off, so that the model sees the start of a sequence there.
+  Every length predicts the same target tokens, evenly spaced in the text. The model reads only the context, as if a
+  sequence began there.
+
+  Args:
+    model: any sequence model.
+    params: the model's parameters, on the mesh.
+    tokens: the token ids of the text [N].
+    mesh: the device mesh that splits the targets.
+    batch_size: targets per batch.
+    lengths: context lengths in tokens.
+    num_targets: the number of target tokens.
+    progress: called with (lengths done, number of lengths).
 
   Raises:
     ValueError: there are fewer tokens than the longest context needs.
   """
   longest = max(lengths)
   if len(tokens) <= longest:
-    raise ValueError(f'{len(tokens)} tokens are too few for a context of {longest}.')
+    raise ValueError(
+      f'{len(tokens)} tokens are too few for a context of {longest} tokens; at least {longest + 1} are needed.'
+    )
   targets = np.unique(np.linspace(longest, len(tokens) - 1, num_targets).astype(int))
   bits = []
   for i, length in enumerate(lengths):
     rows = np.stack([tokens[target - length : target + 1] for target in targets]).astype(np.int32)
-    found = in_batches(functools.partial(_last_nats, model), params, rows, mesh, batch_size)
-    bits.append(found.astype(np.float64).mean() / math.log(2))
+    target_nats = in_batches(functools.partial(_last_nats, model), params, rows, mesh, batch_size)
+    bits.append(target_nats.astype(np.float64).mean() / math.log(2))
     if progress:
       progress(i + 1, len(lengths))
   return np.asarray(bits)
 
 
 def num_values(params: Any) -> int:
-  """Numbers that a model keeps."""
+  """The number of values in a model's parameters; for an n-gram, in its tables."""
   return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(params))

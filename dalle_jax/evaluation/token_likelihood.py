@@ -1,4 +1,4 @@
-"""How well a sequence model predicts image tokens, and captions before them."""
+"""Likelihood of image tokens, and of the captions before them, under a sequence model."""
 
 import math
 from typing import Any
@@ -9,20 +9,21 @@ from jax.sharding import Mesh
 
 from dalle_jax.evaluation.sequence_likelihood import context_lengths, mean_and_stderr, nats, perplexity
 
-BATCH_SIZE = 8  # sequences read at a time: each has logits over both vocabularies, 126 MB in the paper's model
+BATCH_SIZE = 8  # streams per batch; the logits of one stream over both vocabularies take 126 MB in the paper's model
 
 
 def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[str, float]:
-  """Figures of streams, text and image apart; standard errors are over images.
+  """Summarize the likelihood of streams as flat metrics, separately for text and images.
 
   Args:
-    nats: -ln p of each token given those before it, [N, T].
-    counted: bool [N, T], as `models.stream.TokenStream.counted` says.
-    text_length: tokens before the image; of those not counted nothing is said.
+    nats: -ln p of each token given the earlier tokens, [N, T].
+    counted: bool [N, T], which text tokens to count, from `models.stream.TokenStream.counted`.
+    text_length: text tokens before the image.
 
   Returns:
-    'bits_per_image_token', its '..._stderr', 'nats_per_image' and its '..._stderr', 'image_perplexity', 'num_images';
-    with text 'bits_per_text_token' and 'nats_per_caption', of a caption and the pad that ends it, and '..._stderr'.
+    'bits_per_image_token', 'nats_per_image', 'image_perplexity' and 'num_images'. With text also 'bits_per_text_token'
+    and 'nats_per_caption', where a caption includes the pad that ends it. Bits and nats have standard errors over
+    images as '..._stderr'.
   """
   image = nats[:, text_length:]
   per_image, per_image_stderr = mean_and_stderr(image.sum(axis=1))
@@ -40,7 +41,9 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
   caption = np.where(counted, nats, 0.0)[:, :text_length].sum(axis=1)
   lengths = counted[:, :text_length].sum(axis=1)
   per_token = caption.sum() / lengths.sum()
-  _, stderr = mean_and_stderr((caption - per_token * lengths) / lengths.mean())  # of a ratio of two means
+  _, stderr = mean_and_stderr(
+    (caption - per_token * lengths) / lengths.mean()
+  )  # the standard error of a ratio of means
   per_caption, per_caption_stderr = mean_and_stderr(caption)
   return figures | {
     'bits_per_text_token': float(per_token / math.log(2)),
@@ -51,17 +54,18 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
 
 
 def by_position(nats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Bits per token by the number of tokens before it, of sequences with a beginning.
+  """Bits per token by the number of tokens before it.
 
-  A text can be cut anywhere, and what is given a model is then the start of a sequence (`text.by_context`). Of an image
-  only the first tokens can be: so here other tokens are predicted from longer contexts, the same ones for every model.
+  A text can be cut anywhere, so `sequence_likelihood.by_context` predicts the same targets from every context length.
+  A stream of image tokens must be read from its start, so here the targets differ between lengths. They are the same
+  for every model.
 
   Args:
-    nats: -ln p of each token given those before it, [N, T].
+    nats: -ln p of each token given the earlier tokens, [N, T].
 
   Returns:
-    Lengths [L], rising from 0, and for each the mean over the tokens that have so many before them, or more but fewer
-    than the next length.
+    Context lengths [L], ascending from 0, and mean bits per token [L]. Entry i averages over the tokens with at least
+    lengths[i] but fewer than lengths[i + 1] tokens before them.
   """
   lengths = np.asarray(context_lengths(nats.shape[1]))
   ends = [*lengths[1:], nats.shape[1]]
@@ -72,15 +76,15 @@ def by_position(nats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def token_nats(
   model: Any, params: Any, text: np.ndarray, codes: np.ndarray, mesh: Mesh, batch_size: int = BATCH_SIZE
 ) -> np.ndarray:
-  """-ln p of every token of streams given those before it, float64 [N, model.length].
+  """Compute -ln p of every token of streams given the earlier tokens, float64 [N, model.length].
 
   Args:
-    model: of streams.
-    params: its parameters, on the mesh.
-    text: ids [N, text_length - 1]; [N, 0] for a model of images alone.
-    codes: [N, h, w].
-    mesh: of the devices.
-    batch_size: streams at a time.
+    model: a prior or another model of streams.
+    params: the model's parameters, on the mesh.
+    text: caption token ids [N, text_length - 1]; [N, 0] if the model reads no captions.
+    codes: the codes of the images [N, h, w].
+    mesh: the device mesh that splits the streams.
+    batch_size: streams per batch.
   """
   rows = np.asarray(model.stream(jnp.asarray(text), jnp.asarray(codes).reshape(len(codes), -1)))
   return nats(model, params, rows, mesh, batch_size)

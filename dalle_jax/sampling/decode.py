@@ -1,7 +1,8 @@
-"""The decode loop: whole sequences from any sequence model, with its cache, in one piece or in several.
+"""The decode loop: sample sequences from any sequence model with its cache, in one call or in several.
 
-`begin`, `advance` and `finish` are jitted by whoever calls them; what stands between two of them, a `State`, can be
-looked at while the sequences grow. What is None in their arguments is not computed at all.
+`decode` samples complete sequences. To observe sequences while they grow, call `begin`, `advance` and `finish`
+instead and read the `State` between the calls. The caller jits them. Optional arguments that are None add no
+computation.
 """
 
 from collections.abc import Callable
@@ -20,28 +21,28 @@ class NotFiniteError(ValueError):
 
 
 class Guidance(NamedTuple):
-  """Classifier-free guidance, whose scale may grow from 1 to its full value over the first tokens."""
+  """Classifier-free guidance whose scale can ramp up from 1 over the first tokens."""
 
-  scale: jax.Array | float
-  first: jax.Array | int  # the position from which it grows
-  ramp: jax.Array | float  # positions over which it does; 0: it is whole from `first` on
+  scale: jax.Array | float  # the full scale
+  first: jax.Array | int  # the position at which the ramp starts
+  ramp: jax.Array | float  # the length of the ramp in positions; 0: the full scale at every position
 
   def at(self, position: jax.Array) -> jax.Array:
-    """The scale at a position."""
+    """The guidance scale at a position."""
     share = jnp.clip((position - self.first + 1) / jnp.maximum(self.ramp, 1), 0, 1)
     return 1 + (self.scale - 1) * jnp.where(self.ramp > 0, share, 1.0)
 
 
 class Given(NamedTuple):
-  """Tokens [B, length] that are known beforehand."""
+  """Known tokens of the sequences: at each position, either forced or only favoured."""
 
-  tokens: jax.Array
-  forced: jax.Array  # bool [B, length]: where they are taken as they are
-  bonus: jax.Array | float | None = None  # the log of what multiplies their odds elsewhere, in nats
+  tokens: jax.Array  # int32 [B, length]
+  forced: jax.Array  # bool [B, length]: positions where the known token is used instead of a sample
+  bonus: jax.Array | float | None = None  # added to the log odds of the known tokens at the other positions, in nats
 
 
 class Settings(NamedTuple):
-  """How tokens are drawn."""
+  """Sampling settings; `sample` in `logits.py` explains them."""
 
   temperature: jax.Array | float = 1.0
   top_p: jax.Array | float | None = None
@@ -49,34 +50,37 @@ class Settings(NamedTuple):
 
 
 class State(NamedTuple):
-  """Sequences that are being drawn. With guidance, the rows 2b and 2b + 1 of `cache` and `logits` belong to row b."""
+  """Partially sampled sequences.
 
-  tokens: jax.Array  # int32 [B, length]
-  nats: jax.Array  # float32 [B, length]: -ln p of each token by the model alone; 0 in the prefix
-  not_finite: jax.Array  # int32 [B]: the first position without a finite logit; `length` where there is none
-  position: jax.Array  # int32: of the next token
+  With guidance, `cache` and `logits` have 2B rows: row 2b is conditional and row 2b + 1 unconditional for sequence b.
+  """
+
+  tokens: jax.Array  # int32 [B, length]; positions from `position` on are not sampled yet
+  nats: jax.Array  # float32 [B, length]: -ln p of each token under the conditional logits; 0 in the prefix
+  not_finite: jax.Array  # int32 [B]: the first position with NaN or infinite logits; `length` if there is none
+  position: jax.Array  # int32: the position of the next token
   cache: Any
-  logits: jax.Array  # [B or 2B, V] of the next token
+  logits: jax.Array  # [B or 2B, V]: the logits of the next token
 
 
 def row_keys(seed: jax.Array | int, index: jax.Array) -> jax.Array:
-  """The typed keys [B] of the images or texts number index [B]: fold_in(key(seed), number)."""
+  """Typed PRNG keys [B] for the images or texts numbered index [B]: fold_in(key(seed), index)."""
   base = jax.random.key(seed)
   return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
 
 
 def begin(model: SequenceModel, params: Any, prefix: jax.Array, unconditional: jax.Array | None = None) -> State:
-  """Reads token prefixes int32 [B, P], P < model.length.
+  """Start sequences: read their prefixes and fill the cache.
 
   Args:
     model: any sequence model.
-    params: as `model.decode_params` returns them.
-    prefix: what the sequences begin with.
-    unconditional: int32 [B, P], the prefixes that guidance compares with; None without it.
+    params: parameters as returned by `model.decode_params`.
+    prefix: int32 [B, P], the first tokens of the sequences; P < model.length.
+    unconditional: int32 [B, P], the prefixes for the unconditional logits of guidance; None without guidance.
   """
   batch, start = prefix.shape
-  read = prefix if unconditional is None else jnp.stack([prefix, unconditional], axis=1).reshape(2 * batch, start)
-  cache, logits = model.prefill(params, read)
+  rows = prefix if unconditional is None else jnp.stack([prefix, unconditional], axis=1).reshape(2 * batch, start)
+  cache, logits = model.prefill(params, rows)
   tokens = jnp.pad(prefix.astype(jnp.int32), ((0, 0), (0, model.length - start)))
   return State(
     tokens, jnp.zeros(tokens.shape, jnp.float32), jnp.full(batch, model.length, jnp.int32), jnp.int32(start), cache,
@@ -94,23 +98,23 @@ def advance(
   top_k: int = 0,
   given: Given | None = None,
 ) -> State:
-  """Draws the tokens before `stop`, which is at most model.length - 1.
+  """Sample the tokens at positions before `stop`.
 
   Args:
     model: any sequence model.
-    params: as `model.decode_params` returns them.
+    params: parameters as returned by `model.decode_params`.
     state: the sequences so far.
-    keys: typed PRNG keys [B]; the token at position t of row b is drawn with fold_in(keys[b], t).
-    stop: the position at which to stop.
-    settings: of sampling.
-    top_k: tokens to choose among at each position; 0 for all.
-    given: known tokens.
+    keys: typed PRNG keys [B]; the token at position t of row b uses fold_in(keys[b], t).
+    stop: the position to stop before, at most model.length - 1.
+    settings: the sampling settings.
+    top_k: how many of the likeliest tokens to sample from; 0 for all.
+    given: known tokens; None if there are none.
   """
 
   def body(position: jax.Array, state: State) -> State:
     state, token = _draw(state, position, keys, settings, top_k, given)
-    fed = token if settings.guidance is None else jnp.repeat(token, 2)
-    cache, logits = model.step(params, state.cache, fed)
+    rows = token if settings.guidance is None else jnp.repeat(token, 2)
+    cache, logits = model.step(params, state.cache, rows)
     return state._replace(cache=cache, logits=logits)
 
   state = jax.lax.fori_loop(state.position, stop, body, state)
@@ -120,10 +124,17 @@ def advance(
 def finish(
   state: State, keys: jax.Array, settings: Settings, top_k: int = 0, given: Given | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Draws the last token: nothing needs the logits that would follow it.
+  """Sample the last token; unlike `advance`, this computes no logits after it.
+
+  Args:
+    state: the sequences, with all tokens but the last.
+    keys: as for `advance`.
+    settings: as for `advance`.
+    top_k: as for `advance`.
+    given: as for `advance`.
 
   Returns:
-    Of `State`: tokens, nats, not_finite.
+    The fields `tokens`, `nats` and `not_finite` of `State`.
   """
   state, _ = _draw(state, jnp.int32(state.tokens.shape[1] - 1), keys, settings, top_k, given)
   return state.tokens, state.nats, state.not_finite
@@ -132,47 +143,47 @@ def finish(
 def _draw(
   state: State, position: jax.Array, keys: jax.Array, settings: Settings, top_k: int, given: Given | None
 ) -> tuple[State, jax.Array]:
-  """The state with the token at `position`, and the token [B]."""
+  """Sample the token at `position`; returns the new state and the token [B]."""
   logits, conditional = state.logits, state.logits
   if settings.guidance is not None:
     conditional, unconditional = logits[::2], logits[1::2]
     logits = guide(conditional, unconditional, settings.guidance.at(position))
   if given is not None and given.bonus is not None:
-    likelier = jax.nn.one_hot(given.tokens[:, position], logits.shape[-1], dtype=bool)
-    # Before the temperature divides the logits, so that the odds change as said at every temperature.
+    is_known = jax.nn.one_hot(given.tokens[:, position], logits.shape[-1], dtype=bool)
+    # `sample` divides the logits by the temperature; we multiply the bonus by it so that the temperature cancels.
     bonus = given.bonus * jnp.where(settings.temperature == 0, 1.0, settings.temperature)
-    logits = jnp.where(likelier, logits + bonus, logits)
+    logits = jnp.where(is_known, logits + bonus, logits)
   folded = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)
   token = sample(folded, logits, settings.temperature, top_k, settings.top_p)
   if given is not None:
     token = jnp.where(given.forced[:, position], given.tokens[:, position], token)
-  finite = jnp.isfinite(jnp.max(logits, axis=-1))  # the maximum is NaN if one of them is
-  drawn = state._replace(
+  finite = jnp.isfinite(jnp.max(logits, axis=-1))  # the maximum is NaN if any logit is NaN
+  state = state._replace(
     tokens=state.tokens.at[:, position].set(token),
     nats=state.nats.at[:, position].set(token_nll(conditional, token)),
     not_finite=jnp.where(finite, state.not_finite, jnp.minimum(state.not_finite, position)),
   )
-  return drawn, token
+  return state, token
 
 
 def check_finite(not_finite: np.ndarray, length: int, name: Callable[[int, int], str]) -> None:
-  """Refuses sequences for which the model had no finite logits.
+  """Check that the logits of all sampled sequences were finite.
 
   Args:
     not_finite: int [B], as in `State`.
-    length: of a sequence.
-    name: what to call a row and a position in the message.
+    length: tokens of a sequence.
+    name: describes a row and a position for the message.
 
   Raises:
-    NotFiniteError: says where.
+    NotFiniteError: some logits were NaN or infinite; the message says where.
   """
   rows = np.flatnonzero(not_finite < length)
   if len(rows):
     where = name(int(rows[0]), int(not_finite[rows[0]]))
     raise NotFiniteError(
-      f'The logits of the model are NaN or infinite at {where} ({len(rows)} of a batch of {len(not_finite)}), so there '
-      'is nothing to draw: its parameters are damaged, or its dtype is too narrow (config.prior.dtype, '
-      'config.model.dtype). Train it again, or take an earlier model.'
+      f'The logits of the model are NaN or infinite at {where} ({len(rows)} of a batch of {len(not_finite)}), so no '
+      'token can be sampled. Either the parameters are damaged or the dtype is too narrow (config.prior.dtype, '
+      'config.model.dtype). Train the model again, or use an earlier one.'
     )
 
 
@@ -185,20 +196,20 @@ def decode(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float | None = None,
-) -> jax.Array:
-  """Continues token prefixes [B, P] to whole sequences, in one piece.
+) -> tuple[jax.Array, jax.Array]:
+  """Sample complete sequences that begin with given prefixes, in one call.
 
   Args:
     model: any sequence model.
-    params: its parameters.
-    prefix: int32 [B, P], P < model.length.
+    params: the model's parameters.
+    prefix: int32 [B, P], the first tokens of the sequences; P < model.length.
     keys: typed PRNG keys [B].
     temperature: divides the logits; 0 takes the likeliest token.
-    top_k: tokens to choose among at each position; 0 for all.
-    top_p: share of the probability to choose among; None for all.
+    top_k: how many of the likeliest tokens to sample from; 0 for all.
+    top_p: the share of the probability to sample from; None for all.
 
   Returns:
-    int32 [B, model.length], and int32 [B]: the first position without finite logits, `model.length` for none.
+    The tokens, int32 [B, model.length], and `not_finite`, int32 [B], as in `State`.
   """
   settings = Settings(temperature, top_p)
   params = model.decode_params(params)

@@ -1,4 +1,4 @@
-"""What the flags of commands say: how to sample, with the model's own settings for the rest; how to compress."""
+"""Sampling settings from flags; the model's own settings are the defaults."""
 
 import dataclasses
 
@@ -10,54 +10,61 @@ RANKS = ('reranker', 'likelihood', 'caption_likelihood')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawSettings:
-  """How to draw images, or to continue texts; the fields are flags of `python -m dalle_jax.generate`.
+  """Settings for generating images or continuing texts; the fields are flags of `python -m dalle_jax.generate`.
 
-  Of those that may be None the model has its own.
+  `None` means: use the model's own setting.
 
   Raises:
-    ValueError: a value that cannot be.
+    ValueError: a value is out of range.
   """
 
-  num_images: int = 8  # or texts, of each prompt
+  num_images: int = 8  # images or texts per prompt
   seed: int = 0
   batch_size: int | None = None
   temperature: float | None = None  # 0 takes the likeliest tokens
-  top_k: int | None = None  # tokens to choose among; 0: all
-  top_p: float | None = None  # share of the probability to choose among; 1: all
-  guidance_scale: float | None = None
-  guidance_ramp: float | None = None
-  negative_prompt: str = ''  # what guidance keeps away from, in place of no caption
-  candidates: int | None = None  # images drawn of each prompt, of which num_images are kept; None: as many
-  rank: str = ''  # which are kept
-  truncate: bool = False  # cuts prompts that are too long
-  # Fills batches up, so that few images are computed in the shapes of many, and are equal to theirs to the last bit.
+  top_k: int | None = None  # how many of the likeliest tokens to sample from; 0: all
+  top_p: float | None = None  # share of the probability to sample from; 1: all
+  guidance_scale: float | None = None  # classifier-free guidance; 1: none
+  guidance_ramp: float | None = None  # share of the image's tokens over which the scale grows from 1
+  negative_prompt: str = ''  # guidance moves away from this prompt; empty: away from images without a caption
+  candidates: int | None = None  # images sampled per prompt, of which num_images are kept; None: num_images
+  # The score that chooses among candidates, one of RANKS; empty: the reranker if there is one, else the likelihood.
+  rank: str = ''
+  truncate: bool = False  # cut prompts that are too long instead of refusing them
+  # Pad every batch to the full batch size. An image is then bit for bit the same, however many are sampled.
   whole_batches: bool = False
 
   def __post_init__(self) -> None:
     _require(self.num_images >= 1, f'--num_images (--keep) is {self.num_images}; it must be at least 1.')
     _require(0 <= self.seed < 2**31, f'--seed is {self.seed}; it must lie in [0, 2^31).')
-    check_sampling(self._given, prefix='--')
+    check_sampling(self._overrides, prefix='--')
     if self.rank and self.rank not in RANKS:
       raise ValueError(f'--rank is {self.rank!r}; allowed are {", ".join(RANKS)}.')
     _require(
       self.candidates is None or self.candidates >= self.num_images,
-      f'--candidates is {self.candidates}, fewer than the {self.num_images} images to keep (--keep, --num_images).',
+      f'--candidates is {self.candidates}, fewer than the {self.num_images} images to keep; raise it, or lower --keep '
+      '(--num_images).',
     )
 
   @property
-  def _given(self) -> dict[str, float]:
-    """The settings of sampling that are not the model's own."""
+  def _overrides(self) -> dict[str, float]:
+    """The sampling settings that are set, by name."""
     names = (field.name for field in dataclasses.fields(SamplingConfig))
     return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
   @property
   def num_drawn(self) -> int:
-    """Images drawn of each prompt."""
+    """Images sampled per prompt."""
     return self.candidates or self.num_images
 
   def sampling(self, own: SamplingConfig, number: int) -> SamplingConfig:
-    """The model's settings with what is given instead, for `number` samples."""
-    merged = dataclasses.replace(own, **self._given)
+    """Merge these settings over the model's.
+
+    Args:
+      own: the model's own settings.
+      number: samples to generate; the batch size is at most this unless `whole_batches` is set.
+    """
+    merged = dataclasses.replace(own, **self._overrides)
     return merged if self.whole_batches else dataclasses.replace(merged, batch_size=min(merged.batch_size, number))
 
 

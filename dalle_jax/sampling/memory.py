@@ -1,4 +1,4 @@
-"""How many images can be drawn at a time: what a row takes, and what the devices have left."""
+"""Estimate how many images fit in device memory: bytes per image and free bytes per device."""
 
 import functools
 import math
@@ -15,56 +15,62 @@ from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.stream import TokenStream
 from dalle_jax.sampling.decode import begin
 
-HEADROOM = 0.8  # of the memory that is free, what drawing may take
-COPIES = 2  # of the largest array on the way: what goes into a layer and what comes out
+HEADROOM = 0.8  # share of the free memory that sampling may use
+COPIES = 2  # copies of the largest intermediate array that exist at once: a layer's input and its output
 CGROUP = Path('/sys/fs/cgroup')
 
 
 def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bool, num_known: int = 0) -> int:
-  """About how many bytes it takes to draw one more image.
+  """Estimate the bytes that one more image adds to a batch.
 
-  That is its caches and logits, and what is largest on the way: scores of attention over what the image begins with,
-  or the activations of its pixels.
+  The estimate is the larger of two sums:
+  - reading the prefix: the cache, the logits, and the attention scores over the prefix;
+  - decoding: the image and the largest activations of the decoder.
 
   Args:
-    model: what draws the tokens.
-    dvae: what turns them into a picture.
-    params: {'dvae', part}, or their shapes.
-    part: the collection of parameters that the model has.
+    model: the model that samples the tokens.
+    dvae: the module that decodes the tokens.
+    params: parameters, or their shapes, under the keys 'dvae' and `part`.
+    part: the key of the model's parameters.
     guided: whether guidance doubles the rows.
-    num_known: codes that are read before the first one is drawn.
+    num_known: known codes that are read before the first one is sampled.
   """
 
-  def read(params: Any, rows: int) -> Any:
+  def read_prefix(params: Any, rows: int) -> Any:
     prefix = jnp.zeros((rows, model.text_length + num_known), jnp.int32)
     return begin(model, model.decode_params(params[part]), prefix, prefix if guided else None)
 
-  def paint(params: Any, rows: int) -> Any:
+  def decode_images(params: Any, rows: int) -> Any:
     grid = jnp.zeros((rows, model.grid_size, model.grid_size), jnp.int32)
     return dvae.apply({'params': params['dvae']}, grid, method='decode')
 
-  state, scores = _of_a_row(read, params)
-  image, activations = _of_a_row(paint, params)
+  state, scores = _growth_per_row(read_prefix, params)
+  image, activations = _growth_per_row(decode_images, params)
   return max(state + COPIES * scores, image + COPIES * activations)
 
 
-def _of_a_row(run: Callable[[Any, int], Any], params: Any) -> tuple[int, int]:
-  """Bytes that one more row adds to what `run(params, rows)` returns, and to what grows most on the way."""
+def _growth_per_row(run: Callable[[Any, int], Any], params: Any) -> tuple[int, int]:
+  """Trace `run(params, rows)` with 2 and 3 rows and compare the sizes of its arrays.
+
+  Returns:
+    The bytes that a row adds to the outputs, and the bytes that it adds to the intermediate array that grows most.
+  """
   programs = [jax.make_jaxpr(functools.partial(run, rows=rows))(params) for rows in (2, 3)]
-  (few, more), (some, others) = zip(*((p.out_avals, list(_made(p.jaxpr))) for p in programs), strict=True)
-  growth = [_bytes(b) - _bytes(a) for a, b in zip(some, others, strict=True)]
-  return sum(map(_bytes, more)) - sum(map(_bytes, few)), max(growth)
+  outputs_2, outputs_3 = (program.out_avals for program in programs)
+  arrays_2, arrays_3 = (list(_all_arrays(program.jaxpr)) for program in programs)
+  growth = [_bytes(larger) - _bytes(smaller) for smaller, larger in zip(arrays_2, arrays_3, strict=True)]
+  return sum(map(_bytes, outputs_3)) - sum(map(_bytes, outputs_2)), max(growth)
 
 
-def _made(program: Any) -> Iterator[Any]:
-  """The shapes of all arrays that a program makes, also within loops."""
+def _all_arrays(program: Any) -> Iterator[Any]:
+  """Yield the abstract values of all arrays that a jaxpr computes, including those in nested jaxprs such as loops."""
   for equation in program.eqns:
     yield from (variable.aval for variable in equation.outvars)
     for value in equation.params.values():
       for inner in value if isinstance(value, tuple | list) else [value]:
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          yield from _made(inner)
+          yield from _all_arrays(inner)
 
 
 def _bytes(leaf: Any) -> int:
@@ -72,18 +78,19 @@ def _bytes(leaf: Any) -> int:
 
 
 def free_bytes(mesh: Mesh) -> int | None:
-  """Memory that is free for arrays on one of the devices; None where it cannot be told."""
+  """Free memory per device in bytes, measured on this process's first device; None if it is unknown."""
   device = mesh.local_devices[0]
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats['bytes_in_use']
   if device.platform != 'cpu':
     return None
-  free = [size for size in (_of_machine(), _of_group()) if size is not None]
-  return min(free) // len(mesh.local_devices) if free else None  # devices of one machine share its memory
+  limits = [size for size in (_free_in_machine(), _free_in_cgroup()) if size is not None]
+  return min(limits) // len(mesh.local_devices) if limits else None  # CPU devices share the machine's memory
 
 
-def _of_machine() -> int | None:
+def _free_in_machine() -> int | None:
+  """The machine's available memory in bytes; None if the system does not report it."""
   try:
     lines = Path('/proc/meminfo').read_text().splitlines()
   except OSError:
@@ -92,8 +99,8 @@ def _of_machine() -> int | None:
   return 1024 * kilobytes[0] if kilobytes else None
 
 
-def _of_group() -> int | None:
-  """What a container or a batch system leaves of its limit."""
+def _free_in_cgroup() -> int | None:
+  """Bytes left below the memory limit of a container or a batch job; None if there is no limit."""
   try:
     limit, used = ((CGROUP / name).read_text().strip() for name in ('memory.max', 'memory.current'))
     return int(limit) - int(used) if limit != 'max' else None
@@ -102,16 +109,18 @@ def _of_group() -> int | None:
 
 
 def fitting_batch(asked: int, one: int, free: int | None, mesh: Mesh) -> int:
-  """The batch size, at most `asked` rounded up to what the devices divide, that memory holds; at least one row each.
+  """The largest batch size that fits in memory, a multiple of the devices that split it.
+
+  The result is at most `asked`, rounded up to that multiple, and at least one image per device.
 
   Args:
-    asked: images at a time.
-    one: bytes of an image.
-    free: bytes on a device; None for no limit.
-    mesh: of the devices.
+    asked: the requested batch size.
+    one: bytes per image.
+    free: free bytes per device; None for no limit.
+    mesh: the device mesh that splits the batch.
   """
   divisor = sharding.batch_divisor(mesh)
-  rows = sharding.rounded_batch(asked, mesh) // divisor  # on each device
+  rows = sharding.rounded_batch(asked, mesh) // divisor  # per device
   if free is not None:
     rows = min(rows, max(1, int(HEADROOM * free) // max(one, 1)))
   return rows * divisor

@@ -20,7 +20,7 @@ MODERN = dataclasses.replace(SHAPE, norm='rmsnorm', mlp='swiglu', qk_norm=True, 
 
 def _prior(shape, text=TEXT, grid=GRID):
   row, column, conv = (Pattern(kind, text, grid, 3) for kind in ('row', 'column', 'conv'))
-  # Two periods that are scanned, a layer that is left, and a last one of its own.
+  # Two scanned periods of two layers, one remaining layer, and a last layer with another pattern.
   return Prior(7, 8, Transformer(dataclasses.replace(shape, num_layers=6), (row, column), conv))
 
 
@@ -56,27 +56,28 @@ MODELS = {
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_weights_sum_to_one_within_the_pattern_and_logits_are_the_models(name):
+def test_weights_sum_to_one_within_the_pattern_and_logits_equal_the_models_logits(name):
   model = MODELS[name]
   params = _params(model)
   tokens = _stream(model) if isinstance(model, Prior) else np.array([1, 0, 6, 5, 5, 2, 3])
   count, heads = model.transformer.shape.num_layers, (0, 1)
-  logits, found = attention_weights.capture(model, params, tokens, range(count), heads)
+  logits, attention = attention_weights.capture(model, params, tokens, range(count), heads)
   expected = jax.jit(model.logits)(params, tokens[None])[0]
   np.testing.assert_allclose(logits, expected, atol=2e-4, rtol=2e-4)
   size = len(tokens)
-  assert sorted(found.heads) == [(layer, head) for layer in range(count) for head in heads]
-  for (layer, _), weights in found.heads.items():
+  assert sorted(attention.heads) == [(layer, head) for layer in range(count) for head in heads]
+  for (layer, _), weights in attention.heads.items():
     mask = model.transformer.layer_patterns[layer].mask()[:size, :size]
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
     assert not weights[~mask].any() and (weights[mask] > 0).all()
   for layer in range(count):
-    np.testing.assert_allclose(found.layers[layer], (found.heads[layer, 0] + found.heads[layer, 1]) / 2, atol=1e-6)
-  np.testing.assert_allclose(found.mean, np.mean(list(found.layers.values()), axis=0), atol=1e-6)
+    expected = (attention.heads[layer, 0] + attention.heads[layer, 1]) / 2
+    np.testing.assert_allclose(attention.layers[layer], expected, atol=1e-6)
+  np.testing.assert_allclose(attention.mean, np.mean(list(attention.layers.values()), axis=0), atol=1e-6)
 
 
-def test_only_what_is_asked_for_is_kept_and_the_mean_is_over_all():
+def test_only_requested_layers_and_heads_are_returned_but_the_mean_covers_all():
   model = MODELS['full']
   params = _params(model)
   _, everything = attention_weights.capture(model, params, _stream(model), (0, 1, 2), (0, 1))
@@ -86,36 +87,36 @@ def test_only_what_is_asked_for_is_kept_and_the_mean_is_over_all():
   np.testing.assert_allclose(some.mean, everything.mean, atol=1e-6)
 
 
-def test_sequences_that_training_computes_in_blocks_are_observed_all_the_same():
+def test_long_sequences_that_training_computes_in_blocks_give_the_same_logits_and_pattern():
   model = _prior(SHAPE, grid=17)  # 293 slots, more than sparse_attention.SHORT
   params, tokens = _params(model, 0.3), _stream(model)
-  logits, found = attention_weights.capture(model, params, tokens, (0,), (0,))
+  logits, attention = attention_weights.capture(model, params, tokens, (0,), (0,))
   np.testing.assert_allclose(logits, jax.jit(model.logits)(params, tokens[None])[0], atol=5e-4, rtol=5e-4)
-  np.testing.assert_array_equal(found.heads[0, 0] > 0, Pattern('row', TEXT, 17).mask())
+  np.testing.assert_array_equal(attention.heads[0, 0] > 0, Pattern('row', TEXT, 17).mask())
 
 
-def test_certainty_by_hand():
+def test_certainty_matches_hand_computed_values():
   logits = np.log(np.array([[0.5, 0.25, 0.25, 1e-300], [0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1]]))
   logits[0, 3], logits[2] = -np.inf, 3.0
-  found = attention_weights.certainty(logits, np.array([1, 0, 3]))
-  np.testing.assert_allclose(found.probability, [0.25, 0.1, 0.25], rtol=1e-5)
+  certainty = attention_weights.certainty(logits, np.array([1, 0, 3]))
+  np.testing.assert_allclose(certainty.probability, [0.25, 0.1, 0.25], rtol=1e-5)
   entropy = [1.5, -sum(p * np.log2(p) for p in (0.1, 0.2, 0.3, 0.4)), 2]
-  np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5)
-  np.testing.assert_array_equal(found.rank, [2, 4, 1])
+  np.testing.assert_allclose(certainty.entropy, entropy, rtol=1e-5)
+  np.testing.assert_array_equal(certainty.rank, [2, 4, 1])
 
 
-def test_maps_put_weights_where_the_tokens_are():
+def test_maps_place_weights_at_the_positions_of_the_tokens():
   rng = np.random.default_rng(2)
   weights = rng.random((TEXT + GRID**2,) * 2)
   maps = attention_weights.image_maps(weights, [[1], [2, 3]], TEXT, GRID)
   assert maps.shape == (2, GRID, GRID)
   assert maps[0, 1, 2] == weights[TEXT + 5, 1] and maps[1, 2, 0] == weights[TEXT + 6, 2] + weights[TEXT + 6, 3]
-  place = attention_weights.image_map(weights[-1], TEXT, GRID)
-  assert place[0, 0] == weights[-1, TEXT + 1]  # the slot after start-of-image holds token 0
-  assert place[2, 1] == weights[-1, -1] and place[2, 2] == 0
+  last_map = attention_weights.image_map(weights[-1], TEXT, GRID)
+  assert last_map[0, 0] == weights[-1, TEXT + 1]  # the input of the slot after start-of-image is image token 0
+  assert last_map[2, 1] == weights[-1, -1] and last_map[2, 2] == 0
 
 
-def test_offsets_by_brute_force_show_the_patterns():
+def test_weights_by_offset_match_brute_force_and_show_the_column_pattern():
   rng = np.random.default_rng(3)
   weights = rng.random((TEXT + GRID**2,) * 2)
   sums, counts = np.zeros((2, GRID, 2 * GRID - 1))
@@ -130,6 +131,6 @@ def test_offsets_by_brute_force_show_the_patterns():
   np.testing.assert_array_equal(attention_weights.by_offset(column, TEXT, GRID) > 0, np.arange(5) == [[2]] * 3)
 
 
-def test_models_without_attention_are_known():
+def test_an_ngram_has_no_attention_and_transformers_have():
   assert attention_weights.has_attention(MODELS['text']) and attention_weights.has_attention(MODELS['full'])
   assert not attention_weights.has_attention(Ngram(7, 9, 3))

@@ -3,7 +3,7 @@ import numpy as np
 from dalle_jax.evaluation.blur import gaussian
 
 
-def test_a_point_becomes_a_gaussian():
+def test_a_point_is_blurred_to_a_gaussian():
   image = np.zeros((2, 31, 31, 3), np.uint8)
   image[0, 15, 15, 1] = 255
   blurred = gaussian(image, 2.0)
@@ -13,7 +13,7 @@ def test_a_point_becomes_a_gaussian():
   assert not blurred[1].any() and not blurred[0, :, :, 0].any()
 
 
-def test_an_even_picture_and_no_radius_change_nothing():
+def test_a_uniform_image_and_a_radius_of_zero_change_nothing():
   even = np.full((1, 8, 8, 3), 77, np.uint8)
   np.testing.assert_array_equal(gaussian(even, 8), even)
   noise = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)

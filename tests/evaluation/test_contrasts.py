@@ -1,4 +1,4 @@
-"""Near misses against the judge, which reads scenes back from pixels."""
+"""Tests of near misses, with the judge, which reads scenes from pixels."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def records(request):
   return [builder.make_example(config, split, i) for split in ('validation', 'held_out') for i in range(60)]
 
 
-def test_the_captions_are_true_of_one_picture_and_false_of_the_other(records):
+def test_captions_are_true_of_their_images_and_false_of_the_near_misses(records):
   pairs = contrasts.make_pairs(records, 32, 20, seed=0)
   assert len(set(pairs.captions)) == len(pairs.captions) == len(pairs.true)
   assert judge.judge(pairs.captions, pairs.true).all()
@@ -26,7 +26,7 @@ def test_the_captions_are_true_of_one_picture_and_false_of_the_other(records):
   assert set(pairs.contrasts) == set(contrasts.CONTRASTS)
 
 
-def test_nothing_else_is_changed(records):
+def test_a_near_miss_changes_only_the_attribute_of_its_contrast(records):
   same = {
     'color': ('shape', 'size', 'x', 'y'), 'shape': ('color', 'size', 'x', 'y'), 'size': ('color', 'shape', 'x', 'y'),
     'background': ('color', 'shape', 'size', 'x', 'y'), 'position': ('color', 'shape', 'size'),
@@ -42,25 +42,27 @@ def test_nothing_else_is_changed(records):
       assert len(scene.objects) == 1 or changed.relation == relation_of(*changed.objects)
 
 
-def test_contrasts_that_leave_a_caption_true_are_left_out():
+def test_contrasts_that_do_not_make_the_caption_false_are_left_out():
   scene = Scene('white', (Shape('circle', 'red', 'small', 0.5, 0.25), Shape('circle', 'blue', 'small', 0.5, 0.75)),
                 'above')  # fmt: skip
-  found = {
+  names_by_caption = {
     text: {name for name, _ in contrasts.near_misses(language.parse(text), scene, np.random.default_rng(0))}
     for text in ('a red circle and a blue circle', 'a small red circle above a small blue circle')
   }
-  assert list(found.values()) == [
+  assert list(names_by_caption.values()) == [
     {'color', 'shape'}, {'color', 'shape', 'size', 'relation', 'exchanged_colors'},
   ]  # fmt: skip
 
 
-def test_scores_are_shares_of_near_misses_and_of_captions():
+def test_scores_are_shares_of_near_misses_and_of_captions_that_rank_right():
   captions = ['a red circle', 'a blue square', 'a red circle above a blue square']
   unused = np.zeros((0, 32, 32, 3), np.uint8)
   of, names = np.array([0, 0, 1, 2]), ['color', 'shape', 'color', 'relation']
   pairs = contrasts.Pairs(captions, unused, unused, of, names)
   texts, true = np.eye(3), np.eye(3) * 0.5
-  false = np.eye(3)[of] * np.array([[0.4], [0.6], [0.1], [0.5]])  # the second and the last are no better
+  false = np.eye(3)[of] * np.array(
+    [[0.4], [0.6], [0.1], [0.5]]
+  )  # the second near miss scores higher and the last one ties
   figures = contrasts.scores(pairs, texts, true, false, 'validation')
   assert figures == pytest.approx({
     'contrast/validation/one_object/color': 1.0,

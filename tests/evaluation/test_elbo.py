@@ -34,7 +34,7 @@ def params():
 
 @pytest.fixture(scope='module')
 def image():
-  """Grids of 2 x 2 codes, so that all 81 can be tried."""
+  """An image of 2 x 2 codes: small enough to enumerate all 81 grids."""
   return np.random.default_rng(1).integers(0, 256, (1, 4, 4, 3), np.uint8)
 
 
@@ -43,7 +43,7 @@ TEXTS = np.array([[2, 4]], np.int32)
 
 @pytest.fixture(scope='module')
 def measured(params, image):
-  """Four thousand copies of one image: as many samples of its codes."""
+  """The terms for 4,000 copies of one image, each with its own sample of codes."""
   mesh = make_mesh(MeshConfig())
   batch = {'image': image.repeat(1000, axis=0), 'text': TEXTS.repeat(1000, axis=0)}
   return elbo.measure(DVAE, PRIOR, FLOOR, params, [(1000, batch)] * 4, mesh, seed=0)
@@ -51,7 +51,7 @@ def measured(params, image):
 
 @pytest.fixture(scope='module')
 def exact(params, image):
-  """Expectations over q by trying all codes."""
+  """Exact expectations over q, by enumerating all grids of codes."""
   variables = {'params': params['dvae']}
   z = np.asarray(DVAE.apply(variables, image, method='encode_latents'), np.float64).reshape(4, K)
   q = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
@@ -72,30 +72,30 @@ def exact(params, image):
 
 
 @pytest.mark.parametrize('name', ['distortion', 'kl_uniform', 'kl_prior'])
-def test_sampled_means_are_the_exact_expectations(measured, exact, name):
+def test_means_over_samples_match_the_exact_expectations(measured, exact, name):
   values = measured[f'sampled/{name}']
   error = np.std(values) / np.sqrt(len(values))
   assert values.mean() == pytest.approx(exact[name], abs=max(4.5 * error, 1e-4))
   assert exact['kl_prior'] > 0
 
 
-def test_the_uniform_kl_is_the_one_that_training_minimises(params, image, measured):
+def test_the_kl_to_the_uniform_prior_is_the_kl_that_training_minimises(params, image, measured):
   z = DVAE.apply({'params': params['dvae']}, image, method='encode_latents')
   np.testing.assert_allclose(measured['sampled/kl_uniform'], float(bottleneck.kl_to_uniform(z).sum()), rtol=1e-4)
 
 
-def test_the_point_mass_costs_all_of_its_codes(measured):
+def test_the_argmax_posterior_has_no_entropy_and_no_sampling_noise(measured):
   np.testing.assert_allclose(measured['argmax/kl_uniform'], 4 * np.log(K), rtol=1e-6)
   assert np.ptp(measured['argmax/kl_prior']) < 1e-4
   assert np.ptp(measured['argmax/distortion']) < 1e-3
   assert np.ptp(measured['sampled/distortion']) > 0.1
 
 
-def test_captions_are_measured_by_themselves(measured, exact):
+def test_the_caption_has_its_own_term(measured, exact):
   np.testing.assert_allclose(measured['text'], exact['text'], rtol=1e-4)
 
 
-def test_noise_belongs_to_an_image_whatever_its_batch(params, image):
+def test_the_terms_of_an_image_do_not_depend_on_its_batch(params, image):
   mesh = make_mesh(MeshConfig())
   pictures, texts = image.repeat(6, axis=0), TEXTS.repeat(6, axis=0)
 
@@ -104,28 +104,28 @@ def test_noise_belongs_to_an_image_whatever_its_batch(params, image):
       rows = np.minimum(np.arange(begin, begin + size), 5)
       yield min(size, 6 - begin), {'image': pictures[rows], 'text': texts[rows]}
 
-  whole, parts = (elbo.measure(DVAE, PRIOR, FLOOR, params, batches(size), mesh, seed=3) for size in (6, 4))
-  for name, values in whole.items():
+  one_batch, two_batches = (elbo.measure(DVAE, PRIOR, FLOOR, params, batches(size), mesh, seed=3) for size in (6, 4))
+  for name, values in one_batch.items():
     assert values.shape == (6,)
-    np.testing.assert_allclose(values, parts[name], rtol=1e-5)
+    np.testing.assert_allclose(values, two_batches[name], rtol=1e-5)
 
 
-def test_a_dvae_alone_has_the_uniform_prior_and_other_bottlenecks_the_point_mass(params, image):
+def test_without_a_prior_only_the_uniform_kl_is_measured_and_fsq_has_only_the_argmax_posterior(params, image):
   mesh = make_mesh(MeshConfig())
   alone = elbo.measure(DVAE, None, FLOOR, params, [(1, {'image': image})], mesh, seed=0)
   assert set(alone) == {f'{p}/{name}' for p in elbo.POSTERIORS for name in ('distortion', 'kl_uniform')}
   fsq = DVAE.clone(bottleneck='fsq', fsq_levels=(3,))
   fresh = nn.unbox(fsq.init(jax.random.key(0), image)['params'])
-  found = elbo.measure(fsq, None, FLOOR, {'dvae': fresh}, [(1, {'image': image})], mesh, seed=0)
-  assert set(found) == {'argmax/distortion', 'argmax/kl_uniform'}
+  terms = elbo.measure(fsq, None, FLOOR, {'dvae': fresh}, [(1, {'image': image})], mesh, seed=0)
+  assert set(terms) == {'argmax/distortion', 'argmax/kl_uniform'}
 
 
-def test_the_summary_by_hand():
-  found = {
+def test_the_summary_matches_hand_computed_values():
+  terms = {
     'sampled/distortion': np.array([10.0, 14.0]), 'sampled/kl_uniform': np.array([4.0, 6.0]),
     'sampled/kl_prior': np.array([3.0, 4.0]), 'text': np.array([1.0, 2.0]),
   }  # fmt: skip
-  figures = elbo.summarize(found, num_dims=8, num_codes=2, kl_weight=0.5)
+  figures = elbo.summarize(terms, num_dims=8, num_codes=2, kl_weight=0.5)
   assert figures['sampled/uniform/nats'] == 17
   assert figures['sampled/uniform/nats_stderr'] == pytest.approx(3)
   assert figures['sampled/prior/bits_per_dim'] == pytest.approx(15.5 / 8 / np.log(2))

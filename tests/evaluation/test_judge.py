@@ -8,13 +8,13 @@ from dalle_jax.evaluation import judge as judging
 
 
 def everything(scene):
-  """All that can be claimed of a scene."""
+  """Make every true claim about a scene."""
   objects = tuple(ObjectClaim(o.shape, o.color, o.size) for o in scene.objects)
   return Claims(objects, scene.position, scene.background, scene.relation)
 
 
 def sample(count, seed=0):
-  """One and two objects, half of them held out."""
+  """Sample scenes with one and two objects in turn; half of them are held-out combinations."""
   rng = np.random.default_rng(seed)
   return [scenes.sample_scene(rng, index % 2 == 1, index % 4 >= 2) for index in range(count)]
 
@@ -39,29 +39,29 @@ def accuracy(pairs):
 
 
 @pytest.mark.parametrize('size', [32, 64])
-def test_known_scenes_are_read_without_a_mistake(size):
-  found = accuracy((scene, render(scene, size)) for scene in sample(1200))
-  assert found >= 0.995
+def test_nearly_all_rendered_scenes_are_read_correctly(size):
+  share = accuracy((scene, render(scene, size)) for scene in sample(1200))
+  assert share >= 0.995
 
 
 @pytest.mark.parametrize('size', [48, 100])
-def test_sizes_that_are_no_multiple_of_32(size):
+def test_images_whose_size_is_not_a_multiple_of_32_are_read(size):
   assert accuracy((scene, render(scene, size)) for scene in sample(100, seed=6)) >= 0.98
 
 
-def test_centres_are_exact_to_a_fraction_of_a_pixel():
+def test_centres_are_read_to_a_fraction_of_a_pixel():
   for scene in sample(100, seed=1):
-    seen = judging.read(render(scene, 32))
+    scene_read = judging.read(render(scene, 32))
     expected = sorted(scene.objects, key=lambda shape: shape.x + shape.y)
-    for shape, truth in zip(seen.objects, expected, strict=True):
+    for shape, truth in zip(scene_read.objects, expected, strict=True):
       assert 32 * max(abs(shape.x - truth.x), abs(shape.y - truth.y)) < 0.3
 
 
 @pytest.mark.parametrize(('size', 'sigma'), [(32, 0.5), (32, 0.7), (64, 1.4)])
 def test_blurred_and_noisy_scenes_are_read(size, sigma):
   rng = np.random.default_rng(2)
-  found = accuracy((scene, degrade(render(scene, size), rng, sigma, 8)) for scene in sample(300, seed=2))
-  assert found >= 0.97
+  share = accuracy((scene, degrade(render(scene, size), rng, sigma, 8)) for scene in sample(300, seed=2))
+  assert share >= 0.97
 
 
 def other(names, *used):
@@ -69,7 +69,7 @@ def other(names, *used):
 
 
 def wrong_claims(scene):
-  """Claims that each differ from the truth in one thing."""
+  """Yield claims that each differ from the truth in one respect."""
   truth = everything(scene)
   first, *rest = truth.objects
   for name, names in (('shape', scenes.SHAPES), ('color', scenes.COLORS), ('size', scenes.SIZES)):
@@ -86,14 +86,14 @@ def wrong_claims(scene):
     yield Claims(truth.objects * 2)
 
 
-def test_wrong_claims_are_told():
+def test_true_claims_are_accepted_and_wrong_claims_rejected():
   for scene in sample(60, seed=3):
     image = render(scene, 32)
     assert judging.satisfies(everything(scene), image)
     assert not any(judging.satisfies(claims, image) for claims in wrong_claims(scene))
 
 
-def test_swapped_colors_are_wrong():
+def test_a_caption_with_swapped_colors_is_wrong():
   scene = scenes.Scene(
     'white',
     (scenes.Shape('circle', 'red', 'large', 0.5, 0.25), scenes.Shape('square', 'blue', 'small', 0.5, 0.75)),
@@ -111,13 +111,13 @@ def test_swapped_colors_are_wrong():
   np.testing.assert_array_equal(judging.judge(list(texts), images), list(texts.values()))
 
 
-def test_judge_on_written_captions():
+def test_generated_captions_are_true_of_their_own_images_only():
   rng = np.random.default_rng(4)
   group = sample(100, seed=4)
   texts = [caption(scene, rng) for scene in group]
   images = np.stack([render(scene, 64) for scene in group])
   assert judging.judge(texts, images).all()
-  # Almost no caption is true of the next picture.
+  # Almost no caption is true of the next image.
   assert judging.judge(texts, np.roll(images, 1, 0)).mean() < 0.05
 
 
@@ -147,12 +147,12 @@ FIGURES = {
 
 
 @pytest.mark.parametrize('name', FIGURES)
-def test_other_figures_are_not_read(name):
+def test_shapes_outside_the_language_are_not_read(name):
   assert judging.read(paint(FIGURES[name])) is None
-  assert judging.read(paint(R < 6.4)) is not None  # the same painting of a disc is
+  assert judging.read(paint(R < 6.4)) is not None  # the same rendering of a disc is readable
 
 
-def test_pictures_of_nothing_are_not_read():
+def test_empty_images_and_noise_are_not_read():
   rng = np.random.default_rng(5)
   for background in scenes.BACKGROUNDS:
     assert judging.read(paint(R < 0, background=background)) is None
@@ -164,32 +164,32 @@ def test_pictures_of_nothing_are_not_read():
     assert judging.read(smooth) is None
 
 
-def test_a_third_object_or_a_smear_makes_a_picture_unreadable():
+def test_a_third_object_or_a_smear_makes_an_image_unreadable():
   objects = (scenes.Shape('circle', 'red', 'small', 0.25, 0.25), scenes.Shape('square', 'blue', 'small', 0.75, 0.25))
   image = render(scenes.Scene('white', objects, 'left of'), 32)
   assert judging.read(image) is not None
-  more = image.copy()
-  more[20:28, 12:20] = scenes.COLORS['green']
-  assert judging.read(more) is None
-  more[20:28, 12:20] = scenes.BACKGROUNDS['black']
-  assert judging.read(more) is None
+  changed = image.copy()
+  changed[20:28, 12:20] = scenes.COLORS['green']
+  assert judging.read(changed) is None
+  changed[20:28, 12:20] = scenes.BACKGROUNDS['black']
+  assert judging.read(changed) is None
 
 
-def test_two_objects_of_one_color_are_two():
+def test_two_objects_of_one_color_are_read_as_two_objects():
   objects = (scenes.Shape('circle', 'red', 'small', 0.25, 0.5), scenes.Shape('circle', 'red', 'small', 0.75, 0.5))
   image = render(scenes.Scene('white', objects, 'left of'), 32)
   assert len(judging.read(image).objects) == 2
   assert not judging.satisfies(parse('a red circle'), image)
 
 
-def test_wrong_input_is_refused():
+def test_wrong_shapes_dtypes_and_captions_are_refused():
   good = np.zeros((2, 32, 32, 3), np.uint8)
-  with pytest.raises(ValueError, match='Given 1 captions and 2 pictures'):
+  with pytest.raises(ValueError, match='Given 1 captions and 2 images'):
     judging.judge(['a red circle'], good)
   with pytest.raises(ValueError, match='Cannot read the caption'):
     judging.judge(['a red circle', 'a dog'], good)
   with pytest.raises(ValueError, match='at least 32 pixels'):
     judging.read(good[0, :16, :16])
   for bad in (good[0].astype(np.float32), good[0, :, :16], good[0, ..., :1], good):
-    with pytest.raises(ValueError, match='square uint8 pictures'):
+    with pytest.raises(ValueError, match='square uint8 images'):
       judging.read(bad)

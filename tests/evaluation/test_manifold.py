@@ -17,7 +17,7 @@ def _by_hand(points, centres, k):
 
 
 @pytest.mark.parametrize('k', [1, 3])
-def test_by_brute_force(monkeypatch, k):
+def test_precision_and_recall_match_brute_force(monkeypatch, k):
   monkeypatch.setattr(manifold, 'BLOCK', 7)
   rng = np.random.default_rng(k)
   real, drawn = rng.normal(size=(30, 2)), 0.5 * rng.normal(size=(25, 2)) + 1.5
@@ -28,14 +28,14 @@ def test_by_brute_force(monkeypatch, k):
   assert recall.stderr == pytest.approx(np.sqrt(recall.value * (1 - recall.value) / 30))
 
 
-def test_equal_sets_and_sets_apart():
+def test_equal_sets_score_one_and_distant_sets_zero():
   x = 1000 + np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
   assert [f.value for f in precision_recall(x, x[::-1])] == [1, 1]
   assert [f.value for f in precision_recall(x, x + 50)] == [0, 0]
 
 
-def test_pictures_that_occur_often_are_inside_their_own_manifold():
-  # Each has three like it, so that all balls have the radius 0.
+def test_repeated_features_lie_in_their_own_manifold_despite_rounding():
+  # Each vector occurs four times, so that all balls have radius 0.
   x = np.repeat(np.random.default_rng(0).normal(size=(6, 300)), 4, axis=0).astype(np.float32)
   rounded = x * (1 + np.float32(1e-7))
   assert [f.value for f in precision_recall(x, rounded)] == [1, 1]

@@ -7,16 +7,16 @@ ONE = ['a red circle', 'a large blue square', 'a green circle']
 TWO = ['a red circle above a blue square', 'a small green square and a red circle']
 
 
-def test_objects_are_counted():
+def test_the_objects_of_a_caption_are_counted():
   assert [num_objects(caption) for caption in ONE + TWO] == [1, 1, 1, 2, 2]
 
 
-def test_a_caption_of_another_language_is_refused():
+def test_a_caption_outside_the_language_is_refused():
   with pytest.raises(ValueError):
     num_objects('three cats')
 
 
-def test_choice_takes_the_first_of_each_kind_once():
+def test_choose_takes_the_first_distinct_captions_of_each_kind():
   captions = [TWO[0], ONE[0], ONE[0], TWO[0], ONE[1], ONE[2], TWO[1]]
   assert choose(captions, 2) == [ONE[0], ONE[1], TWO[0], TWO[1]]
   assert choose(captions, 1) == [ONE[0], TWO[0]]
@@ -24,7 +24,7 @@ def test_choice_takes_the_first_of_each_kind_once():
   assert choose(ONE, 2) == ONE[:2]
 
 
-def test_scores_by_hand():
+def test_scores_match_hand_computed_values():
   right = np.array([True, False, True, True, False])
   result = scores(ONE + TWO, right, 'validation')
   assert result == pytest.approx(
@@ -42,7 +42,7 @@ def test_scores_by_hand():
   )
 
 
-def test_a_kind_that_does_not_occur_gets_no_score():
+def test_a_kind_without_captions_has_no_score():
   result = scores(ONE, np.ones(3, bool), 'held_out')
   assert result['prompt_accuracy/held_out/one_object'] == 1
   assert not any('two_objects' in name for name in result)

@@ -24,7 +24,7 @@ def images():
   return np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), np.uint8)
 
 
-def test_reconstructions_are_decoded_codes_whatever_the_batch_size(params, images):
+def test_reconstructions_are_the_decoded_codes_for_every_batch_size(params, images):
   mesh = make_mesh(MeshConfig())
   codes, pictures = reconstruct(DVAE, params, images, mesh, 2)
   assert (codes.shape, codes.dtype) == ((5, 2, 2), np.int32)
@@ -41,18 +41,18 @@ def test_reconstructions_are_decoded_codes_whatever_the_batch_size(params, image
   assert len(np.unique(codes)) > 1
 
 
-def test_psnr_of_each_picture():
+def test_psnr_is_computed_for_each_image():
   black = np.zeros((4, 2, 2, 3), np.uint8)
   other = black.copy()
   other[1] = 255
-  other[2, 0, 0] = 51  # a fifth off in a quarter of the pixels
+  other[2, 0, 0] = 51  # a quarter of the pixels is off by a fifth of the range
   other[3] = 1
   expected = [100, 0, -10 * np.log10(0.04 / 4), 20 * np.log10(255)]
   np.testing.assert_allclose(psnr(black, other), expected, atol=1e-9)
-  np.testing.assert_array_equal(psnr(other, black), psnr(black, other))  # bytes must not wrap around
+  np.testing.assert_array_equal(psnr(other, black), psnr(black, other))  # uint8 differences must not wrap around
 
 
-def test_ssim_by_brute_force():
+def test_ssim_matches_brute_force():
   rng = np.random.default_rng(0)
   a = rng.integers(0, 256, (2, 13, 12, 3)).astype(np.uint8)
   b = np.clip(a + rng.normal(0, 40, a.shape), 0, 255).astype(np.uint8)
@@ -70,7 +70,7 @@ def test_ssim_by_brute_force():
   assert np.all(ssim(a, b) < 0.95)
 
 
-def test_scores_by_hand():
+def test_scores_match_hand_computed_values():
   originals = np.zeros((2, 2, 2, 3), np.uint8)
   pictures = originals.copy()
   pictures[1] = 255

@@ -4,14 +4,14 @@ import pytest
 from dalle_jax.evaluation import retrieval
 
 
-def test_ranks_are_counted_in_both_directions():
+def test_accuracy_is_computed_in_both_directions():
   similarity = np.zeros((12, 12))
-  similarity[:3, 0] = [5, 9, 7]  # picture 0 is the third best for caption 0
-  similarity[0, :8] = [5, 6, 6, 6, 6, 6, 6, 6]  # which is the eighth best for picture 0
+  similarity[:3, 0] = [5, 9, 7]  # image 0 is the third best for caption 0
+  similarity[0, :8] = [5, 6, 6, 6, 6, 6, 6, 6]  # caption 0 is the eighth best for image 0
   similarity[np.arange(1, 12), np.arange(1, 12)] = 8
   figures = retrieval.scores(similarity, 'validation')
   assert figures == pytest.approx({
-    'retrieval/validation/image_to_text_top_1': 10 / 12,  # picture 1 prefers caption 0 too
+    'retrieval/validation/image_to_text_top_1': 10 / 12,  # image 1 also prefers caption 0
     'retrieval/validation/image_to_text_top_5': 11 / 12,
     'retrieval/validation/text_to_image_top_1': 11 / 12,
     'retrieval/validation/text_to_image_top_5': 1.0,
@@ -19,6 +19,6 @@ def test_ranks_are_counted_in_both_directions():
   })  # fmt: skip
 
 
-def test_a_model_that_says_the_same_of_everything_is_not_right_by_ties():
+def test_a_model_with_constant_scores_is_never_right():
   figures = retrieval.scores(np.zeros((8, 8)), 'train')
   assert figures['retrieval/train/image_to_text_top_1'] == 0

@@ -12,10 +12,10 @@ def _run(params, rows):
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 7, 100])
-def test_rows_are_those_of_one_batch(batch_size):
+def test_results_do_not_depend_on_the_batch_size(batch_size):
   rows, done = np.arange(7 * 6, dtype=np.int32).reshape(7, 2, 3), []
-  found = in_batches(_run, 5, rows, make_mesh(MeshConfig()), batch_size, lambda *at: done.append(at))
-  np.testing.assert_array_equal(found['sum'], rows.sum(axis=(1, 2)) + 5)
-  np.testing.assert_array_equal(found['rows'], 2.0 * rows)
+  results = in_batches(_run, 5, rows, make_mesh(MeshConfig()), batch_size, lambda *counts: done.append(counts))
+  np.testing.assert_array_equal(results['sum'], rows.sum(axis=(1, 2)) + 5)
+  np.testing.assert_array_equal(results['rows'], 2.0 * rows)
   step = min(batch_size, 7)
   assert done == [(min(end, 7), 7) for end in range(step, 7 + step, step)]

@@ -18,7 +18,7 @@ def make(**changes):
   return Run(**{**values, **changes})
 
 
-def test_rows_are_read_as_written_and_the_last_of_a_name_holds(tmp_path):
+def test_runs_are_read_as_written_and_the_last_line_of_a_name_counts(tmp_path):
   file = tmp_path / scaling_runs.FILE_NAME
   first, second, again = make(), make(name='b', status='diverged', loss=None), make(loss=1.5)
   scaling_runs.write(file, [first, second, again])
@@ -26,7 +26,7 @@ def test_rows_are_read_as_written_and_the_last_of_a_name_holds(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_damaged_rows_are_named_and_left_out(tmp_path):
+def test_damaged_lines_are_reported_and_ignored(tmp_path):
   file = tmp_path / scaling_runs.FILE_NAME
   scaling_runs.write(file, [make()])
   good = file.read_text()
@@ -44,7 +44,7 @@ def test_damaged_rows_are_named_and_left_out(tmp_path):
     scaling_runs.read(tmp_path / 'absent.jsonl')
 
 
-def test_runs_without_a_usable_loss_are_named(tmp_path):
+def test_runs_without_a_usable_loss_are_reported_and_left_out(tmp_path):
   runs = [
     make(name='late', flops=9e9),
     make(name='gone', status='diverged', loss=None),
@@ -54,22 +54,22 @@ def test_runs_without_a_usable_loss_are_named(tmp_path):
     make(name='empty', tokens=0),
     make(name='early'),
   ]
-  kept, left_out = scaling_runs.usable(runs)
-  assert [run.name for run in kept] == ['early', 'late']
+  selected, left_out = scaling_runs.usable(runs)
+  assert [run.name for run in selected] == ['early', 'late']
   assert [line.split()[0] for line in left_out] == ['gone', 'nan', 'negative', 'none', 'empty']
   with pytest.raises(ValueError, match='measure different things'):
     scaling_runs.usable([make(), make(name='b', unit='nats per image token')])
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12))
-def test_the_frontier_is_what_nothing_cheaper_beats(points):
+def test_no_run_beats_the_frontier_with_as_little_compute(points):
   flops, losses = np.array(points, float).T
   mask = scaling_runs.frontier(flops, losses)
-  kept = {point for point, holds in zip(points, mask, strict=True) if holds}
-  assert kept == {
+  efficient = {point for point, is_marked in zip(points, mask, strict=True) if is_marked}
+  assert efficient == {
     point for point in points if not any(o[0] <= point[0] and o[1] <= point[1] and o != point for o in points)
   }
-  assert len(kept) == mask.sum()  # of equal runs one
+  assert len(efficient) == mask.sum()  # one of several equal runs is marked
 
 
 def test_a_run_is_immutable():

@@ -1,4 +1,4 @@
-"""What sampling keeps to, for every attention pattern and position scheme, with and without guidance."""
+"""Guarantees of sampling, tested for every attention pattern and position scheme, with and without guidance."""
 
 import functools
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ FORCED = np.pad(RNG.random((3, 9)) < 0.5, ((0, 0), (LENGTH, 0)))
   ids=lambda value: f'{value[0]}-{"rotary" if value[1] else "learned"}',
 )
 def case(request):
-  """A model of one pattern and scheme with random parameters, and a run that looks at every step."""
+  """A random model with one pattern and position scheme, and a run that records the logits of every step."""
   kind, rotary = request.param
   shape = BlockShape(2, 8, 2, rotary=rotary)
   prior = Prior(TEXT, IMAGE, Transformer(shape, (Pattern(kind, LENGTH, 3, 3),)))
@@ -54,7 +54,7 @@ def case(request):
   return SimpleNamespace(whole=jax.jit(functools.partial(prior.logits, params)), run=run, drawn=run())
 
 
-def test_cached_logits_are_the_whole_sequences_with_the_caption_and_without(case):
+def test_cached_logits_equal_the_logits_of_the_full_sequence_with_and_without_the_caption(case):
   tokens, seen = case.drawn
   bare = np.where(np.arange(tokens.shape[1]) < LENGTH, PAD, tokens)
   for rows, stream in ((seen[::2], tokens), (seen[1::2], bare)):
@@ -62,12 +62,12 @@ def test_cached_logits_are_the_whole_sequences_with_the_caption_and_without(case
     np.testing.assert_allclose(rows, expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_batch_is_its_rows_one_by_one(case):
+def test_each_row_of_a_batch_equals_the_row_sampled_alone(case):
   for row in range(3):
     np.testing.assert_array_equal(case.run(slice(row, row + 1))[0][0], case.drawn[0][row])
 
 
-def test_guidance_changes_the_logits_at_every_step_and_a_scale_of_one_does_not(case):
+def test_guidance_changes_the_logits_at_every_step_unless_its_scale_is_one(case):
   conditional, unconditional = (case.drawn[1][i::2, :, TEXT:] for i in (0, 1))
   guided = np.asarray(guide(conditional, unconditional, 3.0))
   np.testing.assert_allclose(guided, 3 * conditional - 2 * unconditional, rtol=1e-4, atol=1e-4)
@@ -76,7 +76,7 @@ def test_guidance_changes_the_logits_at_every_step_and_a_scale_of_one_does_not(c
   np.testing.assert_allclose(guide(conditional, unconditional, 1.0), conditional, rtol=1e-4, atol=1e-5)
 
 
-def test_kept_tokens_are_never_touched_and_the_others_see_them(case):
+def test_forced_tokens_stay_and_influence_the_sampled_tokens(case):
   tokens, _ = case.drawn
   np.testing.assert_array_equal(tokens[FORCED], KNOWN[FORCED])
   free, _ = case.run(forced=np.zeros_like(FORCED))

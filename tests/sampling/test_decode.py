@@ -42,7 +42,7 @@ def _decode(params, prefix, keys, **settings):
 
 
 def _naive(logits, params, prefix, keys, temperature=1.0, top_k=0):
-  """The whole sequence anew for every token."""
+  """Decode without a cache: compute the logits of the full sequence for every token."""
   tokens = np.tile(np.where(np.arange(PRIOR.length) < 4, PAD, TEXT).astype(np.int32), (len(prefix), 1))
   tokens[:, : prefix.shape[1]] = prefix
   for position in range(prefix.shape[1], PRIOR.length):
@@ -55,30 +55,30 @@ def _naive(logits, params, prefix, keys, temperature=1.0, top_k=0):
   ('length', 'settings'),
   [(4, {}), (4, {'temperature': 0.7, 'top_k': 2}), (4, {'temperature': 0.0}), (0, {}), (6, {})],
 )
-def test_decoding_equals_drawing_from_the_whole_sequences_logits(params, keys, logits, length, settings):
+def test_decoding_with_the_cache_equals_sampling_from_full_sequence_logits(params, keys, logits, length, settings):
   prefix = np.concatenate([TEXTS, np.full((3, 2), TEXT + 1, np.int32)], axis=1)[:, :length]
   drawn = _decode(params, prefix, keys, **settings)
   assert drawn.dtype == np.int32
   np.testing.assert_array_equal(drawn, _naive(logits, params, prefix, keys, **settings))
 
 
-def test_temperature_zero_needs_no_luck(params, keys, logits):
+def test_temperature_zero_takes_the_likeliest_tokens_whatever_the_keys(params, keys, logits):
   drawn = _decode(params, TEXTS, keys, temperature=0.0)
   np.testing.assert_array_equal(drawn, _decode(params, TEXTS, keys[::-1], temperature=0.0))
   best = np.argmax(logits(params, drawn), axis=-1)
   np.testing.assert_array_equal(drawn[:, 4:], best[:, 4:])
 
 
-def test_text_drawn_from_nothing_is_text_and_images_are_codes(params, keys):
+def test_tokens_sampled_without_a_prefix_are_text_then_image_tokens(params, keys):
   drawn = _decode(params, np.zeros((3, 0), np.int32), keys)
   assert np.all(drawn[:, :3] < TEXT)
   assert np.all(drawn[:, 3] == PAD)
   ended = drawn[:, :3] == PAD
-  np.testing.assert_array_equal(np.logical_or.accumulate(ended, axis=1), ended)  # nothing after a pad
+  np.testing.assert_array_equal(np.logical_or.accumulate(ended, axis=1), ended)  # only pads follow a pad
   assert np.all((drawn[:, 4:] >= TEXT) & (drawn[:, 4:] < TEXT + IMAGE))
 
 
-def test_a_row_is_the_same_alone_and_in_company(params, keys):
+def test_a_row_does_not_depend_on_the_other_rows_of_its_batch(params, keys):
   together = _decode(params, TEXTS, keys)
   for row in range(len(TEXTS)):
     np.testing.assert_array_equal(_decode(params, TEXTS[row : row + 1], keys[row : row + 1])[0], together[row])

@@ -22,13 +22,13 @@ def test_messages_name_the_flag_or_the_configuration_key(name, value, allowed):
     assert str(error.value) == f'{prefix}{name} is {value}; {allowed}'
 
 
-def test_settings_that_are_none_keep_the_models_values():
+def test_settings_that_are_none_fall_back_to_the_models_settings():
   model_settings = SamplingConfig(temperature=0.5, top_k=7, batch_size=32)
   merged = DrawSettings(top_k=3).sampling(model_settings, 100)
   assert merged == SamplingConfig(temperature=0.5, top_k=3, batch_size=32)
 
 
-def test_batches_are_no_larger_than_the_number_of_samples_unless_whole_batches_is_set():
+def test_whole_batches_keeps_the_batch_size_even_for_fewer_samples():
   model_settings = SamplingConfig(batch_size=32)
   assert DrawSettings().sampling(model_settings, 5).batch_size == 5
   assert DrawSettings(whole_batches=True).sampling(model_settings, 5).batch_size == 32

@@ -13,11 +13,11 @@ MESH = make_mesh(MeshConfig())
 @pytest.mark.parametrize(
   ('asked', 'one', 'free', 'size'), [(64, 10, None, 64), (64, 10, 1_000, 64), (64, 10, 400, 32), (64, 1_000, 10, 1)]
 )
-def test_batches_are_cut_to_what_is_free_but_not_below_one(asked, one, free, size):
+def test_the_batch_size_is_cut_to_the_free_memory_but_not_below_one(asked, one, free, size):
   assert memory.fitting_batch(asked, one, free, MESH) == size
 
 
-def test_a_row_takes_at_least_its_caches_and_twice_as_much_with_guidance():
+def test_a_row_needs_at_least_its_cache_and_a_second_cache_with_guidance():
   config = Config.from_dict({**PICTURES, 'prior': {**PICTURES['prior'], 'embed_dim': 64, 'num_layers': 3}})
   prior, dvae = make_prior(config, 20), make_dvae(config.dvae)
   params = jax.eval_shape(lambda: random_params(config, 20))
@@ -26,7 +26,7 @@ def test_a_row_takes_at_least_its_caches_and_twice_as_much_with_guidance():
   assert caches < one < 2 * caches and one + caches < two < 2 * one + 1
 
 
-def test_a_picture_that_is_read_before_counts_with_its_scores():
+def test_known_codes_count_with_their_attention_scores():
   config = Config.from_dict({**PICTURES, 'prior': {**PICTURES['prior'], 'num_heads': 4}})
   prior, dvae = make_prior(config, 20), make_dvae(config.dvae)
   params = jax.eval_shape(lambda: random_params(config, 20))
@@ -34,14 +34,14 @@ def test_a_picture_that_is_read_before_counts_with_its_scores():
   assert half - none > 4 * 4 * ((6 + 8) ** 2 - 6**2)
 
 
-def test_wide_decoders_count_by_their_activations():
+def test_a_wide_decoder_counts_with_its_activations():
   config = Config.from_dict({**PICTURES, 'dvae': {**PICTURES['dvae'], 'hidden_size': 512}})
   params = jax.eval_shape(lambda: random_params(config, 20))
-  found = memory.row_bytes(make_prior(config, 20), make_dvae(config.dvae), params, 'prior', False)
-  assert found >= 2 * 8 * 8 * 512 * 4  # a layer of the last group, in and out
+  row_bytes = memory.row_bytes(make_prior(config, 20), make_dvae(config.dvae), params, 'prior', False)
+  assert row_bytes >= 2 * 8 * 8 * 512 * 4  # the input and the output of a layer in the last group
 
 
-def test_free_memory_is_below_what_the_machine_has(tmp_path, monkeypatch):
+def test_free_memory_is_limited_by_the_machine_and_by_the_cgroup(tmp_path, monkeypatch):
   free = memory.free_bytes(MESH)
   assert free is None or 0 < free < 1 << 50
   (tmp_path / 'memory.max').write_text('5000\n')

@@ -54,14 +54,14 @@ def test_images_do_not_depend_on_the_batch_size(params, sampler, images):
   np.testing.assert_array_equal(sampler(5)(params, TEXTS[:2], seed=3), images[:2])
 
 
-def test_images_depend_on_the_seed_their_number_and_their_prompt(params, sampler, images):
+def test_images_depend_on_the_seed_the_image_number_and_the_prompt(params, sampler, images):
   np.testing.assert_array_equal(sampler(5)(params, TEXTS, seed=3), images)
   assert np.any(sampler(5)(params, TEXTS, seed=4) != images)
-  assert np.any(images[0] != images[3])  # one prompt, two numbers
+  assert np.any(images[0] != images[3])  # same prompt, different image numbers
   assert np.any(sampler(5)(params, TEXTS[::-1].copy(), seed=3) != images)
 
 
-def test_images_are_the_decoded_codes(params, images):
+def test_images_are_the_decoded_sampled_codes(params, images):
   base = jax.random.key(3)
   keys = jnp.stack([jax.random.fold_in(base, i) for i in range(5)])
   prefix = np.pad(TEXTS, ((0, 0), (0, 1)))
@@ -71,13 +71,13 @@ def test_images_are_the_decoded_codes(params, images):
   np.testing.assert_allclose(images, pixels, atol=0.51)
 
 
-def test_progress_counts_tokens_of_images_that_are_asked_for(params, sampler):
+def test_progress_counts_only_tokens_of_the_requested_images(params, sampler):
   seen = []
   sampler(2)(params, TEXTS, 0, lambda done, total: seen.append((done, total)))
   assert seen == [(4, 20), (8, 20), (12, 20), (16, 20), (18, 20), (20, 20)]
 
 
-def test_top_k_beyond_the_image_tokens_is_refused():
+def test_top_k_above_the_number_of_image_tokens_is_refused():
   with pytest.raises(ValueError, match=r'top_k 9 .* 8 image tokens .*--top_k'):
     Sampler(PRIOR, DVAE, make_mesh(MeshConfig()), SamplingConfig(top_k=9))
 
@@ -88,14 +88,14 @@ def tokenizer():
   return train_tokenizer(words * 4, 300)
 
 
-def test_prompts_become_padded_rows(tokenizer):
+def test_prompts_are_encoded_as_padded_rows(tokenizer):
   rows = encode_prompts(tokenizer, ['a red circle', 'a large blue circle'], 16)
   assert (rows.shape, rows.dtype) == ((2, 15), np.int32)
   assert [tokenizer.decode(row) for row in rows] == ['a red circle', 'a large blue circle']
   assert rows[0, -1] == PAD
 
 
-def test_prompts_too_long_are_refused_or_cut(tokenizer):
+def test_prompts_that_are_too_long_are_refused_or_truncated(tokenizer):
   prompt = 'a red circle ' * 9
   with pytest.raises(ValueError, match=r'takes at most 7; shorten it, or cut it off with --truncate'):
     encode_prompts(tokenizer, ['a red circle', prompt], 8)
