@@ -46,7 +46,7 @@ class Header:
 
   kind: str  # one of KINDS
   coder: str  # 'range' or 'huffman'
-  model: str  # fingerprint of the parameters
+  model: str  # fingerprint of the parameters, the configuration and the tokenizer
   batch_size: int  # sequences coded side by side; the rounding of the model's outputs depends on it
   length: int  # tokens per sequence
   settings: dict[str, Any]  # specific to the kind

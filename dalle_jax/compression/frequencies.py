@@ -1,4 +1,4 @@
-"""Integer frequencies from a model's outputs. Encoder and decoder must compute them bit for bit alike.
+"""Conversion of a model's outputs to integer frequencies. Encoder and decoder must compute exactly the same ones.
 
 All floating-point work runs in compiled programs with fixed input shapes, which encoder and decoder share. Their
 results are integers. All later steps use integer arithmetic and are exact on every machine.

@@ -38,7 +38,7 @@ class PictureCosts:
 
 
 def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[int, int]]]:
-  """Read the list of pictures from a header and validate it, as the header may be malicious.
+  """Read the list of pictures from a header and validate it, because the header may be malicious.
 
   Encoders call this before they start, so that they never write a list that decoders refuse.
 
@@ -58,7 +58,9 @@ def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[
     if tile != size:
       raise ValueError(f'it has tiles of {tile} pixels; the model has {size}')
     if not all(type(settings[name]) is bool for name in ('lossless', 'single')):
-      raise ValueError('lossless and single must be true or false')
+      raise ValueError(
+        f'lossless is {settings["lossless"]!r} and single is {settings["single"]!r}; both must be true or false'
+      )
     for name, height, width in listed:
       path = PurePosixPath(name)
       if (
