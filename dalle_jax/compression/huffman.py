@@ -10,8 +10,8 @@ import numpy as np
 def code_lengths(frequencies: np.ndarray) -> np.ndarray:
   """The code lengths in bits, int64 [V], of an optimal prefix code for positive integer frequencies [V].
 
-  The loop merges nodes in rounds. Every merged node weighs at least as much as the two lightest nodes together. One round
-  can therefore pair all nodes up to that weight, in order of weight.
+  The loop merges nodes in rounds. Every merged node weighs at least as much as the two lightest nodes together. One
+  round can therefore pair all nodes up to that weight, in order of weight.
   """
   size = len(frequencies)
   nodes = np.argsort(frequencies, kind='stable')
