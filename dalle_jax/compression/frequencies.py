@@ -20,7 +20,7 @@ MAX_LOG_SCALE = 20.0  # far beyond any scale that matters for 8-bit pixels; exp 
 
 @contextlib.contextmanager
 def exactly() -> Iterator[None]:
-  """Context manager for matrix products in full precision, whatever `JAX_DEFAULT_MATMUL_PRECISION` says.
+  """Context manager for matrix products in full precision, regardless of `JAX_DEFAULT_MATMUL_PRECISION`.
 
   A compressed file depends on the precision, so the environment must not choose it.
   """

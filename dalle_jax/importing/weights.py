@@ -1,4 +1,4 @@
-"""Reading tensors from weight files of any supported format, and comparing them with what a model needs."""
+"""Reading tensors from weight files of any supported format, and comparing them with the tensors of a model."""
 
 from pathlib import Path
 from typing import Any

@@ -68,7 +68,7 @@ def exchange_seconds(collectives: Sequence[Collective], topology: Topology) -> t
     topology: the accelerators.
 
   Returns:
-    Seconds of the blocking collectives, and seconds of those that overlap with other instructions.
+    Seconds of the blocking collectives, and seconds of the overlapped ones.
   """
   blocking = hidden = 0.0
   for collective in collectives:
