@@ -1,4 +1,4 @@
-"""The entropy coders by name, and what they share."""
+"""The entropy coders by name, and the protocols that they implement."""
 
 from typing import Protocol
 
@@ -10,15 +10,20 @@ from dalle_jax.compression.range_coder import RangeDecoder, RangeEncoder
 
 class SymbolEncoder(Protocol):
   def put(self, cumulative: np.ndarray, symbol: int) -> None:
-    """Codes a symbol by its distribution, cumulative frequencies int32 [V + 1] (see `frequencies`)."""
+    """Encode one symbol.
+
+    Args:
+      cumulative: the symbol's distribution as cumulative frequencies int32 [V + 1] (see `frequencies.cumulative`).
+      symbol: in 0 to V - 1.
+    """
 
   def finish(self) -> bytes:
-    """All that was coded; call it once."""
+    """Return the code of all symbols. Call this once, at the end."""
 
 
 class SymbolDecoder(Protocol):
   def get(self, cumulative: np.ndarray) -> int:
-    """The next symbol, given the distribution that it was coded by."""
+    """Return the next symbol. `cumulative` must be the array that `put` got for this symbol."""
 
 
 CODERS: dict[str, tuple[type[SymbolEncoder], type[SymbolDecoder]]] = {

@@ -1,13 +1,17 @@
-"""The file format of compressed files, and its reader that trusts nothing.
+"""The format of compressed files, with a writer and a reader that checks everything it reads.
 
     magic b'DJXC', version u16, header size u32, header (JSON by zlib), CRC-32 u32
     chunks: b'C', payload size u32, count u32, CRC-32 of the content u32, CRC-32 u32; payload
     end: b'E', number of chunks u32, bytes of content u64, SHA-256 of the content, CRC-32 u32
 
-The CRC-32 of a chunk or of the end is that of the header's CRC, the chunk's number, its fields and its payload: a chunk
-is at home in one place of one file. Integers are little-endian. What `count` counts and what the content is are the
-kind's own: tokens and the bytes that they stand for, or tiles and their codes and pixels. A chunk with a whole payload
-whose content has another CRC was read with other probabilities than it was written with.
+All integers are little-endian. A chunk's payload is the output of the entropy coder; its content is what the payload
+decodes to. For a text file, `count` is a number of tokens and the content is their bytes. For pictures, `count` is a
+number of tiles and the content is their codes and pixels.
+
+The last CRC-32 of a chunk covers the header's CRC-32, the chunk's number, its fields and its payload. A chunk that was
+moved to another place or another file therefore fails the check. The end record's CRC-32 is computed in the same way.
+
+If a payload is intact but its content has the wrong CRC-32, the decoder computed other probabilities than the encoder.
 """
 
 import dataclasses
@@ -29,55 +33,62 @@ MAX_PAYLOAD = 1 << 30
 
 
 class Unreadable(ValueError):
-  """The file cannot be used; the message says what `it` is or has."""
+  """The file cannot be used. The message is a clause whose subject is the file, such as 'its header is damaged'."""
 
 
 class Damaged(Unreadable):
-  """The file is cut or changed, or was coded with other probabilities; what was read before it is right."""
+  """The file is truncated or changed, or was coded with other probabilities. All chunks before the damage are valid."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-  """What must be known before the first chunk."""
+  """What a decoder must know before it reads the first chunk."""
 
   kind: str  # one of KINDS
   coder: str  # 'range' or 'huffman'
-  model: str  # fingerprint of the parameters
-  batch_size: int  # sequences side by side, which the model's roundings depend on
-  length: int  # tokens of a sequence
-  settings: dict[str, Any]  # of the kind
-  platform: dict[str, str]  # where it was coded; a note
+  model: str  # fingerprint of the parameters, the configuration and the tokenizer
+  batch_size: int  # sequences coded side by side; the rounding of the model's outputs depends on it
+  length: int  # tokens per sequence
+  settings: dict[str, Any]  # specific to the kind
+  platform: dict[str, str]  # device and versions that the encoder ran on; informative only
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
-      kind = dict if field.name in ('settings', 'platform') else field.type
-      if type(getattr(self, field.name)) is not kind:
-        raise ValueError(f'{field.name} is {getattr(self, field.name)!r}')
+      expected = dict if field.name in ('settings', 'platform') else field.type
+      if type(getattr(self, field.name)) is not expected:
+        raise ValueError(f'{field.name} is {getattr(self, field.name)!r}; its type must be {expected.__name__}')
     if self.kind not in KINDS:
       raise ValueError(f'kind is {self.kind!r}; this version knows {", ".join(KINDS)}')
     if not (1 <= self.batch_size <= 1 << 16 and 1 <= self.length <= 1 << 24):
-      raise ValueError(f'batch_size is {self.batch_size} and length {self.length}')
+      raise ValueError(
+        f'batch_size is {self.batch_size} and length is {self.length}; they must lie in 1 to {1 << 16:,} and in 1 to '
+        f'{1 << 24:,}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  count: int
-  content_crc: int
+  count: int  # tokens or tiles
+  content_crc: int  # CRC-32 of the decoded content
   payload: bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
   num_chunks: int
-  num_bytes: int
-  sha256: bytes
+  num_bytes: int  # of the content of all chunks
+  sha256: bytes  # of the content of all chunks
 
 
 class ContainerWriter:
-  """Writes a file from front to end.
+  """Writes a compressed file from front to back.
+
+  Attributes:
+    num_bytes: bytes written so far.
+    payload_bytes: bytes of all payloads written so far.
 
   Raises:
-    ValueError: the header is larger than readers take.
+    ValueError: the header is larger than the reader's limit.
   """
 
   def __init__(self, file: BinaryIO, header: Header):
@@ -85,8 +96,8 @@ class ContainerWriter:
     text = json.dumps(dataclasses.asdict(header), separators=(',', ':')).encode()
     if len(text) > MAX_HEADER:
       raise ValueError(
-        f'The list of pictures would have {len(text):,} bytes, and at most {MAX_HEADER:,} are read again; code fewer '
-        'pictures in one file.'
+        f'The header, which lists the pictures, has {len(text):,} bytes; at most {MAX_HEADER:,} can be read back. '
+        'Compress fewer pictures in one file.'
       )
     encoded = zlib.compress(text, 9)
     start = _PREFIX.pack(MAGIC, VERSION, len(encoded)) + encoded
@@ -99,6 +110,13 @@ class ContainerWriter:
     self.num_bytes += self._file.write(fields) + self._file.write(crc) + self._file.write(payload)
 
   def chunk(self, count: int, content: bytes, payload: bytes) -> None:
+    """Write a chunk.
+
+    Args:
+      count: tokens or tiles in the chunk.
+      content: what the payload decodes to; only its checksum and length are stored.
+      payload: the output of the entropy coder.
+    """
     assert len(payload) <= MAX_PAYLOAD
     self._write(_CHUNK.pack(b'C', len(payload), count, zlib.crc32(content)), payload)
     self._chunks += 1
@@ -107,17 +125,22 @@ class ContainerWriter:
     self._digest.update(content)
 
   def end(self) -> End:
+    """Write the end record; call this once, after the last chunk."""
     end = End(self._chunks, self._bytes, self._digest.digest())
     self._write(_END.pack(b'E', *dataclasses.astuple(end)))
     return end
 
 
 class ContainerReader:
-  """Reads a file from front to end.
+  """Reads a compressed file from front to back.
+
+  Attributes:
+    header: the file's header.
+    end: the end record; None until `chunks` has read it.
 
   Raises:
-    Unreadable: it is no such file, or of another version.
-    Damaged: its header is.
+    Unreadable: the file has another format or version, or its header has invalid values.
+    Damaged: the header is truncated or changed.
   """
 
   def __init__(self, file: BinaryIO):
@@ -142,16 +165,20 @@ class ContainerReader:
     except (ValueError, TypeError, RecursionError, zlib.error) as error:
       raise Unreadable(f'its header cannot be used: {error}') from None
 
-  def _exactly(self, size: int, part: str) -> bytes:
+  def _exactly(self, size: int, section: str) -> bytes:
+    """Read `size` bytes of a section of the file. Raises Damaged if there are fewer."""
     data = self._file.read(size)
     if len(data) < size:
-      raise Damaged(f'it is cut inside {part}')
+      raise Damaged(f'it is cut inside {section}')
     return data
 
   def chunks(self) -> Iterator[Chunk]:
-    """The chunks whose bytes are as they were written; after the last one `end` is set.
+    """Yield the chunks whose checksums are correct, then set `end`.
 
-    Give the content of each to `accept` before the next is read.
+    Pass each chunk to `accept` or `skip` before you ask for the next one.
+
+    Raises:
+      Damaged: the next chunk or the end record is truncated or changed.
     """
     while True:
       name = f'chunk {self._chunks}'
@@ -173,15 +200,15 @@ class ContainerReader:
       yield Chunk(count, content_crc, payload)
 
   def accept(self, chunk: Chunk, content: bytes) -> None:
-    """Compares decoded content with what was coded.
+    """Check the decoded content of a chunk against its checksum.
 
     Raises:
-      Damaged: it differs, though its bytes are whole.
+      Damaged: the content differs, although the chunk's bytes are intact.
     """
     if zlib.crc32(content) != chunk.content_crc:
       raise Damaged(
-        f'chunk {self._chunks} is whole but decodes to something else: the model gives other probabilities here than '
-        f'where the file was coded ({self.coded_on}). Decode it there'
+        f'chunk {self._chunks} is intact but decodes to the wrong content: the model gives other probabilities here '
+        f'than where the file was coded ({self.coded_on}). Decode it there'
       )
     self._chunks += 1
     self._bytes += len(content)
@@ -194,17 +221,17 @@ class ContainerReader:
 
   @property
   def coded_on(self) -> str:
-    """Where, in printable characters."""
+    """The platform that the file was coded on, in printable ASCII."""
     return ascii(', '.join(f'{name} {value}' for name, value in self.header.platform.items()))[1:-1]
 
   def skip(self, chunk: Chunk) -> None:
-    """Passes over a chunk without decoding it."""
+    """Go on to the next chunk without the content of this one."""
     del chunk
     self._chunks += 1
 
   @property
   def num_chunks(self) -> int:
-    """Chunks read so far."""
+    """Chunks accepted or skipped so far."""
     return self._chunks
 
   def _read_end(self, kind: bytes) -> None:
@@ -216,13 +243,17 @@ class ContainerReader:
       raise Damaged(f'it has {self._chunks} of {end.num_chunks} chunks')
     self.end = end
     if self._file.read(1):
-      raise Damaged('there is something after its end')
+      raise Damaged('it has extra bytes after its end')
 
   def check_whole(self) -> None:
-    """After all chunks were accepted: whether they are the whole file. Raises Damaged."""
+    """Check length and SHA-256 of the whole content. Call this after `accept` was called for every chunk.
+
+    Raises:
+      Damaged: the content differs from what was encoded.
+    """
     assert self.end is not None
     if (self.end.num_bytes, self.end.sha256) != (self._bytes, self._digest.digest()):
-      raise Damaged('its chunks are not the ones that were written')
+      raise Damaged('its content has another length or SHA-256 than its end says')
 
 
 def _checksum(header_crc: int, number: int, fields: bytes, payload: bytes = b'') -> bytes:
@@ -230,9 +261,9 @@ def _checksum(header_crc: int, number: int, fields: bytes, payload: bytes = b'')
 
 
 def _inflate(data: bytes) -> bytes:
-  """What zlib made of at most MAX_HEADER bytes. Raises ValueError for more."""
+  """Decompress the header. Raises ValueError if the result has more than MAX_HEADER bytes."""
   inflater = zlib.decompressobj()
-  found = inflater.decompress(data, MAX_HEADER)
+  header = inflater.decompress(data, MAX_HEADER)
   if inflater.unconsumed_tail:
-    raise ValueError(f'it says more than {MAX_HEADER:,} bytes')
-  return found
+    raise ValueError(f'it unpacks to more than {MAX_HEADER:,} bytes')
+  return header

@@ -1,38 +1,45 @@
-"""Huffman coding with a fresh code for every symbol, made from the distribution of its step (Huffman 1952).
+"""Huffman coding with a new code for every symbol, built from that symbol's distribution (Huffman 1952).
 
-Codes are canonical: their lengths alone define them, so that encoder and decoder need to agree on nothing but integers.
+The codes are canonical, that is, defined by the code lengths alone. Encoder and decoder therefore only need the same
+integer frequencies.
 """
 
 import numpy as np
 
 
 def code_lengths(frequencies: np.ndarray) -> np.ndarray:
-  """The lengths in bits, int64 [V], of an optimal prefix code for positive integer frequencies [V].
+  """The code lengths in bits, int64 [V], of an optimal prefix code for positive integer frequencies [V].
 
-  Nodes are merged in rounds. A merged node weighs at least what the two lightest weigh together, so all nodes up to
-  that weight can be paired, in order, before a merged one is looked at.
+  The loop merges nodes in rounds. Every merged node weighs at least as much as the two lightest nodes together. One
+  round can therefore pair all nodes up to that weight, in order of weight.
   """
   size = len(frequencies)
   nodes = np.argsort(frequencies, kind='stable')
   weights = frequencies[nodes].astype(np.int64)
-  rounds, made = [], size
+  rounds, num_nodes = [], size
   while len(nodes) > 1:
     count = int(np.searchsorted(weights, weights[0] + weights[1], 'right')) // 2 * 2
-    new = made + np.arange(count // 2)
-    rounds.append((nodes[:count], new))
-    made += len(new)
-    nodes = np.concatenate([nodes[count:], new])
+    parents = num_nodes + np.arange(count // 2)
+    rounds.append((nodes[:count], parents))
+    num_nodes += len(parents)
+    nodes = np.concatenate([nodes[count:], parents])
     weights = np.concatenate([weights[count:], weights[:count].reshape(-1, 2).sum(axis=1)])
     order = np.argsort(weights, kind='stable')
     nodes, weights = nodes[order], weights[order]
-  depth = np.zeros(made, np.int64)
+  depth = np.zeros(num_nodes, np.int64)
   for children, parents in reversed(rounds):
     depth[children] = np.repeat(depth[parents] + 1, 2)
   return depth[:size]
 
 
 class _Code:
-  """The canonical code of a cumulative distribution: symbols by (length, symbol) get consecutive numbers."""
+  """The canonical code of a distribution [V + 1]: symbols sorted by (length, symbol) have consecutive codes.
+
+  Attributes:
+    lengths: code length of each symbol, in bits.
+    order: symbols sorted by (length, symbol).
+    counts: number of symbols with each code length.
+  """
 
   def __init__(self, cumulative: np.ndarray):
     self.lengths = code_lengths(np.diff(cumulative))
@@ -40,13 +47,13 @@ class _Code:
     self.counts = np.bincount(self.lengths)
 
   def of(self, symbol: int) -> tuple[int, int]:
-    """The code of a symbol as a number, and its length."""
+    """The code of a symbol as an integer, and its length in bits."""
     length = int(self.lengths[symbol])
     first, _ = self.first(length)
     return first + int(np.count_nonzero(self.lengths[:symbol] == length)), length
 
   def first(self, length: int) -> tuple[int, int]:
-    """The first code of a length, and how many symbols have shorter ones."""
+    """The first code of a length, and the number of symbols with shorter codes."""
     code = shorter = 0
     for count in self.counts[:length]:
       code, shorter = (code + int(count)) << 1, shorter + int(count)
@@ -54,7 +61,10 @@ class _Code:
 
 
 class HuffmanEncoder:
-  """Symbols to bytes; `cumulative` is an increasing integer array [V + 1], whose differences are the frequencies."""
+  """Encodes symbols to bytes.
+
+  `cumulative` is an increasing integer array [V + 1] whose differences are the symbols' frequencies.
+  """
 
   def __init__(self) -> None:
     self._bytes, self._pending, self._count = bytearray(), 0, 0
@@ -69,13 +79,13 @@ class HuffmanEncoder:
       self._pending &= (1 << self._count) - 1
 
   def finish(self) -> bytes:
-    """All bytes, the last filled up with zeros."""
+    """Return all bytes. Zero bits fill up the last one."""
     last = bytes([self._pending << (8 - self._count)]) if self._count else b''
     return bytes(self._bytes) + last
 
 
 class HuffmanDecoder:
-  """The symbols that a `HuffmanEncoder` was given, if it gets the same `cumulative` arrays."""
+  """Decodes the bytes of a `HuffmanEncoder`, given the same `cumulative` arrays in the same order."""
 
   def __init__(self, data: bytes):
     self._data, self._position = data, 0  # in bits
@@ -87,7 +97,7 @@ class HuffmanDecoder:
       if value - first < count:
         return int(code.order[shorter + value - first])
       value, first, shorter = value << 1 | self._bit(), (first + count) << 1, shorter + count
-    raise AssertionError('a prefix code of all symbols has an end for every sequence of bits')
+    raise AssertionError('a complete prefix code decodes every sequence of bits')
 
   def _bit(self) -> int:
     index, self._position = self._position, self._position + 1

@@ -1,8 +1,8 @@
-"""Pictures to chunks and back: the codes of square tiles by the sequence model and, without loss, their pixels.
+"""Coding of pictures in chunks of square tiles: a tile's dVAE codes and, in lossless mode, its pixels.
 
-A picture of any size is cut into tiles of the size that the dVAE was trained on; where it does not fill the last ones,
-they are continued by its edge, and the pixels that are not its own are not coded. Without loss, each chunk has the
-pixels of its tiles after their codes (`compression.pixels`).
+A picture of any size is cut into tiles of the size that the dVAE was trained on. Tiles that reach over the right or
+bottom edge are padded with copies of the edge. The padding is not coded. A lossless chunk has the codes of all its
+tiles first, then their pixels (`compression.pixels`).
 """
 
 import dataclasses
@@ -18,38 +18,49 @@ import numpy as np
 from dalle_jax.compression import frequencies
 from dalle_jax.compression.coders import CODERS
 from dalle_jax.compression.container import Chunk, Damaged, Unreadable
-from dalle_jax.compression.pixels import PixelCoder, own
+from dalle_jax.compression.pixels import PixelCoder, valid_values
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.stream import TokenStream
 
-_LONGEST_NAME = 240  # bytes; most file systems have 255
+_LONGEST_NAME = 240  # bytes; most file systems allow 255
 
 
 @dataclasses.dataclass
 class PictureCosts:
-  """What chunks cost by the model itself: the codes with their captions, and the pixels, in bits."""
+  """What the chunks cost under the model: -log2 p, without the entropy coder's overhead."""
 
-  codes: float = 0.0
-  pixels: float = 0.0
-  num_tokens: int = 0
-  num_values: int = 0
-  squared_error: float = 0.0  # of reconstructions, summed over pixel values
+  codes: float = 0.0  # bits of the captions and codes
+  pixels: float = 0.0  # bits of the pixels; 0 in lossy mode
+  num_tokens: int = 0  # caption tokens and codes
+  num_values: int = 0  # pixel values, three per pixel
+  squared_error: float = 0.0  # of the reconstructions, summed over pixel values
 
 
 def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[int, int]]]:
-  """Names and shapes of the pictures, from a header that may say anything; encoders ask before they begin.
+  """Read the list of pictures from a header and validate it, because the header may be malicious.
+
+  Encoders call this before they start, so that they never write a list that decoders refuse.
+
+  Args:
+    settings: the header's settings, of any content.
+    size: rows and columns of a tile, in pixels.
+
+  Returns:
+    The pictures' names and their shapes (rows, columns).
 
   Raises:
-    Unreadable: it says what cannot be, or names that cannot be files.
+    Unreadable: a value is invalid, or a name is not the relative path of a file.
   """
   names, shapes, seen = [], [], set()
   try:
     listed, tile = settings['pictures'], settings['size']
     if tile != size:
-      raise ValueError(f'tiles of {tile} pixels, where the model has {size}')
+      raise ValueError(f'it has tiles of {tile} pixels; the model has {size}')
     if not all(type(settings[name]) is bool for name in ('lossless', 'single')):
-      raise ValueError('lossless or single is neither true nor false')
+      raise ValueError(
+        f'lossless is {settings["lossless"]!r} and single is {settings["single"]!r}; both must be true or false'
+      )
     for name, height, width in listed:
       path = PurePosixPath(name)
       if (
@@ -59,23 +70,29 @@ def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[
         or not path.name
         or len(path.name.encode()) > _LONGEST_NAME
       ):
-        raise ValueError(f'a picture named {name!r}')
+        raise ValueError(
+          f'it has a picture named {name!r}; a name must be a relative path without .. and backslashes, and its last '
+          f'part must have at most {_LONGEST_NAME} bytes'
+        )
       if name in seen or seen & {str(parent) for parent in path.parents}:
-        raise ValueError(f'two pictures that would both be written to {name!r}')
+        raise ValueError(f'it has two pictures that would both be written to {name!r}')
       if not all(type(side) is int and 0 < side <= 1 << 20 for side in (height, width)) or height * width > 1 << 30:
-        raise ValueError(f'a picture of {height} x {width} pixels')
+        raise ValueError(
+          f'it has a picture of {height} x {width} pixels; a side must lie in 1 to {1 << 20:,}, and there may be '
+          f'at most {1 << 30:,} pixels'
+        )
       names.append(name)
       seen.add(name)
       shapes.append((height, width))
     if not names or (settings['single'] and len(names) > 1):
-      raise ValueError(f'{len(names)} pictures')
+      raise ValueError(f'it has {len(names)} pictures; it must have {"one" if settings["single"] else "at least one"}')
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise Unreadable(f'its list of pictures cannot be used: {error}') from None
   return names, shapes
 
 
 def tile_sizes(height: int, width: int, size: int) -> list[tuple[int, int]]:
-  """The own pixels, (rows, columns), of each tile of a picture, row by row."""
+  """The valid pixels (rows, columns) of each tile of a picture, that is, without padding. Tiles go row by row."""
   return [
     (min(size, height - top), min(size, width - left))
     for top in range(0, height, size)
@@ -84,36 +101,36 @@ def tile_sizes(height: int, width: int, size: int) -> list[tuple[int, int]]:
 
 
 def cut(image: np.ndarray, size: int) -> np.ndarray:
-  """A picture uint8 [H, W, 3] as tiles [n, size, size, 3], row by row."""
+  """Cut a picture uint8 [H, W, 3] into tiles [n, size, size, 3], row by row, padded with copies of its edge."""
   rows, columns = (-(-side // size) for side in image.shape[:2])
-  fill = [(0, rows * size - image.shape[0]), (0, columns * size - image.shape[1]), (0, 0)]
-  padded = np.pad(image, fill, mode='edge').reshape(rows, size, columns, size, 3)
+  padding = [(0, rows * size - image.shape[0]), (0, columns * size - image.shape[1]), (0, 0)]
+  padded = np.pad(image, padding, mode='edge').reshape(rows, size, columns, size, 3)
   return padded.swapaxes(1, 2).reshape(-1, size, size, 3)
 
 
 def join(tiles: np.ndarray, height: int, width: int) -> np.ndarray:
-  """The inverse of `cut`: uint8 [height, width, 3]."""
+  """Join tiles [n, size, size, 3] to a picture uint8 [height, width, 3]; the inverse of `cut`."""
   size = tiles.shape[1]
   rows, columns = -(-height // size), -(-width // size)
-  whole = tiles.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
-  return whole[:height, :width]
+  padded = tiles.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+  return padded[:height, :width]
 
 
 class PictureCoder:
-  """Tiles to and from payloads, as many at a time as the sequence coder has rows."""
+  """Encodes tiles to payloads and decodes them. A chunk has at most as many tiles as the sequence coder has rows."""
 
   def __init__(
     self, dvae: Dvae, params: Any, min_log_scale: float, sequences: SequenceCoder, stream: TokenStream, coder: str,
     lossless: bool,
   ):  # fmt: skip
     """Args:
-    dvae: the module.
-    params: its parameters, on one device.
-    min_log_scale: floor of ln b, as in training.
-    sequences: the coder of tokens.
-    stream: how captions and codes stand in sequences.
-    coder: one of CODERS.
-    lossless: whether pixels are coded too.
+    dvae: the dVAE module.
+    params: the dVAE's parameters, on one device.
+    min_log_scale: lower bound of the decoder's ln b, as in training (`config.dvae.min_log_scale`).
+    sequences: codes the tokens.
+    stream: converts captions and codes to token sequences.
+    coder: a key of CODERS.
+    lossless: whether to code the pixels too.
     """
     self.lossless, self.num_tiles = lossless, sequences.batch_size
     self._params, self._floor = {'params': params}, np.float32(min_log_scale)
@@ -124,19 +141,22 @@ class PictureCoder:
     self._pixels = PixelCoder()
 
   def _fill(self, rows: np.ndarray) -> np.ndarray:
-    """Rows up to the batch's number, zeros at the end."""
+    """Pad rows [n, ...] with zeros to the batch size: [num_tiles, ...]."""
     return np.pad(rows, [(0, self.num_tiles - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
   def encode(
     self, tiles: np.ndarray, sizes: Sequence[tuple[int, int]], text: np.ndarray, costs: PictureCosts
   ) -> tuple[bytes, bytes]:
-    """Payload and content of a chunk; adds to `costs`.
+    """Encode a chunk.
 
     Args:
-      tiles: uint8 [n, S, S, 3], n at most the number of rows.
-      sizes: own pixels of each.
-      text: ids of each one's caption, [n, .].
-      costs: what to add to.
+      tiles: uint8 [n, S, S, 3], n at most `num_tiles`.
+      sizes: valid pixels (rows, columns) of each tile.
+      text: caption ids of each tile, [n, text length].
+      costs: totals; the chunk's costs are added to them.
+
+    Returns:
+      The chunk's payload and its content: the tokens as int32 and, in lossless mode, the valid pixel values.
     """
     encoder = CODERS[self._coder][0]()
     with frequencies.exactly():
@@ -146,50 +166,63 @@ class PictureCoder:
     costs.codes += self._sequences.encode(list(tokens), encoder) / math.log(2)
     costs.num_tokens += tokens.size
     content = tokens.astype('<i4').tobytes()
-    drawn = self.draw(tokens)
-    for tile, other, (rows, columns) in zip(tiles, drawn, sizes, strict=True):
-      error = tile[:rows, :columns].astype(np.float64) - other[:rows, :columns]
+    reconstructions = self.reconstruct(tokens)
+    for tile, reconstruction, (rows, columns) in zip(tiles, reconstructions, sizes, strict=True):
+      error = tile[:rows, :columns].astype(np.float64) - reconstruction[:rows, :columns]
       costs.squared_error += float(np.sum(error**2))
       costs.num_values += error.size
     if self.lossless:
       costs.pixels += self._pixels.encode(*self._distributions(tokens), tiles, sizes, encoder)
-      content += own(tiles, sizes).tobytes()
+      content += valid_values(tiles, sizes).tobytes()
     return encoder.finish(), content
 
   def decode(self, chunk: Chunk, sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """Tiles uint8 [n, S, S, 3], sequences [n, T] and the content of a chunk.
+    """Decode a chunk.
+
+    Args:
+      chunk: the chunk, as read from the file.
+      sizes: valid pixels (rows, columns) of each tile that the chunk must have.
+
+    Returns:
+      Tiles uint8 [n, S, S, 3], token sequences int32 [n, T], and the chunk's content.
 
     Raises:
-      Damaged: it claims another number of tiles.
+      Damaged: the chunk's number of tiles differs from the number of `sizes`.
     """
     if chunk.count != len(sizes):
-      raise Damaged(f'a chunk claims {chunk.count} tiles in place of {len(sizes)}')
+      raise Damaged(f'a chunk claims {chunk.count} tiles instead of {len(sizes)}')
     decoder = CODERS[self._coder][1](chunk.payload)
     tokens = np.stack(self._sequences.decode([self._sequences.length] * len(sizes), decoder))
     content = tokens.astype('<i4').tobytes()
     if not self.lossless:
-      return self.draw(tokens), tokens, content
+      return self.reconstruct(tokens), tokens, content
     tiles = self._pixels.decode(*self._distributions(tokens), sizes, decoder)
-    return tiles, tokens, content + own(tiles, sizes).tobytes()
+    return tiles, tokens, content + valid_values(tiles, sizes).tobytes()
 
   def verify(self, payload: bytes, content: bytes, sizes: Sequence[tuple[int, int]]) -> None:
-    """Whether a payload decodes to what it was made of. Raises ValueError."""
+    """Check that a payload decodes to the content that it was encoded from.
+
+    Raises:
+      ValueError: it decodes to other content.
+    """
     if self.decode(Chunk(len(sizes), 0, payload), sizes)[2] != content:
       raise ValueError(IRREPRODUCIBLE)
 
-  def draw(self, tokens: np.ndarray) -> np.ndarray:
-    """Reconstructions uint8 [n, S, S, 3] of sequences [n, T]."""
+  def reconstruct(self, tokens: np.ndarray) -> np.ndarray:
+    """The dVAE's reconstructions, uint8 [n, S, S, 3], from token sequences [n, T]."""
     image = self._image(self._params, self._grids(tokens))
     return np.asarray(jnp.round(image).astype(jnp.uint8))[: len(tokens)]
 
   def _grids(self, tokens: np.ndarray) -> np.ndarray:
-    codes = np.clip(self._stream.codes(tokens), 0, self._stream.image_vocab_size - 1)  # damaged data decode to anything
+    """The codes [num_tiles, h, w] of token sequences [n, T]."""
+    # Damaged data may decode to tokens that are not image codes.
+    codes = np.clip(self._stream.codes(tokens), 0, self._stream.image_vocab_size - 1)
     codes = self._fill(codes)
     side = math.isqrt(codes.shape[1])
     return codes.reshape(-1, side, side)
 
   def _distributions(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Locations and ln b of every pixel value, float32 [n, S, S, 3] each."""
+    """The decoder's location mu and scale ln b for every pixel value, float32 [n, S, S, 3] each."""
     with frequencies.exactly():
       stats = np.asarray(self._stats(self._params, self._grids(tokens)), np.float32)[: len(tokens)]
     location, log_scale = np.split(stats, 2, axis=-1)

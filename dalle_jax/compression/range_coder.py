@@ -1,7 +1,7 @@
-"""Range coding with integers alone (Martin 1979; carries go into the bytes already written, as in Schindler's coder).
+"""Range coding in integer arithmetic (Martin 1979). Carries propagate into written bytes, as in Schindler's coder.
 
-The interval [low, low + range) starts as [0, 2^64) and is narrowed by each symbol to the part that its probability,
-an integer out of 2^PRECISION, stands for. A byte is written whenever the range falls below 2^56.
+The interval [low, low + range) starts as [0, 2^64). Each symbol narrows it to the symbol's share, where a probability
+is an integer out of 2^PRECISION. Whenever the range falls below 2^56, the encoder writes a byte.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ _SIZE, _TOP, _MASK = 64, 1 << 56, (1 << 64) - 1
 
 
 class RangeEncoder:
-  """Symbols to bytes; `cumulative` is an increasing int32 array [V + 1] from 0 to 2^PRECISION."""
+  """Encodes symbols to bytes. `cumulative` is an increasing int32 array [V + 1] from 0 to 2^PRECISION."""
 
   def __init__(self) -> None:
     self._low, self._range = 0, 1 << _SIZE
@@ -42,9 +42,9 @@ class RangeEncoder:
     self._range <<= 8
 
   def finish(self) -> bytes:
-    """All bytes; zeros at the end are left out, since the decoder reads zeros there."""
+    """Return all bytes, without zeros at the end: the decoder reads zeros after the last byte."""
     end = self._low + self._range
-    for count in range(9):  # the number in the interval that has the fewest bytes
+    for count in range(9):  # find the number in the interval with the fewest nonzero bytes
       unit = 1 << (_SIZE - 8 * count)
       number = -(-self._low // unit) * unit
       if number < end:
@@ -57,16 +57,16 @@ class RangeEncoder:
 
 
 class RangeDecoder:
-  """The symbols that a `RangeEncoder` was given, if it gets the same `cumulative` arrays."""
+  """Decodes the bytes of a `RangeEncoder`, given the same `cumulative` arrays in the same order."""
 
   def __init__(self, data: bytes):
     self._data, self._position = data, 8
-    self._code = int.from_bytes(data[:8].ljust(8, b'\0'), 'big')  # minus the encoder's low
+    self._code = int.from_bytes(data[:8].ljust(8, b'\0'), 'big')  # relative to the encoder's low
     self._range = 1 << _SIZE
 
   def get(self, cumulative: np.ndarray) -> int:
     unit = self._range >> PRECISION
-    # The interval's end that no symbol has is only reached in damaged data.
+    # `unit` is rounded down, so no symbol owns the end of the interval. Only damaged data lead there.
     target = min(self._code // unit, (1 << PRECISION) - 1)
     symbol = int(cumulative.searchsorted(np.int32(target), 'right')) - 1
     start, end = int(cumulative[symbol]), int(cumulative[symbol + 1])

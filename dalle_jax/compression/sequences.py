@@ -1,4 +1,4 @@
-"""Coding token sequences with a sequence model, many streams at once."""
+"""Coding of token sequences with a sequence model, a batch of rows at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,28 +11,29 @@ from dalle_jax.compression.coders import SymbolDecoder, SymbolEncoder
 from dalle_jax.models.sequence import SequenceModel, token_nll
 
 IRREPRODUCIBLE = (
-  'What was coded does not decode to the same: the model does not give the same probabilities twice on this device. '
-  'Nothing is written; try JAX_PLATFORMS=cpu.'
+  'The compressed data do not decode to the input: the model does not give the same probabilities twice on this '
+  'device. No file is written. Try JAX_PLATFORMS=cpu.'
 )
 
 
 def rows_for(count: int, most: int) -> int:
-  """How many rows a coder is made with for so many sequences: a power of two that holds them, at most `most`."""
+  """Batch size of a coder for `count` sequences: the next power of two, at most `most`."""
   return min(most, 1 << max(count - 1, 0).bit_length())
 
 
 class SequenceCoder:
-  """Rows of tokens to and from one entropy coder.
+  """Codes rows of tokens with one entropy coder.
 
-  The rows are read side by side: of each position the symbols of all rows are coded, row by row. Encoder and decoder
-  advance through the same compiled programs with batches of one shape, and so see the same probabilities.
+  Position by position, the coder codes the tokens of all rows, row by row. Encoder and decoder run the same compiled
+  programs with the same batch shape, so both get the same probabilities.
   """
 
   def __init__(self, model: SequenceModel, params: Any, batch_size: int):
     """Args:
     model: any sequence model.
     params: its parameters, on one device.
-    batch_size: rows at a time. It is a part of what the coded data mean: another one gives other roundings.
+    batch_size: rows that the model processes together. The decoder needs the same value, because another batch
+      size changes the rounding of the probabilities.
     """
     self.length, self.batch_size = model.length, batch_size
     self._params = jax.jit(model.decode_params)(params)
@@ -42,7 +43,12 @@ class SequenceCoder:
     self._nll = jax.jit(token_nll)
 
   def _run(self, lengths: Sequence[int], code: Callable[[int, np.ndarray, jax.Array], np.ndarray]) -> None:
-    """Walks through the positions; `code(t, cumulative [B, V + 1], logits [B, V])` gives the tokens [B] there."""
+    """Run the model over all positions.
+
+    Args:
+      lengths: tokens of each row.
+      code: called as `code(t, cumulative [B, V + 1], logits [B, V])` at position t; returns the tokens [B] there.
+    """
     with frequencies.exactly():
       cache, logits = self._start(self._params)
       for t in range(max(lengths, default=0)):
@@ -52,10 +58,17 @@ class SequenceCoder:
           cache, logits = self._step(self._params, cache, tokens)
 
   def encode(self, rows: Sequence[np.ndarray], encoder: SymbolEncoder) -> float:
-    """Codes up to `batch_size` rows of at most `length` ids; returns their cost in nats by the model itself.
+    """Encode rows of token ids.
+
+    Args:
+      rows: at most `batch_size` rows of at most `length` ids each.
+      encoder: gets the symbols.
+
+    Returns:
+      -ln p of all tokens under the model, in nats.
 
     Raises:
-      ValueError: the model gives NaN.
+      ValueError: the model's outputs have NaN.
     """
     assert len(rows) <= self.batch_size
     lengths = [len(row) for row in rows]
@@ -72,11 +85,12 @@ class SequenceCoder:
       return tokens[:, t]
 
     self._run(lengths, code)
-    real = np.arange(tokens.shape[1])[:, None] < np.pad(lengths, (0, self.batch_size - len(rows)))[None]
-    return float(np.sum(np.asarray(jax.device_get(costs), np.float64)[real])) if costs else 0.0
+    # [T, B]: False at the padding of short rows and in rows that only fill the batch.
+    is_token = np.arange(tokens.shape[1])[:, None] < np.pad(lengths, (0, self.batch_size - len(rows)))[None]
+    return float(np.sum(np.asarray(jax.device_get(costs), np.float64)[is_token])) if costs else 0.0
 
   def decode(self, lengths: Sequence[int], decoder: SymbolDecoder) -> list[np.ndarray]:
-    """The rows, int32, of these lengths."""
+    """Decode rows of token ids, int32, with the given lengths."""
     tokens = np.zeros((self.batch_size, max(lengths, default=0)), np.int32)
 
     def code(t: int, sums: np.ndarray, logits: jax.Array) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Settings of compression."""
+"""Settings for encoding."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ from dalle_jax.compression.coders import CODERS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompressionSettings:
-  """How to encode; the fields are flags of `python -m dalle_jax.compress encode`.
+  """How to encode a file. The fields are the flags of `python -m dalle_jax.compress encode`.
 
   Raises:
-    ValueError: a value that cannot be.
+    ValueError: a value is out of range.
   """
 
   coder: str = 'range'
@@ -22,6 +22,6 @@ class CompressionSettings:
 
   def __post_init__(self) -> None:
     if self.coder not in CODERS:
-      raise ValueError(f'--coder is {self.coder!r}; allowed are {", ".join(CODERS)}.')
+      raise ValueError(f'--coder is {self.coder!r}; it must be one of {", ".join(CODERS)}.')
     if not 1 <= self.batch_size <= 1 << 16:
       raise ValueError(f'--batch_size is {self.batch_size}; it must lie in 1 to {1 << 16}.')

@@ -1,4 +1,4 @@
-"""Files of any bytes to chunks of tokens and back, as a stream."""
+"""Streaming conversion between files of arbitrary bytes and chunks of tokens."""
 
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Protocol
@@ -11,7 +11,7 @@ from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 
 
 class ByteTokenizer(Protocol):
-  """A tokenizer without loss (`data.text_tokenizer`)."""
+  """A lossless tokenizer (`data.text_tokenizer`)."""
 
   def encode(self, text: bytes) -> np.ndarray: ...
 
@@ -21,9 +21,17 @@ class ByteTokenizer(Protocol):
 
 
 def chunks(file: BinaryIO, tokenizer: ByteTokenizer, num_tokens: int) -> Iterator[tuple[np.ndarray, bytes]]:
-  """Cuts a file into tokens, `num_tokens` at a time and the rest at last, with the bytes that they stand for.
+  """Tokenize a file and yield chunks of `num_tokens` tokens; the last chunk may be shorter.
 
-  No more of the file is held than a chunk needs and what is read ahead for it.
+  Memory holds one chunk and the bytes read ahead for it, not the whole file.
+
+  Args:
+    file: a file open for reading.
+    tokenizer: a lossless tokenizer.
+    num_tokens: tokens per chunk.
+
+  Yields:
+    The token ids [N] of a chunk, and the bytes that they decode to.
   """
   buffer, ended, wanted = b'', False, num_tokens
   while True:
@@ -32,7 +40,7 @@ def chunks(file: BinaryIO, tokenizer: ByteTokenizer, num_tokens: int) -> Iterato
       buffer, ended = buffer + data, not data
     ids = tokenizer.encode(buffer)
     if len(ids) < num_tokens and not ended:
-      wanted = max(2 * wanted, 1)  # a token stands for more bytes than was thought
+      wanted = max(2 * wanted, 1)  # the tokens have more bytes on average than assumed so far
       continue
     ids = ids[:num_tokens]
     used = int(tokenizer.lengths(ids).sum())
@@ -44,31 +52,36 @@ def chunks(file: BinaryIO, tokenizer: ByteTokenizer, num_tokens: int) -> Iterato
 
 
 def rows(ids: np.ndarray, length: int) -> list[np.ndarray]:
-  """Ids [N] in rows of `length`, the last one shorter."""
+  """Split ids [N] into rows of `length` ids; the last row may be shorter."""
   return [ids[begin : begin + length] for begin in range(0, len(ids), length)]
 
 
 def encode(ids: np.ndarray, sequences: SequenceCoder, coder: str) -> tuple[bytes, float]:
-  """The payload of a chunk, and its cost in nats by the model."""
+  """Encode the ids [N] of a chunk. Returns the payload and -ln p of the ids under the model, in nats."""
   encoder = CODERS[coder][0]()
   nats = sequences.encode(rows(ids, sequences.length), encoder)
   return encoder.finish(), nats
 
 
 def decode(chunk: Chunk, sequences: SequenceCoder, coder: str) -> np.ndarray:
-  """The ids [N] of a chunk.
+  """Decode the ids [N] of a chunk.
 
   Raises:
-    Damaged: it claims more tokens than a chunk has.
+    Damaged: the chunk's `count` is larger than a batch of sequences holds.
   """
-  if chunk.count > sequences.batch_size * sequences.length:
-    raise Damaged(f'a chunk claims {chunk.count} tokens')
+  capacity = sequences.batch_size * sequences.length
+  if chunk.count > capacity:
+    raise Damaged(f'a chunk claims {chunk.count} tokens; a chunk of this file has at most {capacity}')
   lengths = [len(row) for row in rows(np.empty(chunk.count, np.int8), sequences.length)]
-  found = sequences.decode(lengths, CODERS[coder][1](chunk.payload))
-  return np.concatenate(found) if found else np.empty(0, np.int32)
+  decoded = sequences.decode(lengths, CODERS[coder][1](chunk.payload))
+  return np.concatenate(decoded) if decoded else np.empty(0, np.int32)
 
 
 def verify(ids: np.ndarray, payload: bytes, sequences: SequenceCoder, coder: str) -> None:
-  """Whether a payload decodes to the ids that it was made of. Raises ValueError."""
+  """Check that a payload decodes to the ids that it was encoded from.
+
+  Raises:
+    ValueError: it decodes to other ids.
+  """
   if not np.array_equal(ids, decode(Chunk(len(ids), 0, payload), sequences, coder)):
     raise ValueError(IRREPRODUCIBLE)

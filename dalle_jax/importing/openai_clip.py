@@ -1,7 +1,7 @@
-"""The CLIP that OpenAI published (Radford et al. 2021), as parameters of `models.reranker`.
+"""Import of OpenAI's CLIP (Radford et al. 2021) as parameters of `models.reranker`.
 
-Read are the published archives (TorchScript), state dicts with the same names, and safetensors; and the names of
-`CLIPModel` in the library transformers. The models with a vision transformer are taken, not those with a ResNet.
+Files may be the published TorchScript archives, state dicts or safetensors. Tensors may have the published names or the
+names of `CLIPModel` in the library transformers. Models with a vision transformer are supported, ResNets are not.
 """
 
 import math
@@ -15,20 +15,20 @@ import numpy as np
 from dalle_jax.config import Config
 from dalle_jax.importing import weights
 
-HEAD_DIM = 64  # channels of a head, in all published models; shapes do not tell
+HEAD_DIM = 64  # channels per head in all published models; the tensors' shapes do not determine it
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# What a file may hold besides the parameters: sizes, masks and positions as buffers.
-_BESIDES = re.compile(r'input_resolution|context_length|vocab_size|.*\.attn_mask|.*\.position_ids')
-# The tensors from which the sizes are read, with their numbers of axes.
-_SIZES = {
+# Buffers that a file may hold besides the parameters: sizes, masks and positions.
+_BUFFERS = re.compile(r'input_resolution|context_length|vocab_size|.*\.attn_mask|.*\.position_ids')
+# The tensors whose shapes determine the model's sizes, with their number of axes.
+_SIZE_TENSORS = {
   'visual.conv1.weight': 4, 'visual.positional_embedding': 2, 'positional_embedding': 2, 'text_projection': 2,
   'token_embedding.weight': 2,
 }  # fmt: skip
 _NORM, _LINEAR = {'weight': 'scale', 'bias': 'bias'}, ('weight', 'bias')
 
-# Names of transformers' CLIPModel, and the published ones.
+# From the names of transformers' CLIPModel to the published names.
 _RENAMED = {
   'text_model.embeddings.token_embedding.weight': 'token_embedding.weight',
   'text_model.embeddings.position_embedding.weight': 'positional_embedding',
@@ -47,32 +47,33 @@ _RENAMED_PARTS = [
 
 
 def load(path: Path, vocab_size: int) -> tuple[Config, dict[str, Any]]:
-  """Reads a file of weights.
+  """Read a CLIP from a file without executing anything in it.
 
   Args:
-    path: the file.
-    vocab_size: ids of the tokenizer, which the model must have too.
+    path: the file of weights.
+    vocab_size: number of the tokenizer's ids; the model must have the same number.
 
   Returns:
     A configuration with the model's sizes, and its parameters (numpy, float32).
 
   Raises:
-    ValueError: the file is not what it should be, with every difference; nothing in it was executed.
+    ValueError: the file does not hold such a model. The message names every missing, unknown or wrong tensor.
   """
   path = Path(path)
   tensors = _published_names(path, weights.read(path, ('__torch__',)))
-  tensors = {name: tensor for name, tensor in tensors.items() if not _BESIDES.fullmatch(name)}
+  tensors = {name: tensor for name, tensor in tensors.items() if not _BUFFERS.fullmatch(name)}
   if any(name.startswith('visual.layer') or name.startswith('visual.attnpool') for name in tensors):
     raise ValueError(
-      f'{path} is a CLIP with a ResNet (RN50 and its like), which is not supported; take one with a vision '
-      'transformer, such as ViT-B/32.'
+      f'{path} is a CLIP with a ResNet (such as RN50), which is not supported; use one with a vision transformer, '
+      'such as ViT-B/32.'
     )
   config = _config(path, tensors)
   tensors = {name: _widened(tensor) for name, tensor in tensors.items()}
-  tensors = weights.checked(tensors, _expected(config), f'{path} does not hold a whole CLIP')
+  tensors = weights.checked(tensors, _expected(config), f'{path} does not hold a complete CLIP')
   if config.tokenizer.vocab_size != vocab_size:
     raise ValueError(
-      f'{path} has embeddings of {config.tokenizer.vocab_size} tokens, but the vocabulary (--vocab) has {vocab_size}.'
+      f'{path} has embeddings of {config.tokenizer.vocab_size} tokens, but the vocabulary (--vocab) has {vocab_size}; '
+      'they must be equal.'
     )
   return config, _parameters(config, tensors)
 
@@ -82,7 +83,7 @@ def _widened(tensor: np.ndarray) -> np.ndarray:
 
 
 def _published_names(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The tensors by the published names, if they have those of transformers."""
+  """Rename tensors with the names of transformers to the published names. Other tensors stay unchanged."""
   if not any(name.startswith('vision_model.') for name in tensors):
     return tensors
   renamed: dict[str, Any] = {}
@@ -90,35 +91,42 @@ def _published_names(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np
     new = _RENAMED.get(name, name)
     for pattern, replacement in _RENAMED_PARTS if new == name else []:
       new = re.sub(pattern, replacement, new)
-    # Linear maps by name alone are stored as they are applied from the left, those of torch's modules from the right.
+    # The published files have these two as bare matrices [in, out]; transformers has Linear modules [out, in].
     renamed[new] = tensor.T if new in ('text_projection', 'visual.proj') else tensor
   for name in [name for name in renamed if name.endswith('.attn.q_proj.weight')]:
     block = name.removesuffix('q_proj.weight')
     for kind in _LINEAR:
-      parts = [f'{block}{part}_proj.{kind}' for part in 'qkv']
-      if not all(part in renamed for part in parts) or len({renamed[part].shape[1:] for part in parts}) > 1:
-        continue  # what is left as it is will be named as unknown
-      renamed[f'{block}in_proj_{kind}'] = np.concatenate([renamed.pop(part) for part in parts])
+      qkv = [f'{block}{letter}_proj.{kind}' for letter in 'qkv']
+      if not all(name in renamed for name in qkv) or len({renamed[name].shape[1:] for name in qkv}) > 1:
+        continue  # the later check reports the tensors that are still here as unknown
+      renamed[f'{block}in_proj_{kind}'] = np.concatenate([renamed.pop(name) for name in qkv])
   return renamed
 
 
 def _config(path: Path, tensors: dict[str, np.ndarray]) -> Config:
-  """The sizes, from shapes and from the numbers of blocks."""
+  """Infer the configuration from the tensors' shapes and the number of blocks.
+
+  Raises:
+    ValueError: a tensor that determines a size is missing or has a wrong shape.
+  """
   wrong = [
-    f'{name} of {axes} axes' for name, axes in _SIZES.items() if name not in tensors or tensors[name].ndim != axes
+    f'{name} of {axes} axes'
+    for name, axes in _SIZE_TENSORS.items()
+    if name not in tensors or tensors[name].ndim != axes
   ]
   if wrong:
-    found = ', '.join(sorted(tensors)[:3])
+    first_names = ', '.join(sorted(tensors)[:3])
     raise ValueError(
-      f'{path} is not a CLIP: it lacks {", ".join(wrong)}; it has {found}, ... ({len(tensors)} tensors).'
+      f'{path} is not a CLIP: it lacks {", ".join(wrong)}; it has {first_names}, ... ({len(tensors)} tensors).'
     )
-  shapes = {name: tensors[name].shape for name in _SIZES}
+  shapes = {name: tensors[name].shape for name in _SIZE_TENSORS}
   image_width, _, _, patch_size = shapes['visual.conv1.weight']
   vocab_size, text_width = shapes['token_embedding.weight']
   for name, width in (('visual.conv1.weight', image_width), ('token_embedding.weight', text_width)):
     if width % HEAD_DIM or width == 0:
       raise ValueError(
-        f'{path} has a width of {width} in {name}; CLIP has heads of {HEAD_DIM} channels, of which it is no multiple.'
+        f'{path} has a width of {width} in {name}; CLIP has heads of {HEAD_DIM} channels, so the width must be a '
+        'multiple of that.'
       )
   return Config.from_dict({
     'task': 'reranker',
@@ -146,30 +154,34 @@ def _config(path: Path, tensors: dict[str, np.ndarray]) -> Config:
 
 
 def _num_blocks(tensors: dict[str, np.ndarray], prefix: str) -> int:
-  """Counted, not read off the names: what is missing or numbered wildly shows when the names are compared."""
+  """Count the blocks of a transformer, at least 1.
+
+  We count the names and ignore their numbers, so that a file with a huge number cannot make us expect as many blocks.
+  The later comparison of names reports blocks that are missing or have wrong numbers.
+  """
   start = f'{prefix}.resblocks.'
   return len({name.removeprefix(start).partition('.')[0] for name in tensors if name.startswith(start)}) or 1
 
 
 def _expected(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-  """All tensors of a model of these sizes, by their published names."""
-  own, length = config.reranker, config.tokenizer.text_length
-  image, text, patch = own.image_width, own.text_width, own.patch_size
+  """Shapes of all tensors of a model with the configuration's sizes, by published name."""
+  sizes, length = config.reranker, config.tokenizer.text_length
+  image, text, patch = sizes.image_width, sizes.text_width, sizes.patch_size
   shapes: dict[str, tuple[int, ...]] = {
     'logit_scale': (),
     'token_embedding.weight': (config.tokenizer.vocab_size, text),
     'positional_embedding': (length, text),
-    'text_projection': (text, own.embed_dim),
+    'text_projection': (text, sizes.embed_dim),
     'visual.class_embedding': (image,),
     'visual.conv1.weight': (image, 3, patch, patch),
     'visual.positional_embedding': (1 + (config.data.image_size // patch) ** 2, image),
-    'visual.proj': (image, own.embed_dim),
+    'visual.proj': (image, sizes.embed_dim),
   }
   for name, width in (('visual.ln_pre', image), ('visual.ln_post', image), ('ln_final', text)):
     shapes |= {f'{name}.weight': (width,), f'{name}.bias': (width,)}
   for prefix, width, count in (
-    ('visual.transformer', image, own.image_num_layers),
-    ('transformer', text, own.text_num_layers),
+    ('visual.transformer', image, sizes.image_num_layers),
+    ('transformer', text, sizes.text_num_layers),
   ):
     for i in range(count):
       shapes |= {f'{prefix}.resblocks.{i}.{name}': shape for name, shape in _block_shapes(width).items()}
@@ -177,6 +189,7 @@ def _expected(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _block_shapes(width: int) -> dict[str, tuple[int, ...]]:
+  """Shapes of the tensors of one transformer block, by name within the block."""
   linear = {
     'attn.in_proj_': (3 * width, width), 'attn.out_proj.': (width, width), 'mlp.c_fc.': (4 * width, width),
     'mlp.c_proj.': (width, 4 * width),
@@ -188,8 +201,8 @@ def _block_shapes(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _parameters(config: Config, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-  """The tree of `models.reranker`: kernels are applied from the right there, and layers are stacked."""
-  own = config.reranker
+  """Arrange the tensors as the tree of `models.reranker`, with kernels [in, out] and stacked layers [L, ...]."""
+  sizes = config.reranker
 
   def norm(name: str) -> dict[str, np.ndarray]:
     return {ours: tensors[f'{name}.{theirs}'] for theirs, ours in _NORM.items()}
@@ -205,13 +218,13 @@ def _parameters(config: Config, tensors: dict[str, np.ndarray]) -> dict[str, Any
       'class_embedding': tensors['visual.class_embedding'],
       'position': tensors['visual.positional_embedding'],
       'norm_pre': norm('visual.ln_pre'),
-      'transformer': transformer('visual.transformer', own.image_num_layers, own.image_num_heads, 'visual.ln_post'),
+      'transformer': transformer('visual.transformer', sizes.image_num_layers, sizes.image_num_heads, 'visual.ln_post'),
       'projection_kernel': tensors['visual.proj'],
     },
     'text': {
       'embedding': tensors['token_embedding.weight'],
       'position': tensors['positional_embedding'],
-      'transformer': transformer('transformer', own.text_num_layers, own.text_num_heads, 'ln_final'),
+      'transformer': transformer('transformer', sizes.text_num_layers, sizes.text_num_heads, 'ln_final'),
       'projection_kernel': tensors['text_projection'],
     },
     'logit_scale': tensors['logit_scale'],
@@ -219,7 +232,12 @@ def _parameters(config: Config, tensors: dict[str, np.ndarray]) -> dict[str, Any
 
 
 def _blocks(stacked: dict[str, np.ndarray], num_heads: int) -> dict[str, Any]:
-  """Blocks [L, ...]; queries, keys and values are one map [L, D, 3, N, H], and heads are axes of their own."""
+  """Convert stacked blocks [L, ...]: heads become an axis, and q, k and v share one kernel [L, D, 3, N, H].
+
+  Args:
+    stacked: tensors [L, ...] by name within a block.
+    num_heads: N; the model's width is D = N * H.
+  """
   count, width = stacked['ln_1.weight'].shape
   heads = (num_heads, width // num_heads)
 

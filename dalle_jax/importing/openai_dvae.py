@@ -1,4 +1,4 @@
-"""The dVAE that OpenAI published, torch modules in `encoder.pkl` and `decoder.pkl`, as parameters of `models.dvae`."""
+"""Import of OpenAI's dVAE, published as torch modules in two files, as parameters of `models.dvae`."""
 
 import re
 from pathlib import Path
@@ -19,28 +19,28 @@ _LEAVES = {'w': 'kernel', 'b': 'bias'}
 
 
 def load(encoder: Path, decoder: Path) -> tuple[Config, dict[str, Any]]:
-  """Reads the two files.
+  """Read a dVAE from two files without executing anything in them.
 
   Args:
-    encoder: the encoder's module or state dict, as torch.save wrote it.
-    decoder: the decoder's.
+    encoder: file with the encoder's module or state dict, written by torch.save (published as `encoder.pkl`).
+    decoder: file with the decoder's module or state dict (published as `decoder.pkl`).
 
   Returns:
     A configuration with the dVAE's sizes, and its parameters (numpy, float32).
 
   Raises:
-    ValueError: a file is not what it should be, with every difference; nothing in it was executed.
+    ValueError: a file does not hold such a module. The message names every missing, unknown or wrong tensor.
   """
-  parts = {'encoder': (encoder, _tree(encoder)), 'decoder': (decoder, _tree(decoder))}
-  config = _config(parts)
-  params = {'encoder': parts['encoder'][1], 'decoder': dict(parts['decoder'][1])}
+  trees = {'encoder': (encoder, _tree(encoder)), 'decoder': (decoder, _tree(decoder))}
+  config = _config(trees)
+  params = {'encoder': trees['encoder'][1], 'decoder': dict(trees['decoder'][1])}
   code = params['decoder'].pop('input')
   params['code'] = {
     'kernel': code['kernel'][0, 0] if code['kernel'].ndim == 4 else code['kernel'],
     'bias': code['bias'],
   }
   expected = nn.unbox(jax.eval_shape(lambda: make_dvae(config.dvae).init(jax.random.key(0), _image())['params']))
-  problem = f'{encoder} and {decoder} do not hold an encoder and a decoder that fit each other'
+  problem = f'{encoder} and {decoder} do not hold a matching encoder and decoder'
   return config, weights.checked(params, expected, problem)
 
 
@@ -49,31 +49,37 @@ def _image() -> jax.Array:
 
 
 def _tree(path: Path) -> dict[str, Any]:
-  """One file's tensors under the names and in the layout of `models.dvae`: kernels [H, W, in, out]."""
+  """Read one file and return its tensors as a tree with the names and the layout of `models.dvae`.
+
+  Kernels are [H, W, in, out].
+
+  Raises:
+    ValueError: the file has unknown tensors, or lacks an input or output layer.
+  """
   tensors = torch_file.read(path, MODULE_PACKAGES)
   tree: dict[str, Any] = {}
   unknown = []
   for name, tensor in tensors.items():
-    place = _place(name)
-    if place is None or tensor.ndim not in (1, 4):
+    keys = _keys(name)
+    if keys is None or tensor.ndim not in (1, 4):
       unknown.append(f'{name} {list(tensor.shape)}')
       continue
     branch = tree
-    for key in place[:-1]:
+    for key in keys[:-1]:
       branch = branch.setdefault(key, {})
-    branch[place[-1]] = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+    branch[keys[-1]] = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
   missing = [
     f'{end}.{leaf}' for end in ('input', 'output') for leaf in _LEAVES.values() if leaf not in tree.get(end, {})
   ]
   if unknown or missing:
-    what = [f'it has {", ".join(unknown)}'] if unknown else []
-    what += [f'it lacks {", ".join(missing)}'] if missing else []
-    raise ValueError(f'{path} is not a part of the published dVAE: {"; ".join(what)}.')
+    problems = [f'it has {", ".join(unknown)}'] if unknown else []
+    problems += [f'it lacks {", ".join(missing)}'] if missing else []
+    raise ValueError(f"{path} is neither the published dVAE's encoder nor its decoder: {'; '.join(problems)}.")
   return tree
 
 
-def _place(name: str) -> tuple[str, ...] | None:
-  """Where a tensor belongs, by its name in torch."""
+def _keys(name: str) -> tuple[str, ...] | None:
+  """Convert a tensor's name in torch to its keys in the tree; None if the name is unknown."""
   if match := _IN_BLOCK.fullmatch(name):
     group, block, _, conv, leaf = match.groups()
     return f'group_{group}_block_{block}', conv or 'id_path', _LEAVES[leaf]
@@ -82,21 +88,29 @@ def _place(name: str) -> tuple[str, ...] | None:
   return None
 
 
-def _config(parts: dict[str, tuple[Path, dict[str, Any]]]) -> Config:
-  """The sizes, from the tensors at both ends and from the numbers of groups and blocks."""
-  (encoder_path, encoder), (decoder_path, decoder) = parts['encoder'], parts['decoder']
+def _config(trees: dict[str, tuple[Path, dict[str, Any]]]) -> Config:
+  """Infer the configuration from the input and output layers and from the number of groups and blocks.
+
+  Args:
+    trees: path and tree of the encoder and of the decoder.
+
+  Raises:
+    ValueError: the input layer of the encoder or the output layer of the decoder has a wrong shape.
+  """
+  (encoder_path, encoder), (decoder_path, decoder) = trees['encoder'], trees['decoder']
   blocks = {name for name in encoder if name.startswith('group_')}
-  # Counted, not read off the names: what is missing or numbered wildly shows when the shapes are compared.
+  # We count the names and ignore their numbers, so that a file with a huge number cannot make us build as many blocks.
+  # The later comparison of shapes reports blocks that are missing or have wrong numbers.
   depth = sum(name.startswith('group_1_') for name in blocks)
   if encoder['input']['kernel'].shape[:3] != (7, 7, 3):
     raise ValueError(
       f'{encoder_path} is not an encoder: its input kernel has the shape {encoder["input"]["kernel"].shape}, not '
-      '(7, 7, 3, ...). Are --encoder and --decoder the right way round?'
+      '(7, 7, 3, ...). Did you swap --encoder and --decoder?'
     )
   if decoder['output']['kernel'].shape[-1] != 6:
     raise ValueError(
       f'{decoder_path} is not a decoder: its output kernel has the shape {decoder["output"]["kernel"].shape}, not '
-      '(1, 1, ..., 6). Are --encoder and --decoder the right way round?'
+      '(1, 1, ..., 6). Did you swap --encoder and --decoder?'
     )
   return Config.from_dict({
     'task': 'dvae',

@@ -1,12 +1,13 @@
-"""Tensors out of files that torch.save wrote, without torch and without running anything that the files say.
+"""Reading tensors from files that torch.save wrote, without torch and without executing anything in the files.
 
-Such a file is a pickle with tensors beside it, and a pickle is a program: it may name any function and call it. The
-reader here looks every name up in a closed table. Names of tensors' parts and of plain containers have an entry.
-Classes of modules (below the packages that the caller names) become inert records, which keep their attributes and do
-nothing. Every other name is refused, before anything is called.
+Such a file contains a pickle, and a pickle is a program that may import and call any function. This reader has its own
+table of allowed names:
+- The functions that rebuild tensors, and plain containers, have safe replacements.
+- Classes in the packages that the caller names become inert records, which only keep their attributes.
+- Any other name is refused before anything is called.
 
-Both formats of torch are read: the archive of version 1.6 and later, and the stream of pickles before it; and the
-archives of TorchScript, whose classes are below the package `__torch__` and whose programs are not looked at.
+Three formats are supported: the zip archive of torch 1.6 and later, the older stream of pickles, and the TorchScript
+archive. The classes of TorchScript are in the package `__torch__`; its code is ignored.
 """
 
 import collections
@@ -21,15 +22,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the older format
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older format
 _DTYPES = {
   'FloatStorage': np.dtype('<f4'), 'HalfStorage': np.dtype('<f2'), 'DoubleStorage': np.dtype('<f8'),
   'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4'), 'ShortStorage': np.dtype('<i2'),
   'CharStorage': np.dtype('i1'), 'ByteStorage': np.dtype('u1'), 'BoolStorage': np.dtype('?'),
 }  # fmt: skip
-# How TorchScript says of what type a list is.
-_LISTS = ('build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag')
-# What damaged or hostile files make the readers raise.
+# Functions by which TorchScript annotates the type of a list.
+_LIST_TYPES = ('build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag')
+# Errors that damaged or hostile files can cause in the reader.
 _ERRORS = (
   pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError,
   UnicodeDecodeError, ImportError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile, NotImplementedError,
@@ -37,7 +38,7 @@ _ERRORS = (
 
 
 class Record:
-  """Stands in for an object of a class that is not known: keeps the attributes it is given."""
+  """Placeholder for an object of an allowed class. It keeps the object's attributes and has no behaviour."""
 
   def __init__(self, *args: Any) -> None:
     self.attributes: dict[str, Any] = {}
@@ -47,28 +48,32 @@ class Record:
 
 
 class _Storage:
-  """Numbers in a row, which several tensors may share; filled when the file has been read that far."""
+  """A flat array that several tensors may share. `values` is None until the reader reaches the data in the file."""
 
   def __init__(self, dtype: np.dtype, size: int) -> None:
     self.dtype, self.size, self.values = dtype, size, None
 
 
 class _Tensor:
-  """A view of a storage, as the file describes it."""
+  """A strided view of a storage, as the file describes it. Offset and strides count elements, not bytes."""
 
   def __init__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple) -> None:
     self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
   def array(self) -> np.ndarray:
-    """The tensor as an array of its own; a view that leaves its storage is refused."""
+    """Return a copy of the tensor's values.
+
+    Raises:
+      ValueError: the view is invalid or reaches beyond its storage.
+    """
     numbers = (self.offset, *self.shape, *self.strides)
     if not all(type(n) is int and n >= 0 for n in numbers) or len(self.shape) != len(self.strides):
-      raise ValueError(f'a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset}')
+      raise ValueError(f'a tensor has the shape {self.shape}, the strides {self.strides} and the offset {self.offset}')
     last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
     values = self.storage.values
-    # Strides of 0 could make a huge array of a few numbers.
+    # The size is limited too, because strides of 0 could turn a few numbers into a huge array.
     if values is None or math.prod(self.shape) > len(values) or (0 not in self.shape and last >= len(values)):
-      raise ValueError('a tensor that reaches beyond its data')
+      raise ValueError('a tensor reaches beyond its data')
     if 0 in self.shape:
       return np.zeros(self.shape, self.storage.dtype)
     strides = [stride * values.itemsize for stride in self.strides]
@@ -76,15 +81,19 @@ class _Tensor:
 
 
 def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-  """The tensors of a state dict or a whole module, by their names (`blocks.input.w`).
+  """Read the tensors of a state dict or of a whole module.
 
   Args:
     path: the file.
-    module_packages: packages whose classes are taken as modules, such as 'torch.nn.modules' and, of TorchScript,
-      '__torch__'. A module that is in several places gives its tensors in the first alone.
+    module_packages: packages whose classes may occur as modules, such as 'torch.nn.modules', or '__torch__' for
+      TorchScript.
+
+  Returns:
+    Tensors by name, such as `blocks.input.w`. A module that occurs in several places only counts in the first one.
 
   Raises:
-    ValueError: the file cannot be read, is no such file, or names something that is not admitted. Nothing was executed.
+    ValueError: the file cannot be read, has another format, is damaged, or names a class or function that is not
+      allowed. Nothing in it was executed.
   """
   path = Path(path)
   try:
@@ -99,17 +108,17 @@ def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndar
     raise ValueError(f'{path} is refused: {error} Nothing in it was executed.') from None
   except _ERRORS as error:
     raise ValueError(
-      f'{path} is not a file that torch.save wrote, or a damaged one ({type(error).__name__}: {error}). Nothing in it '
+      f'{path} is not a file that torch.save wrote, or it is damaged ({type(error).__name__}: {error}). Nothing in it '
       'was executed.'
     ) from None
 
 
 class _Refused(Exception):
-  """A name that is not in the table."""
+  """The file names a class or function that is not allowed."""
 
 
 class _Unpickler(pickle.Unpickler):
-  """Admits the names of the table only."""
+  """An unpickler that only resolves the allowed names."""
 
   def __init__(self, file: BinaryIO, module_packages: tuple[str, ...]) -> None:
     super().__init__(file, encoding='latin1')
@@ -118,15 +127,18 @@ class _Unpickler(pickle.Unpickler):
 
   @classmethod
   def of(cls, file: BinaryIO, module_packages: tuple[str, ...]) -> '_Unpickler':
-    """An unpickler of what comes next in the file, after a look over its instructions without obeying any.
+    """Make an unpickler for the next pickle in the file, after a scan of its instructions.
 
-    Objects are remembered by number, and Python makes a table as long as the highest: one above the number of
-    instructions so far serves no purpose but to take all memory.
+    A pickle stores objects in a memo by number, and Python allocates a table up to the highest number. A number above
+    the count of instructions so far has no use but to exhaust the memory, so we refuse it before unpickling.
+
+    Raises:
+      ValueError: such a number occurs.
     """
     begin = file.tell()
     for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
       if instruction.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count:
-        raise ValueError(f'object {argument} remembered by instruction {count}')
+        raise ValueError(f'instruction {count} stores an object in the memo under the number {argument}')
     file.seek(begin)
     return cls(file, module_packages)
 
@@ -141,25 +153,25 @@ class _Unpickler(pickle.Unpickler):
       return lambda tensor, *_: tensor
     if module == 'torch' and name in _DTYPES:
       return _DTYPES[name]
-    if module == 'torch.jit._pickle' and name in _LISTS:
+    if module == 'torch.jit._pickle' and name in _LIST_TYPES:
       return lambda value, *_: value
     if (module, name) in (('torch', 'device'), ('torch', 'Size')):
       return lambda *args: args
     if any(module == package or module.startswith(package + '.') for package in self._module_packages):
       return type(name, (Record,), {})
     raise _Refused(
-      f'it names {module}.{name}, which is neither a tensor nor a plain container nor a part of the model.'
+      f'it names {module}.{name}, which is neither a tensor nor a plain container nor a class of the model.'
     )
 
   def persistent_load(self, identity: Any) -> Any:
     kind, *rest = identity
-    if kind == 'module':  # a class, beside its source code, which is not looked at
+    if kind == 'module':  # a class and its source code; we ignore the code
       return rest[0]
     if kind != 'storage':
-      raise _Refused(f'it refers to {kind!r}.')
+      raise _Refused(f"it refers to an object of the kind {kind!r}; only 'storage' and 'module' are allowed.")
     dtype, key, _, size = rest[:4]
     if not isinstance(dtype, np.dtype) or type(size) is not int or size < 0 or not isinstance(key, str):
-      raise ValueError('a storage without type, key or size')
+      raise ValueError('a storage lacks its type, key or size')
     return self.storages.setdefault(key, _Storage(dtype, size))
 
 
@@ -168,13 +180,14 @@ def _read_archive(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
     names = archive.namelist()
     root = next((name[: -len('data.pkl')] for name in names if name.endswith('data.pkl')), None)
     if root is None:
-      raise ValueError('an archive without data.pkl')
+      raise ValueError('the archive lacks data.pkl')
     unpickler = _Unpickler.of(io.BytesIO(archive.read(f'{root}data.pkl')), module_packages)
     loaded = unpickler.load()
     for key, storage in unpickler.storages.items():
       info = archive.getinfo(f'{root}data/{key}')
       if info.file_size != storage.size * storage.dtype.itemsize:
-        raise ValueError(f'data of {info.file_size} bytes in place of {storage.size} numbers')
+        expected = storage.size * storage.dtype.itemsize
+        raise ValueError(f'the data of a storage have {info.file_size} bytes instead of {expected}')
       storage.values = np.frombuffer(archive.read(info), storage.dtype)
   return loaded
 
@@ -185,43 +198,55 @@ def _read_stream(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
     return unpickler.load(), unpickler
 
   if (load()[0], load()[0]) != (_MAGIC, _PROTOCOL):
-    raise ValueError('another kind of file')
-  load()  # of the machine that wrote it
+    raise ValueError('the first two pickles are not the magic number and protocol of torch.save')
+  load()  # sizes and byte order of the machine that wrote the file
   loaded, unpickler = load()
   keys, _ = load()
   if set(keys) != set(unpickler.storages):
-    raise ValueError('other data than it names')
+    raise ValueError('the list of storages differs from the storages that the tensors use')
   for key in keys:
     storage = unpickler.storages[key]
     (size,) = struct.unpack('<q', file.read(8))
     data = file.read(size * storage.dtype.itemsize) if size == storage.size else b''
     if size != storage.size or len(data) != size * storage.dtype.itemsize:
-      raise ValueError('data that end too early')
+      raise ValueError('the data of a storage have a wrong size')
     storage.values = np.frombuffer(data, storage.dtype)
   return loaded
 
 
 def _named_tensors(loaded: Any) -> list[tuple[str, _Tensor]]:
-  """The tensors of a module or a state dict, by name."""
+  """Names and tensors of a module or a state dict.
+
+  Raises:
+    ValueError: the object is neither of these.
+  """
   if isinstance(loaded, Record):
     return _module_tensors(loaded, '', set())
   if isinstance(loaded, dict) and loaded and all(isinstance(tensor, _Tensor) for tensor in loaded.values()):
     return list(loaded.items())
-  raise ValueError(f'neither a module nor a dict of tensors, but a {type(loaded).__name__}')
+  raise ValueError(f'it holds neither a module nor a dict of tensors, but a {type(loaded).__name__}')
 
 
 def _module_tensors(module: Record, prefix: str, seen: set[int]) -> list[tuple[str, _Tensor]]:
-  """Those of a module and of its parts, each part once: nested over and over, a small file could name very many."""
+  """Names and tensors of a module and its submodules.
+
+  Each module counts once. Otherwise a small file with nested references could produce exponentially many names.
+
+  Args:
+    module: the module.
+    prefix: start of the tensors' names.
+    seen: ids of the modules that were visited already; gets the new ones.
+  """
   if id(module) in seen:
     return []
   seen.add(id(module))
   attributes = module.attributes
   if '_modules' in attributes:
     attributes = {**(attributes.get('_parameters') or {}), **(attributes['_modules'] or {})}
-  found = []
-  for name, value in attributes.items():  # of TorchScript: parameters, buffers and parts side by side
+  tensors = []
+  for name, value in attributes.items():  # TorchScript keeps parameters, buffers and submodules side by side
     if isinstance(value, _Tensor):
-      found.append((prefix + name, value))
+      tensors.append((prefix + name, value))
     elif isinstance(value, Record):
-      found += _module_tensors(value, f'{prefix}{name}.', seen)
-  return found
+      tensors += _module_tensors(value, f'{prefix}{name}.', seen)
+  return tensors

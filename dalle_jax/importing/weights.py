@@ -1,4 +1,4 @@
-"""Tensors by name, from whichever kind of file holds them; and whether they are what a model needs."""
+"""Reading tensors from weight files of any supported format, and comparing them with the tensors of a model."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ from dalle_jax.importing import torch_file
 
 
 def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-  """The tensors of a `.safetensors` file, or of one that torch wrote; nothing in it is executed.
+  """Read the tensors of a `.safetensors` file or of a file that torch wrote, without executing anything in it.
 
   Args:
-    path: the file.
-    module_packages: as `torch_file.read` takes them.
+    path: the file; its suffix decides the format.
+    module_packages: see `torch_file.read`.
+
+  Returns:
+    Tensors by name.
 
   Raises:
-    ValueError: the file cannot be read, is no such file or a damaged one, or names something that is not admitted.
+    ValueError: the file cannot be read, has another format, is damaged, or names a class that is not allowed.
   """
   path = Path(path)
   return _read_safetensors(path) if path.suffix == '.safetensors' else torch_file.read(path, module_packages)
@@ -35,29 +38,29 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
   except OSError as error:
     raise ValueError(f'{path} cannot be read: {error.strerror or error}') from None
   except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'{path} is not a safetensors file, or a damaged one ({error}).') from None
+    raise ValueError(f'{path} is not a safetensors file, or it is damaged ({error}).') from None
 
 
 def checked(params: Any, expected: Any, problem: str) -> Any:
-  """The parameters as float32.
+  """Check parameters and convert them to float32.
 
   Args:
     params: a tree of arrays.
-    expected: a tree of what has `dtype` and `shape`.
-    problem: the files and what they do not do, to begin a message with: 'a.pt does not hold a model'.
+    expected: a tree whose leaves have the expected `dtype` and `shape`.
+    problem: start of the error message, such as 'a.pt does not hold a model'.
 
   Raises:
-    ValueError: places, dtypes or shapes differ, with every difference; or values are infinite or not numbers.
+    ValueError: paths, dtypes or shapes differ, or values are infinite or NaN. The message names every difference.
   """
   differences = trees.differences(params, expected, most=10**6)
   if differences:
     lines = differences.replace('; ', '\n  ')
     raise ValueError(f'{problem}:\n  {lines}')
-  broken = [
-    jax.tree_util.keystr(place)
-    for place, leaf in jax.tree_util.tree_leaves_with_path(params)
+  nonfinite = [
+    jax.tree_util.keystr(path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     if not np.all(np.isfinite(leaf))
   ]
-  if broken:
-    raise ValueError(f'{problem}: values are infinite or not numbers, in {", ".join(broken)}.')
+  if nonfinite:
+    raise ValueError(f'{problem}: values are infinite or NaN, in {", ".join(nonfinite)}.')
   return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32, order='C'), params)

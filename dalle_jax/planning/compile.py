@@ -1,4 +1,4 @@
-"""Compiles a program ahead of time, for devices that need not be there, and reads off what it takes."""
+"""Ahead-of-time compilation for devices that this machine may lack, and the memory that the compiler reports."""
 
 import contextlib
 import dataclasses
@@ -19,16 +19,16 @@ from dalle_jax.planning.hlo import HloProgram
 from dalle_jax.planning.programs import Program, shard_bytes
 from dalle_jax.training import compiler
 
-MOST_LOGGED = 20_000  # bytes of the compiler's log that are passed on
+MOST_LOGGED = 20_000  # bytes of the compiler's log that we print after an error
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 class OutOfMemoryError(Exception):
-  """The program does not fit the memory of a device, as its compiler says.
+  """The compiler refused a program because it does not fit into the memory of a device.
 
   Attributes:
-    needed: bytes.
-    limit: bytes that there are; None where the message does not say.
+    needed: bytes that the program needs; None if the compiler does not say.
+    limit: bytes that the device has; None if the compiler does not say.
   """
 
   def __init__(self, message: str, needed: int | None, limit: int | None) -> None:
@@ -38,16 +38,16 @@ class OutOfMemoryError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What is known of a compiled program.
+  """A compiled program and its memory.
 
   Attributes:
-    program: what was compiled.
-    executable: of `jax.stages`.
-    seconds: that compiling took.
-    bytes_per_device: by kind. Temporaries that are never there together count all the same.
-    peak_bytes: at most at one time, by the compiler's account of its heap.
-    complaints: of the partitioner, that it copies whole arrays to every device.
-    warnings: of the compiler, about the options it was given.
+    program: the program that was compiled.
+    executable: the `jax.stages.Compiled`.
+    seconds: compile time.
+    bytes_per_device: memory by kind. Counts all temporaries, even if they are never alive at the same time.
+    peak_bytes: peak memory according to the compiler.
+    full_rematerialisations: the partitioner's warnings that it copies a whole array to every device.
+    warnings: the compiler's warnings about its options.
   """
 
   program: Program
@@ -55,7 +55,7 @@ class Compiled:
   seconds: float
   bytes_per_device: dict[str, int]
   peak_bytes: int
-  complaints: tuple[str, ...]
+  full_rematerialisations: tuple[str, ...]
   warnings: tuple[str, ...]
 
   @functools.cached_property
@@ -67,14 +67,14 @@ class Compiled:
 
 
 def compile_program(program: Program, mesh: Mesh) -> Compiled:
-  """Compiles for the devices of the mesh.
+  """Compile a program for the devices of a mesh.
 
   Args:
-    program: what to compile.
-    mesh: of devices that need not be there.
+    program: the program to compile.
+    mesh: its devices may be compile-only devices.
 
   Raises:
-    OutOfMemoryError: it does not fit their memory.
+    OutOfMemoryError: the program does not fit into their memory.
   """
   started = time.monotonic()
   with sharding.use_mesh(mesh), _captured_stderr() as log:
@@ -98,19 +98,19 @@ def compile_program(program: Program, mesh: Mesh) -> Compiled:
 
 
 def out_of_memory(message: str) -> OutOfMemoryError:
-  """The figures in the compiler's words, of which it has several."""
+  """Parse the compiler's message of an out-of-memory error, which has several forms."""
   used = re.search(r'Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm', message)
   if used:
     needed, limit = (_bytes(*used.group(i, i + 1)) for i in (1, 3))
     return OutOfMemoryError(used.group(0), needed, limit)
   if fused := re.search(r'Used \S+ of \S+ vmem', message):
-    why = 'operations were fused that the on-chip memory does not hold; lower fusion_mib of the training settings'
-    return OutOfMemoryError(f'{fused.group(0)}: {why}', None, None)
-  parts = re.findall(r'\(([\d.]+)([KMGT]?)i?B?\)', message)
+    advice = 'the on-chip memory is too small for the fused operations; lower fusion_mib of the training settings'
+    return OutOfMemoryError(f'{fused.group(0)}: {advice}', None, None)
+  sizes = re.findall(r'\(([\d.]+)([KMGT]?)i?B?\)', message)
   limit = re.search(r'exceeds available HBM \(([\d.]+)([KMGT]?)', message)
-  needed = _bytes(*parts[0]) if parts else None
-  first = next((line for line in message.splitlines() if 'RESOURCE_EXHAUSTED' in line), message)
-  return OutOfMemoryError(first[:300], needed, _bytes(*limit.groups()) if limit else None)
+  needed = _bytes(*sizes[0]) if sizes else None
+  summary = next((line for line in message.splitlines() if 'RESOURCE_EXHAUSTED' in line), message)
+  return OutOfMemoryError(summary[:300], needed, _bytes(*limit.groups()) if limit else None)
 
 
 def _bytes(number: str, unit: str) -> int:
@@ -118,29 +118,33 @@ def _bytes(number: str, unit: str) -> int:
 
 
 def _memory(program: Program, usage: Any) -> dict[str, int]:
-  """Bytes on a device by kind.
+  """Bytes per device by kind.
 
-  Kinds of arguments are counted by their shapes; what the layouts of the device add to them is 'padding'.
+  The kinds of `program.kinds` are counted by their shapes. The device's layouts may add padding to the arguments, which
+  counts separately.
   """
-  found = {name: sum(map(shard_bytes, jax.tree.leaves(part))) for name, part in program.kinds.items()}
+  sizes = {name: sum(map(shard_bytes, jax.tree.leaves(tree))) for name, tree in program.kinds.items()}
   counted = sum(map(shard_bytes, jax.tree.leaves(program.arguments)))
-  # What is no argument, but stays on the device meanwhile, has no layout here to know the padding of.
-  found['padding of arguments'] = max(0, usage.argument_size_in_bytes - counted)
-  found['new results'] = max(0, usage.output_size_in_bytes - usage.alias_size_in_bytes)
-  found['activations and temporaries'] = usage.temp_size_in_bytes
-  found['program'] = usage.generated_code_size_in_bytes
-  return {name: size for name, size in found.items() if size}
+  # Some kinds stay on the device but are not arguments of this program. The compiler does not tell us their padding.
+  sizes['padding of arguments'] = max(0, usage.argument_size_in_bytes - counted)
+  sizes['new results'] = max(0, usage.output_size_in_bytes - usage.alias_size_in_bytes)
+  sizes['activations and temporaries'] = usage.temp_size_in_bytes
+  sizes['program'] = usage.generated_code_size_in_bytes
+  return {name: size for name, size in sizes.items() if size}
 
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[Any]:
-  """What is written to the file descriptor 2 meanwhile, as a function of no arguments.
+  """Capture what is written to file descriptor 2 inside the context.
 
-  Its end is passed on with an error that says nothing of memory: a refusal is told otherwise, and the compiler's log of
-  it has megabytes.
+  Yields:
+    A function that returns the captured text after the context has ended.
+
+  If the context raises, the end of the captured text is written to the real stderr. We leave this out after an
+  OutOfMemoryError, which has a message of its own; the compiler's log of it has megabytes.
   """
   with tempfile.TemporaryFile() as file:
-    kept = os.dup(2)
+    real_stderr = os.dup(2)
     os.dup2(file.fileno(), 2)
     text = ''
     try:
@@ -149,10 +153,10 @@ def _captured_stderr() -> Iterator[Any]:
       raise
     except BaseException:
       file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_LOGGED))
-      os.write(kept, file.read())
+      os.write(real_stderr, file.read())
       raise
     finally:
-      os.dup2(kept, 2)
-      os.close(kept)
+      os.dup2(real_stderr, 2)
+      os.close(real_stderr)
       file.seek(0)
       text = file.read().decode(errors='replace')

@@ -1,4 +1,7 @@
-"""The programs that draw images, over shapes alone: reading the captions, the loop over tokens, and the decoder."""
+"""The programs that draw images: prefill of the captions, the loop over tokens, and the dVAE's decoder.
+
+All functions here work on shapes; nothing is computed.
+"""
 
 from typing import Any
 
@@ -19,33 +22,36 @@ from dalle_jax.training.tasks.codes import init_dvae
 
 
 def check(config: Config) -> None:
-  """Refuses what draws no images.
+  """Check that a configuration draws images.
 
   Raises:
-    ValueError: says which key is the cause.
+    ValueError: it does not; the message names the keys that decide this.
   """
   if config.models_text or config.task in ('dvae', 'reranker'):
     raise ValueError(
-      f'--task=sample draws images, which config.task={config.task} (config.model.tokens={config.model.tokens}) does '
-      'not; take a configuration of a prior.'
+      f'config.task is {config.task} and config.model.tokens is {config.model.tokens}: this configuration draws no '
+      'images. --task=sample needs one with a prior or a model of image tokens, such as --config=configs/dalle.py:12b.'
     )
 
 
 def batch_size(config: Config, mesh: Mesh) -> int:
-  """Images drawn at a time: config.sampling.batch_size, rounded up to what the devices divide."""
+  """Images per batch: config.sampling.batch_size, rounded up to a multiple that the mesh can split."""
   return fitting_batch(config.sampling.batch_size, 1, None, mesh)
 
 
 def work(config: Config, images: int) -> Work:
-  """What drawing a batch of images does: every position once, and the decoder of the dVAE."""
-  model, part = make_stream_model(config, config.tokenizer.vocab_size)
+  """The work of drawing a batch of images: the model at every position once, and the dVAE's decoder.
+
+  Guidance doubles the model FLOPs.
+  """
+  model, part_name = make_stream_model(config, config.tokenizer.vocab_size)
   shapes = jax.eval_shape(lambda: nn.unbox(_init(config)))
   tokens = jax.ShapeDtypeStruct((images, model.length), jnp.int32)
   codes = jax.ShapeDtypeStruct((images, model.grid_size, model.grid_size), jnp.int32)
 
   def draw(params: Any, tokens: jax.Array, codes: jax.Array) -> Any:
     dvae = make_dvae(config.dvae)
-    return model.logits(params[part], tokens), dvae.apply({'params': params['dvae']}, codes, method='decode')
+    return model.logits(params[part_name], tokens), dvae.apply({'params': params['dvae']}, codes, method='decode')
 
   count = flops.matmul_flops(jax.make_jaxpr(draw)(shapes, tokens, codes).jaxpr)
   rows = 2 if config.sampling.guidance_scale != 1 else 1
@@ -54,20 +60,20 @@ def work(config: Config, images: int) -> Work:
 
 
 def _init(config: Config) -> dict[str, Any]:
-  model, part = make_stream_model(config, config.tokenizer.vocab_size)
-  return {part: model.init(jax.random.key(0)), 'dvae': init_dvae(config, jax.random.key(0))}
+  model, part_name = make_stream_model(config, config.tokenizer.vocab_size)
+  return {part_name: model.init(jax.random.key(0)), 'dvae': init_dvae(config, jax.random.key(0))}
 
 
 def programs(config: Config, mesh: Mesh, compiled: Any) -> list[Program]:
-  """The programs of one batch of images, in the order in which they run.
+  """The programs that draw one batch of images, in the order in which they run.
 
   Args:
-    config: of the experiment.
-    mesh: of devices, which need not be there.
-    compiled: from a `Program` to its `jax.stages.Compiled`: what one returns, split as its compiler chose, is what
-      the next one takes.
+    config: the experiment's configuration.
+    mesh: its devices may be compile-only devices.
+    compiled: compiles a `Program` and returns its `jax.stages.Compiled`. The compiler chooses the shardings of a
+      program's results, and the next program takes these as arguments.
   """
-  model, part = make_stream_model(config, config.tokenizer.vocab_size)
+  model, part_name = make_stream_model(config, config.tokenizer.vocab_size)
   jitted = jitted_programs(model, make_dvae(config.dvae), mesh, config.sampling.top_k)
   boxes = jax.eval_shape(lambda: _init(config))
   shardings = sharding.param_shardings(boxes, mesh)
@@ -82,7 +88,7 @@ def programs(config: Config, mesh: Mesh, compiled: Any) -> list[Program]:
     program = Program(name, function, arguments, kinds, passes)
     return program, _results(function, arguments, compiled(program))
 
-  prepare, prepared = one('preparing parameters', jitted.prepare, params[part], parameters=params)
+  prepare, prepared = one('preparing parameters', jitted.prepare, params[part_name], parameters=params)
   begin, state = one(
     'reading captions', jitted.begin, prepared, text, unconditional, None, parameters=params, prepared=prepared
   )
@@ -91,14 +97,14 @@ def programs(config: Config, mesh: Mesh, compiled: Any) -> list[Program]:
     passes=model.image_length - 1, parameters=params, prepared=prepared, caches=state,
   )  # fmt: skip
   tokens = jax.ShapeDtypeStruct((count, model.length), jnp.int32, sharding=rows)
-  paint, _ = one('painting', jitted.paint, params['dvae'], tokens, parameters=params, prepared=prepared)
+  paint, _ = one('decoding images', jitted.paint, params['dvae'], tokens, parameters=params, prepared=prepared)
   return [prepare, begin, loop, paint]
 
 
-def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+def _placed(leaf: Any, leaf_sharding: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
 
 
 def _results(function: Any, arguments: tuple[Any, ...], compiled: Any) -> Any:
-  """The shapes of what a compiled program returns, and how they are split."""
+  """The shapes and shardings of a compiled program's results."""
   return jax.tree.map(_placed, jax.eval_shape(function, *arguments), compiled.output_shardings)

@@ -1,4 +1,4 @@
-"""How long a step takes, from what the compiler says of it, and what follows for a whole run."""
+"""Predicted times of a step and of a whole run."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ SECONDS_PER_DAY = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Predicted times.
+  """Predicted times of one step.
 
   Attributes:
-    compute_seconds: of one step, without what devices exchange.
-    exchange_seconds: of what devices exchange while nothing else runs.
-    hidden_seconds: of what they exchange beside the computation.
-    work: of one step.
-    topology: on which.
-    source: where the computation's time comes from, in words.
+    compute_seconds: time of the computation.
+    exchange_seconds: time of the communication that blocks the computation.
+    hidden_seconds: time of the communication that overlaps with the computation.
+    work: what the step does.
+    topology: the accelerators.
+    source: a phrase that says how the computation's time was estimated.
   """
 
   compute_seconds: float
@@ -33,12 +33,12 @@ class Estimate:
 
   @property
   def step_seconds(self) -> float:
-    """What runs beside the computation counts only where it takes longer than that."""
+    """Time of one step. Overlapped communication only counts if it takes longer than the computation."""
     return max(self.compute_seconds, self.hidden_seconds) + self.exchange_seconds
 
   @property
   def model_flops_utilisation(self) -> float:
-    """The share of the devices' peak that the model's own matrix products take."""
+    """MFU: FLOPs of the model's matrix products per second, as a share of the devices' peak."""
     peak = self.topology.num_devices * self.topology.chip.peak_flops
     return self.work.model_flops / self.step_seconds / peak
 
@@ -58,9 +58,17 @@ class Estimate:
 
 
 def exchange_seconds(collectives: Sequence[Collective], topology: Topology) -> tuple[float, float]:
-  """Seconds for what devices exchange: while nothing else runs, and beside other instructions.
+  """Time of the communication of a step.
 
-  By bytes over bandwidth, all links of the dimensions busy in both directions that a group spans; no latency.
+  The time of a collective is its bytes over the bandwidth. We assume that all links along the dimensions that its group
+  spans are busy in both directions, and ignore latency.
+
+  Args:
+    collectives: the collectives of a step.
+    topology: the accelerators.
+
+  Returns:
+    Seconds of the blocking collectives, and seconds of the overlapped ones.
   """
   blocking = hidden = 0.0
   for collective in collectives:
@@ -70,16 +78,17 @@ def exchange_seconds(collectives: Sequence[Collective], topology: Topology) -> t
 
 
 def _bandwidth(group: int, topology: Topology) -> float:
-  """Bytes a second that a device of a group receives."""
+  """Bytes per second that each device of a group receives, for groups of `group` devices."""
   link = topology.chip.link_bandwidth
   if topology.platform == 'gpu':
     return link
   if not link:
     return math.inf
-  dimensions, reached = 0, 1
-  # The mesh's last axes lie on the torus' longest ones; a group that needs part of one uses its links as well.
+  dimensions, spanned = 0, 1
+  # We assume that a group fills the torus along its longest dimensions first. A dimension that it fills only partly
+  # counts in full.
   for size in sorted((size for size in topology.shape if size > 1), reverse=True):
-    if reached >= group:
+    if spanned >= group:
       break
-    dimensions, reached = dimensions + 1, reached * size
+    dimensions, spanned = dimensions + 1, spanned * size
   return 2 * max(1, dimensions) * link

@@ -1,4 +1,7 @@
-"""Does it fit, and how fast would it be: for a configuration and accelerators that need not be there."""
+"""Predict whether a configuration fits into the memory of given accelerators, and how fast it runs.
+
+The accelerators need not be attached to this machine.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,33 +20,39 @@ from dalle_jax.planning.topologies import Topology
 from dalle_jax.training import mesh_costs
 from dalle_jax.training.stage_tasks import make_task, training_of
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def find_devices(topology: Topology) -> list[Any]:
-  """The devices to compile for: of a TPU topology those of its compiler, of GPUs those that are there, if all are.
+  """The devices to compile for.
+
+  For TPUs these are compile-only devices. For GPUs they are the attached devices, if this machine has as many of the
+  kind as the topology names, and none otherwise.
 
   Raises:
-    ValueError: libtpu is absent or of another version, or does not know the shape.
+    ValueError: libtpu is missing, has the wrong version, or does not know the shape.
   """
   if topology.platform == 'tpu':
     return topologies.devices(topology)
-  found = [device for device in jax.devices() if device.device_kind == topology.device_kind]
-  return found if len(found) == topology.num_devices else []
+  attached = [device for device in jax.devices() if device.device_kind == topology.device_kind]
+  return attached if len(attached) == topology.num_devices else []
 
 
-def fit_training(config: Config, stage: str, topology: Topology, efficiency: float, tell: Tell = print) -> Report:
-  """Compiles the optimizer step of a stage, or computes what it takes where its devices have no compiler here.
+def fit_training(config: Config, stage: str, topology: Topology, efficiency: float, log: Log = print) -> Report:
+  """Predict memory and time of a stage's training step.
+
+  This compiles the step. For GPUs that are not attached there is no compiler, so the report is arithmetic.
 
   Args:
-    config: of the experiment; its mesh is filled up to the devices of the topology.
-    stage: what is trained.
+    config: the experiment's configuration; open axes of its mesh are filled up to the devices of the topology.
+    stage: the stage to train.
     topology: the accelerators.
-    efficiency: of the peak, what matrix products reach; read where no compiler says.
-    tell: takes lines about what is going on.
+    efficiency: throughput of the matrix products as a share of the peak. Only used for GPUs, because the compiler of
+      TPUs estimates the time.
+    log: gets progress messages.
 
   Raises:
-    ValueError: the mesh or the batch does not fit the devices, or the compiler is absent.
+    ValueError: the mesh or the batch size does not match the devices, or the compiler is missing.
   """
   devices = find_devices(topology)
   mesh: Any = make_mesh(config, topology, devices)
@@ -51,73 +60,84 @@ def fit_training(config: Config, stage: str, topology: Topology, efficiency: flo
   sharding.check_batch(training, mesh, f'{stage}_training')
   common = {'mesh': dict(mesh.shape), 'settings': settings_of(config, stage), 'num_steps': training.num_steps}
   if not devices:
-    return _by_arithmetic(config, stage, topology, mesh, efficiency, common)
+    return _arithmetic_report(config, stage, topology, mesh, efficiency, common)
   for line in mesh_costs.lines(make_task(config, stage), training, config, mesh):
-    tell(line)
+    log(line)
   program = programs.training_program(config, stage, mesh)
   work = programs.training_work(config, stage)
-  tell(f'compiling the {program.name} for {len(devices)} devices of {topology.name}')
+  log(f'compiling the {program.name} for {len(devices)} devices of {topology.name}')
   try:
     compiled = compile_program(program, mesh)
   except OutOfMemoryError as error:
-    return _refused(program, topology, error, Estimate(0, 0, 0, work, topology, 'refused'), common)
+    return _refusal_report(program, topology, error, Estimate(0, 0, 0, work, topology, 'refused'), common)
   if topology.platform == 'gpu':
-    found = arithmetic.costs(config, stage)
-    estimate = arithmetic.estimate(config, stage, mesh, topology, found, efficiency)
-    return _report([compiled], topology, estimate, arithmetic.exchanged(config, stage, mesh), common)
-  return _read([compiled], topology, work, common)
+    costs = arithmetic.trace_costs(config, stage)
+    estimate = arithmetic.estimate(config, stage, mesh, topology, costs, efficiency)
+    return _compiled_report([compiled], topology, estimate, arithmetic.collectives(config, stage, mesh), common)
+  return _tpu_report([compiled], topology, work, common)
 
 
-def fit_drawing(config: Config, topology: Topology, tell: Tell = print) -> Report:
-  """Compiles the programs that draw a batch of images.
+def fit_drawing(config: Config, topology: Topology, log: Log = print) -> Report:
+  """Predict memory and time of drawing a batch of images, by compiling its programs.
+
+  Args:
+    config: the experiment's configuration; open axes of its mesh are filled up to the devices of the topology.
+    topology: the accelerators.
+    log: gets progress messages.
 
   Raises:
-    ValueError: the configuration draws none, the mesh does not fit, or there is no compiler for the devices.
+    ValueError: the configuration draws no images, the mesh does not match the devices, or there is no compiler for
+      them.
   """
   drawing.check(config)
   devices = find_devices(topology)
   if not devices:
     raise ValueError(
-      f'--task=sample needs a compiler for {topology.name}: a TPU topology, or as many GPUs of this kind as are named.'
+      f'--topology={topology.name}: --task=sample needs a compiler for these devices, but this machine does not have '
+      f'{topology.num_devices} such GPUs. Give a TPU topology, such as --topology=v5e-8.'
     )
   mesh = make_mesh(config, topology, devices)
   images = drawing.batch_size(config, mesh)
   common = {'mesh': dict(mesh.shape), 'settings': {'sampling.batch_size': images}}
   work = drawing.work(config, images)
-  done: list[Compiled] = []
+  compiled_programs: list[Compiled] = []
 
   def compiled(program: programs.Program) -> Any:
-    tell(f'compiling {program.name} for {len(devices)} devices of {topology.name}')
-    done.append(compile_program(program, mesh))
-    return done[-1].executable
+    log(f'compiling {program.name} for {len(devices)} devices of {topology.name}')
+    compiled_programs.append(compile_program(program, mesh))
+    return compiled_programs[-1].executable
 
   program = programs.Program('drawing images', None, (), {})
   try:
     drawing.programs(config, mesh, compiled)
   except OutOfMemoryError as error:
-    return _refused(program, topology, error, Estimate(0, 0, 0, work, topology, 'refused'), common)
+    return _refusal_report(program, topology, error, Estimate(0, 0, 0, work, topology, 'refused'), common)
   if topology.platform == 'gpu':
-    raise ValueError('--task=sample estimates times for TPUs alone: tools/benchmark.py draw measures them on GPUs.')
-  return dataclasses.replace(_read(done, topology, work, common), what='drawing a batch of images')
+    raise ValueError(
+      f'--topology={topology.name} names GPUs; --task=sample estimates times only for TPUs. Measure them with '
+      'tools/benchmark.py draw, or give a TPU topology, such as --topology=v5e-8.'
+    )
+  report = _tpu_report(compiled_programs, topology, work, common)
+  return dataclasses.replace(report, program='drawing a batch of images')
 
 
 def settings_of(config: Config, stage: str) -> dict[str, Any]:
-  """The keys that decide what fits, with their values."""
+  """The configuration keys that matter most for memory, with their values."""
   training = training_of(config, stage)
-  found = {
+  settings = {
     f'{stage}_training.batch_size': training.batch_size,
     f'{stage}_training.accumulation_steps': training.accumulation_steps,
     f'{stage}_training.fusion_mib': training.fusion_mib,
   }
   if stage in ('prior', 'joint'):
-    found['prior.remat'] = config.prior.remat
+    settings['prior.remat'] = config.prior.remat
   if stage == 'sequence':
-    found['model.remat'] = config.model.remat
-  return found
+    settings['model.remat'] = config.model.remat
+  return settings
 
 
 def make_mesh(config: Config, topology: Topology, devices: list[Any]) -> Any:
-  """The configuration's mesh over these devices, or without devices where there are none."""
+  """The configuration's mesh over the given devices, or an abstract mesh if the list is empty."""
   stand_ins = devices or [_StandIn(i) for i in range(topology.num_devices)]
   mesh = sharding.make_mesh(config.mesh, stand_ins, config)
   return mesh if devices else arithmetic.abstract_mesh(dict(mesh.shape))
@@ -125,7 +145,7 @@ def make_mesh(config: Config, topology: Topology, devices: list[Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _StandIn:
-  """What the mesh is made of where there are no devices: hosts of eight."""
+  """A placeholder for a GPU that is not attached, with eight devices per host."""
 
   id: int
   platform: str = 'gpu'
@@ -135,30 +155,32 @@ class _StandIn:
     return self.id // 8
 
 
-def _by_arithmetic(
+def _arithmetic_report(
   config: Config, stage: str, topology: Topology, mesh: Any, efficiency: float, common: dict[str, Any]
 ) -> Report:
-  found = arithmetic.costs(config, stage)
-  sizes = arithmetic.memory(config, stage, mesh, found.row_bytes)
+  """The report of a training step on devices without a compiler here."""
+  costs = arithmetic.trace_costs(config, stage)
+  sizes = arithmetic.memory(config, stage, mesh, costs.row_bytes)
   limit = topology.chip.memory
   return Report(
-    what=f'training step of {stage}',
+    program=f'training step of {stage}',
     memory_source='arithmetic from the shapes in the program; nothing was compiled',
     bytes_per_device=sizes,
     memory_limit=limit,
     fits=sum(sizes.values()) <= limit,
-    estimate=arithmetic.estimate(config, stage, mesh, topology, found, efficiency),
-    collectives=tuple(arithmetic.exchanged(config, stage, mesh)),
+    estimate=arithmetic.estimate(config, stage, mesh, topology, costs, efficiency),
+    collectives=tuple(arithmetic.collectives(config, stage, mesh)),
     **common,
   )
 
 
-def _refused(
+def _refusal_report(
   program: programs.Program, topology: Topology, error: OutOfMemoryError, estimate: Estimate, common: dict[str, Any]
 ) -> Report:
+  """The report of a program that the compiler refused because it does not fit."""
   return Report(
-    what=program.name,
-    memory_source="the compiler's",
+    program=program.name,
+    memory_source='the compiler',
     bytes_per_device={'what the compiler needs': error.needed} if error.needed else {},
     memory_limit=error.limit or topology.chip.memory,
     fits=False,
@@ -168,46 +190,56 @@ def _refused(
   )
 
 
-def _read(done: list[Compiled], topology: Topology, work: programs.Work, common: dict[str, Any]) -> Report:
-  """What the compiler of TPUs says of programs that run one after the other."""
-  texts = [compiled.read() for compiled in done]
-  cycles = sum(text.cycles for text in texts)
+def _tpu_report(
+  compiled_programs: list[Compiled], topology: Topology, work: programs.Work, common: dict[str, Any]
+) -> Report:
+  """The report of programs that run one after the other on TPUs, whose compiler estimates the cycles."""
+  hlo_programs = [compiled.read() for compiled in compiled_programs]
+  cycles = sum(program.cycles for program in hlo_programs)
   clock, link = topology.chip.clock, topology.chip.link_bandwidth
-  collectives = [collective for text in texts for collective in text.collectives()]
-  exchanges = (
-    f'are bytes over links of {link / 1e9:g} GB/s each way' if link else 'are left out, as links are not known'
+  collectives = [collective for program in hlo_programs for collective in program.collectives()]
+  communication = (
+    f'bytes over links of {link / 1e9:g} GB/s each way' if link else 'left out, because the link bandwidth is unknown'
   )
   source = (
-    f"the compiler's estimate, {cycles / 1e6:,.1f} million cycles at {clock / 1e9:g} GHz; it has none for exchanges, "
-    f'which {exchanges}'
+    f"the compiler's estimate of {cycles / 1e6:,.1f} million cycles at {clock / 1e9:g} GHz; "
+    f'communication is {communication}'
   )
   estimate = Estimate(cycles / clock, *exchange_seconds(collectives, topology), work, topology, source)
-  costs = sorted((cost for text in texts for cost in text.costs()), key=lambda cost: -cost.cycles)[:MOST_COSTS]
+  costs = sorted(
+    (cost for program in hlo_programs for cost in program.costs()), key=lambda cost: -cost.cycles
+  )[:MOST_COSTS]  # fmt: skip
   rows = tuple(
     (cost.cycles, cost.count, f'{cost.instruction.name} {cost.instruction.shape[:60]}', cost.instruction.source)
     for cost in costs
   )
-  return dataclasses.replace(_report(done, topology, estimate, collectives, common), costs=rows)
+  return dataclasses.replace(_compiled_report(compiled_programs, topology, estimate, collectives, common), costs=rows)
 
 
-def _report(
-  done: list[Compiled], topology: Topology, estimate: Estimate, collectives: list[Collective], common: dict[str, Any]
+def _compiled_report(
+  compiled_programs: list[Compiled],
+  topology: Topology,
+  estimate: Estimate,
+  collectives: list[Collective],
+  common: dict[str, Any],
 ) -> Report:
-  largest = max(done, key=lambda compiled: sum(compiled.bytes_per_device.values()))
+  """The report of compiled programs. The memory is that of the largest program."""
+  largest = max(compiled_programs, key=lambda compiled: sum(compiled.bytes_per_device.values()))
   sizes = largest.bytes_per_device
   return Report(
-    what=largest.program.name,
-    memory_source="the compiler's, of the program for one device",
+    program=largest.program.name,
+    memory_source='the compiler, for the program of one device',
     bytes_per_device=sizes,
     memory_limit=topology.chip.memory,
-    # The compiler of TPUs refuses what does not fit, and knows which temporaries are never there together.
+    # The compiler of TPUs refuses programs that do not fit. It knows which temporaries are alive at the same time, so
+    # the sum of the sizes may exceed the memory of a program that it accepts.
     fits=topology.platform == 'tpu' or sum(sizes.values()) <= topology.chip.memory,
     peak_bytes=largest.peak_bytes,
     estimate=estimate,
     collectives=tuple(collectives),
-    full_rematerialisations=tuple(line for compiled in done for line in compiled.complaints),
-    warnings=tuple(dict.fromkeys(line for compiled in done for line in compiled.warnings)),
-    text='\n'.join(compiled.text for compiled in done),
-    compile_seconds=sum(compiled.seconds for compiled in done),
+    full_rematerialisations=tuple(line for compiled in compiled_programs for line in compiled.full_rematerialisations),
+    warnings=tuple(dict.fromkeys(line for compiled in compiled_programs for line in compiled.warnings)),
+    text='\n'.join(compiled.text for compiled in compiled_programs),
+    compile_seconds=sum(compiled.seconds for compiled in compiled_programs),
     **common,
   )

@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program: what its collectives move, and what the compiler thinks its instructions cost.
+"""Parser of the text of a compiled program: its collectives, and the compiler's cost estimates of its instructions.
 
-Only what the program runs again and again is multiplied: loops by the times they run. A computation that is called
-from several places counts for each of them.
+The compiler estimates one execution of an instruction. We multiply costs inside a loop by its trip count. A computation
+that is called from several places counts once per place.
 """
 
 import collections
@@ -20,18 +20,18 @@ _CALLED = re.compile(r'\b(?:calls|to_apply|branch_computations|true_computation|
                      r'(\{[^}]*\}|%?[\w.\-]+)')  # fmt: skip
 _FULL_REMATERIALISATION = 'Involuntary full rematerialization'
 _AT_YOUR_OWN_RISK = 'at your own risk'
-_LOGGED = re.compile(r'^[IWE]\d{4} [\d:.]+ +\d+ \S+\] ')  # level, date, time, thread and place
+_LOG_PREFIX = re.compile(r'^[IWE]\d{4} [\d:.]+ +\d+ \S+\] ')  # level, date, time, thread, file and line
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a program.
+  """One instruction, that is, one line of a program.
 
   Attributes:
-    name: without the percent sign.
-    shape: the type of its result, as written.
-    opcode: such as 'fusion'.
-    rest: everything behind the opcode, operands first.
+    name: its name, without the percent sign.
+    shape: the type of its result, as written in the text.
+    opcode: for example 'fusion'.
+    rest: the text after the opcode; it starts with the operands.
   """
 
   name: str
@@ -41,27 +41,27 @@ class Instruction:
 
   @property
   def cycles(self) -> int:
-    """The compiler's estimate, of one pass; 0 where it makes none."""
-    found = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
-    return int(found.group(1)) if found else 0
+    """The compiler's estimate for one execution; 0 if there is none."""
+    match = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
+    return int(match.group(1)) if match else 0
 
   @property
   def source(self) -> str:
-    """What of the model it comes from; '' where the compiler added it."""
-    found = re.search(r'op_name="([^"]*)"', self.rest)
-    return found.group(1) if found else ''
+    """The module of the model that the instruction comes from; '' if the compiler added it."""
+    match = re.search(r'op_name="([^"]*)"', self.rest)
+    return match.group(1) if match else ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One kind of collective with one size of group.
+  """All collectives of a step that have the same kind and group size.
 
   Attributes:
     kind: one of COLLECTIVES.
-    group: how many devices exchange with each other.
-    is_async: whether other instructions run beside it.
-    count: how often it runs in a step.
-    bytes: what each device receives in a step, by a ring.
+    group: number of devices in a group that communicates.
+    is_async: whether it overlaps with other instructions.
+    count: number of executions per step.
+    bytes: bytes that each device receives per step, if the group uses a ring algorithm.
   """
 
   kind: str
@@ -73,7 +73,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What an instruction costs in a step: `cycles` in all its `count` passes."""
+  """The cost of an instruction in a step: `count` executions with `cycles` cycles in total."""
 
   instruction: Instruction
   count: int
@@ -83,33 +83,48 @@ class Cost:
 class HloProgram:
   """A compiled program for one device.
 
-  Args of the constructor: the text, and how often loops run whose bound the text does not tell.
+  Attributes:
+    computations: the instructions of each computation, by name.
+    entry: name of the computation that the program starts with.
   """
 
   def __init__(self, text: str, unknown_trips: int = 1) -> None:
+    """Args:
+    text: the HLO text of the program.
+    unknown_trips: trip count of loops whose bound is not in the text.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
     self.computations, self.entry = _computations(text)
     self._unknown_trips = unknown_trips
 
   @functools.cached_property
   def _passes(self) -> list[tuple[Instruction, int, str]]:
-    """Every instruction, how often it runs, and what it is inside of that has its cost: an instruction and
-    what it calls, or ''."""
+    """All instructions as (instruction, number of executions, caller).
+
+    For an instruction inside a fusion, the caller is 'NAME COMPUTATION': the name of the outermost fusion, whose cost
+    includes the instruction, and the computation that this fusion calls. The same holds inside reductions. For all
+    other instructions, the caller is ''.
+    """
     return list(self._walk(self.entry, 1, ''))
 
-  def _walk(self, name: str, times: int, inside: str) -> Iterator[tuple[Instruction, int, str]]:
+  def _walk(self, name: str, times: int, caller: str) -> Iterator[tuple[Instruction, int, str]]:
+    """Yield the entries of `_passes` for one computation, which runs `times` times inside `caller`."""
     for instruction in self.computations[name]:
-      yield instruction, times, inside
+      yield instruction, times, caller
       if instruction.opcode == 'while':
         body, condition = (_attribute(instruction.rest, key) for key in ('body', 'condition'))
-        yield from self._walk(body, times * self.trips(instruction, condition), inside)
+        yield from self._walk(body, times * self.trips(instruction, condition), caller)
         continue
-      is_own = instruction.opcode in ('call', 'conditional', 'async-start')
+      has_separate_costs = instruction.opcode in ('call', 'conditional', 'async-start')
       for called in _called(instruction.rest):
         if called in self.computations:
-          yield from self._walk(called, times, inside or ('' if is_own else f'{instruction.name} {called}'))
+          inner = caller or ('' if has_separate_costs else f'{instruction.name} {called}')
+          yield from self._walk(called, times, inner)
 
   def trips(self, instruction: Instruction, condition: str) -> int:
-    """How often a loop runs: as its line says, or up to the constant that its condition compares with."""
+    """The trip count of a loop: as its instruction says, else the one constant that its condition compares with."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
     if known:
       return int(known.group(1))
@@ -122,52 +137,53 @@ class HloProgram:
 
   @functools.cached_property
   def cycles(self) -> int:
-    """The compiler's estimates of all instructions of a step together; it gives none to collectives."""
+    """The compiler's estimate for a step: the sum over all instructions. It has no estimates for collectives."""
     return sum(cost.cycles for cost in self.costs())
 
   def costs(self) -> list[Cost]:
-    """What each instruction costs that has an estimate, the dearest first."""
+    """The costs of all instructions that have an estimate, most expensive first."""
     counts: collections.Counter = collections.Counter()
     lines: dict[str, Instruction] = {}
-    for line, times, inside in self._passes:
-      if not inside and line.cycles:
+    for line, times, caller in self._passes:
+      if not caller and line.cycles:
         counts[line.name] += times
         lines[line.name] = line
-    found = [Cost(lines[name], count, count * lines[name].cycles) for name, count in counts.items()]
-    return sorted(found, key=lambda cost: -cost.cycles)
+    costs = [Cost(lines[name], count, count * lines[name].cycles) for name, count in counts.items()]
+    return sorted(costs, key=lambda cost: -cost.cycles)
 
   def collectives(self) -> list[Collective]:
-    """What devices exchange in a step, by kind and size of group, the most bytes first."""
+    """The collectives of a step, by kind and group size, most bytes first."""
     totals: dict[tuple[str, int, bool], list[int]] = {}
-    for line, times, inside in self._passes:
+    for line, times, caller in self._passes:
       kind = line.opcode.removesuffix('-start')
-      if kind not in COLLECTIVES or 'async_collective_fusion' in inside or inside.startswith('async-collective-done'):
-        continue  # the start of one that goes on within products, and ends later, stands for it
+      if kind not in COLLECTIVES or 'async_collective_fusion' in caller or caller.startswith('async-collective-done'):
+        continue  # an asynchronous collective appears up to three times; we count its start
       group = _group_size(line.rest)
-      is_async = line.opcode.endswith('-start') or inside.startswith('async-collective-start')
+      is_async = line.opcode.endswith('-start') or caller.startswith('async-collective-start')
       size = _received(kind, line, group)
-      if kind == 'all-reduce' and ' all-reduce-scatter' in inside:
-        kind, size = 'reduce-scatter', size // 2  # so written where each device keeps its part of the sum
+      if kind == 'all-reduce' and ' all-reduce-scatter' in caller:
+        # The compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
+        kind, size = 'reduce-scatter', size // 2
       total = totals.setdefault((kind, group, is_async), [0, 0])
       total[0] += times
       total[1] += times * size
-    found = [Collective(*key, count, size) for key, (count, size) in totals.items()]
-    return sorted(found, key=lambda collective: -collective.bytes)
+    collectives = [Collective(*key, count, size) for key, (count, size) in totals.items()]
+    return sorted(collectives, key=lambda collective: -collective.bytes)
 
 
 def full_rematerialisations(log: str) -> list[str]:
-  """The partitioner's complaints, in what the compiler logged, that it had to copy a whole array to every device."""
+  """The lines of the compiler's log which say that the partitioner copies a whole array to every device."""
   return [line.strip() for line in log.splitlines() if _FULL_REMATERIALISATION in line]
 
 
 def warnings_of_options(log: str) -> list[str]:
-  """What the compiler logged of options that it would rather not have been given, each once."""
-  lines = [_LOGGED.sub('', line.strip()) for line in log.splitlines() if _AT_YOUR_OWN_RISK in line]
+  """The warnings about options in the compiler's log, without duplicates and without log prefixes."""
+  lines = [_LOG_PREFIX.sub('', line.strip()) for line in log.splitlines() if _AT_YOUR_OWN_RISK in line]
   return list(dict.fromkeys(lines))
 
 
-def size_of(shape: str) -> list[int]:
-  """Bytes of each array in a type, without the padding of its layout."""
+def array_sizes(shape: str) -> list[int]:
+  """Bytes of each array in a type such as 'bf16[8,128]' or '(f32[4], s32[])', without the padding of its layout."""
   sizes = []
   for kind, dimensions in _SHAPE.findall(re.sub(r'\{[^}]*\}', '', shape)):
     bits = _BITS.get(kind, 8 if kind.startswith('f8') else 0)
@@ -176,12 +192,13 @@ def size_of(shape: str) -> list[int]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-  found: dict[str, list[Instruction]] = {}
+  """Split the text into computations; returns their instructions by name, and the name of the entry."""
+  computations: dict[str, list[Instruction]] = {}
   entry, current = '', None
   for line in text.splitlines():
     header = _HEADER.match(line) if line and not line[0].isspace() else None
     if header:
-      current = found.setdefault(header.group(2), [])
+      current = computations.setdefault(header.group(2), [])
       entry = header.group(2) if header.group(1) else entry
     elif line.startswith('}'):
       current = None
@@ -190,8 +207,8 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
       if instruction:
         current.append(instruction)
   if not entry:
-    raise ValueError('The compiled program has no entry: its text is not that of HLO.')
-  return found, entry
+    raise ValueError('The compiled program has no entry computation; its text must be HLO.')
+  return computations, entry
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -206,7 +223,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-  """Where the parenthesis closes that the text begins with."""
+  """Index of the parenthesis that closes the one at the start of the text."""
   depth = 0
   for i, character in enumerate(text):
     depth += (character == '(') - (character == ')')
@@ -216,15 +233,15 @@ def _closing(text: str) -> int:
 
 
 def _attribute(rest: str, key: str) -> str:
-  found = re.search(rf'\b{key}=%?([\w.\-]+)', rest)
-  assert found, (key, rest[:200])
-  return found.group(1)
+  match = re.search(rf'\b{key}=%?([\w.\-]+)', rest)
+  assert match, (key, rest[:200])
+  return match.group(1)
 
 
 def _called(rest: str) -> list[str]:
-  """The computations that a line names, without those of loops."""
-  behind = rest[_closing(rest) + 1 :]
-  return [name.strip(' %') for group in _CALLED.findall(behind) for name in group.strip('{}').split(',')]
+  """Names of the computations that an instruction calls, except for the body and condition of a loop."""
+  attributes = rest[_closing(rest) + 1 :]
+  return [name.strip(' %') for group in _CALLED.findall(attributes) for name in group.strip('{}').split(',')]
 
 
 def _operands(rest: str) -> list[str]:
@@ -232,29 +249,30 @@ def _operands(rest: str) -> list[str]:
 
 
 def _group_size(rest: str) -> int:
-  """How many devices a collective joins: of groups listed, counted off, or named by axes of a mesh."""
+  """Number of devices per group of a collective, from a list of ids, a shape, or names of mesh axes."""
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
   if listed:
     return len(listed.group(1).split(','))
   counted = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
   if counted:
     return int(counted.group(2))
-  # Between the axes' sizes and those that are meant, the order of the devices may stand.
+  # The text has the sizes of all axes, then perhaps the order of the devices, then the axes of this collective.
   named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{('[^}]*)\}", rest)
   if named:
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
-    parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))
-    return math.prod(int(part) if part else sizes[name] for name, part in parts)
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))
+    # A collective over a sub-axis, such as 'b':(1)4, states its own size.
+    return math.prod(int(size) if size else sizes[name] for name, size in axes)
   return 2 if 'source_target_pairs' in rest else 1
 
 
 def _received(kind: str, line: Instruction, group: int) -> int:
-  """Bytes that a device receives, by a ring."""
-  sizes = size_of(line.shape)
+  """Bytes that each device receives in one execution, if the group uses a ring algorithm."""
+  sizes = array_sizes(line.shape)
   if line.opcode == 'all-gather-start':
-    sizes = sizes[len(sizes) // 2 :]  # operands stand before results
+    sizes = sizes[len(sizes) // 2 :]  # the type has the operands first, then the results
   elif line.opcode == 'collective-permute-start':
-    sizes = sizes[1:2]  # operand, result, and what keeps count
+    sizes = sizes[1:2]  # the type has an operand, the result and semaphores
   total = sum(sizes)
   if kind == 'collective-permute':
     return total

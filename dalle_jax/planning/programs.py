@@ -1,4 +1,4 @@
-"""The programs that training and drawing run, over shapes alone: what is compiled to see whether it fits."""
+"""The program of a training step with the shapes of its arguments, ready to compile; nothing is computed."""
 
 import dataclasses
 import math
@@ -18,14 +18,14 @@ from dalle_jax.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A program and the shapes of what it is called with.
+  """A jitted function and the shapes of its arguments.
 
   Attributes:
-    name: what it does.
+    name: what the program does, such as 'training step of prior'.
     jitted: a function from `jax.jit`.
-    arguments: its arguments, as shapes that know how they are split.
-    kinds: names of kinds of memory, with the part of the arguments that is of each.
-    passes: how often loops run whose length is an argument.
+    arguments: its arguments, as `jax.ShapeDtypeStruct`s with shardings.
+    kinds: trees of arrays that are on the devices while the program runs, by kind of memory.
+    passes: trip count of loops whose length is an argument.
   """
 
   name: str
@@ -37,13 +37,13 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a program does in one call.
+  """The work of one call of a program, over all devices.
 
   Attributes:
-    examples: images, or sequences of text.
-    tokens: positions of them, over all devices.
-    num_params: parameters that are trained, or drawn with.
-    model_flops: of its matrix products, without what rematerialisation computes again.
+    examples: images or text sequences.
+    tokens: positions of all examples.
+    num_params: parameters that the program trains or draws with.
+    model_flops: FLOPs of the matrix products, without those that rematerialisation repeats.
   """
 
   examples: int
@@ -53,21 +53,24 @@ class Work:
 
 
 def stage_of(config: Config, stage: str | None) -> str:
-  """The stage to look at: the one asked for, or the last that the configuration trains.
+  """The stage to examine: the requested one, or the last stage that the configuration trains.
 
   Raises:
-    ValueError: it does not train that one, or nothing is trained by gradients.
+    ValueError: the configuration does not train the requested stage, or its model is not trained by gradients.
   """
   stages = stages_of(config)
   if stage and stage not in stages:
-    raise ValueError(f'--stage={stage}: config.task={config.task} trains {", ".join(stages)}.')
+    raise ValueError(f'--stage={stage}: config.task={config.task} trains {", ".join(stages)}; give one of these.')
   if 'sequence' in stages and config.model.kind == 'ngram':
-    raise ValueError('config.model.kind is ngram, which is counted, not trained: there is no step to compile.')
+    raise ValueError(
+      'config.model.kind is ngram. Such a model is counted, not trained, so there is no step to compile; set another '
+      'kind.'
+    )
   return stage or stages[-1]
 
 
 def training_work(config: Config, stage: str) -> Work:
-  """What one optimizer step does."""
+  """The work of one optimizer step of a stage."""
   batch_size = training_of(config, stage).batch_size
   task = make_task(config, stage)
   model_flops = flops.step_flops(task, batch_shapes(config, stage, batch_size))
@@ -76,7 +79,7 @@ def training_work(config: Config, stage: str) -> Work:
 
 
 def training_program(config: Config, stage: str, mesh: Mesh) -> Program:
-  """The optimizer step of a stage, as the loop runs it."""
+  """The optimizer step of a stage, exactly as the training loop runs it."""
   training, task = training_of(config, stage), make_task(config, stage)
   with sharding.use_mesh(mesh):
     tx = make_optimizer(training)
@@ -91,14 +94,15 @@ def training_program(config: Config, stage: str, mesh: Mesh) -> Program:
 
 
 def leaf_bytes(leaf: Any) -> int:
-  """Bytes of an array; of keys, of what they hold."""
+  """Bytes of an array. For PRNG keys, the bytes of the key data."""
   return math.prod(leaf.shape) * _itemsize(leaf.dtype)
 
 
 def shard_bytes(leaf: Any) -> int:
-  """Bytes of a device's part of an array; of one that does not say how it is split, of all of it."""
-  where = getattr(leaf, 'sharding', None)
-  return math.prod(where.shard_shape(leaf.shape) if where is not None else leaf.shape) * _itemsize(leaf.dtype)
+  """Bytes of one device's shard of an array, or of the full array if it has no sharding."""
+  leaf_sharding = getattr(leaf, 'sharding', None)
+  shape = leaf_sharding.shard_shape(leaf.shape) if leaf_sharding is not None else leaf.shape
+  return math.prod(shape) * _itemsize(leaf.dtype)
 
 
 def _itemsize(dtype: Any) -> int:

@@ -1,4 +1,4 @@
-"""What was found, as lines to read and as JSON."""
+"""The report on a configuration's memory and time, as text and as JSON."""
 
 import dataclasses
 from typing import Any
@@ -12,29 +12,29 @@ MOST_COSTS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Whether a configuration fits, and what it takes.
+  """Whether a configuration fits, with its memory and time.
 
   Attributes:
-    what: the program, such as 'training step of prior'.
-    mesh: sizes of its axes.
-    settings: keys that decide what fits, with their values.
-    memory_source: where the bytes come from, in words.
-    bytes_per_device: by kind.
-    peak_bytes: at most at one time, by the compiler; 0 where it does not say.
-    memory_limit: bytes of a device; the compiler's own limit where it refused.
-    fits: whether they do.
-    estimate: times; all 0 where the program was refused.
-    collectives: what devices exchange in a step.
-    num_steps: of the whole run; 0 for drawing.
-    full_rematerialisations: the partitioner's complaints.
-    warnings: the compiler's, about its options.
-    compile_seconds: 0 where nothing was compiled.
-    costs: (cycles in a step, passes, instruction, part of the model), the dearest first.
-    refusal: the compiler's words where it did not fit.
-    text: of the compiled programs.
+    program: name of the program, such as 'training step of prior'.
+    mesh: size of each mesh axis.
+    settings: the configuration keys that matter most for memory, with their values.
+    memory_source: a phrase that says where the bytes come from.
+    bytes_per_device: memory by kind.
+    memory_limit: memory of a device in bytes, or the compiler's own limit if it refused the program.
+    fits: whether the program fits into the memory.
+    estimate: times; all 0 if the compiler refused the program.
+    collectives: the collectives of a step.
+    num_steps: optimizer steps of the whole run; 0 for drawing.
+    full_rematerialisations: the partitioner's warnings that it copies a whole array to every device.
+    warnings: the compiler's warnings about its options.
+    compile_seconds: compile time; 0 if nothing was compiled.
+    costs: (cycles per step, passes, instruction, module of the model), most expensive first.
+    peak_bytes: peak memory per device according to the compiler; 0 if it does not say.
+    refusal: the compiler's message if it refused the program.
+    text: HLO text of the compiled programs.
   """
 
-  what: str
+  program: str
   mesh: dict[str, int]
   settings: dict[str, Any]
   memory_source: str
@@ -57,11 +57,11 @@ class Report:
     return sum(self.bytes_per_device.values())
 
   def to_dict(self) -> dict[str, Any]:
-    """The same for `json`; bytes are a chip's, times are in seconds."""
+    """The report as a dict for `json`. Bytes are per chip (not per device), times in seconds."""
     estimate, topology = self.estimate, self.estimate.topology
     work, chips = estimate.work, topology.devices_per_chip
-    found: dict[str, Any] = {
-      'program': self.what,
+    fields: dict[str, Any] = {
+      'program': self.program,
       'topology': topology.name,
       'slices': topology.slices,
       'chips': topology.num_chips,
@@ -81,8 +81,8 @@ class Report:
       'warnings': list(self.warnings),
     }
     if self.refusal:
-      return {**found, 'refusal': self.refusal}
-    found |= {
+      return {**fields, 'refusal': self.refusal}
+    fields |= {
       'collectives': [dataclasses.asdict(collective) for collective in self.collectives],
       'time_source': estimate.source,
       'compute_seconds': estimate.compute_seconds,
@@ -95,19 +95,19 @@ class Report:
     }
     if self.num_steps:
       days, hours = estimate.days(self.num_steps), estimate.chip_hours(self.num_steps)
-      found |= {'num_steps': self.num_steps, 'days': days, 'chip_hours': hours}
-    return found
+      fields |= {'num_steps': self.num_steps, 'days': days, 'chip_hours': hours}
+    return fields
 
 
 def describe(report: Report, explain: bool = False) -> str:
-  """The report in lines; with `explain` the dearest instructions too."""
+  """The report as text; with `explain`, also the most expensive instructions."""
   estimate, topology = report.estimate, report.estimate.topology
   chips = topology.devices_per_chip
   mesh = ', '.join(f'{name} {size}' for name, size in report.mesh.items())
   settings = ', '.join(f'{name}={value}' for name, value in report.settings.items())
   slices = f'{topology.slices} x ' if topology.slices > 1 else ''
   lines = [
-    f'{report.what} on {slices}{topology.name}: {topology.num_chips} chips of {topology.chip.name}, mesh {mesh}',
+    f'{report.program} on {slices}{topology.name}: {topology.num_chips} chips of {topology.chip.name}, mesh {mesh}',
     settings,
     f'parameters            {estimate.work.num_params:,}',
     f'memory                {report.memory_source}',
@@ -115,21 +115,21 @@ def describe(report: Report, explain: bool = False) -> str:
   sizes = report.bytes_per_device
   lines += [
     f'  {name:<28}{chips * size / GIB:9.2f} GiB per chip'
-    for name, size in [*sizes.items(), *([('all together', report.total_bytes)] if sizes else [])]
+    for name, size in [*sizes.items(), *([('total', report.total_bytes)] if sizes else [])]
   ]
   if report.peak_bytes:
-    lines.append(f'  {"at one time, by the compiler":<28}{chips * report.peak_bytes / GIB:9.2f} GiB per chip')
-  lines.append(f'  {"there are":<28}{chips * report.memory_limit / GIB:9.2f} GiB per chip')
+    lines.append(f'  {"peak, by the compiler":<28}{chips * report.peak_bytes / GIB:9.2f} GiB per chip')
+  lines.append(f'  {"available":<28}{chips * report.memory_limit / GIB:9.2f} GiB per chip')
   if report.refusal:
     return '\n'.join([*lines, f'DOES NOT FIT: {report.refusal}'])
   lines.append('fits' if report.fits else 'DOES NOT FIT')
-  lines += _exchanged(report)
+  lines += _communication_lines(report)
   lines += [
     f'model FLOPs per step  {estimate.work.model_flops:.4g}',
     f'time                  {estimate.source}',
-    f'  computing                   {estimate.compute_seconds:9.3f} s',
-    f'  exchanging, nothing beside  {estimate.exchange_seconds:9.3f} s',
-    f'  exchanging beside computing {estimate.hidden_seconds:9.3f} s',
+    f'  computation                 {estimate.compute_seconds:9.3f} s',
+    f'  blocking communication      {estimate.exchange_seconds:9.3f} s',
+    f'  overlapped communication    {estimate.hidden_seconds:9.3f} s',
     f'  step                        {estimate.step_seconds:9.3f} s',
     f'model-FLOPs utilisation {estimate.model_flops_utilisation:.1%} of {chips * topology.chip.peak_flops / 1e12:g} '
     'TFLOP/s per chip',
@@ -141,19 +141,22 @@ def describe(report: Report, explain: bool = False) -> str:
       f'{estimate.chip_hours(report.num_steps):,.0f} chip-hours'
     )
   if report.compile_seconds:
-    lines.append(f'compiled in           {report.compile_seconds:.0f} s; nothing was run')
+    lines.append(f'compile time          {report.compile_seconds:.0f} s; nothing was run')
   lines += [f'warning: {line}' for line in (*report.full_rematerialisations, *report.warnings)]
   if explain:
-    lines += ['million cycles in a step, passes, instruction, part of the model']
+    lines += ['million cycles per step, passes, instruction, module of the model']
     lines += [f'{cycles / 1e6:10.2f} {count:6d} {name} {source}' for cycles, count, name, source in report.costs]
   return '\n'.join(lines)
 
 
-def _exchanged(report: Report) -> list[str]:
+def _communication_lines(report: Report) -> list[str]:
   if not report.collectives:
-    return ['exchanged             nothing']
-  lines = ['exchanged             bytes that a device receives in a step']
-  for found in report.collectives:
-    how = 'beside computing' if found.is_async else 'nothing beside'
-    lines.append(f'  {found.kind:<19} {found.bytes / 1e9:10.3f} GB in {found.count} among {found.group} each, {how}')
+    return ['communication         none']
+  lines = ['communication         bytes that each device receives per step']
+  for collective in report.collectives:
+    mode = 'overlapped' if collective.is_async else 'blocking'
+    lines.append(
+      f'  {collective.kind:<19} {collective.bytes / 1e9:10.3f} GB in {collective.count} calls among '
+      f'{collective.group} devices, {mode}'
+    )
   return lines

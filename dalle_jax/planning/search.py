@@ -1,4 +1,7 @@
-"""Tries meshes, policies of rematerialisation and batches: arithmetic sorts them, the compiler judges the best."""
+"""Search for the fastest training plan over meshes, rematerialisation policies, batch sizes and accumulation steps.
+
+Arithmetic sorts all plans; the best ones are compiled.
+"""
 
 import dataclasses
 import itertools
@@ -15,16 +18,16 @@ from dalle_jax.planning.report import Report
 from dalle_jax.planning.topologies import Topology
 from dalle_jax.training.stage_tasks import training_of
 
-MOST_PARTS = 16  # into which a batch is cut
+MOST_ACCUMULATION_STEPS = 16
 MOST_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """One plan, and what arithmetic says of it."""
+  """One plan, with its costs by arithmetic."""
 
   config: Config
-  seconds: float
+  seconds: float  # per step
   bytes_per_device: int
 
 
@@ -35,28 +38,29 @@ def search(
   batch_sizes: Sequence[int],
   tries: int,
   efficiency: float,
-  tell: fit.Tell,
+  log: fit.Log,
 ) -> list[Report]:
-  """The plans that fit, the fastest first, by examples a second.
+  """Find the plans that fit, sorted by examples per second, fastest first.
 
   Args:
-    config: of the experiment; its mesh, policy and accumulation are replaced.
-    stage: what is trained.
+    config: the experiment's configuration. The search replaces its mesh, batch size, rematerialisation policy and
+      accumulation steps.
+    stage: the stage to train.
     topology: the accelerators.
-    batch_sizes: to try; none: the configuration's.
-    tries: how many to compile.
-    efficiency: of the peak, what matrix products reach, for the arithmetic.
-    tell: takes lines about what is going on.
+    batch_sizes: batch sizes to try; if empty, only the configuration's.
+    tries: number of plans to compile.
+    efficiency: throughput of the matrix products as a share of the peak, for the arithmetic.
+    log: gets progress messages.
   """
-  found = list(_candidates(config, stage, topology, batch_sizes, efficiency))
-  possible = [one for one in found if one.bytes_per_device <= topology.chip.memory]
-  tell(f'{len(found)} plans, of which {len(possible)} fit by arithmetic')
-  possible.sort(key=lambda one: one.seconds / training_of(one.config, stage).batch_size)
+  candidates = list(_candidates(config, stage, topology, batch_sizes, efficiency))
+  fitting = [candidate for candidate in candidates if candidate.bytes_per_device <= topology.chip.memory]
+  log(f'{len(candidates)} plans; {len(fitting)} fit by arithmetic')
+  fitting.sort(key=lambda candidate: candidate.seconds / training_of(candidate.config, stage).batch_size)
   reports: list[Report] = []
-  for number, one in enumerate(possible[:tries]):
-    tell(f'{number + 1}/{min(tries, len(possible))}: {_name(one.config, stage)}')
-    report = fit.fit_training(one.config, stage, topology, efficiency, tell)
-    tell('  ' + row(report))
+  for number, candidate in enumerate(fitting[:tries]):
+    log(f'{number + 1}/{min(tries, len(fitting))}: {_name(candidate.config, stage)}')
+    report = fit.fit_training(candidate.config, stage, topology, efficiency, log)
+    log('  ' + row(report))
     reports += [report] if report.fits else []
   return sorted(reports, key=lambda report: -report.estimate.examples_per_second)[:MOST_SHOWN]
 
@@ -64,28 +68,29 @@ def search(
 def _candidates(
   config: Config, stage: str, topology: Topology, batch_sizes: Sequence[int], efficiency: float
 ) -> Iterator[Candidate]:
-  """Every plan that the devices divide, and what arithmetic says of it."""
+  """Yield every plan whose mesh and accumulation steps divide the batch."""
   group = {'prior': 'prior', 'joint': 'prior', 'sequence': 'model'}.get(stage)
   policies = BLOCK_CHOICES['remat'] if group else (None,)
   sizes = batch_sizes or [training_of(config, stage).batch_size]
   for batch_size in sizes:
-    own = _with_training(config, stage, batch_size=batch_size, accumulation_steps=1)
-    work = programs.training_work(own, stage)
+    with_batch = _with_training(config, stage, batch_size=batch_size, accumulation_steps=1)
+    work = programs.training_work(with_batch, stage)
     for policy in policies:
-      one = own
+      plan = with_batch
       if group:
-        one = dataclasses.replace(own, **{group: dataclasses.replace(getattr(own, group), remat=policy)})
-      yield from _on_meshes(one, stage, topology, efficiency, work)
+        model = dataclasses.replace(getattr(with_batch, group), remat=policy)
+        plan = dataclasses.replace(with_batch, **{group: model})
+      yield from _on_meshes(plan, stage, topology, efficiency, work)
 
 
 def _on_meshes(
   config: Config, stage: str, topology: Topology, efficiency: float, work: programs.Work
 ) -> Iterator[Candidate]:
-  costs = arithmetic.costs(config, stage, work)
-  for mesh, parts in itertools.product(_meshes(config, topology), _powers(MOST_PARTS)):
-    if work.examples % (parts * sharding.batch_divisor(mesh)):
+  costs = arithmetic.trace_costs(config, stage, work)
+  for mesh, steps in itertools.product(_meshes(config, topology), _powers_of_two(MOST_ACCUMULATION_STEPS)):
+    if work.examples % (steps * sharding.batch_divisor(mesh)):
       continue
-    plan = _with_training(config, stage, accumulation_steps=parts)
+    plan = _with_training(config, stage, accumulation_steps=steps)
     plan = dataclasses.replace(plan, mesh=MeshConfig(**dict(mesh.shape)))
     size = sum(arithmetic.memory(plan, stage, mesh, costs.row_bytes).values())
     seconds = arithmetic.estimate(plan, stage, mesh, topology, costs, efficiency).step_seconds
@@ -98,7 +103,7 @@ def _with_training(config: Config, stage: str, **values: int) -> Config:
 
 
 def _meshes(config: Config, topology: Topology) -> Iterator[Any]:
-  """Meshes that split heads and widths cleanly."""
+  """Yield the meshes whose axes divide the model's heads and widths."""
   stacks = heads_and_widths(config)
   for sizes in factorings(topology.num_devices, topology.slices):
     *_, fsdp, tensor = sizes
@@ -106,7 +111,7 @@ def _meshes(config: Config, topology: Topology) -> Iterator[Any]:
       yield arithmetic.abstract_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
 
 
-def _powers(most: int) -> list[int]:
+def _powers_of_two(most: int) -> list[int]:
   return [2**i for i in range(most.bit_length()) if 2**i <= most]
 
 
@@ -116,7 +121,7 @@ def _name(config: Config, stage: str) -> str:
 
 
 def row(report: Report) -> str:
-  """A plan in a line."""
+  """One line of text on a plan."""
   mesh = 'x'.join(map(str, report.mesh.values()))
   settings = ' '.join(f'{name.rpartition(".")[2]}={value}' for name, value in report.settings.items())
   memory = f'{report.total_bytes * report.estimate.topology.devices_per_chip / GIB:7.2f} GiB'
@@ -130,9 +135,9 @@ def row(report: Report) -> str:
 
 
 def table(reports: Sequence[Report]) -> str:
-  """The plans, a line each."""
+  """The plans as text, one line each."""
   if not reports:
-    return 'None of the plans that were tried fits.'
+    return 'None of the plans that were tried fits. Try a larger --topology, smaller --batch_sizes or more --tries.'
   return '\n'.join(
     [f'mesh ({" x ".join(sharding.AXES)}), memory per chip, step, model-FLOPs utilisation', *map(row, reports)]
   )

@@ -1,4 +1,4 @@
-"""Names of accelerators that need not be there: what people call them, and what the compiler calls them."""
+"""Names of accelerators and their compile-only devices: from Google's names, shapes or counts to JAX topologies."""
 
 import dataclasses
 import importlib.metadata
@@ -10,7 +10,7 @@ from typing import Any
 
 from dalle_jax import hardware
 
-# What JAX calls a device of each generation, and how many devices a chip has.
+# JAX's device kind and the number of devices per chip, by generation.
 _TPUS = {'v2': ('TPU v2', 2), 'v3': ('TPU v3', 2), 'v4': ('TPU v4', 1), 'v5e': ('TPU v5 lite', 1), 'v5p': ('TPU v5', 1),
          'v6e': ('TPU v6 lite', 1)}  # fmt: skip
 _FLAT = {n: shape for n, shape in zip(
@@ -21,7 +21,7 @@ _CUBES = {n: shape for n, shape in zip(
   ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16),
    (16, 16, 16)), strict=True)}  # fmt: skip
 _SHAPES = {'v2': _FLAT, 'v3': _FLAT, 'v4': _CUBES, 'v5e': _FLAT, 'v5p': _CUBES, 'v6e': _FLAT}
-# Google counts cores in the names of these, two a chip, and chips in those of the others.
+# Google's names of these generations count cores, two per chip; names of the other generations count chips.
 _NAMED_BY_CORES = ('v2', 'v3', 'v4', 'v5p')
 _ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e'}
 _GPUS = {
@@ -33,16 +33,16 @@ _GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Accelerators and how they are wired.
+  """Accelerators and their interconnect.
 
   Attributes:
-    name: in full, such as 'v5p:4x4x8' or 'h100:8'.
+    name: the full name of one slice, such as 'v5p:4x4x8' or 'h100:8'.
     platform: 'tpu' or 'gpu'.
-    generation: the part of the name before the colon.
-    shape: chips along each axis of the torus; of GPUs their number.
-    slices: how many such tori there are, joined by the data centre's network.
-    device_kind: JAX's name of a device.
-    devices_per_chip: 2 where JAX counts a chip's cores.
+    generation: the start of the name, up to the colon.
+    shape: chips along each axis of the torus; for GPUs, their number.
+    slices: number of such tori, which the data centre's network connects.
+    device_kind: JAX's name for a device.
+    devices_per_chip: 2 if JAX counts the cores of a chip as devices.
   """
 
   name: str
@@ -63,31 +63,31 @@ class Topology:
 
   @property
   def chip(self) -> hardware.Chip:
-    """What a device can do."""
-    found = hardware.chip(self.device_kind)
-    assert found is not None, self.device_kind
-    return found
+    """Memory and speed of a device."""
+    chip = hardware.chip(self.device_kind)
+    assert chip is not None, self.device_kind
+    return chip
 
 
-def known() -> str:
-  """All names in a few lines, for messages."""
+def known_names() -> str:
+  """All supported names, as a few lines for error messages."""
   lines = []
   for generation, shapes in _SHAPES.items():
     names = ', '.join('x'.join(map(str, shape)) for shape in shapes.values())
     most = max(shapes) * (2 if generation in _NAMED_BY_CORES else 1)
     lines.append(f'  {generation}:SHAPE with {names}, or {generation}-N up to {generation}-{most}')
-  return '\n'.join([*lines, f'  GPU:N, N of them, with {", ".join(_GPUS)}'])
+  return '\n'.join([*lines, f'  GPU:N for N GPUs, where GPU is one of {", ".join(_GPUS)}'])
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-  """The topology of a name: 'v5p:4x4x8' by shape, 'v5p-256' by Google's name, 'h100:8' by number.
+  """Parse a topology's name: a shape 'v5p:4x4x8', Google's name 'v5p-256', or a number of GPUs 'h100:8'.
 
   Args:
-    name: of one slice.
-    slices: how many of it.
+    name: the name of one slice.
+    slices: the number of slices.
 
   Raises:
-    ValueError: the name is unknown; the message lists all.
+    ValueError: the name is unknown. The message lists all names.
   """
   generation, separator, rest = re.sub(r'[:-](?=[^:-]*$)', ' \\g<0> ', name.strip().lower()).partition(' ')
   mark, rest = rest.strip()[:1], rest.strip()[1:].strip()
@@ -107,7 +107,7 @@ def parse(name: str, slices: int = 1) -> Topology:
 
 
 def _by_number(generation: str, number: str) -> tuple[int, ...] | None:
-  """The shape of Google's name GENERATION-NUMBER; None where there is none."""
+  """The shape of the slice with Google's name GENERATION-NUMBER; None if there is no such slice."""
   if not number.isdigit():
     return None
   chips, rest = divmod(int(number), 2 if generation in _NAMED_BY_CORES else 1)
@@ -121,35 +121,35 @@ def _by_shape(generation: str, words: str) -> tuple[int, ...] | None:
 
 
 def _unknown(name: str) -> ValueError:
-  return ValueError(f'--topology={name} is unknown. There are:\n{known()}')
+  return ValueError(f'--topology={name} is unknown. There are:\n{known_names()}')
 
 
 def compiler_version() -> str:
-  """The version of libtpu, whose compiler makes programs for TPUs that are not there.
+  """The installed version of libtpu, which contains the compiler for TPUs and needs no TPU.
 
   Raises:
-    ValueError: it is absent, or not of the version that the installed JAX was made for.
+    ValueError: libtpu is missing, or has another version than the installed JAX requires.
   """
   jax_version = importlib.metadata.version('jax')
-  how = f"install it with: pip install 'jax[tpu]=={jax_version}' (it needs no TPU)"
+  remedy = f"install it with: pip install 'jax[tpu]=={jax_version}' (it needs no TPU)"
   wanted = _wanted_libtpu()
   if importlib.util.find_spec('libtpu') is None:
-    raise ValueError(f'Compiling for a TPU needs libtpu{wanted}, which is not installed; {how}.')
+    raise ValueError(f'Compiling for a TPU needs libtpu{wanted}, which is not installed; {remedy}.')
   version = importlib.metadata.version('libtpu')
   if not _satisfies(version, wanted):
     raise ValueError(
-      f'libtpu {version} is installed, but jax {jax_version} was made for libtpu{wanted}, and another one fails while '
-      f'programs are read back; {how}.'
+      f'libtpu {version} is installed, but jax {jax_version} needs libtpu{wanted}: with another version, JAX fails to '
+      f'load compiled programs; {remedy}.'
     )
   return version
 
 
 def _wanted_libtpu() -> str:
-  """The version of libtpu that the installed JAX asks for, such as '==0.0.42.*'; '' where it does not say."""
+  """The version of libtpu that the installed JAX requires, such as '==0.0.42.*'; '' if it requires none."""
   for line in importlib.metadata.requires('jax') or []:
-    found = re.match(r'libtpu\s*([=<>!~][^;]*?)\s*;', line)
-    if found:
-      return found.group(1)
+    match = re.match(r'libtpu\s*([=<>!~][^;]*?)\s*;', line)
+    if match:
+      return match.group(1)
   return ''
 
 
@@ -161,30 +161,32 @@ def _satisfies(version: str, wanted: str) -> bool:
 
 
 def devices(topology: Topology) -> list[Any]:
-  """The devices of a TPU topology as the compiler sees them; none need be there.
+  """Compile-only devices of a TPU topology.
 
   Raises:
-    ValueError: libtpu is absent or of another version, or does not know the shape.
+    ValueError: libtpu is missing, has the wrong version, or does not know the shape.
   """
   compiler_version()
-  # Nothing here touches a chip: libtpu need not look for one, ask a cloud about it, or keep others from loading it.
+  # We only compile. libtpu must not search for chips, query the cloud's metadata server, or refuse to load because
+  # another process uses it.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5p-8')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   for name in ('TPU_MIN_LOG_LEVEL', 'TPU_STDERR_LOG_LEVEL'):
-    os.environ.setdefault(name, '1')  # warnings: the partitioner's are among them
+    os.environ.setdefault(name, '1')  # log warnings, because we read the partitioner's warnings from the log
   import jax
   from jax.experimental import topologies
 
   options: dict[str, Any] = {'num_slices': topology.slices} if topology.slices > 1 else {}
   if topology.generation == 'v4':
-    options['chip_config_name'] = 'megacore'  # as on TPU VMs: both cores of a chip are one device
+    options['chip_config_name'] = 'megacore'  # as on TPU VMs, where both cores of a chip form one device
   if math.prod(topology.shape) == 1:
     options['chips_per_host_bounds'] = (1, 1, 1)
   try:
-    found = topologies.get_topology_desc(topology.name, platform='tpu', **options).devices
+    compile_devices = topologies.get_topology_desc(topology.name, platform='tpu', **options).devices
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(f'--topology={topology.name}: {str(error).splitlines()[0]}. There are:\n{known()}') from error
-  assert len(found) == topology.num_devices, (topology, len(found))
-  return list(found)
+    reason = str(error).splitlines()[0]
+    raise ValueError(f'--topology={topology.name}: {reason}. There are:\n{known_names()}') from error
+  assert len(compile_devices) == topology.num_devices, (topology, len(compile_devices))
+  return list(compile_devices)

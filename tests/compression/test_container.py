@@ -33,7 +33,7 @@ def written(chunks=CHUNKS, header=HEADER):
 
 
 def read(data, contents=(b'abc', b'de', b'')):
-  """The payloads read until the end, or an error."""
+  """Read and check a whole file; return its payloads."""
   reader, payloads = ContainerReader(io.BytesIO(data)), []
   contents = iter(contents)
   for chunk in reader.chunks():
@@ -43,7 +43,7 @@ def read(data, contents=(b'abc', b'de', b'')):
   return payloads
 
 
-def test_what_was_written_is_read():
+def test_chunks_and_header_are_read_back():
   reader = ContainerReader(io.BytesIO(written()))
   assert reader.header == HEADER and reader.coded_on == 'platform cpu'
   assert read(written()) == [payload for _, _, payload in CHUNKS]
@@ -52,37 +52,36 @@ def test_what_was_written_is_read():
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_no_changed_byte_goes_unnoticed(data):
-  whole = written()
-  place = data.draw(st.integers(0, len(whole) - 1))
-  changed = bytearray(whole)
-  changed[place] ^= data.draw(st.integers(1, 255))
+def test_every_changed_byte_is_detected(data):
+  changed = bytearray(written())
+  position = data.draw(st.integers(0, len(changed) - 1))
+  changed[position] ^= data.draw(st.integers(1, 255))
   with pytest.raises(ValueError):
     read(bytes(changed))
 
 
-def test_no_cut_goes_unnoticed_and_what_is_missing_is_named():
-  whole = written()
-  for size in range(len(whole)):
+def test_truncated_and_extended_files_are_refused():
+  data = written()
+  for size in range(len(data)):
     with pytest.raises(ValueError, match=r'cut|DJXC'):
-      read(whole[:size])
+      read(data[:size])
   with pytest.raises(Damaged, match='after its end'):
-    read(whole + b'x')
+    read(data + b'x')
 
 
-def test_whole_chunks_before_a_damage_are_read():
-  whole = bytearray(written())
-  whole[-60] ^= 1  # in the last chunk
-  reader = ContainerReader(io.BytesIO(bytes(whole)))
-  found = []
+def test_chunks_before_the_damage_are_read():
+  data = bytearray(written())
+  data[-60] ^= 1  # in the last chunk
+  reader = ContainerReader(io.BytesIO(bytes(data)))
+  payloads = []
   with pytest.raises(Damaged, match='chunk 2'):
     for chunk in reader.chunks():
-      reader.accept(chunk, CHUNKS[len(found)][1])
-      found.append(chunk.payload)
-  assert found == [b'\x01\x02', b'\x03'] and reader.num_chunks == 2
+      reader.accept(chunk, CHUNKS[len(payloads)][1])
+      payloads.append(chunk.payload)
+  assert payloads == [b'\x01\x02', b'\x03'] and reader.num_chunks == 2
 
 
-def test_a_missing_chunk_is_noticed():
+def test_a_missing_chunk_is_detected():
   one, two = written(CHUNKS[:1]), written(CHUNKS[:2])
   end = len(one) - 49
   shorter = one[:end] + two[-49:]
@@ -90,7 +89,7 @@ def test_a_missing_chunk_is_noticed():
     read(shorter)
 
 
-def test_other_content_is_named_as_other_probabilities():
+def test_wrong_content_of_an_intact_chunk_is_reported_as_other_probabilities():
   with pytest.raises(Damaged, match=r'other probabilities.*platform cpu'):
     read(written(), contents=(b'abX', b'de', b''))
 
@@ -106,34 +105,34 @@ def test_other_files_and_versions_are_refused():
 
 
 @pytest.mark.parametrize('change', [{'batch_size': 0}, {'length': 1 << 30}, {'kind': 'sound'}, {'batch_size': 'many'}])
-def test_headers_that_cannot_be_are_refused(change):
+def test_headers_with_invalid_values_are_refused(change):
   values = {**{name: getattr(HEADER, name) for name in HEADER.__dataclass_fields__}, **change}
   with pytest.raises(ValueError, match=str(next(iter(change)))):
     Header(**values)
 
 
-def test_a_header_that_unpacks_to_more_than_allowed_is_refused(monkeypatch):
+def test_a_header_that_unpacks_to_more_than_the_limit_is_refused(monkeypatch):
   data = written(header=Header(**{**HEADER.__dict__, 'settings': {'names': 'x' * 5_000}}))
   monkeypatch.setattr(container, 'MAX_HEADER', 4_000)
   with pytest.raises(ValueError, match='4,000 bytes'):
     ContainerReader(io.BytesIO(data))
 
 
-def test_content_that_is_not_what_was_written_is_noticed_at_the_end():
+def test_the_hash_of_the_whole_content_is_checked_at_the_end():
   reader = ContainerReader(io.BytesIO(written()))
   for chunk in reader.chunks():
     reader.skip(chunk)
-  with pytest.raises(Damaged, match='not the ones that were written'):
+  with pytest.raises(Damaged, match='another length or SHA-256'):
     reader.check_whole()
 
 
 def test_files_of_version_1_stay_readable():
-  # A file of version 1, as people may have it.
+  # GOLDEN is a file that a release with version 1 wrote.
   assert read(bytes.fromhex(GOLDEN)) == [payload for _, _, payload in CHUNKS]
   assert ContainerReader(io.BytesIO(bytes.fromhex(GOLDEN))).header == HEADER
 
 
-def test_payloads_and_headers_have_limits(monkeypatch):
+def test_oversized_payloads_and_headers_are_refused(monkeypatch):
   data = written()
   monkeypatch.setattr(container, 'MAX_PAYLOAD', 1)
   with pytest.raises(Damaged, match='chunk 0'):

@@ -11,7 +11,7 @@ from dalle_jax.compression.huffman import HuffmanDecoder, HuffmanEncoder, code_l
 
 
 def least_cost(frequencies):
-  """The cost of an optimal code by Huffman's own procedure, two nodes at a time."""
+  """The cost of an optimal code by Huffman's original algorithm, which merges two nodes at a time."""
   heap, cost = [int(f) for f in frequencies], 0
   heapq.heapify(heap)
   while len(heap) > 1:
@@ -23,7 +23,7 @@ def least_cost(frequencies):
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 4), st.integers(1, 2**30)), min_size=1, max_size=60))
-def test_lengths_are_optimal_and_fill_the_tree(frequencies):
+def test_code_lengths_are_optimal_and_the_code_is_complete(frequencies):
   lengths = code_lengths(np.array(frequencies))
   assert int(np.sum(lengths * np.array(frequencies))) == least_cost(frequencies)
   assert sum(2.0 ** -int(length) for length in lengths) == 1.0
@@ -36,8 +36,8 @@ def test_fibonacci_frequencies_give_the_longest_codes():
   assert sorted(code_lengths(np.array(fibonacci))) == sorted([29, 29, *range(1, 29)])
 
 
-def test_the_articles_example():
-  # The, cat, sat, mat: 1/2, 1/4, 1/8, 1/8 takes 1.75 bits, as much as its entropy.
+def test_the_example_of_the_article_takes_as_many_bits_as_its_entropy():
+  # The words the, cat, sat, mat have the probabilities 1/2, 1/4, 1/8, 1/8. The code and the entropy are 1.75 bits.
   frequencies = np.array([8, 4, 2, 2])
   assert list(code_lengths(frequencies)) == [1, 2, 3, 3]
   assert np.sum(code_lengths(frequencies) * frequencies) / 16 == 1.75
@@ -45,7 +45,7 @@ def test_the_articles_example():
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 40), st.sampled_from([0.02, 0.3, 5.0]))
-def test_symbols_come_back_and_cost_at_most_one_bit_more_than_their_expected_information(seed, length, concentration):
+def test_symbols_round_trip_and_the_expected_length_is_within_one_bit_of_the_entropy(seed, length, concentration):
   sums, symbols = random_message(np.random.default_rng(seed), length, [1, 2, 3, 40], concentration)
   data = code(HuffmanEncoder(), sums, symbols)
   decoder = HuffmanDecoder(data)
@@ -56,13 +56,13 @@ def test_symbols_come_back_and_cost_at_most_one_bit_more_than_their_expected_inf
     assert entropy - 1e-9 <= mean < entropy + 1
 
 
-def test_the_bytes_stay_what_they_were():
-  # Canonical: a 0, b 10, c 110, d 111.
+def test_the_encoded_bytes_do_not_change_between_versions():
+  # The canonical code is a 0, b 10, c 110, d 111.
   sums = [cumulative([TOTAL // 2, TOTAL // 4, TOTAL // 8, TOTAL // 8])] * 5
   assert code(HuffmanEncoder(), sums, [0, 1, 2, 3, 0]) == bytes([0b01011011, 0b10000000])
 
 
-def test_lengths_cost_what_an_independent_tree_does():
+def test_the_cost_agrees_with_the_huffman_coder_of_constriction():
   huffman = pytest.importorskip('constriction').symbol
   rng = np.random.default_rng(0)
   sums, symbols = random_message(rng, 60, [50], 0.3)
@@ -70,6 +70,6 @@ def test_lengths_cost_what_an_independent_tree_does():
   other = huffman.QueueEncoder()
   for s, symbol in zip(sums, symbols, strict=True):
     other.encode_symbol(symbol, huffman.huffman.EncoderHuffmanTree(np.diff(s).astype(np.float64)))
-  # Single codes of equal total cost may differ in length, so the sums agree but for chance.
+  # Optimal codes are not unique: a symbol's length may differ, so the costs of a sample are only close.
   assert bits == pytest.approx(other.get_compressed()[1], rel=0.05)
   assert bits >= math.floor(ideal_bits(sums, symbols) * 0.95)

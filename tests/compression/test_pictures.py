@@ -8,14 +8,14 @@ from dalle_jax.compression import pictures
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 4, 8]))
-def test_tiles_join_to_the_picture(height, width, size):
+def test_tiles_join_to_the_picture_and_are_padded_with_its_edge(height, width, size):
   image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
   tiles = pictures.cut(image, size)
   sizes = pictures.tile_sizes(height, width, size)
   assert tiles.shape == (len(sizes), size, size, 3)
   assert sum(rows * columns for rows, columns in sizes) == height * width
   np.testing.assert_array_equal(pictures.join(tiles, height, width), image)
-  for tile, (rows, columns) in zip(tiles, sizes, strict=True):  # beyond the picture its edge goes on
+  for tile, (rows, columns) in zip(tiles, sizes, strict=True):  # the padding repeats the picture's edge
     np.testing.assert_array_equal(tile[rows:], np.broadcast_to(tile[rows - 1 : rows], tile[rows:].shape))
     np.testing.assert_array_equal(
       tile[:, columns:], np.broadcast_to(tile[:, columns - 1 : columns], tile[:, columns:].shape)
@@ -46,6 +46,6 @@ def test_names_and_shapes_are_read_from_a_header():
   ],
   ids=str,
 )
-def test_headers_that_say_what_cannot_be_are_refused(change):
+def test_headers_with_invalid_values_are_refused(change):
   with pytest.raises(ValueError, match='list of pictures cannot be used'):
     pictures.listing({**LISTING, **change}, 8)

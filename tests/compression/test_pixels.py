@@ -12,7 +12,7 @@ SIZE = 6
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(pixels.WEIGHTS.tolist()))
-def test_a_mixture_is_a_distribution_with_the_share_that_was_asked_for(seed, weight):
+def test_a_mixture_is_a_distribution_with_the_requested_share_of_the_neighbours(seed, weight):
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(4, 256)).astype(np.float32) * rng.choice([0.1, 3.0, 50.0])
   sums = frequencies.cumulative(np.asarray(frequencies.of_logits(logits)))
@@ -24,14 +24,16 @@ def test_a_mixture_is_a_distribution_with_the_share_that_was_asked_for(seed, wei
   for row, values in zip(expected, near, strict=True):
     for value in values:
       row[value] += TOTAL * weight / 2048
-  np.testing.assert_allclose(np.diff(mixed), expected, atol=300)  # rounding, and one for every value
+  np.testing.assert_allclose(
+    np.diff(mixed), expected, atol=300
+  )  # rounding, and the least frequency of 1 for every value
 
 
-def test_neighbours_are_to_the_left_and_above():
+def test_neighbours_are_the_values_to_the_left_and_above():
   tile = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
   near = pixels.neighbours(tile)
   assert near[1, 1].tolist() == [[9, 3], [10, 4], [11, 5]]
-  assert near[0, 2].tolist() == [[3, 3], [4, 4], [5, 5]]  # the first row has nothing above
+  assert near[0, 2].tolist() == [[3, 3], [4, 4], [5, 5]]  # the first row has no values above
   assert near[2, 0].tolist() == [[9, 9], [10, 10], [11, 11]]
   assert near[0, 0].tolist() == [[255, 255]] * 3
 
@@ -43,8 +45,8 @@ def _coded(tiles, location, log_scale, sizes, coder):
 
 
 @pytest.mark.parametrize('coder', CODERS)
-def test_tiles_come_back(coder, monkeypatch):
-  monkeypatch.setattr(pixels, '_PIECE', 50)  # tiles and pieces overlap
+def test_tiles_round_trip(coder, monkeypatch):
+  monkeypatch.setattr(pixels, '_BATCH', 50)  # batches end inside tiles
   rng = np.random.default_rng(0)
   tiles = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
   tiles[1] = 77
@@ -53,11 +55,11 @@ def test_tiles_come_back(coder, monkeypatch):
   sizes = [(SIZE, SIZE), (2, 5), (1, 1)]
   data, bits = _coded(tiles, location, log_scale, sizes, coder)
   decoded = pixels.PixelCoder().decode(location, log_scale, sizes, CODERS[coder][1](data))
-  np.testing.assert_array_equal(pixels.own(decoded, sizes), pixels.own(tiles, sizes))
+  np.testing.assert_array_equal(pixels.valid_values(decoded, sizes), pixels.valid_values(tiles, sizes))
   assert bits - 9 < 8 * len(data) <= bits + (9 if coder == 'range' else 50 * 3)
 
 
-def test_a_decoder_that_is_right_and_a_flat_tile_cost_little():
+def test_flat_tiles_and_accurate_decoders_cost_few_bits():
   flat = np.full((1, SIZE, SIZE, 3), 200, np.uint8)
   rough = np.random.default_rng(0).integers(0, 256, flat.shape).astype(np.uint8)
   wrong = np.zeros(flat.shape, np.float32)

@@ -9,7 +9,7 @@ from dalle_jax.compression.range_coder import RangeDecoder, RangeEncoder
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 60), st.sampled_from([0.02, 0.3, 5.0]))
-def test_symbols_come_back_and_cost_their_information(seed, length, concentration):
+def test_symbols_round_trip_and_cost_their_information(seed, length, concentration):
   sums, symbols = random_message(np.random.default_rng(seed), length, [1, 2, 3, 40], concentration)
   data = code(RangeEncoder(), sums, symbols)
   decoder = RangeDecoder(data)
@@ -17,8 +17,8 @@ def test_symbols_come_back_and_cost_their_information(seed, length, concentratio
   assert len(data) * 8 <= ideal_bits(sums, symbols) + 9
 
 
-def test_carries_run_through_many_bytes():
-  # The last symbol of a distribution whose first is nearly sure pushes low close to the interval's end.
+def test_carries_propagate_through_many_bytes():
+  # The first symbol is nearly certain, so coding the last one moves `low` close to the end of the interval.
   edge = cumulative([TOTAL - 1, 1])
   rng = np.random.default_rng(0)
   for _ in range(300):
@@ -28,20 +28,20 @@ def test_carries_run_through_many_bytes():
     assert [decoder.get(s) for s in sums] == symbols
 
 
-def test_long_messages_cost_their_entropy_within_a_hundred_thousandth():
+def test_long_messages_exceed_their_information_by_less_than_one_in_100_000():
   rng = np.random.default_rng(1)
   sums, symbols = random_message(rng, 20_000, [50], 0.5)
   bits = 8 * len(code(RangeEncoder(), sums, symbols))
   assert 0 <= bits - ideal_bits(sums, symbols) < 1e-5 * bits + 9
 
 
-def test_sure_symbols_are_free():
+def test_certain_symbols_cost_nothing():
   sums = [cumulative([TOTAL])] * 1000
   assert code(RangeEncoder(), sums, [0] * 1000) == b''
   assert RangeDecoder(b'').get(sums[0]) == 0
 
 
-def test_the_bytes_stay_what_they_were():
+def test_the_encoded_bytes_do_not_change_between_versions():
   rng = np.random.default_rng(2)
   sums, symbols = random_message(rng, 12, [7], 1.0)
   fixed = [cumulative([TOTAL // 8] * 8)] * 6
@@ -49,7 +49,7 @@ def test_the_bytes_stay_what_they_were():
   assert code(RangeEncoder(), sums, symbols).hex() == '01db460c5e'
 
 
-def test_an_independent_coder_needs_as_many_words():
+def test_the_size_agrees_with_the_range_coder_of_constriction():
   constriction = pytest.importorskip('constriction')
   rng = np.random.default_rng(3)
   sums, symbols = random_message(rng, 3_000, [64], 0.7)

@@ -1,4 +1,4 @@
-"""Coding rows of tokens with every kind of sequence model."""
+"""Tests of coding rows of tokens, with every kind of sequence model."""
 
 import jax
 import jax.numpy as jnp
@@ -50,30 +50,29 @@ def _rows(*lengths):
 
 @pytest.mark.parametrize('coder', CODERS)
 @pytest.mark.parametrize('lengths', [(LENGTH, LENGTH, LENGTH), (LENGTH, 4), (1,), (0,), ()])
-def test_rows_come_back(setting, coder, lengths):
+def test_rows_round_trip(setting, coder, lengths):
   _, _, sequences = setting
   rows = _rows(*lengths)
   encoder = CODERS[coder][0]()
   sequences.encode(rows, encoder)
-  found = sequences.decode(lengths, CODERS[coder][1](encoder.finish()))
-  assert [row.tolist() for row in found] == [row.tolist() for row in rows]
+  decoded = sequences.decode(lengths, CODERS[coder][1](encoder.finish()))
+  assert [row.tolist() for row in decoded] == [row.tolist() for row in rows]
 
 
-def test_the_cost_is_the_likelihood_and_what_is_coded(setting):
+def test_the_cost_is_the_negative_log_likelihood_and_the_size_of_the_code(setting):
   model, params, sequences = setting
   rows = _rows(LENGTH, LENGTH, 5)
   encoder = CODERS['range'][0]()
   nats = sequences.encode(rows, encoder)
   expected = 0.0
   for row in rows:
-    whole = np.pad(row, (0, LENGTH - len(row)))[None]
-    expected += float(np.sum(token_nll(model.logits(params, jnp.asarray(whole)), whole)[0, : len(row)]))
+    padded = np.pad(row, (0, LENGTH - len(row)))[None]
+    expected += float(np.sum(token_nll(model.logits(params, jnp.asarray(padded)), padded)[0, : len(row)]))
   assert nats == pytest.approx(expected, rel=1e-5)
   assert 8 * len(encoder.finish()) == pytest.approx(nats / np.log(2), abs=9)
 
 
-def test_what_the_other_rows_hold_changes_nothing(setting):
-  # A row's probabilities, and so its part of the code, must not depend on its neighbours.
+def test_probabilities_of_a_row_do_not_depend_on_the_other_rows(setting):
   _, _, sequences = setting
   seen = []
 
@@ -90,7 +89,7 @@ def test_what_the_other_rows_hold_changes_nothing(setting):
     np.testing.assert_array_equal(a, b)
 
 
-def test_nan_is_named(setting):
+def test_nan_outputs_are_reported(setting):
   model, params, _ = setting
   broken = jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int32 else leaf * jnp.nan, params)
   with pytest.raises(ValueError, match='NaN'):

@@ -1,4 +1,4 @@
-"""CLIP by the paper's figure 3 and the published names in numpy, everywhere; and in torch, where it is installed."""
+"""Tests of importing CLIP against a reference in numpy (figure 3 of the paper), and one in torch if it is installed."""
 
 import dataclasses
 import math
@@ -25,19 +25,20 @@ from dalle_jax.sharding import make_mesh
 TOOL = Path(__file__).parents[2] / 'tools' / 'import_openai_clip.py'
 TOKENIZER = ClipTokenizer(['r e', 're d</w>', 'd o', 'do g</w>'])
 VOCAB, LENGTH, DIM, PATCH, GRID = TOKENIZER.vocab_size, 12, 24, 8, 2
-WIDTHS = {'visual.': (128, 3), '': (64, 2)}  # two heads and one; blocks
+WIDTHS = {'visual.': (128, 3), '': (64, 2)}  # prefix: (width, blocks); 2 heads and 1 head
 
 
 def _shapes():
+  """Shapes of the tensors by published name."""
   shapes = {
     'positional_embedding': (LENGTH, 64), 'text_projection': (64, DIM), 'logit_scale': (),
     'token_embedding.weight': (VOCAB, 64), 'visual.class_embedding': (128,), 'visual.proj': (128, DIM),
     'visual.positional_embedding': (GRID**2 + 1, 128), 'visual.conv1.weight': (128, 3, PATCH, PATCH),
   }  # fmt: skip
   norms = [('visual.ln_pre', 128), ('visual.ln_post', 128), ('ln_final', 64)]
-  for part, (width, depth) in WIDTHS.items():
+  for prefix, (width, depth) in WIDTHS.items():
     for i in range(depth):
-      block = f'{part}transformer.resblocks.{i}'
+      block = f'{prefix}transformer.resblocks.{i}'
       norms += [(f'{block}.ln_1', width), (f'{block}.ln_2', width)]
       for name, out, into in (
         ('attn.in_proj_', 3, 1),
@@ -52,18 +53,18 @@ def _shapes():
 
 @pytest.fixture
 def weights():
-  """Random, in the published half precision where that has it, and what else the published files hold."""
+  """Random weights by published name, in half precision as published, and the files' buffers."""
   rng = np.random.default_rng(0)
-  found = {}
+  tensors = {}
   for name, shape in _shapes().items():
     scale = 1 if len(shape) < 2 else 1.5 * np.prod(shape[1:]) ** -0.5
-    found[name] = (rng.normal(size=shape) * scale).astype(np.float16 if 'resblocks' in name else np.float32)
-  return found | {name: np.array(3) for name in ('input_resolution', 'context_length', 'vocab_size')}
+    tensors[name] = (rng.normal(size=shape) * scale).astype(np.float16 if 'resblocks' in name else np.float32)
+  return tensors | {name: np.array(3) for name in ('input_resolution', 'context_length', 'vocab_size')}
 
 
 @pytest.fixture
 def path(tmp_path, weights):
-  """A file with the weights."""
+  """A safetensors file with the weights."""
   return _write(tmp_path / 'clip.safetensors', weights)
 
 
@@ -89,11 +90,11 @@ def _linear(x, weights, name):
   return x @ weights[f'{name}weight'].T + weights[f'{name}bias']
 
 
-def _transformer(x, weights, part, mask):
-  """Blocks over one sequence [T, D], head by head."""
-  width, depth = WIDTHS[part]
+def _transformer(x, weights, prefix, mask):
+  """Apply the blocks to one sequence [T, D], head by head."""
+  width, depth = WIDTHS[prefix]
   for i in range(depth):
-    block = f'{part}transformer.resblocks.{i}'
+    block = f'{prefix}transformer.resblocks.{i}'
     qkv = _linear(_norm(x, weights, f'{block}.ln_1'), weights, f'{block}.attn.in_proj_')
     heads = []
     for head in range(width // 64):
@@ -106,23 +107,24 @@ def _transformer(x, weights, part, mask):
 
 
 def _in_numpy(weights, images, texts):
-  """Embeddings [B, DIM] of images and texts, in double precision."""
+  """Reference embeddings [B, DIM] of images and texts, in double precision."""
   weights = {name: w.astype(np.float64) for name, w in weights.items()}
   mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-  found = [], []
+  image_embeddings, text_embeddings = [], []
   for image in (images / 255 - mean) / std:
     corners = [(y, x) for y in range(0, len(image), PATCH) for x in range(0, len(image), PATCH)]
     patches = [image[y : y + PATCH, x : x + PATCH].transpose(2, 0, 1) for y, x in corners]
     tokens = [[np.sum(kernel * patch) for kernel in weights['visual.conv1.weight']] for patch in patches]
     tokens = np.array([weights['visual.class_embedding'], *tokens]) + weights['visual.positional_embedding']
     tokens = _transformer(_norm(tokens, weights, 'visual.ln_pre'), weights, 'visual.', True)
-    found[0].append(_norm(tokens[0], weights, 'visual.ln_post') @ weights['visual.proj'])
+    image_embeddings.append(_norm(tokens[0], weights, 'visual.ln_post') @ weights['visual.proj'])
   for ids in texts:
     tokens = weights['token_embedding.weight'][ids] + weights['positional_embedding']
     tokens = _transformer(tokens, weights, '', np.tri(LENGTH, dtype=bool))
     tokens = _norm(tokens, weights, 'ln_final')
-    found[1].append(tokens[list(ids).index(TOKENIZER.end_id)] @ weights['text_projection'])
-  return tuple(np.array(part) / np.linalg.norm(part, axis=1, keepdims=True) for part in found)
+    text_embeddings.append(tokens[list(ids).index(TOKENIZER.end_id)] @ weights['text_projection'])
+  both = image_embeddings, text_embeddings
+  return tuple(np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True) for rows in both)
 
 
 def _ours(config, params, images, texts):
@@ -138,26 +140,26 @@ def _check(config, params, inputs, expected):
   return scale
 
 
-def test_it_is_the_paper_s_model(path, weights, inputs):
+def test_embeddings_match_the_reference(path, weights, inputs):
   config, params = openai_clip.load(path, VOCAB)
   scale = _check(config, params, inputs, _in_numpy(weights, *inputs))
   np.testing.assert_allclose(scale, min(np.exp(weights['logit_scale']), 100), rtol=1e-6)
-  own = config.reranker
-  assert (config.data.image_size, own.patch_size, config.tokenizer.text_length) == (PATCH * GRID, PATCH, LENGTH)
-  assert (own.image_num_layers, own.image_num_heads, own.text_num_layers, own.text_num_heads) == (3, 2, 2, 1)
+  sizes = config.reranker
+  assert (config.data.image_size, sizes.patch_size, config.tokenizer.text_length) == (PATCH * GRID, PATCH, LENGTH)
+  assert (sizes.image_num_layers, sizes.image_num_heads, sizes.text_num_layers, sizes.text_num_heads) == (3, 2, 2, 1)
 
 
 def _in_transformers(weights):
-  """The same weights under the names of transformers' CLIPModel."""
+  """The weights under the names of transformers' CLIPModel."""
   renamed = {'vision_model.embeddings.position_ids': np.arange(GRID**2 + 1)[None]}
-  whole = {
+  full_names = {
     'visual.class_embedding': 'vision_model.embeddings.class_embedding',
     'visual.conv1.weight': 'vision_model.embeddings.patch_embedding.weight',
     'visual.positional_embedding': 'vision_model.embeddings.position_embedding.weight',
     'positional_embedding': 'text_model.embeddings.position_embedding.weight',
     'token_embedding.weight': 'text_model.embeddings.token_embedding.weight',
   }
-  parts = {
+  substrings = {
     'visual.ln_pre': 'vision_model.pre_layrnorm', 'visual.ln_post': 'vision_model.post_layernorm',
     'ln_final': 'text_model.final_layer_norm', 'visual.transformer.resblocks': 'vision_model.encoder.layers',
     'transformer.resblocks': 'text_model.encoder.layers', '.attn.': '.self_attn.', '.ln_1.': '.layer_norm1.',
@@ -167,9 +169,9 @@ def _in_transformers(weights):
     if name in ('visual.proj', 'text_projection'):
       renamed['visual_projection.weight' if name == 'visual.proj' else 'text_projection.weight'] = w.T
       continue
-    new = whole.get(name, name)
-    for old, part in parts.items():
-      new = new.replace(old, part)
+    new = full_names.get(name, name)
+    for old, replacement in substrings.items():
+      new = new.replace(old, replacement)
     if 'in_proj_' in new:
       for letter, third in zip('qkv', np.split(w, 3), strict=True):
         renamed[new.replace('in_proj_', f'{letter}_proj.')] = third
@@ -178,7 +180,7 @@ def _in_transformers(weights):
   return renamed
 
 
-def test_names_of_transformers_give_the_same(path, weights, tmp_path):
+def test_names_of_transformers_give_the_same_parameters(path, weights, tmp_path):
   renamed = _in_transformers(weights)
   assert 'text_model.encoder.layers.1.self_attn.q_proj.bias' in renamed
   theirs = _write(tmp_path / 'model.safetensors', renamed)
@@ -210,7 +212,7 @@ def _without(name):
       "['text_projection']: given float32[63, 24], expected float32[64, 24]",
     ),
     (lambda w: w.update(ln_final_weight=np.arange(3)), "['ln_final_weight']: given int64[3], expected nothing"),
-    (lambda w: w['ln_final.bias'].fill(np.nan), "infinite or not numbers, in ['ln_final.bias']"),
+    (lambda w: w['ln_final.bias'].fill(np.nan), "infinite or NaN, in ['ln_final.bias']"),
     (
       lambda w: w.update({'visual.conv1.weight': np.ones((96, 3, 8, 8))}),
       'has a width of 96 in visual.conv1.weight; CLIP has heads of 64',
@@ -218,7 +220,7 @@ def _without(name):
     (lambda w: w.update({'visual.layer1.0.conv1.weight': np.ones((2, 3))}), 'is a CLIP with a ResNet'),
   ],
 )
-def test_what_does_not_fit_is_named(tmp_path, weights, change, message):
+def test_missing_unknown_and_wrong_tensors_are_named(tmp_path, weights, change, message):
   change(weights)
   with pytest.raises(ValueError, match=rf'clip\.safetensors .*{re.escape(message)}'.replace(' .*', '(.|\n)*')):
     openai_clip.load(_write(tmp_path / 'clip.safetensors', weights), VOCAB)
@@ -244,7 +246,7 @@ def test_the_tool_writes_a_model_directory(path, weights, inputs, tmp_path):
   _check(loaded.config, loaded.params['reranker'], inputs, _in_numpy(weights, *inputs))
 
 
-def test_a_missing_package_is_named_before_anything_is_scored(path, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_when_the_model_is_loaded(path, tmp_path, monkeypatch):
   config, params = openai_clip.load(path, VOCAB)
   bundle.save(tmp_path / 'model', config, TOKENIZER, {'reranker': jax.tree.map(jax.numpy.asarray, params)}, 'imported')
   monkeypatch.setitem(sys.modules, 'ftfy', None)
@@ -252,7 +254,7 @@ def test_a_missing_package_is_named_before_anything_is_scored(path, tmp_path, mo
     bundle.load(tmp_path / 'model', make_mesh(MeshConfig()), needs=('reranker',))
 
 
-def test_its_configuration_is_not_one_to_train(path, tmp_path):
+def test_training_with_the_imported_configuration_is_refused(path, tmp_path):
   config, _ = openai_clip.load(path, VOCAB)
   with pytest.raises(ValueError, match=r'config\.tokenizer\.kind is .clip., which tools/import_openai_clip\.py gives'):
     run.run(config, str(tmp_path / 'run'))
@@ -260,7 +262,7 @@ def test_its_configuration_is_not_one_to_train(path, tmp_path):
     dataclasses.replace(config, task='all')
 
 
-def test_the_tool_refuses_what_is_no_model(tmp_path):
+def test_the_tool_refuses_files_without_a_model_and_existing_outputs(tmp_path):
   TOKENIZER.save(tmp_path / 'merges.txt')
   (tmp_path / 'a.pt').write_bytes(f'cos\nsystem\n(S"touch {tmp_path / "mark"}"\ntR.'.encode())
   done = _run(tmp_path / 'a.pt', tmp_path / 'merges.txt', tmp_path / 'model')
@@ -272,7 +274,7 @@ def test_the_tool_refuses_what_is_no_model(tmp_path):
 
 
 def _in_torch(torch):
-  """The published modules, written anew with the same names."""
+  """A reimplementation of the published modules, with the same names and random weights."""
   nn = torch.nn
 
   class Gelu(nn.Module):
@@ -295,9 +297,9 @@ def _in_torch(torch):
       return x + self.mlp(self.ln_2(x))
 
   class Transformer(nn.Module):
-    def __init__(self, part, mask=None):
+    def __init__(self, prefix, mask=None):
       super().__init__()
-      width, depth = WIDTHS[part]
+      width, depth = WIDTHS[prefix]
       self.resblocks = nn.Sequential(*(Block(width, mask) for _ in range(depth)))
 
     def forward(self, x):  # [B, T, D]
@@ -339,7 +341,7 @@ def _in_torch(torch):
   model = Clip().eval()
   with torch.no_grad():
     for parameter in model.parameters():
-      if parameter.ndim == 1:  # norms and biases of their own
+      if parameter.ndim == 1:  # norms and biases start as ones and zeros
         parameter += 0.3 * torch.randn(parameter.shape)
   return model
 
@@ -350,12 +352,12 @@ def test_parity_with_torch(tmp_path, inputs):
   mean, std = (torch.tensor(values)[:, None, None] for values in (openai_clip.PIXEL_MEAN, openai_clip.PIXEL_STD))
   pixels = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - mean) / std
   with torch.no_grad():
-    expected = [part.numpy() for part in model(pixels, torch.tensor(texts).long())]
+    expected = [embeddings.numpy() for embeddings in model(pixels, torch.tensor(texts).long())]
   torch.save(model.state_dict(), tmp_path / 'state.pt')
   with warnings.catch_warnings(action='ignore'):
     torch.jit.trace(model, (pixels, torch.tensor(texts).long())).save(tmp_path / 'archive.pt')
-  read = [torch_file.read(tmp_path / name, ('__torch__',)) for name in ('state.pt', 'archive.pt')]
-  assert set(read[0]) == set(read[1])
-  for name, tensor in read[0].items():
-    np.testing.assert_array_equal(read[1][name], tensor)
+  state, archive = (torch_file.read(tmp_path / name, ('__torch__',)) for name in ('state.pt', 'archive.pt'))
+  assert set(state) == set(archive)
+  for name, tensor in state.items():
+    np.testing.assert_array_equal(archive[name], tensor)
   _check(*openai_clip.load(tmp_path / 'archive.pt', VOCAB), inputs, expected)

@@ -1,4 +1,4 @@
-"""Parity with the published code, where the extra `parity` is installed; and what is refused, everywhere."""
+"""Tests of importing OpenAI's dVAE; parity with the published code if the extra `parity` is installed."""
 
 import subprocess
 import sys
@@ -19,8 +19,8 @@ from dalle_jax.sharding import make_mesh
 TOOL = Path(__file__).parents[2] / 'tools' / 'import_openai_dvae.py'
 
 
-def _torch_names(hidden=4, vocab=6, width=3, groups=2, blocks=1):
-  """Shapes of the published modules' tensors at another size."""
+def _published_shapes(hidden=4, vocab=6, width=3, groups=2, blocks=1):
+  """Names and shapes of the tensors of the published modules, at a smaller size."""
   encoder, decoder = {'blocks.input.w': (hidden, 3, 7, 7)}, {'blocks.input.w': (width, vocab, 1, 1)}
   sizes = [hidden * 2**i for i in range(groups)]
   for tensors, outs, first, kernels in (
@@ -49,18 +49,18 @@ def _random(shapes, seed):
 
 @pytest.fixture
 def files(monkeypatch):
-  """Two files by name, whose tensors a test may change."""
-  encoder, decoder = _torch_names()
-  found = {'encoder.pkl': _random(encoder, 0), 'decoder.pkl': _random(decoder, 1)}
-  monkeypatch.setattr(torch_file, 'read', lambda path, _: found[path.name])
-  return found
+  """The tensors of both files, by file name; a test may change them."""
+  encoder, decoder = _published_shapes()
+  tensors = {'encoder.pkl': _random(encoder, 0), 'decoder.pkl': _random(decoder, 1)}
+  monkeypatch.setattr(torch_file, 'read', lambda path, _: tensors[path.name])
+  return tensors
 
 
 def _load():
   return openai_dvae.load(Path('encoder.pkl'), Path('decoder.pkl'))
 
 
-def test_sizes_and_kernels_are_taken_over(files):
+def test_sizes_are_inferred_and_kernels_are_transposed(files):
   config, params = _load()
   d = config.dvae
   assert (d.image_vocab_size, d.hidden_size, d.decoder_input_size, d.num_groups, d.blocks_per_group) == (6, 4, 3, 2, 1)
@@ -71,7 +71,7 @@ def test_sizes_and_kernels_are_taken_over(files):
   assert make_dvae(d).apply({'params': params}, image, method='encode').shape == (1, 4, 4)
 
 
-def test_what_does_not_fit_is_named_in_full(files):
+def test_all_missing_and_wrong_tensors_are_named(files):
   files['encoder.pkl']['blocks.group_1.block_1.res_path.conv_2.w'] = np.zeros((1, 2, 3, 3), np.float32)
   del files['decoder.pkl']['blocks.group_1.block_1.res_path.conv_3.b']
   with pytest.raises(ValueError) as error:
@@ -83,32 +83,33 @@ def test_what_does_not_fit_is_named_in_full(files):
 def test_other_models_are_refused(files):
   files['encoder.pkl']['lm_head.weight'] = np.zeros((3, 4), np.float32)
   with pytest.raises(
-    ValueError, match=r'encoder\.pkl is not a part of the published dVAE: it has lm_head\.weight \[3, 4\]'
+    ValueError,
+    match=r"encoder\.pkl is neither the published dVAE's encoder nor its decoder: it has lm_head\.weight \[3, 4\]",
   ):
     _load()
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_values_that_are_not_numbers_are_refused(files, value):
+def test_infinite_and_nan_values_are_refused(files, value):
   files['decoder.pkl']['blocks.output.conv.b'][2] = value
-  with pytest.raises(ValueError, match=r"infinite or not numbers, in \['decoder'\]\['output'\]\['bias'\]"):
+  with pytest.raises(ValueError, match=r"infinite or NaN, in \['decoder'\]\['output'\]\['bias'\]"):
     _load()
 
 
 @pytest.mark.parametrize('name', ['group_1.block_99999999999', 'group_99999999999.block_1', 'group_3.block_1'])
-def test_blocks_out_of_order_are_refused_at_once(files, name):
+def test_blocks_with_unexpected_numbers_are_refused(files, name):
   files['encoder.pkl'][f'blocks.{name}.res_path.conv_1.w'] = np.zeros((1, 4, 3, 3), np.float32)
   with pytest.raises(ValueError, match=r'conv_1.*given'):
     _load()
 
 
-def test_files_the_wrong_way_round_are_named(files):
+def test_swapped_files_are_reported(files):
   files['encoder.pkl'], files['decoder.pkl'] = files['decoder.pkl'], files['encoder.pkl']
-  with pytest.raises(ValueError, match=r'encoder\.pkl is not an encoder.*right way round'):
+  with pytest.raises(ValueError, match=r'encoder\.pkl is not an encoder.*swap --encoder and --decoder'):
     _load()
 
 
-def test_the_tool_refuses_what_is_no_model(tmp_path):
+def test_the_tool_refuses_files_without_a_model_and_existing_outputs(tmp_path):
   (tmp_path / 'a.pkl').write_bytes(b'not a pickle')
   command = [sys.executable, str(TOOL), *(f'--{name}={tmp_path / "a.pkl"}' for name in ('encoder', 'decoder'))]
   done = subprocess.run([*command, f'--out={tmp_path / "out"}'], capture_output=True, text=True, check=False)
@@ -119,15 +120,15 @@ def test_the_tool_refuses_what_is_no_model(tmp_path):
 
 
 def _published(hidden, vocab, blocks):
-  """The published classes with random weights, biases too."""
+  """torch, and the published encoder and decoder with random weights and biases."""
   torch = pytest.importorskip('torch', reason="parity needs the extra: pip install -e '.[parity]'")
   dall_e = pytest.importorskip('dall_e', reason="parity needs the extra: pip install -e '.[parity]'")
   torch.manual_seed(0)
   encoder = dall_e.encoder.Encoder(n_hid=hidden, vocab_size=vocab, n_blk_per_group=blocks)
   decoder = dall_e.decoder.Decoder(n_hid=hidden, vocab_size=vocab, n_blk_per_group=blocks)
   with torch.no_grad():
-    for part in (encoder, decoder):
-      for name, parameter in part.named_parameters():
+    for module in (encoder, decoder):
+      for name, parameter in module.named_parameters():
         if name.endswith('.b'):
           parameter.normal_(std=0.1)
   return torch, encoder, decoder
@@ -147,9 +148,9 @@ def _images(shared_data, size):
 )
 def test_parity_with_the_published_code(tmp_path, shared_data, hidden, vocab, blocks, form):
   torch, encoder, decoder = _published(hidden, vocab, blocks)
-  for name, part in (('encoder', encoder), ('decoder', decoder)):
-    what = part.state_dict() if form == 'state dict' else part
-    torch.save(what, tmp_path / f'{name}.pkl', _use_new_zipfile_serialization=form != 'old module')
+  for name, module in (('encoder', encoder), ('decoder', decoder)):
+    saved = module.state_dict() if form == 'state dict' else module
+    torch.save(saved, tmp_path / f'{name}.pkl', _use_new_zipfile_serialization=form != 'old module')
   flags = [f'--{name}={tmp_path / name}.pkl' for name in ('encoder', 'decoder')]
   subprocess.run([sys.executable, str(TOOL), *flags, f'--out={tmp_path / "model"}'], check=True, capture_output=True)
   loaded = bundle.load(tmp_path / 'model', make_mesh(MeshConfig()), needs=('dvae',))
@@ -171,7 +172,7 @@ def check_parity(torch, encoder, decoder, dvae, params, images):
 
 
 def relative_error(ours, theirs):
-  """The largest difference in parts of the largest value."""
+  """The largest absolute difference, relative to the largest absolute value."""
   theirs = theirs.permute(0, 2, 3, 1).numpy()
   return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
@@ -179,7 +180,7 @@ def relative_error(ours, theirs):
 @pytest.mark.slow
 def test_parity_at_the_published_size(tmp_path, shared_data):
   torch, encoder, decoder = _published(256, 8192, 2)
-  for name, part in (('encoder', encoder), ('decoder', decoder)):
-    torch.save(part, tmp_path / f'{name}.pkl')
+  for name, module in (('encoder', encoder), ('decoder', decoder)):
+    torch.save(module, tmp_path / f'{name}.pkl')
   config, params = openai_dvae.load(tmp_path / 'encoder.pkl', tmp_path / 'decoder.pkl')
   check_parity(torch, encoder, decoder, make_dvae(config.dvae), params, _images(shared_data, 256)[:1])

@@ -1,4 +1,4 @@
-"""Files are written here as torch writes them, with stand-ins under torch's names, because torch is not needed."""
+"""Tests of reading torch files. The files are written here in torch's formats, with mock modules in place of torch."""
 
 import collections
 import io
@@ -23,7 +23,7 @@ class Storage:
 
 
 class Tensor:
-  """Pickled as torch pickles a tensor, or a parameter."""
+  """An object that pickles as torch pickles a tensor or a parameter."""
 
   def __init__(self, array, storage=None, offset=0, strides=None, parameter=False):
     self.shape, self.offset, self.parameter = tuple(array.shape), offset, parameter
@@ -32,9 +32,9 @@ class Tensor:
 
   def __reduce__(self):
     utils = sys.modules['torch._utils']
-    parts = (self.storage, self.offset, self.shape, self.strides, False, collections.OrderedDict())
+    arguments = (self.storage, self.offset, self.shape, self.strides, False, collections.OrderedDict())
     if not self.parameter:
-      return utils._rebuild_tensor_v2, parts
+      return utils._rebuild_tensor_v2, arguments
     inner = Tensor.__new__(Tensor)
     inner.__dict__ = {**self.__dict__, 'parameter': False}
     return utils._rebuild_parameter, (inner, False, collections.OrderedDict())
@@ -42,15 +42,15 @@ class Tensor:
 
 @pytest.fixture
 def toy(monkeypatch):
-  """Modules by torch's names, and a class Layer of a model; gone after the test."""
+  """Mock modules with torch's names, and a module `toy_model` with a class `Layer`, for the time of the test."""
 
   def module(name, **members):
-    made = types.ModuleType(name)
+    mock = types.ModuleType(name)
     for key, value in members.items():
       value.__module__, value.__qualname__, value.__name__ = name, key, key
-      setattr(made, key, value)
-    monkeypatch.setitem(sys.modules, name, made)
-    return made
+      setattr(mock, key, value)
+    monkeypatch.setitem(sys.modules, name, mock)
+    return mock
 
   storages = {name: type(name, (), {}) for name in ('FloatStorage', 'LongStorage')}
   module('torch', device=type('device', (), {'__reduce__': lambda self: (type(self), ())}), **storages)
@@ -58,7 +58,7 @@ def toy(monkeypatch):
   module('torch.jit')
   module('torch.jit._pickle', build_intlist=lambda *_: None)
   module('__torch__')
-  module('__torch__.toy_model.___torch_mangle_1', Part=type('Part', (), {}))
+  module('__torch__.toy_model.___torch_mangle_1', Submodule=type('Submodule', (), {}))
   return module('toy_model', Layer=type('Layer', (), {}))
 
 
@@ -68,8 +68,8 @@ class Writer(pickle.Pickler):
     self.keys, self.extra, self.modules = {}, tuple(extra), list(modules)
 
   def persistent_id(self, value):
-    if value in self.modules:  # the older format keeps a class beside its source code
-      self.modules.remove(value)  # torch's own pickler does not come back for the class inside
+    if value in self.modules:  # the older format stores a class together with its source code
+      self.modules.remove(value)  # inside that tuple, torch's pickler stores the class as usual
       return ('module', value, 'toy_model.py', 'class Layer: pass')
     if not isinstance(value, Storage):
       return None
@@ -79,6 +79,7 @@ class Writer(pickle.Pickler):
 
 
 def archive(value):
+  """The bytes of an object in the zip format of torch 1.6 and later."""
   data, out = io.BytesIO(), io.BytesIO()
   writer = Writer(data)
   writer.dump(value)
@@ -90,9 +91,10 @@ def archive(value):
 
 
 def stream(value):
+  """The bytes of an object in the format before torch 1.6."""
   out = io.BytesIO()
-  for part in (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True}):
-    pickle.dump(part, out, protocol=2)
+  for preamble in (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True}):
+    pickle.dump(preamble, out, protocol=2)
   layers = [sys.modules['toy_model'].Layer]
   writer = Writer(out, extra=(None,), modules=layers)
   writer.dump(value)
@@ -115,69 +117,69 @@ def _module(toy):
 
 
 @pytest.mark.parametrize('form', [archive, stream])
-def test_modules_and_state_dicts_give_their_tensors(toy, tmp_path, form):
+def test_tensors_of_modules_and_state_dicts_are_read(toy, tmp_path, form):
   path = tmp_path / 'file.pkl'
   path.write_bytes(form(_module(toy)))
-  found = torch_file.read(path, PACKAGES)
-  assert set(found) == {'block.w'}
-  np.testing.assert_array_equal(found['block.w'], A)
+  tensors = torch_file.read(path, PACKAGES)
+  assert set(tensors) == {'block.w'}
+  np.testing.assert_array_equal(tensors['block.w'], A)
   path.write_bytes(form(collections.OrderedDict(a=Tensor(A), b=Tensor(B))))
-  found = torch_file.read(path)
-  np.testing.assert_array_equal(found['a'], A)
-  np.testing.assert_array_equal(found['b'], B)
-  assert found['b'].dtype == np.int64
+  tensors = torch_file.read(path)
+  np.testing.assert_array_equal(tensors['a'], A)
+  np.testing.assert_array_equal(tensors['b'], B)
+  assert tensors['b'].dtype == np.int64
 
 
-def test_views_share_a_storage(toy, tmp_path):
+def test_views_of_a_shared_storage_are_read(toy, tmp_path):
   storage = Storage(A)
   path = tmp_path / 'file.pkl'
   path.write_bytes(archive({'t': Tensor(A.T, storage, strides=(1, 3)), 'row': Tensor(A[1], storage, offset=3)}))
-  found = torch_file.read(path)
-  np.testing.assert_array_equal(found['t'], A.T)
-  np.testing.assert_array_equal(found['row'], A[1])
+  tensors = torch_file.read(path)
+  np.testing.assert_array_equal(tensors['t'], A.T)
+  np.testing.assert_array_equal(tensors['row'], A[1])
 
 
-def _script_part(**attributes):
-  """An object of a class of TorchScript, which keeps tensors and parts side by side."""
-  part = sys.modules['__torch__.toy_model.___torch_mangle_1'].Part()
-  part.__dict__.update(attributes)
-  return part
+def _script_module(**attributes):
+  """A mock TorchScript module, whose attributes are tensors and submodules side by side."""
+  module = sys.modules['__torch__.toy_model.___torch_mangle_1'].Submodule()
+  module.__dict__.update(attributes)
+  return module
 
 
-def test_archives_of_torchscript_give_their_tensors(toy, tmp_path):
+def test_tensors_of_torchscript_archives_are_read(toy, tmp_path):
   path = tmp_path / 'file.pt'
-  activation = _script_part(training=False)
-  block = _script_part(training=False, w=Tensor(A), act=activation, name='block')
+  activation = _script_module(training=False)
+  block = _script_module(training=False, w=Tensor(A), act=activation, name='block')
   block.sizes = Call(sys.modules['torch.jit._pickle'].build_intlist, [3])
-  path.write_bytes(archive(_script_part(training=True, scale=Tensor(B), block=block, act=activation, no=None)))
-  found = torch_file.read(path, ('__torch__',))
-  assert set(found) == {'scale', 'block.w'}
-  np.testing.assert_array_equal(found['block.w'], A)
-  with pytest.raises(ValueError, match=r'it names __torch__\.toy_model\.___torch_mangle_1\.Part'):
+  path.write_bytes(archive(_script_module(training=True, scale=Tensor(B), block=block, act=activation, no=None)))
+  tensors = torch_file.read(path, ('__torch__',))
+  assert set(tensors) == {'scale', 'block.w'}
+  np.testing.assert_array_equal(tensors['block.w'], A)
+  with pytest.raises(ValueError, match=r'it names __torch__\.toy_model\.___torch_mangle_1\.Submodule'):
     torch_file.read(path)
 
 
-def test_parts_within_parts_over_and_over_are_read_once(toy, tmp_path):
+def test_modules_with_several_references_are_read_once(toy, tmp_path):
   path = tmp_path / 'file.pt'
-  part = _script_part(w=Tensor(A))
+  module = _script_module(w=Tensor(A))
   for _ in range(60):  # 2^60 names
-    part = _script_part(left=part, right=part)
-  part.left.right.itself = part
-  path.write_bytes(archive(part))
+    module = _script_module(left=module, right=module)
+  module.left.right.itself = module
+  path.write_bytes(archive(module))
   assert set(torch_file.read(path, ('__torch__',))) == {'left.' * 60 + 'w'}
 
 
 @pytest.mark.parametrize(
   'changes', [{'offset': 1}, {'strides': (3, 2)}, {'offset': -1}, {'strides': (3, -1)}, {'strides': (3,)}]
 )
-def test_views_that_leave_their_storage_are_refused(toy, tmp_path, changes):
+def test_views_beyond_their_storage_are_refused(toy, tmp_path, changes):
   path = tmp_path / 'file.pkl'
   path.write_bytes(archive({'a': Tensor(A, **changes)}))
   with pytest.raises(ValueError, match=r'file\.pkl.*Nothing in it was executed'):
     torch_file.read(path)
 
 
-def test_huge_views_of_a_few_numbers_are_refused(toy, tmp_path):
+def test_huge_views_of_a_small_storage_are_refused(toy, tmp_path):
   huge = Tensor(A)
   huge.shape, huge.strides = (10**6, 10**6), (0, 0)
   path = tmp_path / 'file.pkl'
@@ -186,16 +188,16 @@ def test_huge_views_of_a_few_numbers_are_refused(toy, tmp_path):
     torch_file.read(path)
 
 
-def test_a_table_of_remembered_objects_that_takes_all_memory_is_refused(tmp_path):
+def test_a_memo_number_that_would_exhaust_the_memory_is_refused(tmp_path):
   path = tmp_path / 'file.pkl'
-  number = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:-1]  # without the end
+  number = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:-1]  # without the STOP instruction
   path.write_bytes(number + pickle.LONG_BINPUT + (2**31 - 1).to_bytes(4, 'little') + pickle.STOP)
-  with pytest.raises(ValueError, match='object 2147483647 remembered by instruction 2'):
+  with pytest.raises(ValueError, match='instruction 2 stores an object in the memo under the number 2147483647'):
     torch_file.read(path)
 
 
 class Call:
-  """Pickled as a call of any function."""
+  """An object that pickles as a call of a given function."""
 
   def __init__(self, function, *arguments):
     self.call = function, arguments
@@ -215,7 +217,7 @@ class Call:
     lambda mark: Call(pickle.loads, pickle.dumps(Call(os.mkdir, str(mark)))),
   ],
 )
-def test_nothing_that_a_file_says_is_executed(toy, tmp_path, form, hostile):
+def test_calls_in_a_file_are_refused_and_not_executed(toy, tmp_path, form, hostile):
   path, mark = tmp_path / 'file.pkl', tmp_path / 'mark'
   path.write_bytes(form(hostile(mark)))
   with pytest.raises(ValueError, match=r'file\.pkl is refused: it names .*Nothing in it was executed'):
@@ -223,7 +225,7 @@ def test_nothing_that_a_file_says_is_executed(toy, tmp_path, form, hostile):
   assert not mark.exists()
 
 
-def test_classes_of_models_that_the_caller_does_not_name_are_refused(toy, tmp_path):
+def test_classes_outside_the_allowed_packages_are_refused(toy, tmp_path):
   path = tmp_path / 'file.pkl'
   path.write_bytes(archive(_module(toy)))
   with pytest.raises(ValueError, match=r'it names toy_model\.Layer'):
@@ -231,28 +233,28 @@ def test_classes_of_models_that_the_caller_does_not_name_are_refused(toy, tmp_pa
 
 
 @pytest.mark.parametrize('form', [archive, stream])
-def test_damaged_files_are_refused(toy, tmp_path, form):
-  whole, path = form({'a': Tensor(A), 'b': Tensor(B)}), tmp_path / 'file.pkl'
-  for length in range(0, len(whole), 7):
-    path.write_bytes(whole[:length])
+def test_truncated_files_are_refused(toy, tmp_path, form):
+  data, path = form({'a': Tensor(A), 'b': Tensor(B)}), tmp_path / 'file.pkl'
+  for length in range(0, len(data), 7):
+    path.write_bytes(data[:length])
     with pytest.raises(ValueError, match=r'file\.pkl'):
       torch_file.read(path)
 
 
 @pytest.mark.parametrize('content', [b'', b'\x89PNG\r\n\x1a\n' + bytes(50), pickle.dumps({'a': 1}), pickle.dumps(3)])
-def test_other_files_are_refused(tmp_path, content):
+def test_files_of_other_formats_are_refused(tmp_path, content):
   path = tmp_path / 'file.pkl'
   path.write_bytes(content)
   with pytest.raises(ValueError, match=r'not a file that torch\.save wrote|is refused'):
     torch_file.read(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
   with pytest.raises(ValueError, match=r'nowhere\.pkl cannot be read'):
     torch_file.read(tmp_path / 'nowhere.pkl')
 
 
-def test_what_is_neither_module_nor_tensors_is_refused(toy, tmp_path):
+def test_objects_other_than_modules_and_state_dicts_are_refused(toy, tmp_path):
   path = tmp_path / 'file.pkl'
   path.write_bytes(archive({'a': Tensor(A), 'step': 3}))
   with pytest.raises(ValueError, match='neither a module nor a dict of tensors'):

@@ -17,11 +17,11 @@ def path(tmp_path):
   return path
 
 
-def test_safetensors_are_read(path):
-  found = weights.read(path)
-  assert set(found) == {'a', 'scale'} and found['a'].dtype == np.float16
-  np.testing.assert_array_equal(found['a'], A)
-  assert found['scale'] == 2.0 and found['scale'].shape == ()
+def test_safetensors_files_are_read(path):
+  tensors = weights.read(path)
+  assert set(tensors) == {'a', 'scale'} and tensors['a'].dtype == np.float16
+  np.testing.assert_array_equal(tensors['a'], A)
+  assert tensors['scale'] == 2.0 and tensors['scale'].shape == ()
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,13 @@ def test_safetensors_are_read(path):
     lambda data: b'PK' + data,
   ],
 )
-def test_damaged_safetensors_are_refused(path, change):
+def test_damaged_safetensors_files_are_refused(path, change):
   path.write_bytes(change(path.read_bytes()))
-  with pytest.raises(ValueError, match=r'a\.safetensors is not a safetensors file, or a damaged one'):
+  with pytest.raises(ValueError, match=r'a\.safetensors is not a safetensors file, or it is damaged'):
     weights.read(path)
 
 
-def test_a_missing_file_and_a_missing_package_are_named(path, monkeypatch):
+def test_a_missing_file_and_a_missing_package_are_reported(path, monkeypatch):
   with pytest.raises(ValueError, match=r'nowhere\.safetensors cannot be read: No such file'):
     weights.read(path.with_name('nowhere.safetensors'))
   monkeypatch.setitem(sys.modules, 'safetensors', None)
@@ -50,7 +50,7 @@ def test_a_missing_file_and_a_missing_package_are_named(path, monkeypatch):
     weights.read(path)
 
 
-def test_parameters_are_compared_and_widened():
+def test_parameters_are_checked_and_converted_to_float32():
   params = {'a': [np.float32([1, 2])], 'b': np.array(3.0)}
   expected = {'a': [np.zeros(2, np.float32)], 'b': np.zeros((), np.float64)}
   checked = weights.checked(params, expected, 'f.pt does not fit')
@@ -60,5 +60,5 @@ def test_parameters_are_compared_and_widened():
   ):
     weights.checked(params, {**expected, 'a': [np.zeros(3, np.float32)]}, 'f.pt does not fit')
   params['b'] = np.array(np.inf)
-  with pytest.raises(ValueError, match=r"infinite or not numbers, in \['b'\]"):
+  with pytest.raises(ValueError, match=r"infinite or NaN, in \['b'\]"):
     weights.checked(params, expected, 'f.pt does not fit')

@@ -8,7 +8,7 @@ from dalle_jax.planning.topologies import parse
 WORK = Work(examples=64, tokens=64 * 1280, num_params=10, model_flops=64 * 459e12)
 
 
-def test_a_step_at_the_peak_has_utilisation_one():
+def test_a_step_at_peak_throughput_has_utilisation_one():
   topology = parse('v5p:4x4x4')
   estimate = Estimate(1.0, 0.0, 0.0, WORK, topology, '')
   assert estimate.model_flops_utilisation == pytest.approx(1)
@@ -17,7 +17,7 @@ def test_a_step_at_the_peak_has_utilisation_one():
   assert estimate.chip_hours(3600) == 64
 
 
-def test_what_is_exchanged_beside_computing_counts_where_it_takes_longer():
+def test_overlapped_communication_counts_only_if_it_takes_longer_than_computation():
   topology = parse('v5p:4x4x4')
   assert Estimate(1.0, 0.5, 0.9, WORK, topology, '').step_seconds == 1.5
   assert Estimate(1.0, 0.5, 2.0, WORK, topology, '').step_seconds == 2.5
@@ -34,6 +34,6 @@ def test_what_is_exchanged_beside_computing_counts_where_it_takes_longer():
     ('h100:8', 8, 450e9),
   ],
 )
-def test_exchange_takes_bytes_over_the_links_that_a_group_spans(name, group, bandwidth):
+def test_communication_time_is_bytes_over_the_bandwidth_of_the_spanned_links(name, group, bandwidth):
   collectives = [Collective('all-gather', group, is_async, 1, int(1e9)) for is_async in (False, True)]
   assert exchange_seconds(collectives, parse(name)) == pytest.approx((1e9 / bandwidth, 1e9 / bandwidth))

@@ -3,8 +3,10 @@ import pytest
 from dalle_jax.planning import hlo
 from dalle_jax.planning.hlo import HloProgram
 
-# A loop of 15 passes whose bound is in its condition, and in it a fusion, two collectives that block and one that does
-# not; after it a loop of which the line itself says how often it runs, and one of unknown length.
+# The entry has three loops over the same body. The first has a trip count of 15, a constant in its condition. The
+# second states its trip count of 2. The trip count of the third is unknown. The body has a fusion, two blocking
+# collectives, an asynchronous all-gather in three instructions, and a reduce-scatter written as an all-reduce and a
+# slice.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
 
@@ -80,31 +82,31 @@ def program():
   return HloProgram(PROGRAM, unknown_trips=3)
 
 
-def test_cycles_count_loops_as_often_as_they_run(program):
-  # 15 + 2 + 3 passes of the body; nothing of what fusions and reductions call, nor of conditions.
+def test_cycles_are_multiplied_by_trip_counts(program):
+  # The body runs 15 + 2 + 3 times. Computations inside fusions and reductions, and loop conditions, do not count.
   assert program.cycles == 500 + 20 * 1000
 
 
-def test_the_dearest_instruction_comes_first_with_its_passes_and_its_part_of_the_model(program):
+def test_costs_are_sorted_and_have_counts_and_sources(program):
   first, second = program.costs()
   assert (first.instruction.name, first.count, first.cycles) == ('f', 20, 20_000)
   assert first.instruction.source == 'jit(step)/mlp'
   assert (second.instruction.name, second.cycles) == ('c', 500)
 
 
-def test_collectives_by_kind_and_group(program):
-  found = {(one.kind, one.group): (one.is_async, one.count, one.bytes) for one in program.collectives()}
-  assert found == {
+def test_collectives_are_summed_by_kind_and_group_size(program):
+  totals = {(each.kind, each.group): (each.is_async, each.count, each.bytes) for each in program.collectives()}
+  assert totals == {
     ('all-gather', 8): (True, 20, 20 * 64 * 128 * 2 * 7 // 8),
     ('all-reduce', 4): (False, 20, 20 * 2 * (16 + 16) * 4 * 3 // 4),
-    # One as it is, and one as a sum of which each device keeps a part.
+    # One is an explicit reduce-scatter, the other an all-reduce and a slice.
     ('reduce-scatter', 4): (False, 40, 20 * (2 * 8 + 4 * 8) * 4 * 3),
     ('collective-permute', 2): (True, 1, 4 * 2),
   }
 
 
-def test_collectives_come_by_bytes(program):
-  sizes = [one.bytes for one in program.collectives()]
+def test_collectives_are_sorted_by_bytes(program):
+  sizes = [collective.bytes for collective in program.collectives()]
   assert sizes == sorted(sizes, reverse=True)
 
 
@@ -118,24 +120,24 @@ def test_collectives_come_by_bytes(program):
     ('token[]', [0]),
   ],
 )
-def test_bytes_of_types(shape, sizes):
-  assert hlo.size_of(shape) == sizes
+def test_array_sizes_of_types(shape, sizes):
+  assert hlo.array_sizes(shape) == sizes
 
 
-def test_complaints_of_the_partitioner_are_found():
+def test_full_rematerialisations_are_found_in_the_log():
   log = 'noise\nE0000 spmd: [SPMD] Involuntary full rematerialization. The compiler cannot go from ...\nmore noise'
   (line,) = hlo.full_rematerialisations(log)
   assert 'cannot go from' in line
   assert hlo.full_rematerialisations('noise') == []
 
 
-def test_warnings_of_options_are_told_once_without_their_times():
-  said = 'Fusion is enabled on platform x, but it is not supported. Please use it at your own risk.'
-  log = ''.join(f'W1127 03:46:0{i}.742412    574{i} flag_utils.cc:282] {said}\nnoise\n' for i in range(3))
-  assert hlo.warnings_of_options(log) == [said]
+def test_warnings_about_options_are_listed_once_without_log_prefixes():
+  warning = 'Fusion is enabled on platform x, but it is not supported. Please use it at your own risk.'
+  log = ''.join(f'W1127 03:46:0{i}.742412    574{i} flag_utils.cc:282] {warning}\nnoise\n' for i in range(3))
+  assert hlo.warnings_of_options(log) == [warning]
   assert hlo.warnings_of_options('noise') == []
 
 
-def test_a_text_that_is_no_program_is_refused():
+def test_text_without_an_entry_computation_is_refused():
   with pytest.raises(ValueError, match='no entry'):
     HloProgram('nothing')
