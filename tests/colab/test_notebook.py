@@ -141,7 +141,7 @@ def test_the_story_runs_from_start_to_end(monkeypatch, tmp_path):
   execute(notebook, monkeypatch, tmp_path)
   assert count_pictures(notebook) == 5  # relaxed samples, contexts, a law, a tree, the prompt's contact sheet
   printed = [printed_by(cell) for cell in code_cells(notebook)]
-  (words,) = [text for text in printed if 'bits a word' in text]
+  (words,) = [text for text in printed if 'bits per word' in text]
   assert 'entropy 1.65 bits, Huffman code 1.70' in words
   (table,) = [text for text in printed if 'xz -9e' in text]
   for line in table.splitlines()[1:5]:
