@@ -1,1 +1,1 @@
-"""Experiments: one file each, shipped with the package as `dalle_jax.configs`."""
+"""Configurations of experiments, one file each; shipped with the package as `dalle_jax.configs`."""

@@ -1,23 +1,24 @@
-"""DALL-E in several sizes, by the paper's recipe or with what later work found better.
+"""DALL-E in several sizes, with the recipe of the paper or a modern one.
 
     python -m dalle_jax.train --config=configs/dalle.py:300m --config.data.path=PICTURES \
         --config.dvae.pretrained=models/openai_dvae --workdir=runs/dalle
 
-A size, and after a comma a recipe: `dalle.py:1b,modern`.
+A variant is a size, optionally followed by a recipe: `dalle.py:1b,modern`.
 
-- `12b` (the default), `5b`, `2b`: the paper's models (table 1): 64 layers of width 3968, 2688, 1920.
-- `12b_padded`: the paper's largest with 64 heads and width 4096 instead of 62 and 3968, which are 2 x 31 and 2^7 x 31:
-  powers of two split it over more devices. 13,092,012,032 parameters instead of 12,292,816,384.
-- `1b`, `300m`: shapes of our own, 24 layers of width 2048 and 1024, for less hardware.
-- `small`: the quick start's 32x32 pictures and dVAE, and nine layers of width 128, for a quarter of an hour of two CPU
-  cores; docs/benchmarks.md compares the two recipes on it.
-- `tiny`: a few steps on captioned shapes, to see that it works; `12b,tiny` and so on shrink the others in the same way.
-- `paper` (the default recipe): attention in rows and columns with a last layer of convolutions, AdamW with b2 0.96, the
-  rate halved at plateaus (appendix B). `modern`: full attention, rotary positions, RMSNorm, SwiGLU, normalised queries
-  and keys, z-loss, captions dropped for guidance, and a cosine.
+- `12b` (the default), `5b`, `2b`: the models of the paper (table 1), with 64 layers of width 3968, 2688 and 1920.
+- `12b_padded`: the largest model with 64 heads and width 4096 instead of 62 and 3968. Powers of two split over more
+  devices than 62 = 2 x 31 and 3968 = 2^7 x 31. It has 13.1 billion parameters instead of 12.3 billion.
+- `1b`, `300m`: not in the paper; 24 layers of width 2048 and 1024, for less hardware.
+- `small`: the 32x32 images and the dVAE of the quick start, and a prior of nine layers of width 128. It trains in 15
+  minutes on two CPU cores; docs/benchmarks.md compares the two recipes on it.
+- `tiny`: a few steps on captioned shapes, to check that everything works. `12b,tiny` etc. shrink the other sizes.
+- `paper` (the default recipe): row and column attention, convolutional attention in the last layer, AdamW with b2 of
+  0.96, and a learning rate that is halved at plateaus (appendix B).
+- `modern`: full attention, rotary positions, RMSNorm, SwiGLU, normalised queries and keys, z-loss, dropped captions for
+  guidance, and a cosine schedule.
 
-The sizes from 300m up are for accelerators, and were not trained here. Without --config.dvae.pretrained the released
-dVAE is trained first.
+The sizes from 300m up need accelerators; we have not trained them. Without --config.dvae.pretrained, the released dVAE
+architecture is trained first.
 """
 
 from dalle_jax.configs import dvae, quickstart
@@ -46,11 +47,11 @@ def get_config(variant: str = ''):
     large(config)
   if recipe == 'modern':
     modern(config)
-  return small_enough(config) if tiny else config
+  return make_tiny(config) if tiny else config
 
 
 def paper(config) -> None:
-  """Attention of appendix B.1 and optimisation of appendix B.2."""
+  """The attention patterns of appendix B.1 and the optimizer settings of appendix B.2."""
   config.data.crop = 'paper'
   config.prior.attention_pattern = ('row', 'column', 'row', 'row')
   config.prior.last_attention_pattern = 'conv'
@@ -70,7 +71,7 @@ def paper(config) -> None:
 
 
 def large(config) -> None:
-  """256x256 pictures, the released dVAE, half precision, and parameters over as many devices as divide them."""
+  """256x256 images, the released dVAE, bfloat16, and parameters split over as many devices as divide the model."""
   config.data.source = 'folder'
   config.data.path = 'PICTURES'
   config.data.image_size = 256
@@ -85,7 +86,7 @@ def large(config) -> None:
 
 
 def modern(config) -> None:
-  """What later work found better; the sources are in models/transformer.py, models/layers.py and models/prior.py."""
+  """Improvements after the paper; models/transformer.py, models/layers.py and models/prior.py name the sources."""
   config.prior.attention_pattern = ('full',)
   config.prior.last_attention_pattern = ''
   config.prior.position = 'rotary'
@@ -105,7 +106,7 @@ def modern(config) -> None:
 
 
 def small(config) -> None:
-  """The quick start's pictures and dVAE, and a prior at a rate at which a short run tells something."""
+  """The images and the dVAE of the quick start, and a learning rate that suits a short run."""
   quickstart.pictures(config)
   quickstart.stage_1(config)
   config.prior.conv_kernel_size = 5
@@ -118,9 +119,9 @@ def small(config) -> None:
   config.sampling.temperature = 0.5
 
 
-def small_enough(config):
-  """A few steps on captioned shapes of 64x64, in a grid of 8x8 codes, with every kind of layer."""
-  dvae.small_enough(config)
+def make_tiny(config):
+  """A few steps on 64x64 captioned shapes with an 8x8 grid of codes; the prior has every kind of layer."""
+  dvae.make_tiny(config)
   config.tokenizer.vocab_size, config.tokenizer.text_length = 512, 32
   config.prior.dtype = 'float32'
   config.prior.num_layers, config.prior.conv_kernel_size = 5, 5

@@ -1,13 +1,13 @@
-"""The discrete VAE alone, stage 1, on a folder of pictures.
+"""Only the discrete VAE (stage 1), trained on a folder of images.
 
     python -m dalle_jax.train --config=configs/dvae.py:small --config.data.path=PICTURES --workdir=runs/dvae
 
-- `openai` (the default): the released model at 256x256 with the paper's recipe (appendix A): 97.6 million parameters,
-  3,000,000 updates of 512 pictures; the authors used 64 GPUs. Not run in full here.
-- `small`: 128x128 pictures to 16x16 codes, for one GPU and some ten thousand pictures. Not run in full here.
-- `tiny` after a comma (`openai,tiny`): a few steps on captioned shapes, to see that it works.
+- `openai` (the default): the released model at 256x256 with the recipe of the paper (appendix A): 97.6 million
+  parameters and 3,000,000 updates of 512 images. The authors used 64 GPUs; we have not run it in full.
+- `small`: 128x128 images to 16x16 codes, for one GPU and about ten thousand images. We have not run it in full.
+- `tiny` after a comma (`openai,tiny`): a few steps on captioned shapes, to check that everything works.
 
-The model it writes serves as --config.dvae.pretrained of other configurations.
+Other configurations can use the resulting model directory as --config.dvae.pretrained.
 """
 
 from dalle_jax.config import base_config, choose, shrink
@@ -35,11 +35,11 @@ def get_config(variant: str = ''):
     config.dvae_training.schedule_steps = 0
     config.dvae_training.warmup_steps = 500
     config.dvae_training.clip_norm = 4.0
-  return small_enough(config) if tiny else config
+  return make_tiny(config) if tiny else config
 
 
 def released(config) -> None:
-  """The paper's recipe for the released model, whose sizes and schedules are the defaults (appendix A.2)."""
+  """The recipe of the released model (appendix A.2). Its shape and loss schedules are the defaults of `config.dvae`."""
   config.dvae.dtype = 'bfloat16'
   training = config.dvae_training
   training.num_steps = 3_000_000
@@ -58,8 +58,8 @@ def released(config) -> None:
   training.checkpoint_every = 5_000
 
 
-def small_enough(config):
-  """A few steps on generated pictures of 64x64."""
+def make_tiny(config):
+  """A few steps on 64x64 captioned shapes."""
   shrink(config)
   config.data.source, config.data.path = 'captioned_shapes', ''
   config.data.image_size = 64

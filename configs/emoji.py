@@ -1,12 +1,13 @@
-"""A folder of real pictures with captions, such as emoji and their names, at 32x32.
+"""A folder of captioned images at 32x32, such as emoji with their names.
 
     python -m dalle_jax.train --config=configs/emoji.py --config.data.path=PICTURES --workdir=runs/emoji
 
-PICTURES is any folder with a metadata.jsonl (file_name, text), a metadata.csv, or a .txt beside each picture. A tenth
-of the names is held out; pictures whose captions differ only after the first colon (skin tones, mostly) share a name.
-On two CPU cores, beside other jobs, it took 8 minutes. Expect reconstructions of 22 dB of emoji not trained on,
-recognisable people and faces for names seen in training, and little for words that never occurred there;
-docs/benchmarks.md shows them.
+PICTURES is any folder with a metadata.jsonl (file_name, text), a metadata.csv, or a .txt file next to each image. A
+tenth of the names is held out. Captions that differ only after the first colon (mostly skin tones) have the same name.
+
+On two CPU cores, with other jobs running, it took 8 minutes. Expect a PSNR of 22 dB for reconstructions of held-out
+emoji. Generated images show recognisable people and faces for names seen in training, but little for names that were
+not; docs/benchmarks.md shows them.
 """
 
 from dalle_jax.configs.quickstart import short_dvae

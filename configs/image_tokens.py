@@ -1,4 +1,4 @@
-"""Models of image tokens, from n-grams to the transformer, on the captioned shapes of the quick start.
+"""Models of image tokens, from n-grams to a transformer, on the captioned shapes of the quick start.
 
     python -m dalle_jax.train --config=configs/quickstart.py --config.task=dvae --workdir=runs/dvae
     python -m dalle_jax.train --config=configs/image_tokens.py:lstm --config.dvae.pretrained=runs/dvae/model \
@@ -8,18 +8,18 @@
         --workdir=runs/captioned_lstm
     python -m dalle_jax.generate --model=runs/captioned_lstm/model --prompt="a large red circle"
 
-The dVAE may also be that of a whole quick start, runs/quickstart/model, which is taken if none is named.
+The dVAE of a full quick start, runs/quickstart/model, works too; it is the default.
 
-- `ngram`: order 5, interpolated Kneser-Ney smoothing; counted in one pass, not trained.
-- `neural_ngram`: Bengio's, order 6.
+- `ngram`: order 5 with interpolated Kneser-Ney smoothing; it is counted in one pass, not trained.
+- `neural_ngram`: the model of Bengio et al., order 6.
 - `lstm`, `rnn`: two layers.
-- `transformer` (the default): four layers, learned positions.
-- `text` after a comma: a caption's tokens before its image's, as in the prior.
-- `tiny` after a comma: a few steps only, on the dVAE of `configs/quickstart.py:tiny`, to see that it works.
+- `transformer` (the default): four layers with learned positions.
+- `text` after a comma: caption tokens before the image tokens, as in the prior.
+- `tiny` after a comma: a few steps on the dVAE of `configs/quickstart.py:tiny`, to check that everything works.
 
-On two CPU cores, beside other jobs, an n-gram took two to three minutes, nearly all of them to encode the pictures,
-the neural one as much, and 400 steps of the LSTM and the transformer four and five. Expect 0.88 bits per image token
-of the 5-gram model, and 0.29 of the transformer after 400 steps; docs/benchmarks.md has the runs.
+On two CPU cores, with other jobs running, the n-gram model took two to three minutes, mostly to encode the images. The
+neural n-gram took as long, 400 steps of the LSTM four minutes, and 400 steps of the transformer five. Expect 0.88 bits
+per image token from the n-gram model and 0.29 from the transformer after 400 steps; docs/benchmarks.md has the runs.
 """
 
 from dalle_jax.configs import quickstart
@@ -34,7 +34,7 @@ def get_config(variant: str = ''):
   config.task = 'sequence'
   quickstart.pictures(config)
   config.tokenizer.bpe_dropout = 0.0
-  quickstart.stage_1(config)  # the shape that the trained dVAE has
+  quickstart.stage_1(config)  # the shape of the trained dVAE
   config.dvae.pretrained = 'runs/quickstart/model'
 
   config.model.kind = kind

@@ -1,10 +1,11 @@
-"""Captioned shapes at 32x32: the whole system on two CPU cores in four to eight minutes.
+"""The full system on 32x32 captioned shapes, in four to eight minutes on two CPU cores.
 
     python -m dalle_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-`--config=configs/quickstart.py:tiny` runs every stage for a few steps only, to see that it works. With `:guided` the
-prior learns images without captions too, and draws with guidance: more single shapes in combinations never seen are
-right, and fewer pairs.
+- `tiny`: every stage for a few steps, to check that everything works.
+- `guided`: the prior also learns images without captions, and samples with classifier-free guidance. This draws more
+  single objects correctly whose combination was never seen, but fewer pairs.
+
 Expect a prompt accuracy of 97 to 99% with one object and 88 to 96% with two; docs/benchmarks.md has the runs.
 """
 
@@ -31,7 +32,7 @@ def get_config(variant: str = ''):
   config.prior_training.sheet_every = 600
   config.prior_training.checkpoint_every = 300
 
-  # The most often right of those in docs/benchmarks.md; a higher one varies more.
+  # The most accurate temperature in docs/benchmarks.md; a higher one gives more varied images.
   config.sampling.temperature = 0.25
   if guided:
     config.prior.caption_drop = 0.1
@@ -42,7 +43,7 @@ def get_config(variant: str = ''):
 
 
 def pictures(config) -> None:
-  """The pictures and their captions' tokens."""
+  """The data set of captioned shapes and the tokenizer of its captions."""
   config.data.source = 'captioned_shapes'
   config.data.image_size = 32
   config.data.crop = 'center'
@@ -64,9 +65,10 @@ def stage_1(config) -> None:
 
 
 def short_dvae(config, num_steps: int) -> None:
-  """A small dVAE, three groups of one block, and the recipe by which it learns in a few thousand steps.
+  """A small dVAE of three groups with one block each, and a recipe that trains it in a few thousand steps.
 
-  What the keys do for short runs is in docs/design.md. For more than 4,000 steps take half the rates, twice the batch.
+  docs/design.md explains what the keys do in short runs. For more than 4,000 steps, halve the learning rates and double
+  the batch size.
   """
   config.dvae.image_vocab_size = 256
   config.dvae.hidden_size = 32

@@ -1,9 +1,9 @@
-"""Captioned shapes at 64x64, most with two objects, for a GPU or an hour or two of CPU.
+"""Captioned shapes at 64x64, most of them with two objects, for a GPU or one to two hours on a CPU.
 
     python -m dalle_jax.train --config=configs/shapes.py --workdir=runs/shapes
 
-On two CPU cores, beside other jobs, it took an hour and reached a prompt accuracy of 96.5% on validation and 91.4% on
-held_out (docs/benchmarks.md); the aims were 95% and 90%.
+On two CPU cores, with other jobs running, it took an hour. It reached a prompt accuracy of 96.5% on validation and
+91.4% on held_out (docs/benchmarks.md); the goals were 95% and 90%.
 """
 
 from dalle_jax.configs.quickstart import short_dvae
@@ -24,7 +24,7 @@ def get_config(variant: str = ''):
   config.tokenizer.bpe_dropout = 0.0
   config.tokenizer.text_length = 20
 
-  # An 8x8 grid. Patches of 2x2 pixels spare the costly layers at 64x64: a step takes a third of the time.
+  # The grid is 8x8. Patches of 2x2 pixels avoid the costly layers at full resolution: a step takes a third of the time.
   short_dvae(config, num_steps=7_000)
   config.dvae.image_vocab_size = 512
   config.dvae.patch_size = 2

@@ -1,4 +1,4 @@
-"""From configuration groups to models: the one place that knows which keys make which module."""
+"""Builds models from configuration groups; no other file maps keys to module arguments."""
 
 import dataclasses
 from typing import Any
@@ -20,10 +20,11 @@ from dalle_jax.models.sequence import SequenceModel
 from dalle_jax.models.stream import StreamModel
 from dalle_jax.models.transformer import BlockShape, Transformer
 
-INIT_SCALES = {'sparse_transformer': (0.125, 0.125), 'unit': (1.0, 1.0)}  # of kernels and of embeddings
+INIT_SCALES = {'sparse_transformer': (0.125, 0.125), 'unit': (1.0, 1.0)}  # initial scales of kernels and embeddings
 
 
 def make_dvae(config: DvaeConfig) -> Dvae:
+  """Builds the discrete VAE of config.dvae."""
   return Dvae(
     image_vocab_size=config.image_vocab_size,
     hidden_size=config.hidden_size,
@@ -42,7 +43,12 @@ def make_dvae(config: DvaeConfig) -> Dvae:
 
 
 def make_prior(config: Config, text_vocab_size: int) -> Prior:
-  """The prior of a configuration; the tokenizer says how many text ids there are."""
+  """Builds the prior of config.prior.
+
+  Args:
+    config: the experiment's configuration.
+    text_vocab_size: number of token ids of the caption tokenizer.
+  """
   prior, text_length = config.prior, config.tokenizer.text_length
 
   def pattern(kind: str) -> Pattern:
@@ -65,7 +71,7 @@ def make_prior(config: Config, text_vocab_size: int) -> Prior:
 
 
 def _block_shape(config: BlocksConfig) -> tuple[BlockShape, float]:
-  """What the blocks have in common, and the initial scale of the embeddings."""
+  """The settings that all blocks of a transformer share, and the initial scale of its embeddings."""
   init_scale, embedding_init_scale = INIT_SCALES[config.init]
   shape = BlockShape(
     num_layers=config.num_layers,
@@ -84,11 +90,14 @@ def _block_shape(config: BlocksConfig) -> tuple[BlockShape, float]:
 
 
 def make_stream_model(config: Config, text_vocab_size: int) -> tuple[Any, str]:
-  """What draws images, the prior or a sequence model in its place, and the part of the parameters that it has.
+  """Builds the model that generates images: the prior, or the sequence model if the task is 'sequence'.
 
   Args:
-    config: of the experiment.
-    text_vocab_size: ids of the tokenizer; not read by a model of image tokens alone.
+    config: the experiment's configuration.
+    text_vocab_size: number of token ids of the tokenizer; unused by a model of image tokens only.
+
+  Returns:
+    The model, and the name of its collection in the parameters: 'prior' or 'model'.
   """
   if config.task == 'sequence':
     return make_sequence_model(config, text_vocab_size), 'model'
@@ -96,11 +105,11 @@ def make_stream_model(config: Config, text_vocab_size: int) -> tuple[Any, str]:
 
 
 def make_sequence_model(config: Config, text_vocab_size: int) -> SequenceModel:
-  """The model of config.model.
+  """Builds the sequence model of config.model.
 
   Args:
-    config: of the experiment.
-    text_vocab_size: ids of the tokenizer; not read by a model of image tokens alone.
+    config: the experiment's configuration.
+    text_vocab_size: number of token ids of the tokenizer; unused by a model of image tokens only.
   """
   tokens, length = config.model.tokens, config.sequence_length
   if tokens == 'text':
@@ -112,7 +121,7 @@ def make_sequence_model(config: Config, text_vocab_size: int) -> SequenceModel:
 
 
 def _flat_model(model: SequenceConfig, vocab_size: int, length: int) -> SequenceModel:
-  """A model of sequences of `length` out of `vocab_size` ids."""
+  """Builds a model of sequences of `length` tokens over a single vocabulary of `vocab_size` ids."""
   dtype = jnp.dtype(model.dtype)
   if model.kind == 'ngram':
     return Ngram(vocab_size, length, model.order)
@@ -126,28 +135,33 @@ def _flat_model(model: SequenceConfig, vocab_size: int, length: int) -> Sequence
 
 
 def make_reranker(config: Config, text_vocab_size: int) -> Reranker:
-  """The contrastive model of config.reranker; the tokenizer says how many text ids there are."""
-  own = config.reranker
+  """Builds the contrastive model of config.reranker.
+
+  Args:
+    config: the experiment's configuration.
+    text_vocab_size: number of token ids of the caption tokenizer.
+  """
+  reranker = config.reranker
 
   def shape(num_layers: int, width: int, num_heads: int) -> BlockShape:
-    return BlockShape(
-      num_layers, width, num_heads, mlp=own.activation, init_scale=INIT_SCALES['unit'][0], dtype=jnp.dtype(own.dtype)
-    )
+    init_scale, _ = INIT_SCALES['unit']
+    dtype = jnp.dtype(reranker.dtype)
+    return BlockShape(num_layers, width, num_heads, mlp=reranker.activation, init_scale=init_scale, dtype=dtype)
 
   image = ImageEncoder(
     image_size=config.data.image_size,
-    patch_size=own.patch_size,
-    stem=own.stem,
-    shape=shape(own.image_num_layers, own.image_width, own.image_num_heads),
-    out_dim=own.embed_dim,
-    mean=own.pixel_mean,
-    std=own.pixel_std,
+    patch_size=reranker.patch_size,
+    stem=reranker.stem,
+    shape=shape(reranker.image_num_layers, reranker.image_width, reranker.image_num_heads),
+    out_dim=reranker.embed_dim,
+    mean=reranker.pixel_mean,
+    std=reranker.pixel_std,
   )
   text = TextEncoder(
     vocab_size=text_vocab_size,
     length=config.tokenizer.text_length,
-    shape=shape(own.text_num_layers, own.text_width, own.text_num_heads),
-    out_dim=own.embed_dim,
+    shape=shape(reranker.text_num_layers, reranker.text_width, reranker.text_num_heads),
+    out_dim=reranker.embed_dim,
     end_of_text='largest_id' if config.tokenizer.kind == 'clip' else 'first_pad',
   )
   return Reranker(image, text)

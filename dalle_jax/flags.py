@@ -1,4 +1,7 @@
-"""What the doors share: the configuration flag, readable errors, and the start of JAX. Imports nothing heavy."""
+"""Shared parts of the command-line programs: the --config flag, short error messages, and starting JAX.
+
+Importing this module is cheap; it does not import JAX.
+"""
 
 import os
 import platform
@@ -17,17 +20,23 @@ if TYPE_CHECKING:
   from dalle_jax.config import Config
 
 EXIT_USER_ERROR = 2
-EXIT_CTRL_C = 130  # the shell's own for a program that SIGINT ended
-JOIN_S = 300  # for which a host waits for the others at its start
-REMIND_S = 30  # after which it says that it waits
-LEAVE_S = 60  # for which a host that failed by itself waits for the others, which it ends by that
+EXIT_CTRL_C = 130  # the status that a shell reports for a program ended by SIGINT
+JOIN_S = 300  # seconds that a starting host waits for the other hosts
+REMIND_S = 30  # seconds until a waiting host prints what to check
+LEAVE_S = 60  # seconds that an exiting host waits for the other hosts; then it leaves, which ends them too
 
 
 def find_config(path: str) -> str:
-  """A configuration file as given, or the one of that name that came with the package.
+  """Finds a configuration file by path, or by name among the files shipped with the package.
 
-  `configs/quickstart.py:tiny` is looked for from the working directory first, so that a checkout's own files win; an
-  installed package carries the same files inside.
+  A path that exists wins, so in a checkout the files of the working directory are used. Otherwise `configs/NAME.py`,
+  `NAME.py` and `NAME` stand for the shipped file.
+
+  Args:
+    path: the value of --config: a file, optionally followed by ':VARIANT', such as 'configs/quickstart.py:tiny'.
+
+  Returns:
+    The path of an existing file, followed by the same variant.
 
   Raises:
     ValueError: there is no such file.
@@ -39,12 +48,12 @@ def find_config(path: str) -> str:
   if Path(name).parent.name in ('', 'configs') and Path(name).stem in shipped:
     return str(shipped[Path(name).stem]) + colon + variant
   raise ValueError(
-    f'--config={name}: there is no such file. Shipped are {", ".join(f"configs/{n}.py" for n in shipped)}.'
+    f'--config={name}: there is no such file. Shipped are {", ".join(f"configs/{stem}.py" for stem in shipped)}.'
   )
 
 
 def _shipped_configs() -> dict[str, Path]:
-  """Files by name: inside an installed package, or beside it in a checkout."""
+  """The shipped configuration files by name. They are inside an installed package, and beside it in a checkout."""
   package = Path(__file__).parent
   directory = next((d for d in (package / 'configs', package.parent / 'configs') if d.is_dir()), None)
   files = sorted(directory.glob('[!_]*.py')) if directory else []
@@ -52,7 +61,7 @@ def _shipped_configs() -> dict[str, Path]:
 
 
 def _resolve_config_flag(argv: list[str]) -> list[str]:
-  """Arguments with the value of --config replaced by a file that exists."""
+  """The arguments with the value of --config replaced by the path of an existing file."""
   resolved = list(argv)
   for i, argument in enumerate(argv):
     for prefix in ('--config=', '-config='):
@@ -64,16 +73,19 @@ def _resolve_config_flag(argv: list[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
-  """Parses flags and calls `main`; a ValueError ends the program with its message alone (--verbosity=1: in full).
+  """Parses the flags and runs a program; it exits with the status that `main` returns.
+
+  A ValueError is a user's mistake: its message is printed without a traceback (with one at --verbosity=1), and the
+  status is 2.
 
   Args:
-    main: gets the program's name and what is no flag.
-    positional: whether `main` takes arguments that are no flags.
+    main: gets the program's name followed by the arguments that are not flags.
+    positional: whether the program accepts arguments that are not flags.
   """
 
   def guarded(argv: list[str]) -> int | None:
     if len(argv) > 1 and not positional:
-      return _fail(f'Unknown arguments: {" ".join(argv[1:])}. Flags are written --name=value.')
+      return _fail(f'Unknown arguments: {" ".join(argv[1:])}. Write flags as --name=value.')
     try:
       return main(argv)
     except KeyboardInterrupt:
@@ -109,23 +121,29 @@ def read_config(name: str = 'config') -> 'Config':
 
 
 def take_subject(argv: list[str], subjects: Sequence[str]) -> str:
-  """Removes the first argument of a program that does several things, what to do, from argv."""
+  """Removes the subcommand from the arguments and returns it.
+
+  Args:
+    argv: the program's arguments, changed in place.
+    subjects: the allowed subcommands. The first one is returned if only help is requested.
+  """
   asked_for_help = any(argument in ('--help', '-help', '--helpfull', '-h', '-?') for argument in argv[1:])
   if len(argv) > 1 and argv[1] in subjects:
     return argv.pop(1)
   if asked_for_help:
     return subjects[0]
   given = f'given {argv[1]!r}' if len(argv) > 1 else 'none was given'
-  sys.exit(_fail(f'Say first what to do, one of {", ".join(subjects)}; {given}.'))
+  sys.exit(_fail(f'The first argument must be one of {", ".join(subjects)}; {given}.'))
 
 
 def _fail(message: str) -> int:
+  """Prints an error message and returns the exit status."""
   print(f'error: {message}', file=sys.stderr)
   return EXIT_USER_ERROR
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, with errors of flags, of the configuration file and of its overrides in a line or two."""
+  """Parses flags with absl, and shortens errors of flags, of the configuration file and of its overrides."""
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
@@ -133,41 +151,41 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def essence(error: Exception) -> str:
-  """What helps in an error of absl or ml_collections: no traceback, and of a group's keys the nearest one only."""
+  """Shortens an error message of absl or ml_collections: no traceback, and only the nearest of a group's keys."""
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   lines = [line for line in text.replace('\\n', '\n').splitlines() if line.strip()]
   if any('Traceback' in line for line in lines):
     return lines[-1].partition(': ')[2] or lines[-1]
-  kept = ' '.join(line.split(' Other fields present')[0] for line in lines).replace("\\'", "'").strip('"')
-  unknown = re.match(r"'+(\w+)'(?:.*Did you mean \"(\w+)\")?", kept)
-  if not unknown:
-    return kept
-  key, near = unknown.groups()
-  return f'Unknown configuration key {key!r}' + (f'; did you mean {near!r}?' if near else '.')
+  message = ' '.join(line.split(' Other fields present')[0] for line in lines).replace("\\'", "'").strip('"')
+  unknown_key = re.match(r"'+(\w+)'(?:.*Did you mean \"(\w+)\")?", message)
+  if not unknown_key:
+    return message
+  key, nearest = unknown_key.groups()
+  return f'Unknown configuration key {key!r}' + (f'; did you mean {nearest!r}?' if nearest else '.')
 
 
 def start_jax(
   distributed: bool, coordinator: str | None = None, hosts: int | None = None, host: int | None = None
 ) -> None:
-  """First contact with JAX: joins the other hosts if asked, and says what it runs on.
+  """Starts JAX: joins the other hosts if `distributed`, and prints the devices in use.
 
   Args:
-    distributed: whether there are other hosts.
-    coordinator: HOST:PORT of the first of them; None, as for the next two, where the cluster tells (TPU pods, Slurm).
-    hosts: how many there are.
-    host: the number of this one.
+    distributed: whether other hosts take part.
+    coordinator: HOST:PORT of host 0. This and the next two may be None on clusters that JAX knows (TPU pods, Slurm).
+    hosts: number of hosts.
+    host: index of this host, from 0.
 
   Raises:
-    ValueError: the hosts cannot be joined, or are described without `distributed`.
+    ValueError: the hosts cannot be joined, or they are described although `distributed` is False.
   """
   if not distributed and (coordinator, hosts, host) != (None, None, None):
-    raise ValueError('--coordinator, --num_hosts and --host_index describe other hosts: give --distributed with them.')
+    raise ValueError('--coordinator, --num_hosts and --host_index describe other hosts; give --distributed as well.')
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   import jax
 
   if distributed:
     _join(coordinator, hosts, host)
-  cache = _keep_programs()
+  cache = _enable_compilation_cache()
   if jax.process_index() == 0:
     devices = jax.devices()
     print(
@@ -177,11 +195,15 @@ def start_jax(
     )
 
 
-def _keep_programs() -> str:
-  """Keeps compiled programs from one start to the next; where, or '' for nowhere.
+def _enable_compilation_cache() -> str:
+  """Keeps compiled programs on disk from one start to the next.
 
-  JAX_COMPILATION_CACHE_DIR says where, and empty that they are not kept. Programs for a CPU fit CPUs with the same
-  instructions alone, and home directories are seen by several machines: each kind has a directory of its own.
+  Set JAX_COMPILATION_CACHE_DIR to choose the directory, or to an empty value to keep nothing. Programs compiled for a
+  CPU run only on CPUs with the same instructions, and several machines may share a home directory. By default, each
+  kind of CPU therefore gets its own directory.
+
+  Returns:
+    The directory; empty if nothing is kept.
   """
   import jax
 
@@ -198,19 +220,19 @@ def _keep_programs() -> str:
 
 
 def _cpu_features() -> int:
-  """A number for the set of instructions that this machine has; 0 where it cannot be told."""
+  """A checksum of the CPU's instruction-set flags; 0 if they are unknown."""
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
   except OSError:
     return 0
-  found = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
-  return zlib.crc32(found.partition(':')[2].encode())
+  features = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+  return zlib.crc32(features.partition(':')[2].encode())
 
 
 def _join(coordinator: str | None, hosts: int | None, host: int | None) -> None:
-  """Joins the other hosts; arguments and errors are those of `start_jax`.
+  """Joins the other hosts; see `start_jax` for arguments and errors.
 
-  Where hosts are missing in the end, JAX ends the process from C++, so that all that can be found out is said before.
+  If hosts are still missing at the end, JAX aborts the process from C++. All advice is therefore printed before that.
   """
   import jax
 
@@ -218,9 +240,9 @@ def _join(coordinator: str | None, hosts: int | None, host: int | None) -> None:
     _check_coordinator(coordinator, hosts, host)
   where = f' at {coordinator}' if coordinator else ''
   advice = (
-    f'Waiting for the other hosts{where}; without them this one ends {JOIN_S} s after its start. Check that the same '
-    'command runs on all of them (--num_hosts the same, --host_index from 0, each once), that none of an earlier start '
-    'is left, and that no firewall closes the port of host 0.'
+    f'Waiting for the other hosts{where}. If any is missing {JOIN_S} s after the start, this host exits. Check that '
+    'the same command runs on all hosts (--num_hosts the same on all; --host_index from 0, different on each), that no '
+    'process of an earlier start is left, and that no firewall blocks the port of host 0.'
   )
   reminder = threading.Timer(REMIND_S, lambda: print(advice, file=sys.stderr, flush=True))
   reminder.daemon = True
@@ -231,38 +253,39 @@ def _join(coordinator: str | None, hosts: int | None, host: int | None) -> None:
     )
   except (RuntimeError, ValueError) as error:
     raise ValueError(
-      f'--distributed: the hosts cannot be joined: {error} Outside of TPU pods and clusters that JAX knows, give '
-      '--coordinator=HOST:PORT, --num_hosts and --host_index as well.'
+      f'--distributed: the hosts cannot be joined: {error} Outside TPU pods and clusters that JAX knows, also give '
+      '--coordinator=HOST:PORT, --num_hosts and --host_index.'
     ) from error
   finally:
     reminder.cancel()
 
 
 def _check_coordinator(coordinator: str, hosts: int | None, host: int | None) -> None:
-  """Refuses what JAX would answer with a crash: a malformed address, a name that is unknown, a port that is taken.
+  """Checks for mistakes that would crash JAX: a malformed address, an unknown host name, or a port in use.
 
   Raises:
-    ValueError: what is wrong.
+    ValueError: the mistake that was found.
   """
   name, colon, port = coordinator.rpartition(':')
   if not (name and colon and port.isdecimal() and 0 < int(port) < 2**16):
-    raise ValueError(f'--coordinator is {coordinator!r}; it must be HOST:PORT, for instance 10.0.0.1:1234.')
+    raise ValueError(f'--coordinator is {coordinator!r}; it must be HOST:PORT, such as 10.0.0.1:1234.')
   if hosts is not None and host is not None and not 0 <= host < hosts:
-    raise ValueError(f'--host_index is {host}; with --num_hosts={hosts} it must lie in 0 to {hosts - 1}.')
+    raise ValueError(f'--host_index is {host}; with --num_hosts={hosts} it must be 0 to {hosts - 1}.')
   try:
     socket.getaddrinfo(name.strip('[]'), int(port))
   except OSError as error:
-    raise ValueError(f'--coordinator={coordinator}: this host does not know {name}: {error}.') from None
+    raise ValueError(f'--coordinator={coordinator}: this host cannot resolve the name {name}: {error}.') from None
   if host == 0:
     _check_port(coordinator, int(port))
 
 
 def _check_port(coordinator: str, port: int) -> None:
+  """Checks that host 0 can listen on the coordinator's port."""
   family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET
   try:
     socket.create_server(('', port), family=family, dualstack_ipv6=socket.has_dualstack_ipv6()).close()
   except OSError as error:
     raise ValueError(
       f'--coordinator={coordinator}: port {port} of this host, which is host 0, cannot be opened: {error}. Choose '
-      'another port, or end the program that has it, perhaps an earlier start.'
+      'another port, or end the program that uses it, perhaps an earlier start.'
     ) from None

@@ -1,4 +1,4 @@
-"""What accelerators can do, by the name that JAX gives them: the vendors' published figures."""
+"""Accelerators by JAX's device kind: published performance figures, and XLA options for training steps."""
 
 import dataclasses
 
@@ -7,15 +7,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One accelerator, as JAX counts devices.
+  """Published figures of one accelerator, counted as JAX counts devices.
 
   Attributes:
-    name: as people say it.
-    peak_flops: multiplications and additions a second of dense bfloat16 products (float16 where it has no bfloat16).
-    memory: bytes.
-    link_bandwidth: bytes a second in one direction over one link to a neighbour in the torus, or of GPUs over all links
-      to the others of a host; 0 where it is not known here.
-    clock: cycles a second of the cores, in which TPUs' compiler counts; 0 of GPUs.
+    name: common name, such as 'v5e'.
+    peak_flops: peak dense bfloat16 FLOPs per second (float16 on chips without bfloat16); a multiply-add counts as two.
+    memory: bytes of device memory.
+    link_bandwidth: bytes per second in one direction. On TPUs, of one link to a neighbour in the torus; on GPUs, of all
+      links of a GPU to the other GPUs of its host. 0 if unknown.
+    clock: core clock in Hz, the unit of the TPU compiler's cost estimates. 0 on GPUs.
   """
 
   name: str
@@ -25,11 +25,13 @@ class Chip:
   clock: float = 0.0
 
 
-# TPU: cloud.google.com/tpu/docs/system-architecture-tpu-vm; of v2 and v3 a device is one of the chip's two cores.
-# Links of TPUs: Austin et al. 2025, How to Scale Your Model, table of chapter 2. Clocks: those at which matrix units
-# have the peak published. XLA's estimates of a large product agree: 0.99 of 8 x 128 x 128 products a cycle on v5p (four
-# units in each of two cores), 0.93 of as many on v4, 0.96 of half as many on v5e, 0.7 of 4 x 256 x 256 on v6e.
-# GPU: NVIDIA's data sheets, without sparsity; of NVLink, or PCI Express where there is none, one of the two directions.
+# TPU figures: cloud.google.com/tpu/docs/system-architecture-tpu-vm. On v2 and v3 a JAX device is one of a chip's two
+# cores. TPU links: Austin et al. 2025, How to Scale Your Model, table of chapter 2.
+# TPU clocks are chosen so that the matrix units reach the published peak. XLA's estimates for a large product agree, as
+# a share of the multiply-adds per cycle: 0.99 of 8 x 128 x 128 on v5p (two cores with four units each), 0.93 of
+# 8 x 128 x 128 on v4, 0.96 of 4 x 128 x 128 on v5e, and 0.7 of 4 x 256 x 256 on v6e.
+# GPU figures: NVIDIA's data sheets, without sparsity. Bandwidth is one direction of NVLink, or of PCI Express on GPUs
+# without NVLink.
 _CHIPS = {
   'TPU v2': Chip('v2', 22.5e12, 8 * GIB, 0.0, 0.7e9),
   'TPU v3': Chip('v3', 61.5e12, 16 * GIB, 0.0, 0.94e9),
@@ -55,18 +57,20 @@ _CHIPS = {
 
 
 def chip(device_kind: str) -> Chip | None:
-  """The accelerator that JAX calls so (`jax.Device.device_kind`); None where its figures are not known here."""
+  """Looks up an accelerator by `jax.Device.device_kind`; None if this table does not have it."""
   return _CHIPS.get(device_kind)
 
 
-# A product with a split matrix would be cut into as many as there are shards, each reading and writing the whole result
-# while the next shard comes: by XLA's estimate four layers of the 1B model on v5e:2x4 take 1,053 million cycles so, and
-# 624 with matrices brought together first; with tensor=2, 751 and 710.
-_WHOLE_PRODUCTS = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': str(2**20)}
-# Parameters are gathered and gradients summed beside matrix products instead of before and after them. On other chips
-# the compiler takes the same options with the warning that results might be wrong, so there they are not given. With
-# sums that end scattered fused likewise, products get slower by more than is hidden.
-_BESIDE_PRODUCTS = {
+# XLA may split a matrix product with a sharded operand into one product per shard, so that the next shard arrives
+# during the current product (windowed einsum). Each of these products reads and writes the full result, which costs
+# more than the overlap saves. This threshold (MiB) turns the splitting off, so matrices are gathered first. By XLA's
+# estimate, four layers of the 1B model on v5e:2x4 take 624 million cycles with gathered matrices and 1,050 million with
+# splitting; with tensor=2, 710 and 751 million.
+_GATHER_BEFORE_PRODUCTS = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': str(2**20)}
+# Overlap the all-gathers of parameters and the all-reduces of gradients with matrix products. We set these options on
+# v5e only: on other TPUs the compiler accepts them but warns that results may be wrong. We do not fuse reduce-scatters:
+# the products slow down by more than the overlap saves.
+_OVERLAP_COLLECTIVES = {
   'xla_enable_async_all_gather': 'true',
   'xla_enable_async_all_reduce': 'true',
   'xla_tpu_enable_async_collective_fusion': 'true',
@@ -75,23 +79,27 @@ _BESIDE_PRODUCTS = {
   'xla_tpu_enable_async_collective_fusion_multiple_steps': 'true',
   'xla_tpu_overlap_compute_collective_tc': 'true',
 }
-_BESIDE_PRODUCTS_ON = ('TPU v5 lite', 'TPU v5e')
-# Of these the default is 16 MiB of on-chip memory for a fused operation, of the 128 that there are. By XLA's own
-# estimate the products of an MLP of width 3968 and their gradients take 23.7 million cycles on v5p with 16 MiB, 22.0
-# with 24, 21.5 with 32 and 21.1 with 48; but then they take 1.1, 1.5 and 2.5 times as long to compile.
-_WITH_LARGER_FUSIONS = ('TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p')
+_OVERLAP_KINDS = ('TPU v5 lite', 'TPU v5e')
+# These chips have 128 MiB of on-chip memory; a fused operation may use 16 MiB of it by default. Larger fusions are
+# faster but take longer to compile. By XLA's estimate, the MLP products of width 3968 with their gradients take 23.7
+# million cycles on v5p with 16 MiB, 22.0 with 24, 21.5 with 32 and 21.1 with 48. Compiling with 24, 32 and 48 MiB takes
+# 1.1, 1.5 and 2.5 times as long as with 16.
+_LARGE_FUSION_KINDS = ('TPU v5 lite', 'TPU v5e', 'TPU v5', 'TPU v5p')
 
 
 def compiler_options(device_kind: str, fusion_mib: int) -> dict[str, str]:
-  """XLA's options with which training steps are compiled for an accelerator; none where its defaults are good.
+  """Chooses XLA options for compiling training steps.
 
   Args:
-    device_kind: JAX's name of it.
-    fusion_mib: on-chip memory for one fused operation, where it can be chosen.
+    device_kind: the accelerator, as in `jax.Device.device_kind`.
+    fusion_mib: on-chip memory for one fused operation in MiB, used on chips where it can be set.
+
+  Returns:
+    Values by option name; empty if XLA's defaults are best.
   """
-  options = dict(_WHOLE_PRODUCTS) if device_kind.startswith('TPU') else {}
-  if device_kind in _BESIDE_PRODUCTS_ON:
-    options |= _BESIDE_PRODUCTS
-  if device_kind in _WITH_LARGER_FUSIONS:
+  options = dict(_GATHER_BEFORE_PRODUCTS) if device_kind.startswith('TPU') else {}
+  if device_kind in _OVERLAP_KINDS:
+    options |= _OVERLAP_COLLECTIVES
+  if device_kind in _LARGE_FUSION_KINDS:
     options['xla_tpu_scoped_vmem_limit_kib'] = str(1024 * fusion_mib)
   return options

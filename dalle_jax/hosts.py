@@ -1,6 +1,6 @@
-"""What several hosts do together: agree on what they run, see one work directory, and fail as one.
+"""Coordination of several hosts: check that they run the same, share a work directory, and fail together.
 
-A host, here, is a process of `jax.distributed`. With one process nothing here does anything. All hosts must call these
+A host is a process of `jax.distributed`. With a single process, nothing here communicates. All hosts must call these
 functions in the same order.
 """
 
@@ -23,22 +23,22 @@ import numpy as np
 import dalle_jax
 from dalle_jax.config import difference
 
-MOST_LINES = 20  # of differences that a message lists for a host
-# What changes the programs that hosts compile, or their rounding.
+MOST_LINES = 20  # differences that an error message lists for each host
+# Environment variables that change the programs that a host compiles, or their rounding.
 ENVIRONMENT = (
   'XLA_FLAGS', 'LIBTPU_INIT_ARGS', 'JAX_ENABLE_X64', 'JAX_DEFAULT_MATMUL_PRECISION', 'NVIDIA_TF32_OVERRIDE',
 )  # fmt: skip
-PATIENCE_S = 30.0  # for which what host 0 wrote may be invisible to others: network file systems keep lists a while
+PATIENCE_S = 30.0  # seconds until other hosts must see a new file of host 0; network file systems cache listings
 _POLL_S = 0.5
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
 class HostFailed(RuntimeError):
-  """Another host failed, and not by a user's mistake."""
+  """Another host failed for a reason other than a user's mistake."""
 
 
 def barrier(name: str) -> None:
-  """Waits until all hosts are here."""
+  """Waits until every host has called it with this name."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
@@ -46,18 +46,19 @@ def barrier(name: str) -> None:
 
 
 @contextlib.contextmanager
-def together(what: str) -> Iterator[None]:
-  """A part of the work in which one host may fail by itself; at its end all hosts wait for each other.
+def together(activity: str) -> Iterator[None]:
+  """Runs a block in which a single host may fail, then waits for all hosts.
 
-  Where one failed, it raises its own error, and the others one that tells of it, so that none waits forever.
+  A host that failed raises its own error. Every other host raises an error that names the failed host, so that none
+  waits forever.
 
   Args:
-    what: is done, for the message: 'preparing the data'.
+    activity: describes the block in error messages, for example 'preparing the data'.
 
   Raises:
-    ValueError: another host raised one, or an OSError.
+    ValueError: another host raised a ValueError or an OSError.
     KeyboardInterrupt: another host was stopped.
-    HostFailed: another host raised something else.
+    HostFailed: another host raised any other exception.
   """
   if jax.process_count() == 1:
     yield
@@ -67,22 +68,22 @@ def together(what: str) -> Iterator[None]:
     yield
   except (Exception, KeyboardInterrupt) as error:
     failure = error
-  texts = _gather_texts('' if failure is None else _describe(failure))
+  reports = _gather_texts('' if failure is None else _describe(failure))
   if failure is not None:
     raise failure
-  failed = {host: text for host, text in enumerate(texts) if text}
-  if not failed:
+  failures = {host: report for host, report in enumerate(reports) if report}
+  if not failures:
     return
-  kinds = {text.split(' ', 1)[0] for text in failed.values()}
+  kinds = {report.split(' ', 1)[0] for report in failures.values()}
   if 'stopped' in kinds:
     raise KeyboardInterrupt
-  host, text = next(iter(failed.items()))
-  message = f'{what}: host {host} failed: {text.split(" ", 1)[1]}'
+  host, report = next(iter(failures.items()))
+  message = f'{activity}: host {host} failed: {report.split(" ", 1)[1]}'
   raise ValueError(message) if kinds == {'mistake'} else HostFailed(message)
 
 
 def _describe(failure: BaseException) -> str:
-  """What the other hosts get to know: a word for the kind, and the message."""
+  """The report sent to the other hosts: the kind of failure ('stopped', 'mistake' or 'error'), then its message."""
   if isinstance(failure, KeyboardInterrupt):
     return 'stopped by a signal'
   if isinstance(failure, ValueError):
@@ -91,7 +92,12 @@ def _describe(failure: BaseException) -> str:
 
 
 def facts(config: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
-  """What must be the same on all hosts: code, versions, the whole configuration and the command's other flags."""
+  """What must be equal on all hosts: the configuration, the other flags, source files, versions and environment.
+
+  Args:
+    config: the experiment's configuration as a nested mapping.
+    **flags: values of the command's other flags, by name.
+  """
   package = Path(dalle_jax.__file__).parent
   files = sorted(package.rglob('*.py'))
   return {
@@ -104,72 +110,73 @@ def facts(config: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-  """Of this package, of Python, and of the packages that decide what is computed."""
-  own = {'dalle_jax': dalle_jax.__version__, 'python': platform.python_version()}
-  return own | {name: metadata.version(name) for name in _PACKAGES}
+  """Versions of this package, of Python, and of the packages that affect results, by name."""
+  basics = {'dalle_jax': dalle_jax.__version__, 'python': platform.python_version()}
+  return basics | {name: metadata.version(name) for name in _PACKAGES}
 
 
-def agree(own: Mapping[str, Any]) -> None:
-  """Refuses to start where hosts would not run the same.
+def agree(local_facts: Mapping[str, Any]) -> None:
+  """Checks that all hosts run the same code with the same configuration.
 
   Args:
-    own: facts of this host: nested mappings with string keys of what JSON can say.
+    local_facts: this host's `facts`: nested mappings with string keys and values that JSON can represent.
 
   Raises:
-    ValueError: on every host, naming the hosts that differ from host 0, and in what; or which hosts have more devices
-      than others.
+    ValueError: on every host. The hosts have unequal numbers of devices, or some hosts differ from host 0; the message
+      lists the differences.
   """
   if jax.process_count() == 1:
     return
   _check_devices([device.process_index for device in jax.devices()])
-  text = json.dumps(own, sort_keys=True, default=str)
+  text = json.dumps(local_facts, sort_keys=True, default=str)
   digests = _gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
   if (digests == digests[0]).all():
     return
   first, *others = (json.loads(text) for text in _gather_texts(text))
   lines = []
   for host, other in enumerate(others, start=1):
-    found = _differences(first, other)
-    if found:
-      more = [f'and {len(found) - MOST_LINES} more'] if len(found) > MOST_LINES else []
-      lines += [f'host {host} differs from host 0 in', *(f'  {line}' for line in [*found[:MOST_LINES], *more])]
+    differences = _differences(first, other)
+    if differences:
+      more = [f'and {len(differences) - MOST_LINES} more'] if len(differences) > MOST_LINES else []
+      lines.append(f'host {host} differs from host 0 in')
+      lines += [f'  {line}' for line in [*differences[:MOST_LINES], *more]]
   raise ValueError(
-    'The hosts do not run the same; install the same files on all and give all the same command:\n  '
-    + '\n  '.join(lines)
+    'The hosts do not run the same program. Install the same files and versions on all hosts, and run the same command '
+    'on each:\n  ' + '\n  '.join(lines)
   )
 
 
 def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
-  """Lines `group.key: of host 0 -> of the other`."""
+  """Lines `group.key: value on the first host -> value on the other`."""
   names = sorted(set(first) | set(other))
   return [line for name in names for line in difference(first.get(name, {}), other.get(name, {}), name)]
 
 
-def _check_devices(owners: list[int]) -> None:
-  """Refuses hosts with unequal numbers of devices, where the rows of a batch would not be of one number either.
+def _check_devices(device_hosts: list[int]) -> None:
+  """Checks that all hosts have the same number of devices. Each host loads the same number of rows of a batch.
 
   Args:
-    owners: the host of each device.
+    device_hosts: the host's index for each device.
   """
-  counts = collections.Counter(owners)
+  counts = collections.Counter(device_hosts)
   if len(set(counts.values())) > 1:
     listed = ', '.join(f'host {host}: {count}' for host, count in sorted(counts.items()))
     raise ValueError(
-      f'The hosts have different numbers of devices ({listed}); all must have the same. With Slurm, JAX gives each '
-      'process one GPU: ask for one task for each GPU.'
+      f'The hosts have different numbers of devices ({listed}); all must have the same number. Under Slurm, JAX gives '
+      'each process one GPU, so request one task per GPU.'
     )
 
 
 def shared_directory(path: Path, flag: str = '--workdir', patience_s: float = PATIENCE_S) -> None:
-  """Makes a directory, and refuses one that is not the same for all hosts.
+  """Creates a directory and checks that all hosts see the same one.
 
   Args:
-    path: the directory; host 0 makes it where there is none.
-    flag: where it was named, for messages.
-    patience_s: how long a host looks for what host 0 wrote.
+    path: the directory. Host 0 creates it if it does not exist.
+    flag: the flag that named the directory, for error messages.
+    patience_s: seconds to wait for a file that host 0 wrote.
 
   Raises:
-    ValueError: on every host: it cannot be made or written to, or some hosts do not see what host 0 writes there.
+    ValueError: on every host. Host 0 cannot create the directory or write to it, or some hosts do not see its files.
   """
   if jax.process_count() == 1:
     _make(path, flag)
@@ -181,16 +188,16 @@ def shared_directory(path: Path, flag: str = '--workdir', patience_s: float = PA
       if jax.process_index() == 0:
         _make(path, flag)
         _touch(token, flag)
-    blind = np.flatnonzero(~_gather(np.asarray(_appears(token, patience_s))))
+    blind_hosts = np.flatnonzero(~_gather(np.asarray(_appears(token, patience_s))))
   finally:
     if jax.process_index() == 0:
       with contextlib.suppress(OSError):
         token.unlink()
-  if blind.size:
+  if blind_hosts.size:
     raise ValueError(
-      f'{flag} {path} is not one directory for all hosts: host(s) {", ".join(map(str, blind))} do not see what host 0 '
-      'writes there. Name a directory of a file system that all hosts have mounted at the same place (NFS, Filestore, '
-      'a bucket by gcsfuse).'
+      f'{flag} {path} is not one directory for all hosts: host(s) {", ".join(map(str, blind_hosts))} do not see '
+      f'what host 0 writes there. Set {flag} to a directory on a file system that all hosts mount at the same path '
+      '(NFS, Filestore, or a bucket mounted with gcsfuse).'
     )
 
 
@@ -209,6 +216,7 @@ def _touch(file: Path, flag: str) -> None:
 
 
 def _appears(file: Path, patience_s: float) -> bool:
+  """Waits up to `patience_s` seconds for a file; returns whether it exists."""
   end = time.monotonic() + patience_s
   while not file.exists():
     if time.monotonic() >= end:
@@ -218,22 +226,22 @@ def _appears(file: Path, patience_s: float) -> bool:
 
 
 def _gather(array: np.ndarray) -> np.ndarray:
-  """Arrays of one shape of all hosts, [hosts, ...]."""
+  """Stacks an array from every host, all of the same shape: [hosts, ...]."""
   from jax.experimental import multihost_utils
 
   return np.asarray(multihost_utils.process_allgather(array)).reshape(jax.process_count(), *array.shape)
 
 
 def _gather_texts(text: str) -> list[str]:
-  """A text of any length from each host."""
-  own = np.frombuffer(text.encode(), np.uint8)
-  lengths = _gather(np.asarray(own.size, np.int32))
+  """The texts of all hosts, by host index; they may differ in length."""
+  encoded = np.frombuffer(text.encode(), np.uint8)
+  lengths = _gather(np.asarray(encoded.size, np.int32))
   padded = np.zeros(max(1, lengths.max()), np.uint8)
-  padded[: own.size] = own
+  padded[: encoded.size] = encoded
   return [row[:length].tobytes().decode() for row, length in zip(_gather(padded), lengths, strict=True)]
 
 
 def say(text: str) -> None:
-  """Prints from the first process only."""
+  """Prints on the first host only."""
   if jax.process_index() == 0:
     print(text, flush=True)

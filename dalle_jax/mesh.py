@@ -1,7 +1,7 @@
-"""The device mesh: its axes, which devices stand where, and what is said of sizes that do not fit.
+"""The device mesh: its axes, the placement of devices, and the errors for sizes that do not fit.
 
-The axes go from the slowest network to the fastest. Over `dcn_data` only gradients are summed; a slice, or where there
-are none, such as on GPUs, a group of hosts, is one block of it.
+The axes are ordered from the slowest network to the fastest. Along `dcn_data` only gradients are summed. Each index of
+`dcn_data` is one TPU slice, or a group of hosts on platforms without slices, such as GPUs.
 """
 
 import math
@@ -22,16 +22,17 @@ MOST_PROPOSALS = 8
 def make_mesh(
   config: MeshConfig | None = None, devices: Sequence[Any] | None = None, model: Config | None = None
 ) -> Mesh:
-  """The mesh of all devices, with -1 replaced by what is left; see `MeshConfig`.
+  """Builds the mesh of all devices; an axis of size -1 gets the remaining devices, see `MeshConfig`.
 
   Args:
-    config: the sizes; None: the batch is split over all devices, however many slices they are in.
-    devices: None for all there are; or others, such as those of a topology that is compiled for ahead of time.
-    model: the configuration whose widths `fsdp` divides where it is open, as sizes proposed in errors divide heads too.
+    config: the sizes of the axes. None splits the batch over all devices of all slices.
+    devices: the devices. None uses `jax.devices()`; ahead-of-time compilation passes the devices of a topology.
+    model: the experiment's configuration. An open `fsdp` axis (-1) takes a size that divides the model's widths, and
+      errors propose sizes that divide widths and heads. None ignores the model.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices; `dcn_data` is not the number of their slices, or
-      does not divide their hosts.
+    ValueError: the product of the sizes is not the number of devices, or `dcn_data` is not the number of slices, or
+      does not divide the number of hosts.
   """
   devices = jax.devices() if devices is None else list(devices)
   slices = _num_slices(devices)
@@ -43,12 +44,17 @@ def make_mesh(
 
 
 def one_device_mesh() -> Mesh:
-  """The mesh of the first device alone, whatever others there are."""
+  """Builds a mesh of this process's first device only."""
   return Mesh(np.array(jax.local_devices()[:1]).reshape((1,) * len(AXES)), AXES)
 
 
 def heads_and_widths(config: Config) -> list[tuple[str, int, str, int]]:
-  """Of every stack of transformer blocks that the task trains, the key and number of heads, and the key and width."""
+  """Lists the sizes of each transformer stack that the task trains.
+
+  Returns:
+    For each stack: the key of its number of heads, that number, the key of its width, and that width. Keys are
+    relative to `config`, such as 'prior.num_heads'.
+  """
   if config.task == 'reranker':
     group = config.reranker
     return [
@@ -63,47 +69,48 @@ def heads_and_widths(config: Config) -> list[tuple[str, int, str, int]]:
 
 
 def _num_slices(devices: Sequence[Any]) -> int | None:
-  """The number of TPU slices; None of other devices, which have none or call every host one."""
+  """The number of TPU slices. None for other platforms, which have no slices or report each host as one."""
   if devices[0].platform != 'tpu' or not hasattr(devices[0], 'slice_index'):
     return None
   return len({device.slice_index for device in devices})
 
 
-def _filled(config: MeshConfig, count: int, slices: int | None, model: Config | None) -> dict[str, int]:
-  given = {name: getattr(config, name) for name in AXES}
-  left = count // math.prod(size for size in given.values() if size != -1)
-  sizes = dict(given)
-  if given['data'] == given['fsdp'] == -1:
+def _filled(config: MeshConfig, num_devices: int, slices: int | None, model: Config | None) -> dict[str, int]:
+  """The size of each axis, with -1 replaced."""
+  requested = {name: getattr(config, name) for name in AXES}
+  left = num_devices // math.prod(size for size in requested.values() if size != -1)
+  sizes = dict(requested)
+  if requested['data'] == requested['fsdp'] == -1:
     widths = [width for *_, width in heads_and_widths(model)] if model else []
     sizes['fsdp'] = max(size for size in [1, *divisors(left)] if not any(width % size for width in widths))
     left //= sizes['fsdp']
   sizes = {name: left if size == -1 else size for name, size in sizes.items()}
-  if math.prod(sizes.values()) == count:
+  if math.prod(sizes.values()) == num_devices:
     return sizes
-  proposals = ', '.join('x'.join(map(str, found)) for found in _proposals(given, count, slices, model))
+  proposals = ', '.join('x'.join(map(str, proposal)) for proposal in _proposals(requested, num_devices, slices, model))
   raise ValueError(
-    f'config.mesh {given} does not fit {count} device(s): the sizes must multiply to {count}, as do {proposals} '
-    f'({" x ".join(AXES)}). Change one of them, or set it to -1 to fill.'
+    f'config.mesh {requested} does not fit {num_devices} device(s): the product of the sizes must be {num_devices}. '
+    f'Sizes that fit ({" x ".join(AXES)}): {proposals}. Change config.mesh, or set one axis to -1 to fill it.'
   )
 
 
 def _proposals(
-  given: dict[str, int], count: int, slices: int | None, model: Config | None
+  requested: dict[str, int], num_devices: int, slices: int | None, model: Config | None
 ) -> list[tuple[int, int, int, int]]:
-  """Sizes that fit, the best first: those that split the model cleanly, then those nearest to what was given."""
+  """Sizes that fit, best first: sizes that divide the model's dimensions, then sizes close to the requested ones."""
   stacks = heads_and_widths(model) if model else []
 
   def badness(sizes: tuple[int, int, int, int]) -> tuple[int, ...]:
     dcn_data, _, fsdp, tensor = sizes
     uneven = sum((heads % tensor != 0) + (width % fsdp != 0) for _, heads, _, width in stacks)
-    changed = sum(value not in (-1, size) for value, size in zip(given.values(), sizes, strict=True))
+    changed = sum(value not in (-1, size) for value, size in zip(requested.values(), sizes, strict=True))
     return uneven, changed, dcn_data, tensor, -fsdp
 
-  return sorted(factorings(count, slices), key=badness)[:MOST_PROPOSALS]
+  return sorted(factorings(num_devices, slices), key=badness)[:MOST_PROPOSALS]
 
 
 def factorings(count: int, slices: int | None) -> Iterator[tuple[int, int, int, int]]:
-  """All sizes of the axes that multiply to `count`, with `slices` for the first where that is given."""
+  """Yields all sizes of the axes whose product is `count`. With `slices`, the first axis always has that size."""
   for dcn_data in [slices] if slices else divisors(count):
     for fsdp in divisors(count // dcn_data):
       for tensor in divisors(count // dcn_data // fsdp):
@@ -111,11 +118,12 @@ def factorings(count: int, slices: int | None) -> Iterator[tuple[int, int, int, 
 
 
 def divisors(number: int) -> list[int]:
-  """Ascending."""
+  """All divisors of a number, ascending."""
   return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _check_blocks(dcn_data: int, devices: Sequence[Any], slices: int | None) -> None:
+  """Checks that `dcn_data` is the number of slices, or divides the hosts into groups of equal size."""
   if slices and dcn_data != slices:
     raise ValueError(
       f'config.mesh.dcn_data is {dcn_data}, but the {len(devices)} devices are in {slices} slice(s); '
@@ -124,24 +132,25 @@ def _check_blocks(dcn_data: int, devices: Sequence[Any], slices: int | None) -> 
   hosts = len({device.process_index for device in devices})
   if hosts > 1 and hosts % dcn_data:
     raise ValueError(
-      f'config.mesh.dcn_data is {dcn_data}, which does not divide the {hosts} hosts into groups of one size; '
+      f'config.mesh.dcn_data is {dcn_data}, which does not divide the {hosts} hosts into groups of equal size; '
       f'set it to one of {", ".join(map(str, divisors(hosts)))}.'
     )
 
 
 def _arranged(devices: Sequence[Any], shape: tuple[int, ...], slices: int | None) -> np.ndarray:
-  """The devices as an array of the mesh's shape, a block of `dcn_data` being one slice or contiguous hosts."""
+  """Arranges devices into the mesh's shape; each index of `dcn_data` is one slice or a group of contiguous hosts."""
   if slices is None:
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return np.array(ordered).reshape(shape)
   try:
     return _on_torus(devices, shape, allow_split_physical_axes=False)
   except NotImplementedError:
-    # An axis of the mesh is not a product of whole axes of the torus.
+    # Some mesh axis is not a product of whole torus axes, so a torus axis must be split.
     return _on_torus(devices, shape, allow_split_physical_axes=True)
 
 
 def _on_torus(devices: Sequence[Any], shape: tuple[int, ...], allow_split_physical_axes: bool) -> np.ndarray:
+  """Places TPU devices so that neighbours in the mesh are neighbours in each slice's torus."""
   slices, *inner = shape
   return mesh_utils.create_hybrid_device_mesh(
     (1, *inner), (slices, 1, 1, 1), devices, allow_split_physical_axes=allow_split_physical_axes

@@ -1,4 +1,4 @@
-"""How two trees of arrays differ, in words."""
+"""Describe how two trees of arrays differ, for error messages."""
 
 from typing import Any
 
@@ -9,14 +9,17 @@ MOST_SHOWN = 5
 
 
 def differences(given: Any, expected: Any, most: int = MOST_SHOWN) -> str:
-  """The leaves whose place, dtype or shape differ, as 'PATH: given DTYPE[SHAPE], expected ...; ...'; '' for none.
+  """Describes the leaves whose path, dtype or shape differ.
 
   Args:
     given: a tree whose leaves have `dtype` and `shape`.
-    expected: another.
-    most: leaves to name.
+    expected: the tree to compare with.
+    most: the maximum number of leaves to list.
+
+  Returns:
+    'PATH: given DTYPE[SHAPE], expected DTYPE[SHAPE]; ...'. Empty if the trees are equal in this sense.
   """
-  given, expected = _described(given), _described(expected)
+  given, expected = _descriptions(given), _descriptions(expected)
   lines = [
     f'{path}: given {given.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
     for path in sorted(given | expected)
@@ -26,15 +29,16 @@ def differences(given: Any, expected: Any, most: int = MOST_SHOWN) -> str:
   return '; '.join(lines[:most]) + (f'; and {more} more' if more > 0 else '')
 
 
-def _described(tree: Any) -> dict[str, str]:
+def _descriptions(tree: Any) -> dict[str, str]:
+  """'DTYPE[SHAPE]' of every leaf, by path."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
-    jax.tree_util.keystr(_as_in_files(path)): f'{np.dtype(leaf.dtype)}{list(leaf.shape)}' for path, leaf in leaves
+    jax.tree_util.keystr(_with_dict_keys(path)): f'{np.dtype(leaf.dtype)}{list(leaf.shape)}' for path, leaf in leaves
   }
 
 
-def _as_in_files(path: tuple[Any, ...]) -> tuple[Any, ...]:
-  """A path whose attributes are keys, as files have them, which know of no classes."""
+def _with_dict_keys(path: tuple[Any, ...]) -> tuple[Any, ...]:
+  """Replaces attribute names by dictionary keys. Files store dataclasses and named tuples as dictionaries."""
   return tuple(
     jax.tree_util.DictKey(entry.name) if isinstance(entry, jax.tree_util.GetAttrKey) else entry for entry in path
   )

@@ -4,7 +4,7 @@ from dalle_jax.config import Config
 from dalle_jax.factory import make_dvae, make_prior
 
 
-def test_every_key_of_the_shape_reaches_the_modules():
+def test_every_shape_key_reaches_the_modules():
   values = {
     'data': {'image_size': 48},
     'tokenizer': {'text_length': 9},
@@ -28,7 +28,7 @@ def test_every_key_of_the_shape_reaches_the_modules():
   assert (prior.grid_size, prior.length) == (6, 9 + 36)
 
 
-def test_the_default_is_the_papers_model():
+def test_the_default_is_the_model_of_the_paper():
   config = Config.from_dict({'data': {'image_size': 256}})
   assert make_prior(config, 16_384).length == 1280
   assert make_dvae(config.dvae).image_vocab_size == 8192

@@ -1,4 +1,4 @@
-"""The doors' errors: in this process where that will do, and through the real programs for each kind once."""
+"""Errors of the command-line programs: most in this process, and each kind once through the real program."""
 
 import pathlib
 import socket
@@ -20,7 +20,7 @@ def _door(name, *arguments, cwd):
 
 
 def _error(finished):
-  """The one message of a refused command."""
+  """The error message of a command that was refused with a single message."""
   assert finished.returncode == flags.EXIT_USER_ERROR, finished.stdout + finished.stderr
   assert 'Traceback' not in finished.stderr
   lines = [line for line in finished.stderr.splitlines() if line.startswith('error: ')]
@@ -35,18 +35,18 @@ class TestFindConfig:
 
   @pytest.mark.parametrize('given', ['configs/quickstart.py', 'quickstart.py', 'quickstart'])
   @pytest.mark.parametrize('variant', ['', ':tiny', ':'])
-  def test_shipped_files_are_found_from_anywhere(self, given, variant):
+  def test_shipped_files_are_found_from_any_directory(self, given, variant):
     path, colon, rest = flags.find_config(given + variant).partition(':')
     assert pathlib.Path(path).samefile(ROOT / 'configs' / 'quickstart.py')
     assert colon + rest == variant
 
-  def test_files_of_the_working_directory_win(self, tmp_path):
+  def test_files_in_the_working_directory_take_precedence(self, tmp_path):
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs' / 'quickstart.py').write_text('')
     assert flags.find_config('configs/quickstart.py:tiny') == 'configs/quickstart.py:tiny'
 
   @pytest.mark.parametrize('given', ['configs/quickstar.py', 'mine/quickstart.py', '__init__', ':tiny'])
-  def test_what_does_not_exist_is_refused_with_the_list(self, given):
+  def test_an_unknown_file_is_refused_with_the_list_of_shipped_files(self, given):
     with pytest.raises(ValueError, match=r'no such file\. Shipped are .*configs/quickstart\.py'):
       flags.find_config(given)
 
@@ -55,7 +55,7 @@ TINY = ('--config=configs/quickstart.py:tiny', '--config.data.num_train=30', '--
 TINY += ('--config.data.num_held_out=8', '--stop_after=data')
 
 
-def test_overrides_reach_the_run_and_a_work_directory_keeps_its_configuration(tmp_path):
+def test_overrides_reach_the_run_and_a_work_directory_refuses_another_configuration(tmp_path):
   finished = _door('train', *TINY, '--workdir=run', '--config.prior.num_layers=6', cwd=tmp_path)
   assert finished.returncode == 0, finished.stderr
   assert '30 train' in finished.stdout
@@ -81,7 +81,7 @@ def test_overrides_reach_the_run_and_a_work_directory_keeps_its_configuration(tm
   ],
   ids=lambda value: ' '.join(value) if isinstance(value, list) and value[0].startswith('--') else None,
 )
-def test_train_refuses_mistakes_before_it_starts(arguments, words, tmp_path):
+def test_train_refuses_mistakes_before_it_creates_anything(arguments, words, tmp_path):
   if arguments[-1] != '--workdir=x':
     arguments = [*arguments, '--workdir=run']
   error = _error(_door('train', *arguments, cwd=tmp_path))
@@ -107,25 +107,25 @@ def test_train_refuses_mistakes_before_it_starts(arguments, words, tmp_path):
     (['--image=a.png', '--keep_box=a,b,c,d'], ['--keep_box is a,b,c,d', 'four numbers']),
   ],
 )
-def test_generate_refuses_mistakes(arguments, words, tmp_path):
+def test_generate_refuses_mistakes_before_it_creates_anything(arguments, words, tmp_path):
   error = _error(_door('generate', '--model=nowhere', *arguments, cwd=tmp_path))
   for word in words:
     assert word in error, error
   assert not list(tmp_path.iterdir())
 
 
-def test_errors_keep_one_line_of_a_long_story():
-  long = 'File "x.py", line 3\nTraceback (most recent call last):\n  more\nValueError: the reason'
-  assert flags.essence(ValueError(long)) == 'the reason'
+def test_a_traceback_is_shortened_to_its_last_message():
+  traceback = 'File "x.py", line 3\nTraceback (most recent call last):\n  more\nValueError: the reason'
+  assert flags.essence(ValueError(traceback)) == 'the reason'
 
 
-def test_unknown_keys_are_named_with_the_nearest():
-  story = '\'a\' Did you mean "b" instead of "a"? Other fields present'
-  assert flags.essence(KeyError(story)) == "Unknown configuration key 'a'; did you mean 'b'?"
+def test_an_unknown_key_is_reported_with_the_nearest_known_key():
+  message = '\'a\' Did you mean "b" instead of "a"? Other fields present'
+  assert flags.essence(KeyError(message)) == "Unknown configuration key 'a'; did you mean 'b'?"
   assert flags.essence(KeyError("'a' Other fields present in container")) == "Unknown configuration key 'a'."
 
 
-def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
+def test_ctrl_c_prints_one_line_and_exits_with_130(monkeypatch, capsys):
   def stop(argv):
     raise KeyboardInterrupt
 
@@ -142,23 +142,23 @@ def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
     ('localhost', 0, 'must be HOST:PORT'),
     ('localhost:', 0, 'must be HOST:PORT'),
     ('localhost:123456', 1, 'must be HOST:PORT'),
-    ('localhost:1234', 2, 'must lie in 0 to 1'),
-    ('no-such-host.invalid:1234', 1, 'does not know no-such-host.invalid'),
+    ('localhost:1234', 2, 'must be 0 to 1'),
+    ('no-such-host.invalid:1234', 1, 'cannot resolve the name no-such-host.invalid'),
   ],
 )
-def test_addresses_that_cannot_be_are_refused_before_jax_joins(coordinator, host, words):
+def test_invalid_coordinator_addresses_are_refused_before_jax_starts(coordinator, host, words):
   with pytest.raises(ValueError, match=words):
     flags.start_jax(True, coordinator, 2, host)
 
 
-def test_a_port_that_is_taken_is_refused_on_host_0():
+def test_host_0_refuses_a_coordinator_port_in_use():
   with socket.create_server(('', 0)) as taken:
     port = taken.getsockname()[1]
     with pytest.raises(ValueError, match=f'port {port} of this host, which is host 0, cannot be opened'):
       flags.start_jax(True, f'localhost:{port}', 2, 0)
 
 
-def test_who_waits_for_hosts_is_told_what_to_check(monkeypatch, capsys):
+def test_a_host_that_waits_for_others_prints_what_to_check(monkeypatch, capsys):
   import jax
 
   waited = threading.Event()

@@ -1,4 +1,4 @@
-"""What can be said of hosts in one process; `multi_device/test_hosts.py` has several."""
+"""Tests of `hosts` in one process; `multi_device/test_hosts.py` starts several."""
 
 import jax
 import pytest
@@ -7,7 +7,7 @@ from dalle_jax import hosts
 from dalle_jax.config import Config
 
 
-def test_one_host_agrees_with_itself_and_makes_its_directory(tmp_path):
+def test_a_single_host_agrees_and_creates_its_directory(tmp_path):
   hosts.agree(hosts.facts(Config().to_dict(), workdir='run'))
   hosts.shared_directory(tmp_path / 'a' / 'run')
   assert list((tmp_path / 'a' / 'run').iterdir()) == []
@@ -16,7 +16,7 @@ def test_one_host_agrees_with_itself_and_makes_its_directory(tmp_path):
     raise OSError('full')
 
 
-def test_facts_name_code_versions_configuration_and_flags():
+def test_facts_contain_code_versions_configuration_and_flags():
   facts = hosts.facts(Config(seed=3).to_dict(), workdir='run', stop_after='data')
   assert facts['config']['seed'] == 3
   assert facts['flags'] == {'--workdir': 'run', '--stop_after': 'data'}
@@ -28,7 +28,7 @@ def test_facts_name_code_versions_configuration_and_flags():
   ('owners', 'words'),
   [([0, 0, 1], 'host 0: 2, host 1: 1'), ([0, 1, 1, 2], 'host 0: 1, host 1: 2, host 2: 1')],
 )
-def test_hosts_of_unequal_size_are_refused(owners, words, monkeypatch):
+def test_hosts_with_unequal_numbers_of_devices_are_refused(owners, words, monkeypatch):
   class Device:
     def __init__(self, process_index):
       self.process_index = process_index

@@ -1,8 +1,8 @@
-"""Every parameter's partition, of the published sizes on real meshes, against files that people read.
+"""Partition specs of all parameters of the published sizes, compared with the readable files in tests/golden.
 
     REWRITE_PARTITION_SPECS=1 python -m pytest tests/test_partition_specs.py -n 0
 
-writes the files anew; look at the difference before it is committed.
+rewrites the files. Read the difference before you commit it.
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ MESHES = {
   '300m': ((1, 1, 8, 1), (1, 2, 2, 2)),
   'dvae_openai': ((1, 1, 8, 1), (1, 1, 64, 1), (1, 2, 2, 2)),
 }
-LARGE = 2**20  # bytes, of one layer's share
+LARGE = 2**20  # bytes per layer above which a parameter must be split
 
 
 @functools.cache
 def boxes(name):
-  """Names and shapes of all parameters by their paths."""
+  """All parameters by path, as `LogicallyPartitioned` shapes."""
   if name == 'dvae_openai':
     config = Config.from_dict(runpy.run_path(str(ROOT / 'configs' / 'dvae.py'))['get_config']('openai'))
     task = DvaeTask(config.dvae, config.data.image_size)
@@ -63,18 +63,18 @@ def _title(sizes):
   return ' x '.join(f'{axis} {size}' for axis, size in zip(sharding.AXES, sizes, strict=True) if size > 1)
 
 
-def _partition(held):
-  """Of each dimension the axes that split it, or a dot; axes of one device split nothing."""
+def _partition(param_sharding):
+  """The mesh axes that split each dimension; '.' for a dimension that is not split. Axes of size 1 split nothing."""
 
-  def one(axes):
+  def describe(axes):
     axes = axes if isinstance(axes, tuple) else (axes,)
-    return '+'.join(axis for axis in axes if axis and held.mesh.shape[axis] > 1) or '.'
+    return '+'.join(axis for axis in axes if axis and param_sharding.mesh.shape[axis] > 1) or '.'
 
-  return ' '.join(map(one, held.spec)) or 'whole'
+  return ' '.join(map(describe, param_sharding.spec)) or 'whole'
 
 
 def written(name):
-  """The file's text: a parameter a line, with its dimensions, their names, and its partition on each of the meshes."""
+  """The file's text: one parameter per line, with its shape, its axis names and its partition on each mesh."""
   by_mesh = [shardings(name, sizes) for sizes in MESHES[name]]
   rows = [('parameter', 'shape', 'axes', *map(_title, MESHES[name]))]
   for path, box in boxes(name).items():
@@ -86,32 +86,32 @@ def written(name):
 
 
 @pytest.mark.parametrize('name', MESHES)
-def test_every_parameter_is_split_as_the_file_says(name):
+def test_every_parameter_is_split_as_in_the_golden_file(name):
   file = FILES / f'{name}.txt'
   text = written(name)
   if os.environ.get('REWRITE_PARTITION_SPECS'):
     file.write_text(text, encoding='utf-8')
   expected = file.read_text(encoding='utf-8').splitlines()
-  # Only lines that differ: whole files say nothing.
+  # Compare line by line: a failure then shows only the lines that differ.
   assert [line for line in text.splitlines() if line not in expected] == []
   assert len(text.splitlines()) == len(expected)
 
 
 @pytest.mark.parametrize(('name', 'sizes'), [(name, sizes) for name, meshes in MESHES.items() for sizes in meshes])
-def test_no_large_parameter_is_on_every_device(name, sizes):
-  held, whole, total = shardings(name, sizes), 0, 0
+def test_no_large_parameter_is_replicated_on_every_device(name, sizes):
+  param_shardings, replicated_bytes, total = shardings(name, sizes), 0, 0
   for path, box in boxes(name).items():
     size = math.prod(box.value.shape) * box.value.dtype.itemsize
     total += size
-    if held[path].shard_shape(box.value.shape) == box.value.shape:
+    if param_shardings[path].shard_shape(box.value.shape) == box.value.shape:
       layers = box.value.shape[0] if 'layers' in box.names else 1
       assert size / layers <= LARGE, path
-      whole += size
-  assert whole < 1e-3 * total
+      replicated_bytes += size
+  assert replicated_bytes < 1e-3 * total
 
 
 def _tasks():
-  """One of every kind, small."""
+  """Yields a small task of every kind, with its name."""
 
   def config(file, variant):
     return Config.from_dict(runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config'](variant))
@@ -126,7 +126,7 @@ def _tasks():
   yield 'joint', JointTask(config('dalle', 'small,tiny'), 16)
   yield 'reranker', RerankerTask(config('reranker', 'tiny'), 16)
   for kind in SEQUENCE_KINDS:
-    if kind != 'ngram':  # which is counted, not trained
+    if kind != 'ngram':  # n-grams are counted, not trained
       yield f'text, {kind}', make_sequence_task(config('language', f'{kind},tiny'), 16)
       yield f'image tokens, {kind}', make_sequence_task(config('image_tokens', f'{kind},tiny'), 16)
 

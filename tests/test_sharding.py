@@ -1,4 +1,4 @@
-"""On one device; `tests/multi_device` compares real meshes."""
+"""Shardings on one device; `tests/multi_device` compares meshes of several."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def _mesh(sizes):
 
 
 @pytest.mark.parametrize(('sizes', 'shards'), [((8, 1, 1), 8), ((2, 3, 2), 6), ((2, 2, 3, 5), 12)])
-def test_batches_are_split_over_all_axes_but_tensor(sizes, shards):
+def test_batches_are_split_over_all_axes_except_tensor(sizes, shards):
   assert batch_divisor(_mesh(sizes)) == shards
 
 
@@ -38,7 +38,7 @@ def _spec(box, sizes=(2, 2, 2)):
   return sharding.param_shardings({'leaf': box}, _mesh(sizes))['leaf'].spec
 
 
-def test_parameters_are_split_by_the_names_of_their_axes():
+def test_parameters_are_split_by_their_logical_axis_names():
   assert _spec(_box((6, 3, 4, 8), 'embed', 'qkv', 'heads', 'head_dim')) == P('fsdp', None, 'tensor', None)
   assert _spec(_box((10, 6), 'vocab', 'embed')) == P('tensor', 'fsdp')
   assert _spec(_box((12, 6), 'mlp_contracted', 'embed')) == P(('tensor', 'fsdp'), None)
@@ -46,23 +46,23 @@ def test_parameters_are_split_by_the_names_of_their_axes():
   assert _spec(jax.ShapeDtypeStruct((4, 4), jnp.float32)) == P()  # unnamed: a copy on every device
 
 
-def test_axes_that_do_not_divide_stay_whole():
+def test_dimensions_that_a_mesh_axis_does_not_divide_are_not_split():
   assert _spec(_box((7, 6), 'vocab', 'embed')) == P(None, 'fsdp')
   assert _spec(_box((7, 6), 'vocab', 'embed'), (1, 4, 7)) == P('tensor', None)
   assert _spec(_box((6, 8), 'mlp_contracted', 'embed')) == P('tensor', 'fsdp')
   assert _spec(_box((9, 8), 'mlp_contracted', 'embed'), (1, 3, 2)) == P('fsdp', None)
 
 
-def test_no_mesh_axis_is_used_twice():
+def test_a_mesh_axis_splits_at_most_one_dimension():
   assert _spec(_box((4, 8), 'embed', 'embed')) == P('fsdp', None)
 
 
-def test_unknown_names_are_mistakes_of_the_program():
+def test_a_logical_axis_without_a_rule_is_an_assertion_error():
   with pytest.raises(AssertionError, match='embeds'):
     _spec(_box((4,), 'embeds'))
 
 
-def test_boxes_are_taken_off_and_the_tree_kept():
+def test_shardings_have_the_structure_of_the_unboxed_tree():
   mesh = make_mesh()
   tree = {'a': _box((4,), 'embed'), 'b': [jax.ShapeDtypeStruct((), jnp.int32)]}
   shardings = sharding.param_shardings(tree, mesh)
@@ -79,10 +79,10 @@ def test_a_parameter_without_optimizer_state_needs_no_sharding():
 def test_batches_become_global_arrays():
   mesh = make_mesh()
   batch = {'image': np.arange(12, dtype=np.uint8).reshape(4, 3)}
-  for place in (sharding.to_global, sharding.from_whole):
-    placed = place(batch, mesh)['image']
-    np.testing.assert_array_equal(placed, batch['image'])
-    assert placed.sharding == sharding.batch_sharding(mesh)
+  for make_global in (sharding.to_global, sharding.from_whole):
+    images = make_global(batch, mesh)['image']
+    np.testing.assert_array_equal(images, batch['image'])
+    assert images.sharding == sharding.batch_sharding(mesh)
 
 
 def _check(sizes, **changes):
@@ -90,28 +90,29 @@ def _check(sizes, **changes):
   sharding.check(Config.from_dict(groups), _mesh(sizes))
 
 
-def test_a_configuration_that_fits_is_let_through():
+def test_a_configuration_that_fits_the_mesh_is_accepted():
   _check((2, 2, 2))
   _check((1, 1, 1), prior_training={'batch_size': 7})
 
 
 @pytest.mark.parametrize('group', ['dvae_training', 'prior_training'])
-def test_batches_must_divide_over_the_mesh(group):
-  with pytest.raises(ValueError, match=rf'config\.{group}\.batch_size 12 in 1 part\(s\) .* 8 batch shards.* 8 or 16'):
+def test_batch_sizes_must_be_divisible_by_shards_and_accumulation_steps(group):
+  key = rf'config\.{group}\.batch_size'
+  with pytest.raises(ValueError, match=f'{key} 12 is not divisible by 8: 8 batch shards .* 8 or 16'):
     _check((2, 4, 1), **{group: {'batch_size': 12}})
-  with pytest.raises(ValueError, match=rf'config\.{group}\.batch_size 16 in 4 part\(s\).* multiple of 32, such as 32,'):
+  with pytest.raises(ValueError, match=f'{key} 16 is not .* 4 accumulation step.* multiple of 32, such as 32,'):
     _check((2, 4, 1), **{group: {'batch_size': 16, 'accumulation_steps': 4}})
 
 
-class Held:
-  """A sharding of 8 rows of which this process holds some, twice where `tensor` copies them."""
+class PartlyHeldSharding:
+  """A sharding of 8 rows. This process holds four of them, each on two devices along `tensor`."""
 
   def addressable_devices_indices_map(self, shape):
     assert shape == (8,)
     return dict(enumerate([(slice(4, 6),), (slice(0, 2),), (slice(0, 2),), (slice(4, 6),)]))
 
 
-def test_a_process_reads_what_its_devices_hold(monkeypatch):
+def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch):
   assert sharding.own_rows(make_mesh(), 4) == (0, 1, 2, 3)
-  monkeypatch.setattr(sharding, 'batch_sharding', lambda mesh: Held())
+  monkeypatch.setattr(sharding, 'batch_sharding', lambda mesh: PartlyHeldSharding())
   assert sharding.own_rows(make_mesh(), 8) == (0, 1, 4, 5)

@@ -1,15 +1,18 @@
-"""Speed on this machine: training steps of each stage and drawing, for a configuration; attention, by pattern and grid.
+"""Measures speed on this machine: training steps, sampling, and dense against sparse attention.
 
     python tools/benchmark.py dvae --config=configs/quickstart.py
     python tools/benchmark.py prior --config=configs/quickstart.py --config.prior_training.batch_size=32
     python tools/benchmark.py draw --config=configs/quickstart.py
     python tools/benchmark.py attention --grids=16,32,64,128
 
-Random data and fresh parameters: only the compiled programs are timed, not the reading of data. The first three print
-the seconds to compile and the median of several rounds with their range. The last prints, for the forward and backward
-pass of one attention layer, the time, the memory that the program needs besides its arguments, and the floating-point
-operations of its matrix products: computed densely under a mask, and sparsely. The mix weighs the patterns as the
-paper's 64 layers do: 47 row, 16 column, 1 conv.
+The data is random and the parameters are untrained. Only compiled programs are timed, not data loading.
+
+`dvae` and `prior` time a training step; `draw` times the generation of a batch of images. They print the time of the
+first call, which includes compilation, and the median and range of several timed rounds.
+
+`attention` times the forward and backward pass of one attention layer. For dense attention with a mask and for sparse
+attention, it prints the time, the temporary memory of the program, and the FLOPs of its matrix products. The row 'mix'
+weighs the patterns like the 64 layers of the paper: 47 row, 16 column, 1 conv.
 """
 
 import functools
@@ -24,19 +27,32 @@ from ml_collections import config_flags
 
 from dalle_jax import flags as doors
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, for instance configs/quickstart.py.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed rounds, of which the median is given.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 20, 'Training steps, or batches of images, in a round.', lower_bound=1)
-_GRIDS = flags.DEFINE_list('grids', ['16', '32', '64', '128'], 'attention: sides of the image grid.')
-_TEXT_LENGTH = flags.DEFINE_integer('text_length', 256, 'attention: text slots before the image.', lower_bound=1)
-_NUM_HEADS = flags.DEFINE_integer('num_heads', 1, 'attention: heads.', lower_bound=1)
-_HEAD_DIM = flags.DEFINE_integer('head_dim', 64, 'attention: channels of a head.', lower_bound=1)
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'dvae, prior, draw: configuration file, such as configs/quickstart.py.'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Number of timed rounds; the median is printed.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 20, 'Training steps, or batches of images, per round.', lower_bound=1)
+_GRIDS = flags.DEFINE_list(
+  'grids', ['16', '32', '64', '128'], 'attention: comma-separated sides of the image grid in tokens, at least 11.'
+)
+_TEXT_LENGTH = flags.DEFINE_integer('text_length', 256, 'attention: text tokens before the image.', lower_bound=1)
+_NUM_HEADS = flags.DEFINE_integer('num_heads', 1, 'attention: number of heads.', lower_bound=1)
+_HEAD_DIM = flags.DEFINE_integer('head_dim', 64, 'attention: channels per head.', lower_bound=1)
 SUBJECTS = ('dvae', 'prior', 'draw', 'attention')
 MIX = {'row': 47, 'column': 16, 'conv': 1}  # layers of each pattern (appendix B.1)
 
 
 def time_rounds(run: Callable[[], Any], rounds: int, steps: int) -> tuple[float, list[float]]:
-  """Seconds of the first call, compilation included, and seconds per call in each round of `steps` calls."""
+  """Times a function.
+
+  Args:
+    run: the function; each call starts a computation and returns its result.
+    rounds: number of timed rounds.
+    steps: calls per round.
+
+  Returns:
+    Seconds of the first call, including compilation, and seconds per call in each round.
+  """
   import jax
 
   start = time.perf_counter()
@@ -52,7 +68,7 @@ def time_rounds(run: Callable[[], Any], rounds: int, steps: int) -> tuple[float,
 
 
 def random_batch(config: Any, batch_size: int, text_vocab_size: int) -> dict[str, Any]:
-  """'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1]."""
+  """Random data: 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1]."""
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -62,7 +78,7 @@ def random_batch(config: Any, batch_size: int, text_vocab_size: int) -> dict[str
 
 
 def training_step(config: Any, stage: str, mesh: Any) -> tuple[Callable[[], Any], int, int]:
-  """A call that makes one step of a stage and returns its metrics; parameters trained; examples per call."""
+  """Returns a function that runs one training step, the number of trained parameters, and examples per call."""
   import jax
 
   from dalle_jax import sharding
@@ -88,7 +104,7 @@ def training_step(config: Any, stage: str, mesh: Any) -> tuple[Callable[[], Any]
 
 
 def drawing(config: Any, mesh: Any) -> tuple[Callable[[], Any], int, int]:
-  """A call that draws one batch of images; parameters; images per call."""
+  """Returns a function that generates a batch of images, the number of parameters, and images per call."""
   import jax
   from flax import linen as nn
 
@@ -105,7 +121,7 @@ def drawing(config: Any, mesh: Any) -> tuple[Callable[[], Any], int, int]:
 
 
 def measure_attention(kind: str, grid: int, dense: bool) -> dict[str, float]:
-  """Milliseconds, MiB and GFLOP of one layer's attention, forward and backward."""
+  """Time (ms), temporary memory (MiB) and GFLOPs of the forward and backward pass of one attention layer."""
   import jax
   import jax.numpy as jnp
 
@@ -133,8 +149,8 @@ def measure_attention(kind: str, grid: int, dense: bool) -> dict[str, float]:
 
 
 def attention_table(grids: list[int]) -> None:
-  """Prints the comparison of dense and sparse attention, a line for each grid and pattern."""
-  print(f'{"grid":>4} {"slots":>6} pattern {"dense: ms":>11} {"MiB":>9} {"GFLOP":>8} {"sparse: ms":>12} {"MiB":>8} '
+  """Prints a table that compares dense and sparse attention, with one row per grid and pattern."""
+  print(f'{"grid":>4} {"length":>6} pattern {"dense: ms":>11} {"MiB":>9} {"GFLOP":>8} {"sparse: ms":>12} {"MiB":>8} '
         f'{"GFLOP":>8} {"times faster":>13}')  # fmt: skip
   for grid in grids:
     rows = {}
@@ -149,6 +165,7 @@ def attention_table(grids: list[int]) -> None:
 
 
 def print_row(grid: int, name: str, pair: list[dict[str, float]]) -> None:
+  """Prints one row of the table; `pair` has the figures of dense and of sparse attention."""
   dense, sparse = pair
   print(f'{grid:>4} {_TEXT_LENGTH.value + grid**2:>6} {name:<7} {dense["ms"]:>11.1f} {dense["MiB"]:>9.1f} '
         f'{dense["GFLOP"]:>8.2f} {sparse["ms"]:>12.1f} {sparse["MiB"]:>8.1f} {sparse["GFLOP"]:>8.2f} '
@@ -165,24 +182,26 @@ def main(subject: str, argv: list[str]) -> int:
     attention_table(grids)
     return 0
   if _CONFIG.value is None:
-    raise ValueError(f'{subject} needs --config, for instance --config=configs/quickstart.py.')
+    raise ValueError(f'{subject} needs --config=FILE, such as --config=configs/quickstart.py.')
   time_configuration(subject, Config.from_dict(_CONFIG.value))
   return 0
 
 
 def parse_grids(words: list[str]) -> list[int]:
-  """The sides of --grids.
+  """Parses --grids.
 
   Raises:
-    ValueError: one is no number of at least 11, the side of the conv pattern's window.
+    ValueError: a value is not a number, or is below 11, the side of the conv pattern's window.
   """
   if not words or not all(word.isdigit() and int(word) >= 11 for word in words):
-    raise ValueError(f'--grids is {",".join(words)}; it must list numbers of at least 11, such as 16,32.')
+    raise ValueError(
+      f'--grids is {",".join(words)}; it must list integers of at least 11, separated by commas, such as 16,32.'
+    )
   return [int(word) for word in words]
 
 
 def time_configuration(subject: str, config: Any) -> None:
-  """Prints the time of a training step, or of drawing a batch."""
+  """Prints the time of a training step, or of generating a batch of images."""
   doors.start_jax(distributed=False)
   from dalle_jax import sharding
 
@@ -192,12 +211,16 @@ def time_configuration(subject: str, config: Any) -> None:
     run, num_params, examples = drawing(config, mesh) if subject == 'draw' else training_step(config, subject, mesh)
     first, seconds = time_rounds(run, _ROUNDS.value, _STEPS.value)
   median = statistics.median(seconds)
-  what = 'batch' if subject == 'draw' else 'step'
-  print(f'parameters                {num_params:,}')
-  print(f'{"images" if subject == "draw" else "examples"} per {what:<15} {examples}')
-  print(f'first {what:<20}{first:.1f} s, compilation included')
-  print(f'milliseconds per {what:<9}{1e3 * median:.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})')
-  print(f'{"images" if subject == "draw" else "examples"} per second      {examples / median:.1f}')
+  call, item = ('batch', 'images') if subject == 'draw' else ('step', 'examples')
+  rows = {
+    'parameters': f'{num_params:,}',
+    f'{item} per {call}': f'{examples}',
+    f'first {call}, with compilation': f'{first:.1f} s',
+    f'median time per {call}': f'{1e3 * median:.1f} ms (range {1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})',
+    f'{item} per second': f'{examples / median:.1f}',
+  }
+  for label, value in rows.items():
+    print(f'{label:<30}  {value}')
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""Which tokens a model of text holds to be alike, and analogies among them.
+"""Shows the nearest tokens of a word, and analogies, in the embeddings of a model of text.
 
     python tools/embeddings.py --model=runs/lstm/model --near=king --near=three
     python tools/embeddings.py --model=runs/lstm/model --analogy=man,king,woman
 
-A word is one token, with the space before it that it has within a sentence; where there is no such token, it is looked
-for without the space. `--analogy=a,b,c` asks what is to c as b is to a.
+A word must be a single token. The tool looks for the token with a leading space, as inside a sentence, then for the
+token without it. `--analogy=a,b,c` answers: b is to a as what is to c?
 """
 
 from pathlib import Path
@@ -13,32 +13,36 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
-_MODEL = flags.DEFINE_string('model', None, 'Model directory of config.task=sequence.')
-_NEAR = flags.DEFINE_multi_string('near', [], 'A word whose neighbours are shown; may be repeated.')
-_ANALOGY = flags.DEFINE_multi_string('analogy', [], 'Three words a,b,c; may be repeated.')
-_COUNT = flags.DEFINE_integer('count', 10, 'How many are shown.', lower_bound=1)
+_MODEL = flags.DEFINE_string('model', None, 'Model directory of a model of text (config.task=sequence).')
+_NEAR = flags.DEFINE_multi_string('near', [], 'Word whose nearest tokens are shown; repeat the flag for more words.')
+_ANALOGY = flags.DEFINE_multi_string(
+  'analogy', [], 'Three words A,B,C; shows what is to C as B is to A. Repeat the flag for more analogies.'
+)
+_COUNT = flags.DEFINE_integer('count', 10, 'Number of tokens to show for each word or analogy.', lower_bound=1)
 flags.mark_flag_as_required('model')
 
 
 def find(tokenizer, word: str) -> int:
-  """The id of a word.
+  """The token id of a word.
 
   Raises:
-    ValueError: the tokenizer has no one token for it.
+    ValueError: the word is not a single token.
   """
   for text in (f' {word}', word):
     ids = tokenizer.encode(text.encode())
     if len(ids) == 1:
       return int(ids[0])
-  parts = [tokenizer.decode([i]).decode('utf-8', 'replace') for i in tokenizer.encode(f' {word}'.encode())]
-  raise ValueError(f'The tokenizer has no token for {word!r}; it writes {parts}. Try a more frequent word.')
+  pieces = [tokenizer.decode([i]).decode('utf-8', 'replace') for i in tokenizer.encode(f' {word}'.encode())]
+  raise ValueError(
+    f'The tokenizer has no token for {word!r}; it splits the word into {pieces}. Try a more frequent word.'
+  )
 
 
 def main(argv: list[str]) -> int:
   del argv
-  words = [(word,) for word in _NEAR.value] + [tuple(words.split(',')) for words in _ANALOGY.value]
-  wrong = [','.join(w) for w in words[len(_NEAR.value) :] if len(w) != 3]
-  if wrong or not words:
+  queries = [(word,) for word in _NEAR.value] + [tuple(words.split(',')) for words in _ANALOGY.value]
+  wrong = [','.join(words) for words in queries[len(_NEAR.value) :] if len(words) != 3]
+  if wrong or not queries:
     raise ValueError(f'Give --near=WORD, or --analogy=A,B,C with three words; given {", ".join(wrong) or "neither"}.')
   doors.start_jax(distributed=False)
   from dalle_jax import bundle, sharding
@@ -46,16 +50,16 @@ def main(argv: list[str]) -> int:
 
   loaded = bundle.load(Path(_MODEL.value), sharding.make_mesh(), needs=('model',))
   table = embeddings.table(loaded.params['model'])
-  for asked in words:
-    ids = [find(loaded.tokenizer, word) for word in asked]
+  for words in queries:
+    ids = [find(loaded.tokenizer, word) for word in words]
     if len(ids) == 1:
-      print(f'{asked[0]}:')
-      found = embeddings.nearest(table, table[ids[0]], _COUNT.value, without=(ids[0],))
+      print(f'{words[0]}:')
+      neighbours = embeddings.nearest(table, table[ids[0]], _COUNT.value, without=(ids[0],))
     else:
-      print(f'{asked[0]} is to {asked[1]} as {asked[2]} is to:')
-      found = embeddings.analogy(table, *ids, _COUNT.value)
-    for i, cosine in found:
-      print(f'  {cosine:6.3f}  {loaded.tokenizer.decode([i]).decode("utf-8", "replace")!r}')
+      print(f'{words[0]} is to {words[1]} as {words[2]} is to:')
+      neighbours = embeddings.analogy(table, *ids, _COUNT.value)
+    for token_id, cosine in neighbours:
+      print(f'  {cosine:6.3f}  {loaded.tokenizer.decode([token_id]).decode("utf-8", "replace")!r}')
   return 0
 
 

@@ -1,4 +1,4 @@
-"""Does it fit, and how fast would it be? Compiles the real program for accelerators that need not be there.
+"""Estimates whether a program fits a set of accelerators, and how fast it runs, by compiling it without them.
 
     python tools/fit.py --config=configs/dalle.py:12b --topology=v5p:8x8x8
     python tools/fit.py --config=configs/dalle.py:1b --topology=v5e-8 --config.prior_training.batch_size=64 \
@@ -7,10 +7,11 @@
     python tools/fit.py --config=configs/dalle.py:300m --topology=v5e-8 --task=sample
     python tools/fit.py --config=configs/dalle.py:1b --topology=h100:8
 
-For TPUs it needs libtpu of the version that jax[tpu] asks for, and no TPU: pip install 'jax[tpu]'. For GPUs it compiles
-where they are present, and uses arithmetic where they are not. Nothing is run. Memory, what devices exchange, the
-compiler's estimate of a step, and what follows for the whole run are printed; the exit status is 3 where the program
-does not fit. docs/scale.md explains the figures and what they do not know.
+Nothing is executed. For TPUs, the tool needs no TPU, but the libtpu version that jax[tpu] requires:
+pip install 'jax[tpu]'. For GPUs, it compiles if they are present and uses arithmetic otherwise.
+
+It prints memory use, the data that devices exchange, the compiler's estimate of the step time, and the cost of the full
+run. The exit status is 3 if the program does not fit. docs/scale.md explains the figures and their limits.
 """
 
 import json
@@ -22,58 +23,70 @@ from absl import flags
 from ml_collections import config_flags
 
 from dalle_jax import flags as doors
+from dalle_jax.files import write_whole
 
 EXIT_DOES_NOT_FIT = 3
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, for instance configs/dalle.py:12b.')
-_TOPOLOGY = flags.DEFINE_string('topology', None, "Accelerators: 'v5p:4x4x8', Google's 'v5p-256', or 'h100:8'.")
-_SLICES = flags.DEFINE_integer('slices', 1, 'How many of that topology, joined by config.mesh.dcn_data.', lower_bound=1)
-_TASK = flags.DEFINE_enum('task', 'train', ['train', 'sample'], 'The optimizer step, or drawing a batch of images.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration file, such as configs/dalle.py:12b.')
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, "Accelerators: chip and shape ('v5p:4x4x8'), Google's name ('v5p-256'), or GPUs ('h100:8')."
+)
+_SLICES = flags.DEFINE_integer(
+  'slices', 1, 'Number of TPU slices with this topology; config.mesh.dcn_data spans them.', lower_bound=1
+)
+_TASK = flags.DEFINE_enum(
+  'task', 'train', ['train', 'sample'], 'Program to compile: an optimizer step, or the generation of a batch of images.'
+)
 _STAGE = flags.DEFINE_enum(
   'stage', None, ['dvae', 'prior', 'joint', 'sequence', 'reranker'],
-  'The stage whose step it is; by default the last that the configuration trains.',
+  'Stage whose training step is compiled. Default: the last stage that the configuration trains.',
 )  # fmt: skip
-_JSON = flags.DEFINE_string('json', None, 'Writes the figures to this file.')
-_HLO = flags.DEFINE_string('hlo', None, 'Writes the text of the compiled programs to this file.')
-_EXPLAIN = flags.DEFINE_bool('explain', False, 'Also prints the instructions that cost most.')
-_SEARCH = flags.DEFINE_bool('search', False, 'Tries meshes, policies of rematerialisation and batches.')
-_BATCH_SIZES = flags.DEFINE_list('batch_sizes', [], "--search: batch sizes to try; by default the configuration's.")
-_TRIES = flags.DEFINE_integer('tries', 4, '--search: programs to compile, of the most promising.', lower_bound=1)
+_JSON = flags.DEFINE_string('json', None, 'JSON file to write the figures to.')
+_HLO = flags.DEFINE_string('hlo', None, 'File to write the HLO text of the compiled programs to.')
+_EXPLAIN = flags.DEFINE_bool('explain', False, 'Also print the most expensive instructions.')
+_SEARCH = flags.DEFINE_bool('search', False, 'Search for fast meshes, remat policies and batch sizes.')
+_BATCH_SIZES = flags.DEFINE_list(
+  'batch_sizes', [], "With --search: comma-separated batch sizes to try. Default: the configuration's own."
+)
+_TRIES = flags.DEFINE_integer(
+  'tries', 4, 'With --search: number of candidates to compile, most promising first.', lower_bound=1
+)
 _EFFICIENCY = flags.DEFINE_float(
-  'efficiency', 0.5, 'Of the peak, what matrix products reach, where no compiler says.', lower_bound=0.01,
-  upper_bound=1.0,
+  'efficiency', 0.5, 'Share of peak FLOPs that matrix products reach; used when no compiler estimates it.',
+  lower_bound=0.01, upper_bound=1.0,
 )  # fmt: skip
 
 
 def batch_sizes() -> list[int]:
-  """The values of --batch_sizes.
+  """Parses --batch_sizes.
 
   Raises:
-    ValueError: one is no number above 0.
+    ValueError: a value is not an integer above 0.
   """
   words = _BATCH_SIZES.value
   if not all(word.isdigit() and int(word) > 0 for word in words):
-    raise ValueError(f'--batch_sizes is {",".join(words)}; it must list numbers above 0, such as 512,1024.')
+    raise ValueError(f'--batch_sizes is {",".join(words)}; it must list integers above 0, such as 512,1024.')
   return [int(word) for word in words]
 
 
-def write(found: Any) -> None:
+def write(figures: Any) -> None:
+  """Writes the figures to --json, if it is set."""
   if _JSON.value:
-    path = Path(_JSON.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
+    write_whole(Path(_JSON.value), (json.dumps(figures, indent=2) + '\n').encode())
 
 
-def tell(line: str) -> None:
+def print_progress(line: str) -> None:
+  """Prints to stderr, so that stdout has the results only."""
   print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:
   del argv
   if _CONFIG.value is None or not _TOPOLOGY.value:
-    raise ValueError('Give --config=FILE and --topology=NAME, for instance --config=configs/dalle.py:12b '
-                     '--topology=v5p:8x8x8.')  # fmt: skip
+    raise ValueError(
+      'Give --config=FILE and --topology=NAME, such as --config=configs/dalle.py:12b --topology=v5p:8x8x8.'
+    )
   if _SEARCH.value and _TASK.value == 'sample':
-    raise ValueError('--search tries training steps; leave --task=sample out.')
+    raise ValueError('--search compiles training steps only; leave --task=sample out.')
   sizes = batch_sizes()
   from dalle_jax.planning import topologies
 
@@ -83,24 +96,24 @@ def main(argv: list[str]) -> int:
     topologies.compiler_version()
     import jax
 
-    jax.config.update('jax_platforms', 'cpu')  # the compiler is all that is needed of a TPU
+    jax.config.update('jax_platforms', 'cpu')  # of a TPU, only the compiler is needed
   from dalle_jax.planning import fit, programs, report, search
 
   if _TASK.value == 'sample':
-    found = fit.fit_drawing(config, topology, tell)
+    result = fit.fit_drawing(config, topology, print_progress)
   else:
     stage = programs.stage_of(config, _STAGE.value)
     if _SEARCH.value:
-      best = search.search(config, stage, topology, sizes, _TRIES.value, _EFFICIENCY.value, tell)
+      best = search.search(config, stage, topology, sizes, _TRIES.value, _EFFICIENCY.value, print_progress)
       print(search.table(best))
-      write([one.to_dict() for one in best])
+      write([candidate.to_dict() for candidate in best])
       return 0 if best else EXIT_DOES_NOT_FIT
-    found = fit.fit_training(config, stage, topology, _EFFICIENCY.value, tell)
-  print(report.describe(found, _EXPLAIN.value))
-  write(found.to_dict())
+    result = fit.fit_training(config, stage, topology, _EFFICIENCY.value, print_progress)
+  print(report.describe(result, _EXPLAIN.value))
+  write(result.to_dict())
   if _HLO.value:
-    Path(_HLO.value).write_text(found.text, encoding='utf-8')
-  return 0 if found.fits else EXIT_DOES_NOT_FIT
+    write_whole(Path(_HLO.value), result.text.encode())
+  return 0 if result.fits else EXIT_DOES_NOT_FIT
 
 
 if __name__ == '__main__':

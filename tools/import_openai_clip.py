@@ -1,10 +1,10 @@
-"""Makes a model directory of the CLIP that OpenAI published, or of one of its kind, to rank pictures by captions.
+"""Converts a CLIP model published by OpenAI, or a similar one, to a model directory that ranks images by captions.
 
     python tools/import_openai_clip.py --weights=ViT-B-32.pt --vocab=bpe_simple_vocab_16e6.txt.gz --out=models/clip
 
-Takes the published archives, state dicts, and safetensors with the same names or those of transformers' CLIPModel. Of
-the vocabulary, merges.txt and tokenizer.json serve as well. Nothing in the files is executed, and torch is not needed.
-The result serves as --reranker of `python -m dalle_jax.generate` and `python -m dalle_jax.evaluate`.
+The weights may be a published archive, a state dict, or safetensors with the same names or the names of CLIPModel in
+transformers. The vocabulary may also be a merges.txt or a tokenizer.json. Nothing in the files is executed, and torch
+is not needed. The result can be the --reranker of `python -m dalle_jax.generate` and `python -m dalle_jax.evaluate`.
 """
 
 from pathlib import Path
@@ -13,9 +13,11 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
-_WEIGHTS = flags.DEFINE_string('weights', None, 'The file of weights.')
-_VOCAB = flags.DEFINE_string('vocab', None, "The tokenizer's file.")
-_OUT = flags.DEFINE_string('out', None, 'Directory to make; it must not be there yet.')
+_WEIGHTS = flags.DEFINE_string('weights', None, 'File with the weights: .pt archive, state dict or .safetensors.')
+_VOCAB = flags.DEFINE_string(
+  'vocab', None, 'Tokenizer file: bpe_simple_vocab_16e6.txt.gz, merges.txt or tokenizer.json.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Model directory to create; it must not exist.')
 flags.mark_flags_as_required(['weights', 'vocab', 'out'])
 
 
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> int:
   config, params = openai_clip.load(Path(_WEIGHTS.value), tokenizer.vocab_size)
   import jax
 
-  counts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
+  counts = {name: sum(leaf.size for leaf in jax.tree.leaves(encoder)) for name, encoder in params.items()}
   bundle.save(out, config, tokenizer, {'reranker': jax.tree.map(jax.numpy.asarray, params)}, 'imported')
   size, patch = config.data.image_size, config.reranker.patch_size
   print(f'image encoder: {counts["image"]:,} parameters; text encoder: {counts["text"]:,}')

@@ -1,9 +1,9 @@
-"""Makes a model directory of the dVAE that OpenAI published, or of one of its kind.
+"""Converts the dVAE published by OpenAI, or a similar one, to a model directory.
 
     python tools/import_openai_dvae.py --encoder=encoder.pkl --decoder=decoder.pkl --out=models/openai_dvae
 
-Takes whole modules, as published, and plain state dicts. Nothing in the files is executed, and torch is not needed. The
-result serves as --model of `python -m dalle_jax.evaluate`, and as --config.dvae.pretrained of
+The files may be pickled modules, as published, or state dicts. Nothing in them is executed, and torch is not needed.
+The result can be the --model of `python -m dalle_jax.evaluate`, and --config.dvae.pretrained of
 `python -m dalle_jax.train`.
 """
 
@@ -13,9 +13,9 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
-_ENCODER = flags.DEFINE_string('encoder', None, "The encoder's file.")
-_DECODER = flags.DEFINE_string('decoder', None, "The decoder's file.")
-_OUT = flags.DEFINE_string('out', None, 'Directory to make; it must not be there yet.')
+_ENCODER = flags.DEFINE_string('encoder', None, "File with the encoder's weights, such as encoder.pkl.")
+_DECODER = flags.DEFINE_string('decoder', None, "File with the decoder's weights, such as decoder.pkl.")
+_OUT = flags.DEFINE_string('out', None, 'Model directory to create; it must not exist.')
 flags.mark_flags_as_required(['encoder', 'decoder', 'out'])
 
 
@@ -30,11 +30,11 @@ def main(argv: list[str]) -> int:
   config, params = openai_dvae.load(Path(_ENCODER.value), Path(_DECODER.value))
   import jax
 
-  counts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
+  counts = {name: sum(leaf.size for leaf in jax.tree.leaves(module)) for name, module in params.items()}
   bundle.save(out, config, None, {'dvae': jax.tree.map(jax.numpy.asarray, params)}, 'imported')
-  print(f'encoder: {counts["encoder"]:,} parameters; decoder with its input: {counts["decoder"] + counts["code"]:,}')
+  print(f'encoder: {counts["encoder"]:,} parameters; decoder with codebook: {counts["decoder"] + counts["code"]:,}')
   side = config.dvae.downsampling
-  print(f'codes: {config.dvae.image_vocab_size}, one for each {side} x {side} pixels')
+  print(f'codes: {config.dvae.image_vocab_size}, one code per {side} x {side} pixels')
   print(out)
   return 0
 

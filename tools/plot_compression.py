@@ -1,12 +1,12 @@
-"""Bits per symbol of several models, by theory and coded, in one drawing (DALL-E Explained part 2).
+"""Plots the bits per symbol of several models: their entropy, and what each coder needs (DALL-E Explained, part 2).
 
     for model in 2-gram lstm transformer; do for coder in range huffman; do
       python -m dalle_jax.compress encode --model=runs/$model/model --coder=$coder --report=$model-$coder.json IN OUT
     done; done
     python tools/plot_compression.py --report=2-gram-range.json --report=2-gram-huffman.json ... --out=compression.svg
 
-Reads the figures that `compress encode` wrote and writes an SVG file; the models are those whose reports are given, the
-one with the most bits first. A Huffman code spends whole bits, so that the better the model, the more it loses.
+Reads the reports that `compress encode` wrote, and writes an SVG file with the models sorted by entropy, largest first.
+A Huffman code spends a whole number of bits per symbol, so its overhead grows as models get better.
 """
 
 import json
@@ -18,16 +18,16 @@ from absl import flags
 from dalle_jax import flags as doors
 
 _REPORT = flags.DEFINE_multi_string(
-  'report', [], 'JSON file of `compress encode --report`, of a text; repeat the flag.'
+  'report', [], 'JSON file that `compress encode --report` wrote for a text; repeat the flag for more reports.'
 )
-_OUT = flags.DEFINE_string('out', 'compression.svg', 'The file to write.')
+_OUT = flags.DEFINE_string('out', 'compression.svg', 'SVG file to write.')
 
 
 def read(path: Path) -> dict[str, Any]:
-  """The figures of one report.
+  """Reads the figures of one report.
 
   Raises:
-    ValueError: the file holds none, or those of pictures or of an empty file.
+    ValueError: the file is not a report, or is the report of images or of an empty file.
   """
   try:
     figures = json.loads(path.read_text())
@@ -35,30 +35,32 @@ def read(path: Path) -> dict[str, Any]:
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(f'--report={path} cannot be read: {error}') from None
   if kind != 'text' or not count:
-    raise ValueError(f'--report={path} is of {count} tokens of {kind}; what can be drawn are texts.')
+    raise ValueError(
+      f'--report={path} is of {count} tokens of {kind}; it must be the report of a text that is not empty.'
+    )
   return figures
 
 
 def grouped(reports: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-  """Bits per symbol by model, the most first: 'entropy' and what each coder needed.
+  """Groups the bits per symbol by model, largest entropy first: 'entropy', and the bits that each coder needs.
 
   Raises:
-    ValueError: the reports are not of one text.
+    ValueError: the reports are of different texts.
   """
   if len({(figures['original_bytes'], figures['num_tokens']) for figures in reports}) > 1:
-    raise ValueError('The reports are of different texts or tokenizers, whose bits per symbol do not compare.')
-  found: dict[str, dict[str, float]] = {}
+    raise ValueError('The reports are of different texts or tokenizers, so their bits per symbol cannot be compared.')
+  models: dict[str, dict[str, float]] = {}
   for figures in reports:
     name = Path(figures['model']).parent.name or figures['model']
-    bars = found.setdefault(name, {'entropy': figures['model_bits_per_token']})
+    bars = models.setdefault(name, {'entropy': figures['model_bits_per_token']})
     bars[f'{figures["coder"]} coding'] = figures['bits_per_token']
-  return dict(sorted(found.items(), key=lambda item: -item[1]['entropy']))
+  return dict(sorted(models.items(), key=lambda item: -item[1]['entropy']))
 
 
 def main(argv: list[str]) -> int:
   del argv
   if not _REPORT.value:
-    raise ValueError('Give --report=FILE, once for each report.')
+    raise ValueError('Give --report=FILE once for each report.')
   from dalle_jax.files import write_whole
   from dalle_jax.reporting import curves
 
@@ -67,8 +69,8 @@ def main(argv: list[str]) -> int:
     Path(_OUT.value), curves.bars_svg(bars, 'Bits per symbol, by theory and coded', 'bits per symbol').encode()
   )
   for name, values in bars.items():
-    losses = {key: value - values['entropy'] for key, value in values.items() if key != 'entropy'}
-    print(f'{name:<20} entropy {values["entropy"]:.4f}' + ''.join(f', {k} {v:+.4f}' for k, v in losses.items()))
+    overheads = {key: value - values['entropy'] for key, value in values.items() if key != 'entropy'}
+    print(f'{name:<20} entropy {values["entropy"]:.4f}' + ''.join(f', {k} {v:+.4f}' for k, v in overheads.items()))
   print(_OUT.value)
   return 0
 

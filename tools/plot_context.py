@@ -1,10 +1,10 @@
-"""How far back models of text look: bits per token by the number of tokens given, of several runs in one drawing.
+"""Plots how much context sequence models use: bits per token against the number of preceding tokens.
 
     python tools/plot_context.py --run=runs/ngram --run=runs/lstm --run=runs/transformer --out=context.svg
 
-Reads what each run measured (scores.json) and writes an SVG file. A model of text that looks n tokens back gains
-nothing from more. Of images (config.model.tokens=image) each token is predicted from all those before it: along one
-curve the tokens differ, and at one place they are the same for all models.
+Reads the scores of each run (scores.json) and writes an SVG file. A model of text that uses only n tokens of context
+gains nothing from more. A model of image tokens (config.model.tokens=image) predicts each token from all preceding
+ones, so different points of its curve are different tokens. At each point, the tokens are the same for all models.
 """
 
 import json
@@ -15,37 +15,41 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
-_RUN = flags.DEFINE_multi_string('run', [], 'Work directory of a run of config.task=sequence; repeat the flag.')
-_OUT = flags.DEFINE_string('out', 'context.svg', 'The file to write.')
+_RUN = flags.DEFINE_multi_string(
+  'run', [], 'Work directory of a run with config.task=sequence; repeat the flag for more runs.'
+)
+_OUT = flags.DEFINE_string('out', 'context.svg', 'SVG file to write.')
 PREFIX = 'context/'
 
 
 def read(run: Path) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens given and bits per token, by rising number.
+  """Reads the context lengths (ascending) and the bits per token at each.
 
   Raises:
     ValueError: the run has no such scores.
   """
   try:
     scores = json.loads((run / 'scores.json').read_text())
-    found = sorted((int(name[len(PREFIX) :]), value) for name, value in scores.items() if name.startswith(PREFIX))
+    points = sorted((int(name[len(PREFIX) :]), value) for name, value in scores.items() if name.startswith(PREFIX))
   except (OSError, ValueError, AttributeError) as error:
     raise ValueError(f'--run={run}: its scores.json cannot be read: {error}') from None
-  if not found:
-    raise ValueError(f'--run={run} has no scores by length of context; config.task=sequence measures them.')
-  return np.array([length for length, _ in found]), np.array([value for _, value in found], np.float64)
+  if not points:
+    raise ValueError(f'--run={run} has no scores by length of context; runs with config.task=sequence have them.')
+  return np.array([length for length, _ in points]), np.array([value for _, value in points], np.float64)
 
 
 def main(argv: list[str]) -> int:
   del argv
   if not _RUN.value:
-    raise ValueError('Give --run=WORKDIR, once for each model.')
+    raise ValueError('Give --run=WORKDIR once for each run.')
   from dalle_jax.files import write_whole
   from dalle_jax.reporting import curves
 
   series = {Path(run).name: read(Path(run)) for run in _RUN.value}
   if len(series) < len(_RUN.value):
-    raise ValueError(f'The runs must differ in the last part of their paths, which names them; given {_RUN.value}.')
+    raise ValueError(
+      f'The runs must differ in the last part of their paths, which labels the curves; given {_RUN.value}.'
+    )
   write_whole(Path(_OUT.value), curves.context_svg(series).encode())
   print(_OUT.value)
   return 0

@@ -1,4 +1,4 @@
-"""Scaling laws: runs a ladder of sizes and budgets, fits laws to it, draws them, and answers what to train next.
+"""Scaling laws: trains models of several sizes and budgets, fits laws to their losses, plots them, and plans a run.
 
     python tools/scaling.py sweep --config=configs/language.py:transformer --out=runs/scaling/text \
         --axis=config.model.embed_dim=32,64,128 --axis=config.model.num_layers=2,2,4 --tokens=1e5,1e6
@@ -6,8 +6,8 @@
     python tools/scaling.py plot --results=runs/scaling/text --out=scaling.svg
     python tools/scaling.py plan --results=runs/scaling/text --compute=1e15
 
-`sweep` trains every size on every budget, one process each, and goes on where it was stopped. docs/scaling.md explains
-what the fits are and what to believe of them.
+`sweep` trains every size on every budget, each in its own process, and resumes where it was stopped. docs/scaling.md
+explains the fits and how far to trust them.
 """
 
 import functools
@@ -21,39 +21,44 @@ from ml_collections import config_flags
 
 from dalle_jax import flags as doors
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'sweep: the experiment, with what all runs have in common.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'sweep: configuration file with what all runs share.')
 _AXIS = flags.DEFINE_multi_string(
-  'axis', [], 'sweep: config.GROUP.KEY=VALUE,VALUE,... for each size; several axes are read side by side.'
+  'axis', [],
+  'sweep: config.GROUP.KEY=VALUE,VALUE,... with one value per size. Repeat the flag for more keys; the first values of '
+  'all axes make the first size, and so on.',
+)  # fmt: skip
+_TOKENS = flags.DEFINE_list('tokens', [], 'sweep: comma-separated budgets of training tokens, such as 1e5,1e6.')
+_STEPS = flags.DEFINE_list(
+  'steps', [], 'sweep: comma-separated budgets of optimizer steps; an alternative to --tokens.'
 )
-_TOKENS = flags.DEFINE_list('tokens', [], 'sweep: budgets of training tokens, such as 1e5,1e6.')
-_STEPS = flags.DEFINE_list('steps', [], 'sweep: budgets in optimizer steps, in place of --tokens.')
-_SEEDS = flags.DEFINE_list('seeds', ['0'], 'sweep: seeds of each size and budget.')
+_SEEDS = flags.DEFINE_list(
+  'seeds', ['0'], 'sweep: comma-separated seeds; each size and budget is trained once per seed.'
+)
 _WARMUP = flags.DEFINE_float(
-  'warmup_fraction', 0.05, 'sweep: share of the steps in which the rate rises.', lower_bound=0.0, upper_bound=1.0
-)
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'sweep: only print the ladder.')
-_OUT = flags.DEFINE_string('out', None, 'sweep: the directory for runs and results; plot: the file, .svg or .png.')
-_RESULTS = flags.DEFINE_string('results', None, 'fit, plot, plan: the directory of a sweep, or its results.jsonl.')
+  'warmup_fraction', 0.05, 'sweep: share of the steps in which the learning rate warms up.', lower_bound=0.0,
+  upper_bound=1.0,
+)  # fmt: skip
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'sweep: print the planned runs without training them.')
+_OUT = flags.DEFINE_string('out', None, 'sweep: directory for runs and results. plot: file to write, .svg or .png.')
+_RESULTS = flags.DEFINE_string('results', None, 'fit, plot, plan: directory of a sweep, or its results.jsonl.')
 _PARAMS = flags.DEFINE_enum(
-  'params',
-  'non_embedding',
-  ['non_embedding', 'total'],
-  'fit, plot, plan: what N counts, embeddings or not.',
+  'params', 'non_embedding', ['non_embedding', 'total'], 'fit, plot, plan: the parameters that N counts.'
 )
-_COMPUTE = flags.DEFINE_float('compute', None, 'plan: FLOPs that there are for one training run.')
+_COMPUTE = flags.DEFINE_float('compute', None, 'plan: training budget of the run to plan, in FLOPs.')
 _COVERAGE = flags.DEFINE_float(
-  'coverage', 0.9, 'fit, plot, plan: share of the resamples in an interval.', lower_bound=0.01, upper_bound=0.999
-)
-_RESAMPLES = flags.DEFINE_integer('resamples', 1000, 'fit, plot, plan: resamples of the bootstrap.', lower_bound=100)
+  'coverage', 0.9, 'fit, plot, plan: share of the bootstrap samples that an interval covers.', lower_bound=0.01,
+  upper_bound=0.999,
+)  # fmt: skip
+_RESAMPLES = flags.DEFINE_integer('resamples', 1000, 'fit, plot, plan: number of bootstrap samples.', lower_bound=100)
 _BOOTSTRAP_SEED = flags.DEFINE_integer('bootstrap_seed', 0, 'fit, plot, plan: seed of the bootstrap.', lower_bound=0)
 SUBJECTS = ('sweep', 'fit', 'plot', 'plan')
 
 
 def numbers(words: list[str], flag: str, kind: type) -> list[Any]:
-  """The values of a flag that lists numbers above 0, or from 0 for seeds.
+  """Parses a flag that lists numbers above 0; seeds may be 0.
 
   Raises:
-    ValueError: one is none.
+    ValueError: a value is not a number, or is out of range.
   """
   try:
     values = [kind(word) for word in words]
@@ -65,27 +70,29 @@ def numbers(words: list[str], flag: str, kind: type) -> list[Any]:
 
 
 def fixed_arguments() -> tuple[str, list[str]]:
-  """The configuration's file, and the arguments that override keys of it for all runs."""
+  """The configuration file, and the arguments that override its keys in all runs."""
   flag = flags.FLAGS['config']
-  own = config_flags.get_override_values(flag)
-  each = [(key, part) for key, value in own.items() for part in (value if isinstance(value, tuple) else (value,))]
-  return config_flags.get_config_filename(flag), [f'--config.{key}={value}' for key, value in each]
+  arguments = []
+  for key, value in config_flags.get_override_values(flag).items():
+    arguments += [f'--config.{key}={item}' for item in (value if isinstance(value, tuple) else (value,))]
+  return config_flags.get_config_filename(flag), arguments
 
 
 def parse(config: str, fixed: list[str], overrides: Mapping[str, str]) -> Any:
-  """The configuration as the trainer will read it."""
+  """Reads the configuration as the training command will read it."""
   argv = ['sweep', f'--config={config}', *fixed, *(f'--{key}={value}' for key, value in overrides.items())]
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   try:
     values(argv)
   except (flags.Error, AttributeError, KeyError, TypeError) as error:
-    given = ', '.join(f'{key}={value}' for key, value in overrides.items())
-    raise ValueError(f'The trainer cannot take {given}: {doors.essence(error)}') from None
+    settings = ', '.join(f'{key}={value}' for key, value in overrides.items())
+    raise ValueError(f'Training does not accept {settings}: {doors.essence(error)}') from None
   return holder.value
 
 
 def sweep() -> int:
+  """Trains all runs, or prints them with --dry_run; returns the exit status."""
   if _CONFIG.value is None or not _OUT.value:
     raise ValueError('sweep needs --config=FILE and --out=DIRECTORY.')
   from dalle_jax.jobs.study import ladder
@@ -109,18 +116,18 @@ def sweep() -> int:
   except Interrupted as stop:
     print(stop)
     return EXIT_INTERRUPTED
-  bad = [f'{run.name} ({run.status})' for run in runs if run.status != 'finished']
+  unfinished = [f'{run.name} ({run.status})' for run in runs if run.status != 'finished']
   print(
-    f'{len(runs) - len(bad)} of {len(runs)} runs have a loss in {Path(_OUT.value) / "results.jsonl"}'
-    + (f'; without {", ".join(bad)}' if bad else '')
+    f'{len(runs) - len(unfinished)} of {len(runs)} runs have a loss in {Path(_OUT.value) / "results.jsonl"}'
+    + (f'; missing: {", ".join(unfinished)}' if unfinished else '')
   )
-  return 1 if bad else 0
+  return 1 if unfinished else 0
 
 
 def after_sweep(subject: str) -> int:
-  """fit, plot and plan."""
+  """Runs fit, plot or plan on the results of a sweep; returns the exit status."""
   if not _RESULTS.value:
-    raise ValueError(f'{subject} needs --results=DIRECTORY, what sweep got as --out.')
+    raise ValueError(f'{subject} needs --results=DIRECTORY, the --out of a sweep.')
   if subject == 'plot' and not _OUT.value:
     raise ValueError('plot needs --out=FILE.svg or FILE.png.')
   if subject == 'plan' and _COMPUTE.value is None:
@@ -133,10 +140,10 @@ def after_sweep(subject: str) -> int:
   for line in left_out:
     print(line)
   if subject == 'fit':
-    found = scaling_study.fit(table, coverage, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
-    print(scaling_study.report(*found, table, coverage))
+    fitted = scaling_study.fit(table, coverage, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
+    print(scaling_study.report(*fitted, table, coverage))
     out = (path if path.is_dir() else path.parent) / scaling_study.FITS
-    scaling_study.write(out, *found, coverage)
+    scaling_study.write(out, *fitted, coverage)
     print(out)
     return 0
   fits, missing = scaling_fits.fit_laws(table, _RESAMPLES.value, _BOOTSTRAP_SEED.value)
@@ -145,9 +152,11 @@ def after_sweep(subject: str) -> int:
     print(_OUT.value)
     return 0
   if 'L(N, D)' not in fits:
-    raise ValueError('\n'.join(['No plan without the law of size and data.', *missing]))
-  found = scaling_fits.plan(table, fits['L(N, D)'], _COMPUTE.value, coverage)
-  print(scaling_study.describe_plan(found, table.unit, coverage))
+    raise ValueError(
+      '\n'.join(['A plan needs the law of size and data, L(N, D), which could not be fitted.', *missing])
+    )
+  plan = scaling_fits.plan(table, fits['L(N, D)'], _COMPUTE.value, coverage)
+  print(scaling_study.describe_plan(plan, table.unit, coverage))
   for warning in fits['L(N, D)'].warnings:
     print(f'warning: L(N, D): {warning}')
   return 0

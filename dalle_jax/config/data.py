@@ -1,4 +1,4 @@
-"""What is learnt from: pictures, captions and their tokens."""
+"""Configuration of the training data and the tokenizer."""
 
 import dataclasses
 
@@ -10,28 +10,34 @@ TOKENIZERS = ('captions', 'clip', 'bytes', 'pieces')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-  """Where pictures and captions come from, and how they are read."""
+  """Where images, captions and text come from, and how they are read."""
 
   source: str = 'captioned_shapes'  # one of SOURCES
-  # folder: pictures with captions; tfds: a prepared data set's directory; text: a file, a directory of .txt files, or
-  # several of both with commas between, and if empty the texts of Python's own help.
+  # 'folder': a directory of captioned images. 'tfds': the directory of a prepared data set. 'text': a file, a directory
+  # of .txt files, or several of these separated by commas; empty: the help texts of Python's standard library.
   path: str = ''
-  validation_path: str = ''  # text: what is held out, given as `path` is; empty: the end of `path`
-  data_dir: str = ''  # where generated data sets are kept; empty: WORKDIR/data
-  image_size: int = 32  # height and width in pixels
-  crop: str = 'center'  # 'center', 'random' along the longer side, or 'paper': the stage's own (Listings 1 and 2)
-  resampling: str = 'area'  # of pictures made smaller: exact means over areas, or 'box': of whole pixels, and faster
-  flip: bool = False  # random left-right flips while the dVAE trains (Listing 1)
-  caption_key: str = 'caption'  # tfds: the feature that holds the text
-  validation_fraction: float = 0.1  # folder: share of names held out; text: of bytes, without a validation_path
-  group_separator: str = ''  # folder: captions equal up to this text share a name
-  num_train: int = 20_000  # captioned_shapes: examples in each split
-  num_validation: int = 1_000
-  num_held_out: int = 1_000
-  two_object_fraction: float = 0.5  # captioned_shapes: share of scenes with two objects
-  position_jitter: int = 1  # captioned_shapes: steps of 1/32 of the side by which centres are moved, 0 or 1
-  shapes_seed: int = 0  # captioned_shapes: the seed that fixes the data set
-  num_workers: int = 0  # data-loading processes; 0 reads in threads of this one
+  validation_path: str = ''  # 'text': held-out text, in the form of `path`; empty: hold out the end of `path`
+  data_dir: str = ''  # directory for generated data sets; empty: WORKDIR/data
+  image_size: int = 32  # height and width of images, in pixels
+  # The square cut from an image: 'center', 'random' (a random position along the longer side), or 'paper' (Listing 1
+  # for the dVAE, Listing 2 for the prior).
+  crop: str = 'center'
+  resampling: str = 'area'  # downscaling: 'area' averages over exact areas; 'box' averages whole pixels and is faster
+  flip: bool = False  # flip images left to right at random while the dVAE trains (Listing 1)
+  caption_key: str = 'caption'  # 'tfds': the feature that holds the caption
+  # Share that is held out. 'folder': of caption names; 'tfds': of examples, if the data set has no held-out split;
+  # 'text': of bytes, unless validation_path is set.
+  validation_fraction: float = 0.1
+  # 'folder': captions that are equal up to this text have the same name, so all are trained on or all are held out.
+  # Empty: the name is the whole caption.
+  group_separator: str = ''
+  num_train: int = 20_000  # 'captioned_shapes': examples in the train split
+  num_validation: int = 1_000  # 'captioned_shapes': examples in the validation split
+  num_held_out: int = 1_000  # 'captioned_shapes': examples in the held_out split
+  two_object_fraction: float = 0.5  # 'captioned_shapes': share of scenes with two objects
+  position_jitter: int = 1  # 'captioned_shapes': largest random shift of objects, in 1/32 of the image side; 0 or 1
+  shapes_seed: int = 0  # 'captioned_shapes': seed of the data set
+  num_workers: int = 0  # data-loading processes; 0: load in threads of the main process
   num_threads: int = 4  # reading threads per process
 
   def __post_init__(self) -> None:
@@ -48,26 +54,28 @@ class DataConfig:
     if self.source == 'captioned_shapes':
       require(
         self.image_size >= 32,
-        f'config.data.image_size is {self.image_size}; captioned_shapes needs 32 or more to be judged.',
+        f'config.data.image_size is {self.image_size}; config.data.source=captioned_shapes needs at least 32, '
+        'so that generated images can be judged.',
       )
     elif self.source != 'text':
-      require(bool(self.path), f'config.data.source={self.source!r} needs config.data.path: the directory to read.')
+      require(bool(self.path), f'config.data.source={self.source!r} needs config.data.path, the directory to read.')
     require(
       self.source == 'text' or not self.validation_path,
-      f'config.data.validation_path is {self.validation_path!r}, which only config.data.source=text reads; given '
+      f'config.data.validation_path is {self.validation_path!r}, but only config.data.source=text reads it; given '
       f'{self.source!r}.',
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-  """The captions' byte-pair encoding (section 2.2: lower-cased, 16,384 pieces), or a tokenizer of text without loss."""
+  """The byte-pair encoding of captions (section 2.2: lower-cased, 16,384 pieces), or a lossless tokenizer of text."""
 
-  # 'captions' of pictures, 'clip' for the imported CLIP alone; of text 'bytes', or 'pieces': byte pairs, nothing lost.
+  # For captions: 'captions', a byte-pair encoding, or 'clip', the tokenizer of an imported CLIP (reranker only). For
+  # models of text: 'bytes', or 'pieces', a lossless byte-pair encoding.
   kind: str = 'captions'
-  vocab_size: int = 16_384  # at least 270, as 256 pieces stand for bytes; at most; a small corpus gives fewer pieces
-  text_length: int = 256  # text slots of the prior, the start-of-text slot among them
-  bpe_dropout: float = 0.1  # share of merges left out while the prior trains, new for each epoch (section 2.2)
+  vocab_size: int = 16_384  # maximum number of pieces, at least 270 (256 of them are bytes); a small corpus gives fewer
+  text_length: int = 256  # text positions before the image tokens, including the start-of-text position
+  bpe_dropout: float = 0.1  # share of merges skipped while the prior trains, sampled again each epoch (section 2.2)
 
   def __post_init__(self) -> None:
     require_choice('tokenizer', self, 'kind', TOKENIZERS)

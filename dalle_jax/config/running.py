@@ -1,29 +1,32 @@
-"""Devices, logs, and what is drawn and measured: nothing here changes what is learnt."""
+"""Configuration of devices, logs, sampling and evaluation; nothing here changes what a model learns."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from dalle_jax.config.checks import require, require_positive
 
-MOST = 1e6  # of temperatures, scales and waits, far from where 32 bits end
+MOST = 1e6  # upper limit of temperatures, scales and durations, far below float32 overflow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Sizes of the device mesh's axes; one of them may be -1 and takes what is left.
+  """Sizes of the axes of the device mesh; their product is the number of devices.
 
-  Where `data` and `fsdp` both are -1, `fsdp` takes as much as divides the model's widths, and `data` the rest.
+  One axis may be -1 and gets the remaining devices. If `data` and `fsdp` are both -1, `fsdp` gets the largest size that
+  divides the model's widths, and `data` the rest.
   """
 
-  dcn_data: int = 1  # slices of TPUs, or groups of other hosts, between which only gradients are summed
-  data: int = -1  # splits the batch; parameters are copied
-  fsdp: int = 1  # splits the batch, and parameters and optimizer state with it
+  dcn_data: int = 1  # TPU slices, or groups of hosts on other platforms; only gradients are summed between them
+  data: int = -1  # splits the batch; parameters are replicated
+  fsdp: int = 1  # splits the batch, the parameters and the optimizer state
   tensor: int = 1  # splits attention heads, MLP units and vocabularies
 
   def __post_init__(self) -> None:
     sizes = dataclasses.asdict(self)
     for name, value in sizes.items():
-      require(value == -1 or value > 0, f'config.mesh.{name} is {value}; it must be -1 (what is left) or above 0.')
+      require(
+        value == -1 or value > 0, f'config.mesh.{name} is {value}; it must be above 0, or -1 for the remaining devices.'
+      )
     open_axes = [name for name, value in sizes.items() if value == -1]
     require(
       len(open_axes) <= 1 or open_axes == ['data', 'fsdp'],
@@ -33,11 +36,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-  """Where metrics go besides WORKDIR/*/metrics.jsonl and the console."""
+  """Where metrics go, besides WORKDIR/*/metrics.jsonl and the console."""
 
-  tensorboard: bool = True
-  wandb_project: str = ''  # Weights & Biases, only where a project is named
-  stall_seconds: float = 300.0  # without a finished step, until a watchdog says where all threads stand; 0: never
+  tensorboard: bool = True  # write TensorBoard event files
+  wandb_project: str = ''  # Weights & Biases project; empty: do not use Weights & Biases
+  stall_seconds: float = 300.0  # seconds without a finished step until a watchdog prints all threads; 0: never
 
   def __post_init__(self) -> None:
     require(
@@ -48,14 +51,14 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-  """How images are drawn unless a command says otherwise."""
+  """Defaults for generating images and text; commands may override them."""
 
-  temperature: float = 1.0
-  top_k: int = 0  # tokens kept at each step; 0: all
-  top_p: float = 1.0  # share of the probability kept at each step, after temperature and top_k; 1: all
-  guidance_scale: float = 1.0  # classifier-free guidance; 1: none, and half the work
-  guidance_ramp: float = 0.0  # share of the image's tokens over which the scale grows from 1
-  batch_size: int = 64
+  temperature: float = 1.0  # divides the logits; 0 takes the most likely token
+  top_k: int = 0  # number of most likely tokens to sample from at each step; 0: all
+  top_p: float = 1.0  # probability mass to sample from at each step, after temperature and top_k; 1: all
+  guidance_scale: float = 1.0  # classifier-free guidance; 1: none, which halves the work
+  guidance_ramp: float = 0.0  # share of the image tokens over which the guidance scale grows from 1
+  batch_size: int = 64  # images or texts generated at a time
 
   def __post_init__(self) -> None:
     check_sampling(dataclasses.asdict(self))
@@ -75,7 +78,7 @@ def check_sampling(values: Mapping[str, float], prefix: str = 'config.sampling.'
     'temperature': (lambda value: 0 <= value <= MOST, f'be 0 to {MOST:,.0f}'),
     'top_k': (lambda value: value >= 0, 'be 0 (all tokens) or more'),
     'top_p': (lambda value: 0 < value <= 1, 'be above 0 and at most 1 (all)'),
-    'guidance_scale': (lambda value: 0 <= value <= MOST, f'be 0 to {MOST:,.0f}; 1 is none'),
+    'guidance_scale': (lambda value: 0 <= value <= MOST, f'be 0 to {MOST:,.0f}; 1 means no guidance'),
     'guidance_ramp': (lambda value: 0 <= value <= 1, 'lie in [0, 1]'),
     'batch_size': (lambda value: value > 0, 'be above 0'),
   }
@@ -86,17 +89,17 @@ def check_sampling(values: Mapping[str, float], prefix: str = 'config.sampling.'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-  """What is measured and drawn when training has ended."""
+  """What is measured and generated at the end of training."""
 
-  num_reconstructions: int = 256  # held-out pictures for PSNR and codebook figures
-  num_prompts: int = 128  # captions of each split and number of objects whose images are judged (captioned_shapes)
-  num_captions: int = 500  # of each split, with a picture each, among which a reranker has to find the right ones
+  num_reconstructions: int = 256  # held-out images for PSNR and codebook statistics
+  num_prompts: int = 128  # 'captioned_shapes': captions per split and number of objects whose images are judged
+  num_captions: int = 500  # reranker: captions per split, each with one image, among which to find the matching ones
   sheet_prompts: int = 8  # captions on a sample sheet
-  images_per_prompt: int = 8  # images of each caption on the sheet
-  batch_size: int = 64
-  num_tokens: int = 81_920  # held-out tokens on which a sequence model is measured, in whole sequences from the first
-  num_context_targets: int = 1_000  # tokens that are predicted from contexts of every length
-  num_text_samples: int = 4  # of a model of text
+  images_per_prompt: int = 8  # images per caption on a sample sheet
+  batch_size: int = 64  # examples measured at a time
+  num_tokens: int = 81_920  # sequence models: held-out tokens to measure, from the start, in complete sequences
+  num_context_targets: int = 1_000  # sequence models: tokens that are predicted from contexts of every length
+  num_text_samples: int = 4  # models of text: texts to generate
 
   def __post_init__(self) -> None:
     require_positive('evaluation', self, *(f.name for f in dataclasses.fields(self)))

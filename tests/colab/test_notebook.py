@@ -1,4 +1,4 @@
-"""The notebooks are what they should be on the shelf, and run from their first cells to their last."""
+"""The notebooks are stored in the expected form, and run from the first cell to the last."""
 
 import fnmatch
 import glob
@@ -42,19 +42,19 @@ def find_cell(notebook, text):
   return source
 
 
-def test_is_valid_and_stored_without_outputs(notebook):
+def test_it_is_valid_and_stored_without_outputs(notebook):
   nbformat.validate(notebook)
   for cell in code_cells(notebook):
     assert cell.outputs == []
     assert cell.execution_count is None
 
 
-def test_has_few_and_short_cells(path, notebook):
+def test_cells_are_few_and_short(path, notebook):
   assert len(notebook.cells) <= MOST_CELLS[path.stem]
   assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 15
 
 
-def test_begins_with_a_badge_that_opens_this_file(path, notebook):
+def test_it_begins_with_a_badge_that_opens_this_file(path, notebook):
   assert notebook.cells[0].cell_type == 'markdown'
   badge = notebook.cells[0].source.splitlines()[0]
   assert badge.startswith('[![Open in Colab]')
@@ -68,11 +68,11 @@ def test_begins_with_a_badge_that_opens_this_file(path, notebook):
     (['/dev/vfio/0'], None, {}, '[tpu]'),
     ([], None, {'COLAB_TPU_ADDR': '10.0.0.2:8470'}, '[tpu]'),
     ([], 0, {}, '[cuda]'),
-    ([], 9, {}, ''),  # the program is there, a device is not
+    ([], 9, {}, ''),  # nvidia-smi is installed, but there is no GPU
     ([], None, {}, ''),
   ],
 )
-def test_installs_the_build_for_the_accelerator(
+def test_the_install_cell_chooses_the_build_for_the_accelerator(
   notebook, monkeypatch, devices, nvidia_smi_status, environment, expected
 ):
   commands = install(notebook, monkeypatch, devices, nvidia_smi_status, environment, installed=False)
@@ -81,12 +81,12 @@ def test_installs_the_build_for_the_accelerator(
   assert f'"dalle_jax{expected} @ git+https://' in command
 
 
-def test_installs_nothing_where_the_package_is(notebook, monkeypatch):
+def test_the_install_cell_does_nothing_if_the_package_is_installed(notebook, monkeypatch):
   assert install(notebook, monkeypatch, [], None, {}, installed=True) == []
 
 
 def install(notebook, monkeypatch, devices, nvidia_smi_status, environment, installed):
-  """Runs the install cell with a made-up machine and returns the shell commands that it asks for."""
+  """Runs the install cell on a simulated machine and returns the shell commands that it would run."""
   commands = []
 
   class Shell:
@@ -107,7 +107,7 @@ def install(notebook, monkeypatch, devices, nvidia_smi_status, environment, inst
 
 
 def execute(notebook, monkeypatch, tmp_path):
-  """Runs it away from the checkout, as on Colab, where there is only the installed package."""
+  """Runs a notebook outside the checkout, as on Colab, where only the package is installed."""
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   monkeypatch.setenv('DALLE_JAX_CONFIG', 'configs/quickstart.py:tiny')
   monkeypatch.setenv('DALLE_JAX_WORKDIR', str(tmp_path / 'a run'))
@@ -125,7 +125,7 @@ def printed_by(cell):
 
 
 @pytest.mark.slow
-def test_the_quick_start_runs_from_start_to_end(monkeypatch, tmp_path):
+def test_the_quick_start_notebook_runs(monkeypatch, tmp_path):
   notebook = read('quickstart')
   execute(notebook, monkeypatch, tmp_path)
   assert count_pictures(notebook) == 4  # reconstructions, samples of two splits, the prompts' contact sheet
@@ -135,13 +135,13 @@ def test_the_quick_start_runs_from_start_to_end(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_story_runs_from_start_to_end(monkeypatch, tmp_path):
+def test_the_ngrams_to_dalle_notebook_runs(monkeypatch, tmp_path):
   notebook = read('from_ngrams_to_dalle')
   monkeypatch.setenv('DALLE_JAX_STEPS', '20')
   execute(notebook, monkeypatch, tmp_path)
   assert count_pictures(notebook) == 5  # relaxed samples, contexts, a law, a tree, the prompt's contact sheet
   printed = [printed_by(cell) for cell in code_cells(notebook)]
-  (words,) = [text for text in printed if 'bits a word' in text]
+  (words,) = [text for text in printed if 'bits per word' in text]
   assert 'entropy 1.65 bits, Huffman code 1.70' in words
   (table,) = [text for text in printed if 'xz -9e' in text]
   for line in table.splitlines()[1:5]:

@@ -1,4 +1,4 @@
-"""Every shipped configuration, and each of its variants, describes models that can be built."""
+"""Builds the models of every shipped configuration and its variants, as shapes only."""
 
 import pathlib
 import runpy
@@ -19,13 +19,13 @@ from dalle_jax.training.tasks.sequence import make_task as make_sequence_task
 FILES = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('[!_]*.py'))
 SIZES = ('12b', '12b_padded', '5b', '2b', '1b', '300m', 'small')
 SEQUENCES = ('language', 'image_tokens')
-ALONE = ('reranker',)  # with a test of its own below
-OWN = {
+ALONE = ('reranker',)  # has a separate test below
+VARIANTS = {
   'dvae': ('openai', 'small', 'openai,tiny', 'small,tiny'),
   'image_tokens': ('lstm', 'ngram,text', 'rnn,tiny', 'neural_ngram,text,tiny'),
   'dalle': (*SIZES, 'tiny', *(f'{size},modern' for size in ('12b', 'small')), '1b,modern,tiny'),
 }
-ALL = [(file, variant) for file in FILES for variant in ('', *OWN.get(file.stem, ('tiny',)))]
+ALL = [(file, variant) for file in FILES for variant in ('', *VARIANTS.get(file.stem, ('tiny',)))]
 TINY = [(file, variant) for file, variant in ALL if 'tiny' in variant]
 
 
@@ -39,7 +39,7 @@ def _load(file, variant):
 
 
 @pytest.mark.parametrize(('file', 'variant'), [(f, v) for f, v in ALL if f.stem not in (*SEQUENCES, *ALONE)], ids=_name)
-def test_both_stages_can_be_built(file, variant):
+def test_dvae_and_prior_can_be_built(file, variant):
   values, config = _load(file, variant)
   assert values.is_locked
   dvae = DvaeTask(config.dvae, config.data.image_size)
@@ -88,7 +88,7 @@ def test_a_reranker_can_be_built(variant):
   sharding.check(config, sharding.make_mesh(MeshConfig()))
 
 
-def test_the_quick_starts_dvae_fits_models_of_its_codes():
+def test_image_token_models_have_the_dvae_shape_of_the_quick_start():
   trained, config = (_load(file, '')[1] for file in FILES if file.stem in ('quickstart', 'image_tokens'))
   assert trained.image_length == config.image_length
   for name in DVAE_SHAPE:
@@ -96,9 +96,9 @@ def test_the_quick_starts_dvae_fits_models_of_its_codes():
 
 
 @pytest.mark.parametrize(('file', 'variant'), TINY, ids=_name)
-def test_tiny_variants_are_tiny(file, variant):
+def test_tiny_variants_train_for_few_steps_on_little_data(file, variant):
   _, config = _load(file, variant)
-  if config.task == 'sequence':  # a minute's training, whose texts can be read
+  if config.task == 'sequence':  # trains for about a minute and writes readable text
     assert config.sequence_training.num_steps * config.sequence_training.batch_size * config.sequence_length < 500_000
     return
   stages = (config.dvae_training, config.prior_training, config.reranker_training)
@@ -113,7 +113,7 @@ def test_unknown_variants_are_refused(file):
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
-def test_the_file_tells_its_command_and_changes_something(file):
+def test_the_docstring_gives_the_command_and_the_configuration_changes_a_default(file):
   assert f'python -m dalle_jax.train --config=configs/{file.name}' in file.read_text().split('"""')[1]
   values, _ = _load(file, '')
   assert values.to_dict() != base_config().to_dict()
@@ -129,7 +129,7 @@ def _count(task):
    ('5b', 5.55e9, 5.68e9), ('2b', 2.83e9, 2.93e9), ('1b', 1.21e9, 1.31e9),
    ('300m', 302e6, 354e6)],
 )  # fmt: skip
-def test_the_sizes_have_the_parameters_that_their_names_say(size, blocks, total):
+def test_each_size_has_the_number_of_parameters_in_its_name(size, blocks, total):
   file = next(file for file in FILES if file.stem == 'dalle')
   _, config = _load(file, size)
   layers, width = config.prior.num_layers, config.prior.embed_dim
@@ -140,7 +140,7 @@ def test_the_sizes_have_the_parameters_that_their_names_say(size, blocks, total)
   assert _count(PriorTask(modern, 16_384)) == pytest.approx(total, rel=5e-3)
 
 
-def test_two_sizes_at_once_are_refused():
+def test_two_sizes_in_one_variant_are_refused():
   file = next(file for file in FILES if file.stem == 'dalle')
   with pytest.raises(ValueError, match=r"'12b' or '12b_padded'.*given '1b,2b'"):
     _load(file, '1b,2b')

@@ -1,4 +1,4 @@
-"""Random weights under the names and in the shapes in which pytorch-fid publishes Inception-v3."""
+"""Random weights with the names and shapes of the Inception-v3 that pytorch-fid publishes."""
 
 import functools
 
@@ -10,14 +10,14 @@ from dalle_jax.models.inception import NUM_CLASSES, NUM_FEATURES, Inception
 
 @functools.cache
 def shapes():
-  """Of the layers, by name: kernels [H, W, in, out]."""
-  found = jax.eval_shape(lambda: Inception().init(jax.random.key(0), np.zeros((1, 107, 107, 3), np.float32)))['params']
-  leaves = jax.tree_util.tree_leaves_with_path(found)
+  """Kernel shapes [H, W, in, out] of the layers, by name."""
+  params = jax.eval_shape(lambda: Inception().init(jax.random.key(0), np.zeros((1, 107, 107, 3), np.float32)))['params']
+  leaves = jax.tree_util.tree_leaves_with_path(params)
   return {'.'.join(e.key for e in place[:-1]): leaf.shape for place, leaf in leaves if place[-1].key == 'kernel'}
 
 
 def state_dict():
-  """Tensors by name; activations keep their scale through the layers."""
+  """Tensors by name, scaled so that activations neither grow nor vanish through the layers."""
   rng = np.random.default_rng(0)
   tensors = {}
   for name, (height, width, num_in, num_out) in shapes().items():
@@ -34,12 +34,12 @@ def state_dict():
 
 
 def pictures():
-  """uint8 [2, 40, 24, 3]: noise, and squares."""
+  """Two test images, uint8 [2, 40, 24, 3]: noise, and coloured squares."""
   rng = np.random.default_rng(1)
   squares = np.kron(rng.integers(0, 256, (5, 3, 3)), np.ones((8, 8, 1)))
   return np.stack([rng.integers(0, 256, (40, 24, 3)), squares]).astype(np.uint8)
 
 
 def inputs():
-  """float32 [1, 107, 107, 3], which the layers bring down to 2 x 2."""
+  """Random input float32 [1, 107, 107, 3], which the layers reduce to 2 x 2."""
   return np.random.default_rng(2).uniform(-1, 1, (1, 107, 107, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Small models of random parameters."""
+"""Small models with random parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import linen as nn
 from dalle_jax import bundle
 from dalle_jax.data.tokenizer import train_tokenizer
 
-# What models of 8 x 8 pictures have in common, as values of a configuration.
+# Configuration values shared by the models of 8 x 8 images.
 PICTURES = {
   'data': {'source': 'folder', 'path': 'unused', 'image_size': 8},
   'tokenizer': {'vocab_size': 300, 'text_length': 6},
@@ -18,17 +18,18 @@ PICTURES = {
 
 
 def caption_tokenizer():
+  """A small tokenizer of captions."""
   return train_tokenizer(['a red circle', 'a blue square', 'a green triangle'] * 4, 300)
 
 
 def random_params(config, vocab_size, scale=0.5):
-  """Parameters of what a bundle of this configuration holds, normal in every entry."""
+  """Normally distributed parameters of all models that a bundle with this configuration holds."""
   rng = np.random.default_rng(0)
   shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(config, vocab_size)))
   return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 def save_random(path, config, tokenizer, scale=0.5):
-  """Writes a model directory of random parameters; its path as a string."""
+  """Writes a model directory with random parameters and returns its path as a string."""
   bundle.save(path, config, tokenizer, random_params(config, tokenizer.vocab_size, scale), 'data')
   return str(path)

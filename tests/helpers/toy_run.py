@@ -1,6 +1,6 @@
-"""A run of the toy task that others may kill: trains in WORKDIR, and at the end writes all that it has learnt.
+"""Trains the toy task in WORKDIR and writes a digest of the result; tests kill it and start it again.
 
-python toy_run.py WORKDIR
+toy_run.py WORKDIR
 """
 
 import hashlib
@@ -21,7 +21,7 @@ NUM_STEPS = 40
 
 
 class Wide(LinearTask):
-  """With a megabyte of moments and averages, so that a checkpoint takes a while."""
+  """The toy task with an extra megabyte of parameters, so that writing a checkpoint takes a while."""
 
   def init(self, key):
     collections = super().init(key)
@@ -30,11 +30,12 @@ class Wide(LinearTask):
 
 
 def digest(tree) -> str:
-  found = hashlib.sha256()
+  """A hash of the names, types, shapes and values of all leaves."""
+  digest_of_leaves = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    found.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
-    found.update(np.asarray(leaf).tobytes())
-  return found.hexdigest()
+    digest_of_leaves.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
+    digest_of_leaves.update(np.asarray(leaf).tobytes())
+  return digest_of_leaves.hexdigest()
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A tiny task for the training engine: a linear map with noise, and a frozen offset; and its data."""
+"""A tiny task for tests of the training loop: a noisy linear map with a frozen offset, and its data."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ class LinearTask:
 
 
 class Stream:
-  """Endless batches; batch i depends on the seed and i alone. `poison` names batches that hold a NaN."""
+  """Endless batches. Batch i depends only on the seed and i; the batches listed in `poison` contain a NaN."""
 
   def __init__(self, batch_size=8, seed=0, poison=(), fixed=False):
     self.batch_size, self.seed, self.poison, self.fixed = batch_size, seed, poison, fixed

@@ -1,4 +1,4 @@
-"""An HTML page, read."""
+"""Parses HTML pages for tests of reports."""
 
 import base64
 import io
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-# What a text may hold that must not become a part of the page.
+# Text with markup that a page must escape.
 NASTY = '</script><script>alert("1")</script> & \'"'
 
 
 class Element(NamedTuple):
   tag: str
   attrs: dict[str, str]
-  pieces: list[str]  # of the text in it and in what it holds
+  pieces: list[str]  # pieces of the text inside it, including nested elements
 
   @property
   def text(self):
@@ -26,14 +26,14 @@ class Element(NamedTuple):
     return self.attrs.get('class', '').split()
 
   def pixels(self):
-    """The picture that an <img> holds."""
+    """The pixels of an <img> with an embedded PNG."""
     head, data = self.attrs['src'].split(',')
     assert head == 'data:image/png;base64'
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB'))
 
 
 class Page(HTMLParser):
-  """The elements of a page, in their order; checks that they nest."""
+  """The elements of a page in document order; checks that they are nested correctly."""
 
   VOID = ('meta', 'img', 'br', 'link', 'input')
 
@@ -59,13 +59,13 @@ class Page(HTMLParser):
       element.pieces.append(data)
 
   def of(self, tag, style=None):
-    """The elements of a tag, and of a class where one is given."""
+    """The elements with this tag, and with this class if `style` is given."""
     return [element for element in self.found if element.tag == tag and (style is None or style in element.styles)]
 
   def text(self, tag, style=None):
-    """Their texts."""
+    """The texts of the elements with this tag and class."""
     return [element.text for element in self.of(tag, style)]
 
   def addresses(self):
-    """All that the page refers to."""
+    """All addresses in src and href attributes."""
     return [value for e in self.found for name, value in e.attrs.items() if name in ('src', 'href', 'xlink:href')]

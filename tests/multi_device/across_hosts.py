@@ -1,8 +1,8 @@
-"""A toy run on a mesh whose axis `tensor` goes between the hosts, one of which finds its part of a checkpoint damaged.
+"""Trains a toy task on two hosts with the mesh axis `tensor` between them, and damages a checkpoint of host 1.
 
     across_hosts.py INDEX COUNT PORT DIRECTORY
 
-Prints what was learnt, as JSON. Run by `test_across_hosts.py`; with COUNT 1 one process has the two devices.
+Prints the trained parameters as JSON. Run by `test_across_hosts.py`. With COUNT 1, one process has both devices.
 """
 
 import json
@@ -25,7 +25,7 @@ BATCH_SIZE = 8
 
 
 class Wide(LinearTask):
-  """With an array of which each host has its own files."""
+  """The toy task with a parameter large enough that each host writes checkpoint files for its shard."""
 
   def init(self, key):
     collections = super().init(key)
@@ -34,7 +34,7 @@ class Wide(LinearTask):
 
 
 class Rows(Stream):
-  """Of each batch the rows of this process."""
+  """A stream of this process's rows of each batch."""
 
   def __init__(self, rows):
     super().__init__(BATCH_SIZE)
@@ -55,6 +55,7 @@ def run(directory, num_steps):
 
 
 def damage(checkpoint):
+  """Truncates the files that host 1 wrote."""
   files = [path for path in (checkpoint / 'state' / 'ocdbt.process_1').rglob('d/*') if path.is_file()]
   assert files
   for path in files:
@@ -71,8 +72,8 @@ def main():
   hosts.barrier('damaged')
   state = run(directory, 6)
   kernel = state.params['model']['kernel']
-  whole = multihost_utils.process_allgather(kernel, tiled=True) if count > 1 else np.asarray(kernel)
-  print('RESULT', json.dumps({'kernel': whole.ravel().tolist(), 'step': int(state.step)}))
+  kernel = multihost_utils.process_allgather(kernel, tiled=True) if count > 1 else np.asarray(kernel)
+  print('RESULT', json.dumps({'kernel': kernel.ravel().tolist(), 'step': int(state.step)}))
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""One of several hosts, or the only one: agrees, refuses, trains a toy; prints what came of it, as JSON.
+"""Checks `dalle_jax.hosts` and trains a toy task as one of several hosts, or alone; prints the results as JSON.
 
     check_hosts.py INDEX COUNT PORT DIRECTORY
 
-Run by `test_hosts.py`: hosts are processes of their own.
+Run by `test_hosts.py`, with one process per host.
 """
 
 import dataclasses
@@ -22,22 +22,24 @@ from dalle_jax.training.loop import train
 BATCH_SIZE = 8
 
 
-def _message(work, *arguments, **options):
-  """The name and the text of the error of a call."""
+def _message(function, *arguments, **options):
+  """Calls a function and returns the type and text of its error; empty if there is none."""
   try:
-    work(*arguments, **options)
+    function(*arguments, **options)
   except (Exception, KeyboardInterrupt) as error:
     return f'{type(error).__name__}: {error}'
   return ''
 
 
 def _fail(index, error):
+  """Raises an error on one host, inside `together`."""
   with hosts.together('making the data'):
     if jax.process_index() == index:
       raise error
 
 
-def check_talk(index, directory):
+def check_coordination(index, directory):
+  """The error messages of calls that succeed and of calls that fail, by case."""
   config = Config().to_dict()
   other = {**config, 'prior': {**config['prior'], 'num_layers': config['prior']['num_layers'] + index}}
   facts = hosts.facts(config, workdir='run')
@@ -57,6 +59,7 @@ def check_talk(index, directory):
 
 
 def check_training(index, count, directory):
+  """Trains, resumes from the checkpoint and trains on; returns the parameters."""
   share = BATCH_SIZE // count
 
   class Share(toy_training.Stream):
@@ -67,7 +70,7 @@ def check_training(index, count, directory):
     num_steps=3, batch_size=BATCH_SIZE, learning_rate=0.05, schedule='constant', warmup_steps=0, ema_decay=0.9,
     log_every=1, eval_every=0, checkpoint_every=3, keep_checkpoints=3,
   )  # fmt: skip
-  for num_steps in (3, 5):  # the second continues from the checkpoint of the first
+  for num_steps in (3, 5):  # the second run resumes from the checkpoint of the first
     state = train(
       toy_training.LinearTask(noise=0.1),
       dataclasses.replace(config, num_steps=num_steps),
@@ -84,7 +87,7 @@ def main():
   index, count, port, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4])
   if count > 1:
     start_jax(True, f'localhost:{port}', count, index)
-  result = check_talk(index, directory) if count > 1 else {}
+  result = check_coordination(index, directory) if count > 1 else {}
   print('RESULT', json.dumps(result | check_training(index, count, directory)))
 
 

@@ -1,6 +1,6 @@
-"""Measures a small model on one device and on eight, all axes above 1; prints both results, as JSON.
+"""Evaluates a small model on one device and on a mesh of eight; prints both results as JSON.
 
-Run by `test_evaluations.py` in a process of its own, as the number of devices is fixed when JAX starts.
+Run by `test_evaluations.py` in a separate process, because JAX fixes the number of devices when it starts.
 """
 
 import json
@@ -23,7 +23,7 @@ RERANKER = {
   'text_num_layers': 1, 'text_num_heads': 2,
 }  # fmt: skip
 METRICS = ('reconstruction', 'likelihood', 'fid', 'kid', 'precision_recall', 'diversity')
-NUM_PICTURES = 21  # which no mesh of eight devices divides
+NUM_PICTURES = 21  # not divisible by any mesh of eight devices
 
 
 def write_pictures(path: Path) -> None:
@@ -43,14 +43,14 @@ def main() -> None:
   model = save_random(root / 'model', config, caption_tokenizer())
   ranking = Config.from_dict({**PICTURES, 'task': 'reranker', 'data': data, 'reranker': RERANKER})
   reranker = save_random(root / 'reranker' / 'model', ranking, caption_tokenizer())
-  drawn, draw = {}, measured.draw_samples
+  codes, draw_samples = {}, measured.draw_samples
 
-  def remember(*arguments):
-    found = draw(*arguments)
-    drawn[mesh.size] = found.codes
-    return found
+  def draw_and_record(*arguments):
+    samples = draw_samples(*arguments)
+    codes[mesh.size] = samples.codes
+    return samples
 
-  measured.draw_samples = remember
+  measured.draw_samples = draw_and_record
   results = {}
   for mesh in (sharding.one_device_mesh(), sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
     settings = EvaluationSettings(
@@ -58,7 +58,7 @@ def main() -> None:
       diversity_prompts=5, out=str(root / f'{mesh.size}.json'), cache=str(root / f'features_{mesh.size}'),
     )  # fmt: skip
     results[mesh.size] = evaluate(settings, mesh)
-  tokens = {'wrong_tokens': float(np.mean(drawn[1] != drawn[8])), 'num_codes': len(np.unique(drawn[1]))}
+  tokens = {'wrong_tokens': float(np.mean(codes[1] != codes[8])), 'num_codes': len(np.unique(codes[1]))}
   print(json.dumps({'one': results[1], 'all': results[8], **tokens}))
 
 

@@ -1,9 +1,10 @@
-"""Trains and samples tiny models on one device and on the meshes named, as 2x2x2; prints how they compare, as JSON.
+"""Trains and samples tiny models on one device and on the given meshes; prints the differences as JSON.
 
-python compare_meshes.py STAGES_ON_2x2x2 MESH...
+    compare_meshes.py STAGES MESH...
 
-The dVAE and the prior are compared on every mesh, the stages named, with commas between, on 2x2x2 too. Run by
-`test_meshes.py` in a process of its own, as the number of devices is fixed when JAX starts.
+STAGES is a comma-separated list and a MESH is written as 2x2x2. The dVAE and the prior are compared on every mesh, the
+other stages on 2x2x2 only. Run by `test_meshes.py` in a separate process, because JAX fixes the number of devices when
+it starts.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ CONFIG = Config.from_dict({
   },
   'prior': {'num_layers': 2, 'num_heads': 8, 'embed_dim': 32, 'attention_pattern': ('row', 'column')},
 })  # fmt: skip
-# Heads that two devices do not divide.
+# A number of heads that two devices do not divide.
 UNEVEN = dataclasses.replace(CONFIG, prior=dataclasses.replace(CONFIG.prior, num_heads=5, embed_dim=20))
 RERANKER = Config.from_dict({
   'task': 'reranker',
@@ -70,7 +71,7 @@ def sequence_task(kind: str) -> SequenceTask:
   return SequenceTask(dataclasses.replace(TEXT, model=model), TEXT_VOCAB_SIZE)
 
 
-# A large epsilon keeps Adam from blowing rounding errors of vanishing gradients up to whole steps.
+# A large epsilon keeps Adam from amplifying rounding errors of tiny gradients to full steps.
 TRAINING = {'batch_size': BATCH_SIZE, 'learning_rate': 0.03, 'schedule': 'constant', 'warmup_steps': 0, 'eps': 1e-2}
 STAGES = {
   'dvae': (DvaeTask(CONFIG.dvae, 8), TrainingConfig(**TRAINING)),
@@ -81,7 +82,7 @@ STAGES = {
   **{kind: (sequence_task(kind), TrainingConfig(**TRAINING)) for kind in SEQUENCE_KINDS if kind != 'ngram'},
 }
 ALWAYS = ('dvae', 'prior')
-ALL_AXES = '2x2x2'  # the mesh on which the others are compared too: they share their parts with these
+ALL_AXES = '2x2x2'  # the only mesh for the other stages, whose layers the dVAE and the prior cover already
 
 
 def make_mesh(name: str) -> jax.sharding.Mesh:
@@ -93,6 +94,7 @@ def make_mesh(name: str) -> jax.sharding.Mesh:
 
 
 def batches():
+  """Yields the same random batches for every mesh."""
   for step in range(NUM_STEPS):
     rng = np.random.default_rng([0, step])
     image = rng.integers(0, 256, (BATCH_SIZE, 8, 8, 3), np.uint8)
@@ -101,35 +103,34 @@ def batches():
 
 
 def initial(task) -> dict:
-  """Random parameters, made by numpy: compiling the modules' own initialisers would take most of the time."""
+  """Random parameters from NumPy, because compiling the modules' initialisers would take most of the time."""
   rng = np.random.default_rng(2)
   shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
   return jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 def remember_gradients() -> optax.GradientTransformation:
-  """Passes gradients on, and has them for a state."""
+  """An optimizer stage that stores the gradients in its state and returns them unchanged."""
   return optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, state, params=None: (grads, grads)
   )
 
 
 def train(name: str, mesh: jax.sharding.Mesh) -> dict:
-  """The losses, the first gradients, the state after a few steps, and the share of each parameter on one device."""
+  """Losses, first gradients, state and parameters after a few steps, and the share of each parameter per device."""
   task, config = STAGES[name]
   losses, gradients, start = [], None, initial(task)
-  start.pop('codebook', None)  # a random one would not be the average of anything
+  start.pop('codebook', None)  # a random codebook would not match the moving averages that define it
   if name == 'reranker':
-    # Where all scores are nearly the same, little is left of their gradients, and rounding shows: with parameters as
-    # small as the others' even another order of the examples changes them by 2e-5, on one device.
+    # If all scores are nearly equal, their gradients almost cancel and rounding dominates. With parameters as small as
+    # those of the other stages, even reordering the examples on one device changes the gradients by 2e-5.
     start = jax.tree.map(lambda leaf: 3 * leaf, start)
     start[name]['logit_scale'] = start[name]['logit_scale'] / 3 + 2
   with sharding.use_mesh(mesh):
     tx = optax.chain(remember_gradients(), make_optimizer(config))
     state = create_state(task, tx, mesh, seed=0, use_ema=True, initial=start)
-    state = state.replace(
-      step=state.step + CONFIG.dvae.kl_warmup_steps
-    )  # before, the joint task's prior has no gradient
+    # Start after the KL warm-up: before it, the prior of the joint stage has no gradient.
+    state = state.replace(step=state.step + CONFIG.dvae.kl_warmup_steps)
     shares = {path: share(leaf) for path, leaf in traverse_util.flatten_dict(state.params, sep='/').items()}
     step = make_train_step(task, tx, config, mesh, seed=0)
     for batch in batches():
@@ -143,12 +144,13 @@ def train(name: str, mesh: jax.sharding.Mesh) -> dict:
 
 
 def share(leaf: jax.Array) -> float:
+  """The share of an array that one device holds."""
   return leaf.addressable_shards[0].data.size / leaf.size
 
 
 def sample(params: dict, mesh: jax.sharding.Mesh) -> np.ndarray:
-  """Codes of images that are drawn with guidance."""
-  # Rounded up where the devices do not divide it.
+  """Codes of images that are sampled with guidance."""
+  # The sampler rounds a batch size up to a multiple of the batch shards.
   settings = SamplingConfig(batch_size=6, top_p=0.9, guidance_scale=2.0, guidance_ramp=0.5)
   sampler = Sampler(make_prior(CONFIG, TEXT_VOCAB_SIZE), make_dvae(CONFIG.dvae), mesh, settings)
   text = np.random.default_rng(1).integers(0, TEXT_VOCAB_SIZE, (7, 3)).astype(np.int32)
@@ -156,12 +158,12 @@ def sample(params: dict, mesh: jax.sharding.Mesh) -> np.ndarray:
 
 
 def placed(params: dict, like: dict) -> dict:
-  """Parameters where others are."""
+  """Moves parameters to the shardings of `like`."""
   return jax.tree.map(lambda leaf, other: jax.device_put(np.asarray(leaf), other.sharding), params, like)
 
 
 def attend(mesh: jax.sharding.Mesh) -> list[np.ndarray]:
-  """Attention in blocks and its gradients, with examples and heads split over the mesh."""
+  """The output and gradients of sparse attention, with examples and heads split over the mesh."""
   pattern = Pattern('conv', 3, 18, 5)
   rng = np.random.default_rng(3)
   qkv = [rng.normal(size=(8, pattern.length, 8, 4)).astype(np.float32) for _ in range(3)]
@@ -177,16 +179,16 @@ def attend(mesh: jax.sharding.Mesh) -> list[np.ndarray]:
 
 
 def largest_error(tree: object, expected: object) -> float:
-  """Of all leaves, relative to the largest entry of each."""
+  """The largest error of all leaves, relative to the largest entry of each leaf."""
   pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True)
   return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)) for a, b in pairs if np.size(a))
 
 
 def errors(tree: dict, expected: dict) -> dict[str, float]:
-  """Of every leaf, relative to its largest entry."""
-  found, leaves = (traverse_util.flatten_dict(t, sep='/') for t in (tree, expected))
-  assert all(leaf.any() for leaf in leaves.values()), 'gradients of 0 say nothing'
-  return {name: float(np.abs(found[name] - leaf).max() / np.abs(leaf).max()) for name, leaf in leaves.items()}
+  """The largest error of every leaf, relative to its largest entry."""
+  actual, leaves = (traverse_util.flatten_dict(t, sep='/') for t in (tree, expected))
+  assert all(leaf.any() for leaf in leaves.values()), 'some gradient is 0, so that the comparison says nothing'
+  return {name: float(np.abs(actual[name] - leaf).max() / np.abs(leaf).max()) for name, leaf in leaves.items()}
 
 
 def main() -> None:
@@ -194,25 +196,26 @@ def main() -> None:
   on_all_axes, *meshes = sys.argv[1:]
   others = on_all_axes.split(',')
   wanted = {name: list(dict.fromkeys([*ALWAYS, *(others if name == ALL_AXES else ())])) for name in meshes}
-  one = {name: train(name, make_mesh('1x1x1')) for name in {*ALWAYS, *itertools.chain(*wanted.values())}}
-  codes = sample(one['prior']['params'], make_mesh('1x1x1'))
+  on_one_device = {name: train(name, make_mesh('1x1x1')) for name in {*ALWAYS, *itertools.chain(*wanted.values())}}
+  codes = sample(on_one_device['prior']['params'], make_mesh('1x1x1'))
   attended = attend(make_mesh('1x1x1'))
   report = {}
   for name, stages in wanted.items():
     mesh = make_mesh(name)
-    many = {stage: train(stage, mesh) for stage in stages}
+    on_mesh = {stage: train(stage, mesh) for stage in stages}
+    params = placed(on_one_device['prior']['params'], on_mesh['prior']['params'])
     report[name] = {
       stage: {
-        'losses': many[stage]['losses'],
-        'expected_losses': one[stage]['losses'],
-        'gradient_errors': errors(many[stage]['gradients'], one[stage]['gradients']),
-        'state_error': largest_error(many[stage]['state'], one[stage]['state']),
-        'shares': many[stage]['shares'],
+        'losses': on_mesh[stage]['losses'],
+        'expected_losses': on_one_device[stage]['losses'],
+        'gradient_errors': errors(on_mesh[stage]['gradients'], on_one_device[stage]['gradients']),
+        'state_error': largest_error(on_mesh[stage]['state'], on_one_device[stage]['state']),
+        'shares': on_mesh[stage]['shares'],
       }
       for stage in stages
     } | {
       'attention_error': largest_error(attend(mesh), attended),
-      'wrong_codes': int(np.sum(sample(placed(one['prior']['params'], many['prior']['params']), mesh) != codes)),
+      'wrong_codes': int(np.sum(sample(params, mesh) != codes)),
     }
   report['num_codes'] = len(np.unique(codes))
   print(json.dumps(report))

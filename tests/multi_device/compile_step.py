@@ -1,6 +1,6 @@
-"""Compiles the prior's train step, with the encoder in it, for a mesh of eight devices; prints its arrays, as JSON.
+"""Compiles the prior's training step, including the dVAE encoder, for eight devices; prints its arrays as JSON.
 
-Run by `test_compiled_step.py` in a process of its own, as the number of devices is fixed when JAX starts.
+Run by `test_compiled_step.py` in a separate process, because JAX fixes the number of devices when it starts.
 """
 
 import json
@@ -17,7 +17,7 @@ from dalle_jax.training.state import abstract_state
 from dalle_jax.training.step import make_train_step
 from dalle_jax.training.tasks.prior import PriorTask
 
-# No two dimensions are alike that an array should be known by.
+# Dimensions that identify an array all have different sizes.
 BATCH_SIZE, IMAGE_SIZE, TEXT_LENGTH, TEXT_VOCAB_SIZE, IMAGE_VOCAB_SIZE = 16, 32, 16, 56, 104
 CONFIG = Config.from_dict({
   'data': {'source': 'folder', 'path': 'unused', 'image_size': IMAGE_SIZE},
@@ -32,6 +32,7 @@ INSTRUCTION = re.compile(r'\s*(?:ROOT )?%?\S+ = (.*?) ([a-z][a-z-]+)\(')
 
 
 def compiled(mesh: jax.sharding.Mesh) -> str:
+  """The HLO text of the compiled training step."""
   task, training = PriorTask(CONFIG, TEXT_VOCAB_SIZE), TrainingConfig(batch_size=BATCH_SIZE)
   rows = sharding.batch_sharding(mesh)
   batch = {
@@ -45,13 +46,13 @@ def compiled(mesh: jax.sharding.Mesh) -> str:
 
 
 def arrays(program: str) -> list[tuple[str, str, list[int]]]:
-  """Operation, type and dimensions of everything that the program makes, as it is on one device."""
-  found = set()
+  """The operation, type and per-device shape of every array that the program computes."""
+  results = set()
   for line in program.splitlines():
     if instruction := INSTRUCTION.match(line):
-      made, operation = instruction.groups()
-      found |= {(operation, kind, sizes) for kind, sizes in re.findall(r'\b([a-z]+\d+)\[([\d,]+)\]', made)}
-  return [(operation, kind, [int(size) for size in sizes.split(',')]) for operation, kind, sizes in sorted(found)]
+      outputs, operation = instruction.groups()
+      results |= {(operation, kind, sizes) for kind, sizes in re.findall(r'\b([a-z]+\d+)\[([\d,]+)\]', outputs)}
+  return [(operation, kind, [int(size) for size in sizes.split(',')]) for operation, kind, sizes in sorted(results)]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Trains a toy task a few steps on one mesh after another, each continuing the last, and on one device; prints both.
+"""Trains a toy task on several meshes in turn, each resuming the previous run, and on one device; prints both as JSON.
 
-Run by `test_resume_on_meshes.py` in a process of its own, as the number of devices is fixed when JAX starts.
+Run by `test_resume_on_meshes.py` in a separate process, because JAX fixes the number of devices when it starts.
 """
 
 import json
@@ -25,7 +25,7 @@ MESHES = (
   MeshConfig(dcn_data=2, data=1, fsdp=2, tensor=2),
   MeshConfig(data=1, tensor=8),
 )
-STEPS = 3  # on each mesh
+STEPS = 3  # training steps on each mesh
 
 
 class Square(LinearTask):
@@ -39,7 +39,9 @@ class Square(LinearTask):
     }
 
 
-class Wide(Stream):
+class WideStream(Stream):
+  """Batches for the square kernel."""
+
   def __next__(self):
     rng = np.random.default_rng([self.seed, self.position])
     self.position += 1
@@ -51,28 +53,28 @@ def run(workdir, mesh, num_steps):
     num_steps=num_steps, batch_size=8, learning_rate=0.05, schedule='constant', warmup_steps=0, log_every=2,
     eval_every=0, checkpoint_every=0, ema_decay=0.9,
   )  # fmt: skip
-  return train(Square(noise=0.1), config, mesh=mesh, seed=3, workdir=workdir, batches=Wide(), logging=QUIET)
+  return train(Square(noise=0.1), config, mesh=mesh, seed=3, workdir=workdir, batches=WideStream(), logging=QUIET)
 
 
 def losses(workdir):
-  # Of the last line of every run but the first, as each run ends with one.
+  """Training losses by step, at even steps only: every run also logs its last step, which may be odd."""
   return {line['step']: line['loss'] for line in read_metrics(workdir / 'metrics.jsonl') if line['step'] % 2 == 0}
 
 
 def main() -> None:
   assert jax.device_count() == 8, jax.devices()
   workdir = Path(sys.argv[1])
-  specs = []
+  shares = []
   for i, sizes in enumerate(MESHES, start=1):
     many = run(workdir / 'many', sharding.make_mesh(sizes), i * STEPS)
-    specs.append([many.params['model']['kernel'].addressable_shards[0].data.size, many.ema['model']['kernel'].size])
+    shares.append([many.params['model']['kernel'].addressable_shards[0].data.size, many.ema['model']['kernel'].size])
   one = run(workdir / 'one', sharding.one_device_mesh(), len(MESHES) * STEPS)
   error = max(
     float(np.abs(np.asarray(a) - np.asarray(b)).max())
     for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True)
   )
   print(json.dumps({
-    'losses': losses(workdir / 'many'), 'expected': losses(workdir / 'one'), 'error': error, 'shares': specs,
+    'losses': losses(workdir / 'many'), 'expected': losses(workdir / 'one'), 'error': error, 'shares': shares,
   }))  # fmt: skip
 
 

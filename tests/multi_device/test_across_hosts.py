@@ -1,4 +1,4 @@
-"""Two hosts that share every row of a batch and each have a part of every array, against one; see `across_hosts.py`."""
+"""Two hosts that hold the same batch rows and different shards of every array, against one; see `across_hosts.py`."""
 
 import json
 import pathlib
@@ -12,23 +12,23 @@ TIMEOUT_S = 240
 
 @pytest.fixture(scope='module')
 def outputs(tmp_path_factory):
-  """What two hosts and a single one printed."""
+  """The outputs of two hosts and of a single one."""
   directory, port = tmp_path_factory.mktemp('hosts'), free_port()
   two = [[SCRIPT, index, 2, port, directory / 'two'] for index in range(2)]
   environments = [{}, {}, {'XLA_FLAGS': with_devices(2)['XLA_FLAGS']}]
-  found = Processes([*two, [SCRIPT, 0, 1, 0, directory / 'one']], directory, environments)
-  statuses, printed = found.finish(TIMEOUT_S)
+  processes = Processes([*two, [SCRIPT, 0, 1, 0, directory / 'one']], directory, environments)
+  statuses, printed = processes.finish(TIMEOUT_S)
   assert statuses == [0, 0, 0], '\n'.join(printed)
   return printed
 
 
-def test_hosts_with_the_same_rows_learn_what_one_host_does(outputs):
+def test_hosts_with_the_same_rows_train_like_one_host(outputs):
   first, second, single = (json.loads(output.rpartition('RESULT')[2]) for output in outputs)
   assert first == second
   assert first['kernel'] == pytest.approx(single['kernel'], rel=1e-5)
 
 
-def test_what_one_host_cannot_read_none_continues_from(outputs):
+def test_no_host_resumes_from_a_checkpoint_that_one_host_cannot_read(outputs):
   for output in outputs[:2]:
     assert 'checkpoints/4 cannot be restored' in output
   assert 'host 1 failed' in outputs[0]

@@ -1,4 +1,4 @@
-"""What the compiled train step of eight devices makes on each of them; see `compile_step.py`."""
+"""Per-device arrays of the training step compiled for eight devices; see `compile_step.py`."""
 
 import math
 
@@ -13,35 +13,37 @@ def step(request):
   return report_of(run_on_eight_devices('compile_step.py', request.param))
 
 
-def _moves(operation):
+def _is_collective(operation):
   return operation.removesuffix('-start').removesuffix('-done') in COLLECTIVES
 
 
-def test_logits_are_made_in_parts_of_the_vocabulary(step):
+def test_logits_are_computed_sharded_over_the_vocabulary(step):
   for size, length in step['vocabularies']:
-    part = [step['rows'], length, size // step['tensor']]
-    assert any(sorted(sizes) == sorted(part) for _, _, sizes in step['arrays'])
-    whole = [made for made in step['arrays'] if size in made[2] and math.prod(made[2]) >= step['rows'] * length * size]
-    assert whole == []
-
-
-def test_no_logits_are_moved(step):
-  for size, length in step['vocabularies']:
-    part = size // step['tensor']
-    moved = [
-      made
-      for made in step['arrays']
-      if _moves(made[0]) and part in made[2] and math.prod(made[2]) >= step['rows'] * length * part
+    shard_shape = [step['rows'], length, size // step['tensor']]
+    assert any(sorted(sizes) == sorted(shard_shape) for _, _, sizes in step['arrays'])
+    unsharded = [
+      array for array in step['arrays'] if size in array[2] and math.prod(array[2]) >= step['rows'] * length * size
     ]
-    assert moved == []
+    assert unsharded == []
 
 
-def test_images_stay_where_they_were_read(step):
+def test_logits_are_never_communicated(step):
+  for size, length in step['vocabularies']:
+    shard_size = size // step['tensor']
+    communicated = [
+      (operation, sizes)
+      for operation, _, sizes in step['arrays']
+      if _is_collective(operation) and shard_size in sizes and math.prod(sizes) >= step['rows'] * length * shard_size
+    ]
+    assert communicated == []
+
+
+def test_images_stay_on_the_device_that_read_them(step):
   local = step['rows'] * math.prod(step['image'])
   pixels = [(operation, sizes) for operation, kind, sizes in step['arrays'] if kind == 'u8']
   assert max(math.prod(sizes) for _, sizes in pixels) == local
-  assert not any(_moves(operation) for operation, _ in pixels)
-  as_floats = [made for made in step['arrays'] if made[2][-3:] == step['image']]
-  assert as_floats
-  assert {made[2][0] for made in as_floats} == {step['rows']}
-  assert not any(_moves(made[0]) for made in as_floats)
+  assert not any(_is_collective(operation) for operation, _ in pixels)
+  images = [(operation, sizes) for operation, _, sizes in step['arrays'] if sizes[-3:] == step['image']]
+  assert images
+  assert {sizes[0] for _, sizes in images} == {step['rows']}
+  assert not any(_is_collective(operation) for operation, _ in images)

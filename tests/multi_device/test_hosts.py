@@ -1,4 +1,4 @@
-"""Several hosts, here processes of one machine, against one: what they agree on, train, save, and how they end."""
+"""Several hosts, as processes on this machine, against one host: agreement, training, checkpoints and failures."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.signals import EXIT_INTERRUPTED
 
 
-def test_hosts_talk_refuse_and_train(tmp_path):
+def test_hosts_agree_report_failures_and_train_like_one(tmp_path):
   (tmp_path / 'file').write_text('')
   port = free_port()
   script = str(ROOT / 'tests' / 'multi_device' / 'check_hosts.py')
@@ -38,7 +38,7 @@ def test_hosts_talk_refuse_and_train(tmp_path):
 
 
 def _train(workdir, num_hosts, *arguments, differing=()):
-  """Starts the training command on some hosts; all but the first get `differing` as well."""
+  """Starts the training command on several hosts; all but the first also get the arguments `differing`."""
   command = ['-m', 'dalle_jax.train', f'--workdir={workdir}', *arguments]
   outputs = workdir.parent / f'{workdir.name}_outputs'
   if num_hosts == 1:
@@ -48,7 +48,7 @@ def _train(workdir, num_hosts, *arguments, differing=()):
 
 
 def _losses(workdir, stage):
-  """The training losses by step; where a step was repeated, the later one."""
+  """The training losses by step; if a step was repeated, the later one."""
   return {
     line['step']: [line[name] for name in sorted(line) if 'loss' in name]
     for line in read_metrics(workdir / stage / 'metrics.jsonl')
@@ -56,14 +56,14 @@ def _losses(workdir, stage):
 
 
 def _assert_same_losses(workdir, expected, stage):
-  found = _losses(workdir, stage)
-  assert sorted(found) == sorted(expected)
+  actual = _losses(workdir, stage)
+  assert sorted(actual) == sorted(expected)
   for step, losses in expected.items():
-    assert found[step] == pytest.approx(losses, rel=1e-4), step
+    assert actual[step] == pytest.approx(losses, rel=1e-4), step
 
 
 @pytest.mark.slow
-def test_hosts_train_what_one_does(tmp_path):
+def test_hosts_train_like_one_host(tmp_path):
   arguments = (
     '--config=configs/quickstart.py:tiny',
     '--stop_after=prior',
@@ -84,7 +84,7 @@ def test_hosts_train_what_one_does(tmp_path):
     assert (workdir / 'model' / 'bundle.json').exists()
 
 
-# A model that compiles in seconds, for long enough to be stopped on the way.
+# A model that compiles in seconds and trains long enough to be stopped midway.
 TEXT = (
   '--config=configs/language.py:neural_ngram,tiny', '--config.tokenizer.kind=bytes', '--stop_after=sequence',
   '--config.sequence_training.num_steps=600', '--config.sequence_training.learning_rate=0.001',
@@ -94,7 +94,7 @@ TEXT = (
 
 
 @pytest.mark.slow
-def test_hosts_that_would_not_run_the_same_are_refused(tmp_path):
+def test_hosts_with_different_configurations_are_refused(tmp_path):
   hosts = _train(tmp_path / 'run', 2, *TEXT, differing=['--config.model.order=3'])
   statuses, outputs = hosts.finish()
   assert statuses == [2, 2], outputs
@@ -105,18 +105,18 @@ def test_hosts_that_would_not_run_the_same_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_variables_of_slurm_say_enough(tmp_path):
+def test_slurm_variables_suffice_to_join_the_hosts(tmp_path):
   command = ['-m', 'dalle_jax.train', f'--workdir={tmp_path / "run"}', *TEXT, '--stop_after=data', '--distributed']
   common = {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_NODES': '1'}
   common['JAX_COORDINATOR_PORT'] = str(free_port())
-  own = [common | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)} for i in range(2)]
-  statuses, outputs = Processes([command, command], tmp_path, own).finish()
+  environments = [common | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)} for i in range(2)]
+  statuses, outputs = Processes([command, command], tmp_path, environments).finish()
   assert statuses == [0, 0], outputs
   assert '2 host(s)' in outputs[0]
 
 
 @pytest.mark.slow
-def test_a_mistake_that_host_0_alone_can_find_ends_all(tmp_path):
+def test_a_mistake_that_only_host_0_finds_ends_all_hosts(tmp_path):
   workdir = tmp_path / 'run'
   missing = '--config.data.path=' + str(tmp_path / 'missing')
   config = ('--config=configs/quickstart.py:tiny', '--config.data.source=folder')
@@ -127,7 +127,7 @@ def test_a_mistake_that_host_0_alone_can_find_ends_all(tmp_path):
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-  """Losses of one host that nothing stops."""
+  """Losses of one host that is not interrupted."""
   workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
   statuses, outputs = _train(workdir, 1, *TEXT).finish()
   assert statuses == [0], outputs
@@ -139,7 +139,7 @@ def _wait_for_step(hosts, workdir, step):
   hosts.wait_for(lambda: metrics.exists() and any(line['step'] >= step for line in read_metrics(metrics)))
 
 
-def _go_on(workdir, number, uninterrupted):
+def _resume_and_compare(workdir, number, uninterrupted):
   statuses, outputs = _train(workdir, number, *TEXT).finish()
   assert statuses == [0] * number, '\n'.join(outputs)
   assert 'continuing from step' in outputs[0]
@@ -148,7 +148,7 @@ def _go_on(workdir, number, uninterrupted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('before', 'after'), [(2, 1), (1, 4), (4, 2), (2, 2)])
-def test_a_stop_of_one_host_stops_all_and_the_same_command_goes_on(tmp_path, uninterrupted, before, after):
+def test_stopping_one_host_stops_all_and_the_same_command_resumes(tmp_path, uninterrupted, before, after):
   workdir = tmp_path / 'run'
   hosts = _train(workdir, before, *TEXT)
   _wait_for_step(hosts, workdir, 60)
@@ -156,17 +156,17 @@ def test_a_stop_of_one_host_stops_all_and_the_same_command_goes_on(tmp_path, uni
   statuses, outputs = hosts.finish()
   assert statuses == [EXIT_INTERRUPTED] * before, '\n'.join(outputs)
   assert 'Stopped on request at step' in outputs[0]
-  _go_on(workdir, after, uninterrupted)
+  _resume_and_compare(workdir, after, uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-def test_where_one_host_dies_the_others_end_and_the_same_command_goes_on(tmp_path, uninterrupted, victim):
+def test_when_one_host_dies_the_others_end_and_the_same_command_resumes(tmp_path, uninterrupted, victim):
   workdir = tmp_path / 'run'
   hosts = _train(workdir, 2, *TEXT)
   _wait_for_step(hosts, workdir, 120)
   hosts.processes[victim].kill()
-  statuses, outputs = hosts.finish(timeout=240)  # the time limit of heartbeats is 100 s
+  statuses, outputs = hosts.finish(timeout=240)  # hosts notice a missing heartbeat after 100 s
   assert statuses[victim] == -signal.SIGKILL
   assert statuses[1 - victim] == -signal.SIGABRT, '\n'.join(outputs)  # from JAX's own client
-  _go_on(workdir, 2, uninterrupted)
+  _resume_and_compare(workdir, 2, uninterrupted)

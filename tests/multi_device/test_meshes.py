@@ -1,9 +1,9 @@
-"""Both stages and the sampler on eight devices against one; see `compare_meshes.py`."""
+"""Training and sampling on meshes of eight devices against one device; see `compare_meshes.py`."""
 
 import pytest
 from processes import report_of, run_on_eight_devices
 
-# The largest share of a big parameter that one device may hold.
+# The share of a large parameter that each device holds.
 SHARES = {
   '8x1x1': {'prior/transformer/layers/block_0/qkv/kernel': 1},
   '1x8x1': {
@@ -24,12 +24,13 @@ SHARES = {
 }
 
 
-# One axis and three; the others are slow. Four sizes are with dcn_data in front.
+# The default suite has a mesh with one axis and a mesh with three; the other meshes are slow. Four sizes start with
+# dcn_data.
 MESHES = ('8x1x1', '2x2x2')
 OTHER_MESHES = ('1x8x1', '1x1x8', '4x2x1', '4x1x2', '2x4x1', '2x1x4', '1x4x2', '1x2x4', '2x1x2x2', '2x2x2x1')
 
 
-STAGES = ('dvae', 'prior', 'vq', 'joint', 'reranker')  # on 2x2x2; on the other meshes the first two
+STAGES = ('dvae', 'prior', 'vq', 'joint', 'reranker')  # on 2x2x2; the other meshes compare only the first two
 SEQUENCES = ('transformer', 'lstm', 'rnn', 'neural_ngram')
 
 
@@ -48,7 +49,7 @@ def report(finished):
 
 
 def _check_training(result):
-  # Of the largest, as the dVAE's loss goes through 0.
+  # The tolerance is relative to the largest loss, because the dVAE's loss crosses 0.
   largest = max(map(abs, result['expected_losses']))
   assert result['losses'] == pytest.approx(result['expected_losses'], rel=1e-5, abs=1e-5 * largest)
   assert len(set(result['losses'])) == 3
@@ -64,24 +65,24 @@ def test_training_is_the_same_on_any_mesh(report, mesh, stage):
 
 
 @pytest.mark.parametrize('stage', STAGES[2:])
-def test_training_is_the_same_for_the_other_tasks(report, stage):
+def test_training_of_the_other_stages_is_the_same_on_2x2x2(report, stage):
   _check_training(report['2x2x2'][stage])
 
 
 @pytest.mark.parametrize('mesh', MESHES)
-def test_attention_in_blocks_is_the_same_on_any_mesh(report, mesh):
+def test_sparse_attention_is_the_same_on_any_mesh(report, mesh):
   assert report[mesh]['attention_error'] < 1e-5
 
 
 @pytest.mark.slow
-def test_sequence_models_are_trained_the_same():
+def test_training_of_sequence_models_is_the_same_on_2x2x2():
   report = report_of(_compare(SEQUENCES, ['2x2x2']))
   for stage in SEQUENCES:
     _check_training(report['2x2x2'][stage])
 
 
 @pytest.mark.slow
-def test_training_and_drawing_are_the_same_on_the_other_meshes():
+def test_training_and_sampling_are_the_same_on_the_other_meshes():
   report = report_of(_compare(STAGES[:2], OTHER_MESHES))
   for mesh in OTHER_MESHES:
     for stage in ('dvae', 'prior'):
@@ -98,15 +99,15 @@ def _check_shares(report, mesh):
 
 
 @pytest.mark.parametrize('mesh', MESHES)
-def test_parameters_are_born_in_parts(report, mesh):
+def test_parameters_are_created_sharded(report, mesh):
   _check_shares(report, mesh)
 
 
 @pytest.mark.parametrize('mesh', MESHES)
-def test_drawn_codes_are_the_same_on_any_mesh(report, mesh):
+def test_sampled_codes_are_the_same_on_any_mesh(report, mesh):
   assert report[mesh]['wrong_codes'] == 0
   assert report['num_codes'] > 5
 
 
-def test_nothing_is_gathered_whole_by_accident(finished):
+def test_xla_reports_no_involuntary_full_rematerialization(finished):
   assert 'Involuntary full rematerialization' not in finished.stderr

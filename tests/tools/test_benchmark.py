@@ -13,23 +13,25 @@ def _run(*arguments):
 
 
 @pytest.mark.parametrize(
-  ('subject', 'what'),
+  ('subject', 'throughput'),
   [pytest.param('dvae', 'examples per second', marks=pytest.mark.slow), ('draw', 'images per second')],
 )
-def test_it_times_the_small_variant(subject, what):
+def test_it_prints_parameters_and_throughput(subject, throughput):
   finished = _run(subject, '--config=configs/quickstart.py:tiny', '--rounds=2', '--steps=1')
   assert finished.returncode == 0, finished.stderr
-  figures = dict(line.rsplit('  ', 1) for line in finished.stdout.splitlines() if line.startswith((what, 'parameters')))
+  figures = dict(
+    line.rsplit('  ', 1) for line in finished.stdout.splitlines() if line.startswith((throughput, 'parameters'))
+  )
   assert all(float(value.replace(',', '')) > 0 for value in figures.values()) and len(figures) == 2
 
 
-def test_what_to_time_is_asked_for():
+def test_an_unknown_subject_is_refused_with_the_allowed_ones():
   finished = _run('speed', '--config=configs/quickstart.py')
   assert finished.returncode != 0
   assert "one of dvae, prior, draw, attention; given 'speed'" in finished.stderr
 
 
-def test_a_batch_that_cannot_be_is_refused():
+def test_an_invalid_batch_size_is_refused():
   finished = _run('prior', '--config=configs/quickstart.py', '--config.prior_training.batch_size=0')
   assert finished.returncode == 2
   assert 'config.prior_training.batch_size is 0' in finished.stderr
@@ -46,17 +48,17 @@ def test_it_compares_dense_and_sparse_attention():
   assert 'times' in head
 
 
-def test_it_counts_the_products_of_attention_those_of_loops_as_often_as_they_run():
+def test_flops_of_attention_count_every_iteration_of_loops():
   finished = _run('attention', '--grids=48', '--text_length=4', '--num_heads=8', '--rounds=1', '--steps=1')
   assert finished.returncode == 0, finished.stderr
   row = finished.stdout.splitlines()[2].split()
-  slots, units = 4 + 48**2, 8 * 64 / 1e9
-  assert float(row[5]) == pytest.approx(2 * 6 * slots**2 * units, abs=0.01)  # forward 2 products, backward 4
-  # Windows hold 32 + 48 keys for the 49 seen; the two loops compute scores again, backwards.
-  assert 2 * 6 * slots * 49 * units < float(row[8]) < 2 * 8 * slots * 1.2 * (80 + 4) * units
+  length, units = 4 + 48**2, 8 * 64 / 1e9
+  assert float(row[5]) == pytest.approx(2 * 6 * length**2 * units, abs=0.01)  # forward 2 products, backward 4
+  # A window has 32 + 48 keys, of which a query attends to 49. The backward pass of the two loops recomputes the scores.
+  assert 2 * 6 * length * 49 * units < float(row[8]) < 2 * 8 * length * 1.2 * (80 + 4) * units
 
 
-def test_grids_and_configurations_that_cannot_be_are_refused():
+def test_invalid_grids_and_a_missing_configuration_are_refused():
   finished = _run('attention', '--grids=4,16')
   assert finished.returncode == 2 and '--grids is 4,16' in finished.stderr
   finished = _run('prior')

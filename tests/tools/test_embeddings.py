@@ -16,7 +16,7 @@ SCRIPT = pathlib.Path(__file__).parents[2] / 'tools' / 'embeddings.py'
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  """A model of random numbers in which ' cat' has the embedding of ' dog'."""
+  """A model with random parameters, in which ' cat' has the embedding of ' dog'."""
   text = b'the cat and the dog and the cat and the dog ' * 20
   tokenizer = train_pieces([text], 300)
   config = Config.from_dict(
@@ -51,7 +51,7 @@ def test_neighbours_and_analogies_are_printed(model):
   assert lines[4] == 'the is to cat as and is to:' and len(lines) == 8
 
 
-def test_what_cannot_be_asked_is_refused(model):
+def test_invalid_queries_are_refused(model):
   for arguments, message in [
     ([f'--model={model}'], 'given neither'),
     ([f'--model={model}', '--analogy=a,b'], 'given a,b'),

@@ -1,4 +1,4 @@
-"""tools/fit.py in processes of its own: its answers to mistakes, arithmetic, and compiles where libtpu is installed."""
+"""tools/fit.py in a separate process: mistakes, arithmetic for GPUs, and compilation if libtpu is installed."""
 
 import importlib.util
 import json
@@ -33,14 +33,14 @@ def fit(*arguments: str) -> subprocess.CompletedProcess:
     (('--config=configs/dalle.py:12b,tiny', '--topology=h100:8', '--search', '--batch_sizes=x'), '--batch_sizes is x'),
   ],
 )
-def test_mistakes_are_answered_at_once(arguments, message):
+def test_mistakes_are_refused_before_compilation(arguments, message):
   done = fit(*arguments)
   assert done.returncode == 2
   assert done.stderr.startswith('error: ')
   assert message in done.stderr
 
 
-def test_gpus_by_arithmetic(tmp_path):
+def test_without_gpus_it_uses_arithmetic(tmp_path):
   path = tmp_path / 'deep' / 'fit.json'
   done = fit('--config=configs/language.py:transformer', '--topology=h100:8', f'--json={path}')
   assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_gpus_by_arithmetic(tmp_path):
   assert found['total_bytes_per_chip'] == sum(found['bytes_per_chip'].values())
 
 
-def test_what_does_not_fit_has_a_status_of_its_own():
+def test_a_program_that_does_not_fit_exits_with_status_3():
   done = fit('--config=configs/language.py:transformer', '--topology=t4:8', '--config.model.embed_dim=8192')
   assert done.returncode == 3, done.stderr
   assert 'DOES NOT FIT' in done.stdout
@@ -60,7 +60,7 @@ def test_what_does_not_fit_has_a_status_of_its_own():
 @needs_libtpu
 @pytest.mark.slow
 def test_a_reduced_12b_compiles_for_a_pod(tmp_path):
-  """Two layers of the full width, on 64 chips that are not there."""
+  """Compiles two layers of the full width for 64 chips that are not present."""
   path = tmp_path / 'fit.json'
   done = fit(
     '--config=configs/dalle.py:12b', '--topology=v5p:4x4x4', '--config.prior.num_layers=2', '--config.mesh.data=4',
@@ -72,15 +72,16 @@ def test_a_reduced_12b_compiles_for_a_pod(tmp_path):
   found = json.loads(path.read_text())
   assert found['full_rematerialisations'] == found['warnings'] == []
   assert found['parameters'] == 575_320_320
-  moved = dict.fromkeys(('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute'), 0)
+  moved_bytes = dict.fromkeys(('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute'), 0)
   for collective in found['collectives']:
-    moved[collective['kind']] += collective['bytes']
-  assert moved['all-to-all'] == 0
-  assert moved['collective-permute'] < 0.05 * moved['all-gather']
-  # Kernels of both layers in half precision for two passes, and tables and output matrices besides.
+    moved_bytes[collective['kind']] += collective['bytes']
+  assert moved_bytes['all-to-all'] == 0
+  assert moved_bytes['collective-permute'] < 0.05 * moved_bytes['all-gather']
+  # Both layers' bfloat16 kernels are gathered for the forward and the backward pass. The bound leaves room for the
+  # embedding tables and output matrices.
   kernels = 2 * 12 * 3968**2
-  assert 2 * 2 * kernels * 15 / 16 < moved['all-gather'] < 2 * 2 * kernels * 15 / 16 + 4 * 3 * 24_576 * 3968
-  # Parameters, moments and averages of 32 bits, a sixteenth of each on a chip.
+  assert 2 * 2 * kernels * 15 / 16 < moved_bytes['all-gather'] < 2 * 2 * kernels * 15 / 16 + 4 * 3 * 24_576 * 3968
+  # Parameters and the two moments are float32, and each chip holds a sixteenth of them.
   assert found['bytes_per_chip']['parameters'] == pytest.approx(4 * found['parameters'] / 16, rel=0.02)
   assert found['bytes_per_chip']['optimizer'] == pytest.approx(8 * found['parameters'] / 16, rel=0.02)
   assert 0.1 < found['model_flops_utilisation'] < 1
@@ -89,7 +90,7 @@ def test_a_reduced_12b_compiles_for_a_pod(tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_drawing_compiles_for_a_pod(tmp_path):
+def test_sampling_compiles_for_a_pod(tmp_path):
   path = tmp_path / 'fit.json'
   done = fit('--config=configs/dalle.py:12b,tiny', '--topology=v5e-8', '--task=sample', f'--json={path}')
   assert done.returncode == 0, done.stderr
@@ -100,7 +101,7 @@ def test_drawing_compiles_for_a_pod(tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_shape_that_does_not_exist_is_answered_with_those_that_do():
+def test_an_unknown_topology_shape_is_refused_with_the_known_ones():
   done = fit('--config=configs/dalle.py:12b,tiny', '--topology=v5p:3x3x3')
   assert done.returncode == 2
   assert 'There are:' in done.stderr

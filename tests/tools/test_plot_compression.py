@@ -20,7 +20,7 @@ def _report(path, model, coder, entropy, coded, **changes):
   return f'--report={path}'
 
 
-def test_it_draws_every_model_once_the_dearest_first(tmp_path):
+def test_each_model_is_drawn_once_largest_entropy_first(tmp_path):
   reports = [
     _report(tmp_path / 'a', 'lstm', 'range', 4.0, 4.01),
     _report(tmp_path / 'b', 'lstm', 'huffman', 4.0, 4.25),
@@ -37,12 +37,12 @@ def test_it_draws_every_model_once_the_dearest_first(tmp_path):
   assert svg == (tmp_path / 'b.svg').read_text()
 
 
-def test_reports_that_cannot_be_drawn_are_named(tmp_path):
+def test_invalid_reports_are_refused_by_name(tmp_path):
   good = _report(tmp_path / 'good', 'lstm', 'range', 4.0, 4.01)
   for arguments, message in [
     ([], 'Give --report=FILE'),
     ([f'--report={tmp_path / "nowhere"}'], 'nowhere cannot be read'),
-    ([_report(tmp_path / 'picture', 'x', 'range', 1, 1, kind='pictures')], 'what can be drawn are texts'),
+    ([_report(tmp_path / 'picture', 'x', 'range', 1, 1, kind='pictures')], 'must be the report of a text'),
     ([_report(tmp_path / 'empty', 'x', 'range', 1, 1, num_tokens=0)], 'of 0 tokens'),
     ([good, _report(tmp_path / 'other', 'x', 'range', 1, 1, num_tokens=99)], 'different texts or tokenizers'),
   ]:

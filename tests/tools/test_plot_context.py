@@ -17,7 +17,7 @@ def _workdir(path, scores):
   return path
 
 
-def test_it_draws_every_run_once_and_the_same_each_time(tmp_path):
+def test_each_run_is_drawn_once_and_deterministically(tmp_path):
   runs = [
     _workdir(tmp_path / name, {'context/0': 9.0, 'context/1': 5.0, 'context/10': low, 'validation/bits_per_token': 4})
     for name, low in (('ngram', 5.0), ('lstm', 4.0))
@@ -31,7 +31,7 @@ def test_it_draws_every_run_once_and_the_same_each_time(tmp_path):
   assert svg == (tmp_path / 'b.svg').read_text()
 
 
-def test_runs_that_cannot_be_drawn_are_named(tmp_path):
+def test_invalid_runs_are_refused_by_name(tmp_path):
   bare = _workdir(tmp_path / 'bare', {'validation/bits_per_token': 4})
   one, other = (_workdir(tmp_path / name / 'run', {'context/0': 1.0}) for name in 'ab')
   for arguments, message in [

@@ -35,7 +35,7 @@ def _results(directory):
 
 
 @pytest.mark.slow
-def test_a_ladder_is_trained_once(tmp_path):
+def test_a_repeated_sweep_trains_nothing_again(tmp_path):
   finished = _run(*LADDER, '--steps=2,4', f'--out={tmp_path}')
   assert finished.returncode == 0, finished.stderr
   assert '4 runs, ' in finished.stdout and '4 of 4 runs have a loss' in finished.stdout
@@ -46,13 +46,13 @@ def test_a_ladder_is_trained_once(tmp_path):
   assert '4 of 4 runs are done.' in again.stdout
 
 
-def test_a_ladder_is_shown_without_training(tmp_path):
+def test_a_dry_run_prints_the_runs_without_training(tmp_path):
   finished = _run(*LADDER, '--tokens=1e5', f'--out={tmp_path / "out"}', '--dry_run')
   assert finished.returncode == 0, finished.stderr
   assert '2 runs, ' in finished.stdout and not (tmp_path / 'out').exists()
 
 
-def test_laws_drawing_and_plan_come_from_the_results(tmp_path):
+def test_fit_plot_and_plan_read_the_results(tmp_path):
   results = _results(tmp_path)
   fitted = _run('fit', f'--results={results}', '--resamples=100')
   assert fitted.returncode == 0, fitted.stderr
@@ -77,7 +77,7 @@ def test_laws_drawing_and_plan_come_from_the_results(tmp_path):
     (('climb',), "one of sweep, fit, plot, plan; given 'climb'"),
   ],
 )
-def test_mistakes_are_one_line(arguments, message):
+def test_a_mistake_gives_one_line_on_stderr(arguments, message):
   finished = _run(*arguments)
   assert finished.returncode != 0 and message in finished.stderr, finished.stderr
   assert finished.stderr.count('\n') == 1

@@ -11,6 +11,7 @@ from dalle_jax.config import Config
 from dalle_jax.jobs.study import tuning
 from dalle_jax.sampling.draw_settings import DrawSettings
 
+TOOL = Path(__file__).parents[2] / 'tools' / 'tune_sampling.py'
 DATA = {'source': 'captioned_shapes', 'num_train': 8, 'num_validation': 40, 'num_held_out': 40}
 CONFIG = Config.from_dict(
   {
@@ -29,17 +30,17 @@ def prepared(tmp_path_factory):
   return (path, *tuning.prepare(path, '', 2))
 
 
-def test_every_combination_has_its_accuracies(prepared):
+def test_the_grid_has_one_row_per_combination_of_settings(prepared):
   _, model, prompts = prepared
   assert [len(part.texts) for part in prompts] == [4, 4]
   rows = tuning.grid(model, prompts, {'guidance_scale': [1.0, 2.0], 'temperature': [1.0]}, 0, 8)
   assert [row['guidance_scale'] for row in rows] == [1.0, 2.0]
-  assert rows[0]['validation/one_object'] == rows[0]['held_out/two_objects_stderr'] == 0  # the model draws noise
+  assert rows[0]['validation/one_object'] == rows[0]['held_out/two_objects_stderr'] == 0  # untrained
   lines = tuning.table(rows).splitlines()
   assert lines[0].split()[:3] == ['guidance_scale', 'temperature', 'validation/one_object'] and len(lines) == 3
 
 
-def test_choosing_follows_the_scores(prepared, monkeypatch):
+def test_a_perfect_ranking_finds_a_correct_candidate_if_there_is_one(prepared, monkeypatch):
   _, model, prompts = prepared
   seen = {}
 
@@ -75,18 +76,17 @@ def test_choosing_follows_the_scores(prepared, monkeypatch):
     (['candidates', '--most=0'], '--most is 0'),
   ],
 )
-def test_mistakes_are_one_line(prepared, tmp_path, arguments, message):
-  tool = Path(tuning.__file__).parents[2] / 'tools' / 'tune_sampling.py'
+def test_a_mistake_gives_one_line_on_stderr(prepared, tmp_path, arguments, message):
   action, *rest = arguments
-  command = [sys.executable, str(tool), action, f'--model={prepared[0]}', f'--out={tmp_path / "a.json"}', *rest]
+  command = [sys.executable, str(TOOL), action, f'--model={prepared[0]}', f'--out={tmp_path / "a.json"}', *rest]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
   assert not (tmp_path / 'a.json').exists()
 
 
-def test_the_grid_is_written_by_the_tool(prepared, tmp_path):
-  tool, out = Path(tuning.__file__).parents[2] / 'tools' / 'tune_sampling.py', tmp_path / 'grid.json'
-  command = [sys.executable, str(tool), 'grid', f'--model={prepared[0]}', '--num_prompts=1', f'--out={out}']
+def test_the_grid_is_written_as_json(prepared, tmp_path):
+  out = tmp_path / 'grid.json'
+  command = [sys.executable, str(TOOL), 'grid', f'--model={prepared[0]}', '--num_prompts=1', f'--out={out}']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert len(json.loads(out.read_text())['rows']) == 1
