@@ -22,39 +22,26 @@ PACKAGE = ROOT / 'dalle_jax'
 MODULES = sorted(PACKAGE.rglob('*.py')) + sorted((ROOT / 'configs').glob('*.py'))
 MAX_LINES = 450
 
-# Which rooms a room may import, besides itself; docs/design.md tells why.
-ROOMS = {
-  'stages': set(),
-  'config': {'stages'},
-  'hardware': set(),
-  'flags': {'config'},
-  'trees': set(),
-  'models': set(),
-  'factory': {'config', 'models'},
-  'mesh': {'config'},
-  'sharding': {'config', 'mesh'},
-  'data': {'config'},
-  'hosts': {'config'},
-  'bundle': {'config', 'data', 'factory', 'hosts', 'models', 'sharding', 'stages', 'trees'},
-  'training': {'config', 'factory', 'hardware', 'hosts', 'mesh', 'models', 'sharding', 'stages', 'trees'},
-  'sampling': {'config', 'factory', 'models', 'sharding'},
-  'evaluation': {'data', 'models', 'sharding'},
-  'importing': {'config', 'factory', 'models', 'trees'},
-  'planning': {'config', 'factory', 'hardware', 'mesh', 'models', 'sampling', 'sharding', 'training'},
-  'compression': {'models'},
-  'reporting': {'files', 'stages', 'training'},
-  'files': set(),
-  'jobs': {
-    'bundle', 'compression', 'config', 'data', 'evaluation', 'factory', 'files', 'flags', 'hosts', 'importing',
-    'reporting', 'sampling', 'sharding', 'training',
-  },
-  'configs': {'config'},
-  'doors': {'bundle', 'compression', 'config', 'flags', 'jobs', 'sampling', 'stages'},
-}  # fmt: skip
+# Rows of the table of rooms in docs/architecture.md: | room | what is in it | may import |
+ROW = re.compile(r'^\| (\w+) \|[^|]*\|([^|]*)\|$', re.MULTILINE)
+# The wings of jobs/ import each other in two places only: a run ends with an evaluation, a study draws.
+WINGS = {'train': {'evaluate'}, 'draw': set(), 'evaluate': set(), 'compress': set(), 'study': {'draw'}}
+MAX_FILES_IN_JOBS = 12
+MAX_FUNCTION_LINES = 60
+SLOW_TO_LOAD = ('optax', 'grain', 'dalle_jax.training.state', 'dalle_jax.training.loop')
 DOORS = ('train', 'generate', 'evaluate', 'compress')
 # What variables that hold a group of the configuration are called.
 CONFIG_VARIABLES = ('config', 'training', 'settings', 'own', 'weights')
 SLOW_IMPORTS = ('jax', 'flax', 'grain', 'matplotlib', 'numpy', 'optax', 'orbax', 'sentencepiece', 'tensorflow_datasets')
+
+
+def _rooms() -> dict[str, set[str]]:
+  """The rooms that each room may import besides itself, as docs/architecture.md states them."""
+  text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8').split('| may import |')[1]
+  return {room: set(re.findall(r'\w+', allowed)) for room, allowed in ROW.findall(text)}
+
+
+ROOMS = _rooms()
 
 
 def dotted(path: pathlib.Path) -> str:
@@ -91,6 +78,44 @@ def imported(path: pathlib.Path) -> set[str]:
 
 def test_rooms_are_in_a_line():
   tuple(graphlib.TopologicalSorter(ROOMS).static_order())  # raises where rooms import in a circle
+
+
+def test_every_room_is_in_the_table():
+  assert set(ROOMS) == {room_of(dotted(path)) for path in MODULES} - {None}
+
+
+def test_wings_of_jobs_import_each_other_in_few_places():
+  for wing, allowed in WINGS.items():
+    modules = {name for path in (PACKAGE / 'jobs' / wing).glob('*.py') for name in imported(path)}
+    others = {name.split('.')[2] for name in modules if name.startswith('dalle_jax.jobs.')} & set(WINGS)
+    assert others - {wing} <= allowed, wing
+
+
+def test_folders_of_jobs_are_small():
+  for folder in (PACKAGE / 'jobs', *(PACKAGE / 'jobs' / wing for wing in WINGS)):
+    assert len(list(folder.glob('*.py'))) <= MAX_FILES_IN_JOBS, folder
+
+
+def test_file_names_stand_for_one_thing():
+  # A task may share its model's name, a wing of jobs its door's; experiments and tools are named for their users.
+  paths = [path for path in PACKAGE.rglob('*.py') if path.name != '__init__.py' and path.parent.name != 'tasks']
+  names = [path.stem for path in paths] + list(WINGS)
+  doors = {*DOORS} - {'generate'}
+  assert [name for name in sorted(set(names)) if names.count(name) > 1 + (name in doors)] == []
+
+
+def test_class_names_stand_for_one_thing():
+  # The blocks of the dVAE and of the transformer keep the name that their parameters are known by.
+  known = {'Block'}
+  names = [node.name for path in PACKAGE.rglob('*.py') for node in parsed(path).body if isinstance(node, ast.ClassDef)]
+  assert {name for name in names if names.count(name) > 1} <= known
+
+
+@pytest.mark.parametrize('path', [*MODULES, *sorted((ROOT / 'tools').glob('*.py'))], ids=lambda path: path.stem)
+def test_functions_are_short(path):
+  functions = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef)]
+  long = [node.name for node in functions if node.end_lineno - node.lineno >= MAX_FUNCTION_LINES]
+  assert long == []
 
 
 @pytest.mark.parametrize('path', MODULES, ids=dotted)
@@ -135,6 +160,18 @@ def test_every_module_imports_and_the_seldom_used_wait():
     f'for name in {names}: importlib.import_module(name)\n'
     'print(*(m for m in ("matplotlib", "sentencepiece", "tensorflow", "tensorflow_datasets") if m in sys.modules))\n'
     f'importlib.import_module({last!r})'
+  )
+  assert printed.split() == []
+
+
+def test_loading_a_model_imports_nothing_of_training():
+  printed = in_python(
+    'import sys, dalle_jax\n'
+    'import dalle_jax.jobs.draw.model\n'
+    'try:\n'
+    "  dalle_jax.load('there_is_no_such_directory')\n"
+    'except ValueError:\n'
+    f'  print(*(name for name in {SLOW_TO_LOAD} if name in sys.modules))'
   )
   assert printed.split() == []
 

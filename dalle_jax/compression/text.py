@@ -10,7 +10,7 @@ from dalle_jax.compression.container import Chunk, Damaged
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 
 
-class ByteTokenizer(Protocol):
+class LosslessTokenizer(Protocol):
   """A lossless tokenizer (`data.text_tokenizer`)."""
 
   def encode(self, text: bytes) -> np.ndarray: ...
@@ -20,7 +20,7 @@ class ByteTokenizer(Protocol):
   def lengths(self, ids: np.ndarray) -> np.ndarray: ...
 
 
-def chunks(file: BinaryIO, tokenizer: ByteTokenizer, num_tokens: int) -> Iterator[tuple[np.ndarray, bytes]]:
+def chunks(file: BinaryIO, tokenizer: LosslessTokenizer, num_tokens: int) -> Iterator[tuple[np.ndarray, bytes]]:
   """Tokenize a file and yield chunks of `num_tokens` tokens; the last chunk may be shorter.
 
   Memory holds one chunk and the bytes read ahead for it, not the whole file.

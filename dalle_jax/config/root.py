@@ -204,11 +204,9 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
       kwargs[name] = _build(kind, value, f'{path}.{name}')
     else:
       kwargs[name] = _cast(value, kind, f'{path}.{name}')
-  try:
-    return cls(**kwargs)
-  except ValueError as error:
-    # The stages share a dataclass: say which one is meant.
-    raise ValueError(str(error).replace('config.{dvae,prior,joint,sequence,reranker}_training', path)) from None
+  if cls is TrainingConfig:  # all stages share this class: its messages name the stage's group
+    kwargs['group'] = path.removeprefix('config.')
+  return cls(**kwargs)
 
 
 def _cast(value: Any, kind: Any, path: str) -> Any:

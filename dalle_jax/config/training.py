@@ -53,9 +53,9 @@ class TrainingConfig:
   checkpoint_every: int = 500  # steps between checkpoints
   # Number of newest checkpoints kept. The checkpoint with the best measured held-out loss is kept as well.
   keep_checkpoints: int = 2
+  group: dataclasses.InitVar[str] = 'STAGE_training'  # not a key: the group's name in error messages
 
-  def __post_init__(self) -> None:
-    group = '{dvae,prior,joint,sequence,reranker}_training'
+  def __post_init__(self, group: str) -> None:
     require_choice(group, self, 'schedule', SCHEDULES)
     require_choice(group, self, 'optimizer', OPTIMIZERS)
     require_choice(group, self, 'nonfinite', NONFINITE)

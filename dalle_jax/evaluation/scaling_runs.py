@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from dalle_jax.files import write_whole
 
 FILE_NAME = 'results.jsonl'
 STATUSES = ('finished', 'diverged', 'failed')
@@ -87,9 +88,7 @@ def _parse(line: str) -> Run:
 
 def write(path: Path, runs: Iterable[Run]) -> None:
   """Write a results file atomically."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(''.join(json.dumps(dataclasses.asdict(run)) + '\n' for run in runs), encoding='utf-8')
-  os.replace(partial, path)
+  write_whole(path, ''.join(json.dumps(dataclasses.asdict(run)) + '\n' for run in runs).encode())
 
 
 def usable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dalle_jax.config import LoggingConfig
+from dalle_jax.files import write_whole
 
 FILE_NAME = 'metrics.jsonl'
 
@@ -133,9 +133,7 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
   if not path.exists():
     return
   lines = [line for values, line in _parsed_lines(path) if values['step'] <= step]
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(''.join(line + '\n' for line in lines), encoding='utf-8')
-  os.replace(partial, path)
+  write_whole(path, ''.join(line + '\n' for line in lines).encode())
 
 
 def _parsed_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
