@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax.evaluation.row_batches import in_batches
-from dalle_jax.models import bottleneck
+from dalle_jax.models import bottleneck, likelihood
 from dalle_jax.models.dvae import Dvae
 
 SSIM_WINDOW = 11  # pixels along a side
@@ -72,7 +72,7 @@ def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
   """
   error = (originals.astype(np.float64) - reconstructions.astype(np.float64)) / 255
   mse = np.mean(error**2, axis=(1, 2, 3))
-  return -10 * np.log10(np.maximum(mse, 1e-10))
+  return likelihood.psnr(mse, np)
 
 
 def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Likelihoods of pixels: the paper's logit-Laplace distribution (appendix A.3) and a normal distribution."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -62,3 +64,13 @@ def reconstruction(stats: jax.Array) -> jax.Array:
   """
   mu, _ = jnp.split(stats.astype(jnp.float32), 2, axis=-1)
   return unmap_pixels(jax.nn.sigmoid(mu))
+
+
+def psnr(mean_squared_error: Any, xp: Any = jnp) -> Any:
+  """Peak signal-to-noise ratio in dB of values in [0, 1]; an error of 0 counts as 1e-10, which is 100 dB.
+
+  Args:
+    mean_squared_error: An array or a number.
+    xp: The array library to compute with: `jax.numpy`, or `numpy` for float64.
+  """
+  return -10 * xp.log10(xp.maximum(mean_squared_error, 1e-10))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.config import Config
-from dalle_jax.training.tasks import Task
+from dalle_jax.training.tasks import Task, boxed_params
 from dalle_jax.training.tasks.codes import encode
 
 # Modules that hold token and position embeddings and output matrices.
@@ -47,7 +47,7 @@ def _equation_flops(equation: Any) -> int:
 
 def abstract_params(task: Task) -> dict[str, Any]:
   """Shapes of all collections, unboxed, without computing anything."""
-  return jax.eval_shape(lambda: nn.unbox(task.init(jax.random.key(0))))
+  return jax.eval_shape(nn.unbox, boxed_params(task))
 
 
 def count_params(task: Task) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from dalle_jax.mesh import divisors, heads_and_widths
 from dalle_jax.sharding import axes_of, param_shardings
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.stage_tasks import make_task, stages_of, training_of
-from dalle_jax.training.tasks import Task
+from dalle_jax.training.tasks import Task, boxed_params
 
 # Costs below either limit are not reported.
 SMALLEST_SHARE = 1e-3  # replicated bytes as a share of the state's bytes
@@ -98,13 +98,10 @@ def _describe_tensor(cost: _AxisCost, config: Config, mesh: Mesh) -> str:
 def _abstract(task: Task, training: TrainingConfig) -> tuple[Any, Any]:
   """Shapes of the parameters, and of their moments and averages, boxed with their axis names."""
 
-  def build(key: jax.Array) -> tuple[Any, Any]:
-    params = task.init(key)
-    trained = {name: params[name] for name in task.trainable}
-    averaged = {name: params[name] for name in (*task.trainable, *task.updated)} if training.ema_decay else None
-    return params, (make_optimizer(training).init(trained), averaged)
-
-  return jax.eval_shape(build, jax.random.key(0))
+  params = boxed_params(task)
+  trained = {name: params[name] for name in task.trainable}
+  averaged = {name: params[name] for name in (*task.trainable, *task.updated)} if training.ema_decay else None
+  return params, (jax.eval_shape(make_optimizer(training).init, trained), averaged)
 
 
 def _axis_cost(params: Any, moments: Any, mesh: Mesh, axis: str) -> _AxisCost:

@@ -12,6 +12,7 @@ import optax
 from dalle_jax import trees
 from dalle_jax.sharding import param_shardings
 from dalle_jax.training.keys import named_key
+from dalle_jax.training.tasks import boxed_params
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -48,11 +49,7 @@ def abstract_state(task: Any, tx: optax.GradientTransformation, mesh: jax.shardi
 def boxed_state(task: Any, tx: optax.GradientTransformation, use_ema: bool) -> TrainState:
   """Shapes and dtypes of the state, boxed with logical axis names."""
 
-  def boxed() -> TrainState:
-    # Create the key inside eval_shape: the active mesh may describe absent devices, which cannot compute anything.
-    return _assemble(task, task.init(jax.random.key(0)), tx, use_ema)
-
-  return jax.eval_shape(boxed)
+  return jax.eval_shape(lambda collections: _assemble(task, collections, tx, use_ema), boxed_params(task))
 
 
 def place(boxes: TrainState, mesh: Any) -> TrainState:

@@ -8,6 +8,7 @@ A task is one file here. `dalle_jax/stages.py` names the file in one entry, and 
 - `CURVES`: the curves of the metrics, for the report.
 """
 
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -64,6 +65,13 @@ class Task(Protocol):
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
     """Scalars from the averages of `evaluate` over batches, with `loss` among them."""
+
+
+@functools.lru_cache(maxsize=4)
+def boxed_params(task: Task) -> Params:
+  """Shapes of all collections, boxed with their logical axis names. Traced once for each task; do not modify it."""
+  # Create the key inside eval_shape: the active mesh may describe absent devices, which cannot compute anything.
+  return jax.eval_shape(lambda: task.init(jax.random.key(0)))
 
 
 def image_field(config: Config) -> Fields:

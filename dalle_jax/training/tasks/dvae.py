@@ -108,7 +108,7 @@ class DvaeTask:
     loss = self.distortion(nll, image, stats, step)
     metrics = {
       'nll_relaxed': nll,
-      'psnr_relaxed': psnr(mse),
+      'psnr_relaxed': likelihood.psnr(mse),
       'codebook_perplexity': bottleneck.perplexity(histogram),
       'codebook_use': jnp.mean(histogram > 0),
     }
@@ -155,8 +155,8 @@ class DvaeTask:
       'nll_relaxed': float(means['nll_relaxed']),
       'nll_hard': float(means['nll_hard']),
       'relaxation_gap': float(means['nll_hard']) - float(means['nll_relaxed']),
-      'psnr_relaxed': float(psnr(means['mse_relaxed'])),
-      'psnr_hard': float(psnr(means['mse_hard'])),
+      'psnr_relaxed': float(likelihood.psnr(means['mse_relaxed'])),
+      'psnr_hard': float(likelihood.psnr(means['mse_hard'])),
       'kl_per_position': float(means['kl_per_position']),
       'bits_per_dim': self._bits_per_dim(float(means['nll_hard']), float(means['kl_per_position'])),
       'codebook_perplexity': float(bottleneck.perplexity(jnp.asarray(histogram, jnp.float32))),
@@ -167,11 +167,6 @@ class DvaeTask:
     positions_per_dim = 1 / (3 * self.config.downsampling**2)
     bin_width = (1 - 2 * likelihood.EPSILON) / 255
     return (nll - np.log(bin_width) + kl * positions_per_dim) / np.log(2)
-
-
-def psnr(mse: Any) -> Any:
-  """Peak signal-to-noise ratio in dB, from the mean squared error of values in [0, 1]."""
-  return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
 
 def make_task(config: Config, text_vocab_size: int) -> DvaeTask:

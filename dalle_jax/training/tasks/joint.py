@@ -29,11 +29,11 @@ import numpy as np
 
 from dalle_jax.config import Config
 from dalle_jax.factory import make_prior
-from dalle_jax.models import bottleneck
+from dalle_jax.models import bottleneck, likelihood
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.prior import Prior
 from dalle_jax.training.tasks import dvae, prior
-from dalle_jax.training.tasks.dvae import DvaeTask, psnr
+from dalle_jax.training.tasks.dvae import DvaeTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class JointTask:
     )
     return loss, {
       'nll_relaxed': nll,
-      'psnr_relaxed': psnr(mse),
+      'psnr_relaxed': likelihood.psnr(mse),
       'kl_per_position': rates['kl'],
       'kl_to_uniform': bottleneck.kl_to_uniform(logits).mean(),
       'text_nats': rates['text'],
