@@ -1,0 +1,45 @@
+"""Output files: whole or not at all."""
+
+import json
+import math
+
+import pytest
+
+from dalle_jax import files
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+  path = tmp_path / 'new' / 'a.json'
+  files.write_json(path, {'a': 1})
+
+  def fail(source, target):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(files.os, 'replace', fail)
+  with pytest.raises(OSError, match='disk full'):
+    files.write_json(path, {'a': 2})
+  assert json.loads(path.read_text()) == {'a': 1} and list(path.parent.iterdir()) == [path]
+
+
+def test_replacing_leaves_the_old_file_if_the_writer_fails(tmp_path):
+  path = tmp_path / 'a'
+  path.write_text('old')
+  with pytest.raises(RuntimeError), files.replacing(path) as partial:
+    partial.write_text('half')
+    raise RuntimeError
+  assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+  with files.replacing(path) as partial:
+    partial.write_text('new')
+  assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_that_json_cannot_hold_become_null():
+  values = {'a': 1.5, 'b': math.inf, 'c': math.nan, 'd': 'text', 'e': 3}
+  assert files.finite_or_null(values) == {'a': 1.5, 'b': None, 'c': None, 'd': 'text', 'e': 3}
+
+
+def test_a_check_of_an_output_file_leaves_nothing_behind(tmp_path):
+  files.check_out(tmp_path / 'new' / 'a.html')
+  assert list((tmp_path / 'new').iterdir()) == []
+  with pytest.raises(ValueError, match='--out .* cannot be written'):
+    files.check_out(tmp_path / 'new')
