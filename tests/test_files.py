@@ -41,5 +41,5 @@ def test_numbers_that_json_cannot_hold_become_null():
 def test_a_check_of_an_output_file_leaves_nothing_behind(tmp_path):
   files.check_out(tmp_path / 'new' / 'a.html')
   assert list((tmp_path / 'new').iterdir()) == []
-  with pytest.raises(ValueError, match='--out .* cannot be written'):
+  with pytest.raises(ValueError, match=r'--out .* cannot be written'):
     files.check_out(tmp_path / 'new')

@@ -42,8 +42,8 @@ def check(config: Config, keys: Iterable[str]) -> None:
       reason = f'config.dvae.pretrained={config.dvae.pretrained} is trained already: config.{group} is not read'
     kinds = [other for other in read if _kind(other) == _kind(group)]
     similar = [f'config.{other}.{name}' for other in kinds if name in _keys(config, other)]
-    hint = f'set {" or ".join(similar)}' if similar else f'the groups that it reads are {", ".join(read)}'
-    raise ValueError(f'config.{key} is set, but {reason}; {hint}, or leave the key out.')
+    hint = f', or set {" or ".join(similar)} instead.' if similar else f'; this task reads {", ".join(read)}.'
+    raise ValueError(f'config.{key} is set, but {reason}. Leave the key out{hint}')
 
 
 def _kind(group: str) -> str:
