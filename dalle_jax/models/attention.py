@@ -1,4 +1,4 @@
-"""Attention patterns: which keys each query attends to (section 2.2, appendix B.1, figure 11); dense attention.
+"""Attention patterns: which keys each query attends to (section 2.2, appendix B.1, figure 11). Dense attention.
 
 A sequence holds `text_length` text slots, followed by `grid_size`^2 image slots in raster order.
 
@@ -9,8 +9,8 @@ A sequence holds `text_length` text slots, followed by `grid_size`^2 image slots
 The offsets define the pattern. The dense mask below, the sparse computation (`sparse_attention`) and the decoding cache
 (`attention_cache`) are all derived from them.
 
-Distances in raster order wrap around the ends of rows, as in the paper. For example, the row pattern attends to the
-previous `grid_size` slots even if some of them lie in the row above.
+As in the paper, distances in raster order wrap around the ends of rows. For example, the row pattern does not stop at
+the start of the query's row but attends to the previous `grid_size` slots.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ KINDS = ('full', 'row', 'column', 'conv')
 class Pattern(Layout):
   """The attention pattern of one layer.
 
-  The kind says to which image slots an image slot attends, besides itself:
+  An image slot attends to itself and, depending on the kind, to these image slots:
 
   - 'full': all earlier image slots.
   - 'row': the previous `grid_size` image slots, so back to the slot directly above.
   - 'column': the earlier slots of the same column.
-  - 'conv': the earlier slots in a window of `kernel_size` x `kernel_size` slots centred on itself.
+  - 'conv': the earlier slots in a window of `kernel_size` x `kernel_size` slots centred on the slot.
 
   Attributes:
     kind: one of `KINDS`.
@@ -63,7 +63,7 @@ class Pattern(Layout):
 
   @functools.cached_property
   def offsets(self) -> tuple[int, ...]:
-    """Distances back, in raster order, to the image slots that an image slot attends to; ascending from 0, itself."""
+    """Distances, in raster order, back to the image slots that an image slot attends to; ascending from 0 (itself)."""
     g, h = self.grid_size, self.kernel_size // 2
     candidates = {
       'full': range(self.image_length),

@@ -23,7 +23,7 @@ Cache = dict[str, jax.Array]  # 'key' and 'value', each [B, size, N, H]: the tex
 
 
 def ring_length(pattern: Pattern) -> int:
-  """Places in the ring of one class: the current slot and all slots back to the pattern's largest offset."""
+  """Number of places in the ring of one class: the current slot and all slots back to the pattern's largest offset."""
   return pattern.offsets[-1] // pattern.stride + 1 if pattern.offsets else 0
 
 
@@ -60,8 +60,8 @@ def _place(pattern: Pattern, slot):
   """The place in the cache that holds `slot`, an integer or an integer array."""
   where = jnp.where if isinstance(slot, jax.Array) else np.where
   image = where(slot < pattern.text_length, 0, slot - pattern.text_length)
-  in_class, ring = image // pattern.stride, max(ring_length(pattern), 1)
-  place = pattern.text_length + image % pattern.stride * ring + in_class % ring
+  index_in_class, ring = image // pattern.stride, max(ring_length(pattern), 1)
+  place = pattern.text_length + image % pattern.stride * ring + index_in_class % ring
   return where(slot < pattern.text_length, slot, place)
 
 
@@ -101,16 +101,17 @@ def _read(pattern: Pattern, cache: Cache, index: jax.Array) -> list[dict[str, ja
   """The sections of the cache that the slot `index` reads.
 
   Returns:
-    One or two dicts with 'key' and 'value', each [B, S, N, H], and 'mask', bool [S]: True where the slot attends. With
-    a stride of 1 there is one section, the whole cache. Otherwise there are two: the text, and the ring of one class.
+    One or two dicts with 'key' and 'value', each [B, S, N, H], and 'mask', bool [S], True for the places that the slot
+    attends to. With a stride of 1 there is one section, the whole cache. Otherwise there are two sections: the text,
+    and the ring of the slot's class.
   """
   text, ring = pattern.text_length, ring_length(pattern)
   text_mask = jnp.arange(text) <= index
   image = jnp.maximum(index - text, 0)
-  in_class = image // pattern.stride
-  age = (in_class - jnp.arange(ring)) % max(ring, 1)  # strides between the slot in each place and the current one
+  index_in_class = image // pattern.stride
+  age = (index_in_class - jnp.arange(ring)) % max(ring, 1)  # strides between the slot in each place and the current one
   in_pattern = np.isin(np.arange(ring) * pattern.stride, pattern.offsets)  # by age
-  ring_mask = (index >= text) & (age <= in_class) & jnp.asarray(in_pattern)[age]
+  ring_mask = (index >= text) & (age <= index_in_class) & jnp.asarray(in_pattern)[age]
   if pattern.stride == 1:
     return [{**cache, 'mask': jnp.concatenate([text_mask, ring_mask])}]
   begin = text + image % pattern.stride * ring

@@ -51,7 +51,7 @@ def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
 
 
 def kl_to_uniform(logits: jax.Array) -> jax.Array:
-  """KL(softmax(logits) || uniform) = ln K - entropy, in nats: logits [..., K] to [...]. Ignores the temperature."""
+  """KL(softmax(logits) || uniform) = ln K - entropy, in nats: logits [..., K] to [...], without a temperature."""
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   return math.log(logits.shape[-1]) + jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
@@ -91,7 +91,7 @@ class GumbelCodebook(nn.Module):
   Attributes:
     vocab_size: K.
     features: C, the size of the decoder's inputs.
-    init_scale: the kernel starts with a standard deviation of init_scale * K^-1/2.
+    init_scale: initial standard deviation of the kernel, in units of K^-1/2.
     hard: use a one-hot sample in the forward pass; the backward pass stays soft (straight-through).
   """
 
@@ -173,7 +173,7 @@ class ScalarCodebook(nn.Module):
   Attributes:
     levels: number of values of each channel, each above 2. The product is the number of codes.
     features: C, the size of the decoder's inputs.
-    init_scale: the kernel starts with a standard deviation of init_scale * channels^-1/2.
+    init_scale: initial standard deviation of the kernel, in units of channels^-1/2.
   """
 
   levels: tuple[int, ...]

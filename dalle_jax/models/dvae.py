@@ -1,6 +1,6 @@
 """The discrete VAE: a convolutional encoder from images to a grid of codes, and a decoder (section 2.1, appendix A).
 
-The architecture is that of the released models:
+The architecture follows the released models:
 
 - The encoder and the decoder consist of groups of bottleneck residual blocks, without normalisation.
 - The encoder downsamples by max-pooling, the decoder upsamples by nearest neighbours.
@@ -238,6 +238,6 @@ class Dvae(nn.Module):
 
     Args:
       codes: integer [B, h, w]; unknown codes may have any valid value.
-      known: bool [B, h, w].
+      known: bool [B, h, w], True for known codes.
     """
     return likelihood.reconstruction(self.decoder(self.code.vectors(codes) * known[..., None]))

@@ -50,7 +50,7 @@ class TransformerLanguageModel:
 
   vocab_size: int
   transformer: transformer.Transformer
-  embedding_init_scale: float = 1.0  # embeddings start with a deviation of this times embed_dim^-1/2
+  embedding_init_scale: float = 1.0  # initial standard deviation of embeddings, in units of embed_dim^-1/2
 
   @property
   def length(self) -> int:

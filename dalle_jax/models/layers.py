@@ -78,8 +78,8 @@ class Mlp(nn.Module):
 
   kind: str
   hidden_size: int
-  init_scale: float  # kernels start with a deviation of this times fan_in^-1/2
-  out_scale: float  # extra factor of the output kernel's deviation
+  init_scale: float  # initial standard deviation of kernels, in units of fan_in^-1/2
+  out_scale: float  # additional factor for the output kernel
   dtype: jnp.dtype
 
   @nn.compact

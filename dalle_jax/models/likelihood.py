@@ -47,7 +47,7 @@ def normal_nll(x: jax.Array, stats: jax.Array, scale: float) -> jax.Array:
   Args:
     x: mapped pixels [..., C] in (0, 1).
     stats: [..., 2C]: the location mu, then ln b. ln b is ignored.
-    scale: standard deviation of the mapped pixels.
+    scale: standard deviation of the distribution, in units of mapped pixels.
 
   Returns:
     Shape [..., C].

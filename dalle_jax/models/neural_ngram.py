@@ -26,7 +26,7 @@ class _Network(nn.Module):
   @nn.compact
   def __call__(self, window: jax.Array) -> jax.Array:
     """Windows [..., width] to logits [..., V]."""
-    scale = self.embed_dim**0.5  # the embeddings start with a deviation of 1, because no layer normalises them
+    scale = self.embed_dim**0.5  # initial standard deviation of 1, because no layer normalises the embeddings
     vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.hidden_size, self.dtype, scale, name='vocabulary')
     x = vocabulary.embed(window).reshape(*window.shape[:-1], self.width * self.embed_dim)
     size = x.shape[-1]

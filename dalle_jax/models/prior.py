@@ -44,9 +44,9 @@ class Embeddings(nn.Module):
   dtype: jnp.dtype
 
   def setup(self) -> None:
-    def table(name: str, axis: str, size: int, parts: int = 1) -> jax.Array:
-      # A sum of several position embeddings should have the deviation of a single one (Child et al. 2019, section 6).
-      scale = self.init_scale * (parts * self.embed_dim) ** -0.5
+    def table(name: str, axis: str, size: int, terms: int = 1) -> jax.Array:
+      # The sum of several position embeddings has the same deviation as a single one (Child et al. 2019, section 6).
+      scale = self.init_scale * (terms * self.embed_dim) ** -0.5
       init = nn.with_logical_partitioning(nn.initializers.normal(scale), (axis, 'embed'))
       return self.param(name, init, (size, self.embed_dim), jnp.float32)
 
@@ -60,8 +60,8 @@ class Embeddings(nn.Module):
     self.image_embedding = table('image_embedding', 'vocab', self.image_vocab_size)
     if self.learned_positions:
       self.text_position = table('text_position', 'position', self.text_length)
-      self.row_embedding = table('row_embedding', 'position', self.grid_size, parts=2)
-      self.column_embedding = table('column_embedding', 'position', self.grid_size, parts=2)
+      self.row_embedding = table('row_embedding', 'position', self.grid_size, terms=2)
+      self.column_embedding = table('column_embedding', 'position', self.grid_size, terms=2)
     self.text_kernel = head('text_kernel', self.text_vocab_size)
     self.image_kernel = head('image_kernel', self.image_vocab_size)
 
@@ -134,12 +134,12 @@ class Prior(TokenStream):
   text_vocab_size: int
   image_vocab_size: int
   transformer: transformer.Transformer
-  # Embeddings start with a deviation of this times embed_dim^-1/2 (Child et al. 2019, section 6).
+  # Initial standard deviation of embeddings, in units of embed_dim^-1/2 (Child et al. 2019, section 6).
   embedding_init_scale: float = 0.125
 
   @property
   def layout(self) -> Pattern:
-    """The pattern of one layer, for the number of slots, which is the same in all layers."""
+    """The pattern of the first layer. All layers have the same slots."""
     return self.transformer.patterns[0]
 
   @property
@@ -266,9 +266,8 @@ def losses(
 ) -> dict[str, jax.Array]:
   """Cross-entropies in nats per token (section 2.2), and the terms of the z-loss (Chameleon, section 2.3).
 
-  Each value is a mean over the image targets or the counted text targets of the batch. The counted text targets are the
-  caption's tokens and the first pad, which ends the caption. Later pads are certain and not counted. Examples without a
-  caption have no counted text targets.
+  The counted text targets are the caption's tokens and the first pad, which ends the caption. Later pads are certain
+  and not counted. Examples without a caption have no counted text targets.
 
   Args:
     text_logits: [B, text_length, Vt].
@@ -278,8 +277,9 @@ def losses(
     captioned: bool [B], whether the example has a caption; None means that all have.
 
   Returns:
-    A dict of float32 scalars: the cross-entropies 'text' and 'image' in nats per token, and the means 'text_z' and
-    'image_z' of (ln sum exp logits)^2 over the same targets.
+    A dict of float32 scalars. 'text' and 'image' are cross-entropies in nats per token: means over the counted text
+    targets and over the image targets of the batch. 'text_z' and 'image_z' are the means of (ln sum exp logits)^2 over
+    the same targets.
   """
   targets, counted = _text_targets(text)
   if captioned is not None:
@@ -317,7 +317,8 @@ def _text_targets(text: jax.Array) -> tuple[jax.Array, jax.Array]:
 def drop_captions(key: jax.Array, text: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
   """Replace some captions with pads, so that the model also learns to generate images without a caption.
 
-  Classifier-free guidance needs both (Ho and Salimans 2021; for autoregressive models, Make-A-Scene, section 3.3).
+  Classifier-free guidance uses logits with and without the caption (Ho and Salimans 2021). Make-A-Scene, section 3.3,
+  applies it to autoregressive models.
 
   Args:
     key: chooses the captions to drop.

@@ -43,7 +43,7 @@ class _Stack(nn.Module):
       nn.RNN(cell(self.hidden_size, dtype=self.dtype, **options), return_carry=True) for _ in range(self.num_layers)
     ]
     self.norms = [Norm('rmsnorm', self.dtype, 'mlp') for _ in range(self.num_layers)]
-    # The embeddings start with a deviation of 1, because the inputs of the first layer are not normalised.
+    # The embeddings have an initial standard deviation of 1, because the first layer's inputs are not normalised.
     self.vocabulary = Vocabulary(self.vocab_size, self.embed_dim, self.hidden_size, self.dtype, self.embed_dim**0.5)
 
   def __call__(self, tokens: jax.Array, carry: Carry | None = None) -> tuple[Carry, jax.Array]:

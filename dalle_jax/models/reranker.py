@@ -197,7 +197,8 @@ def contrastive_losses(scores: jax.Array, positives: jax.Array) -> tuple[jax.Arr
 
   There are two differences from CLIP:
 
-  - There may be more texts than images. The texts after the first B are negatives of all images.
+  - There may be more texts than images. The texts after the first B belong to no image. They are negatives, unless they
+    equal an image's caption.
   - Captions may repeat within a batch, as short captions often do. All texts equal to an image's caption are positives,
     and the target distribution is uniform over them. The minimum of the loss is the mean of ln(number of positives),
     which is 0 if no caption repeats. CLIP counts only the diagonal as positive.
@@ -205,7 +206,7 @@ def contrastive_losses(scores: jax.Array, positives: jax.Array) -> tuple[jax.Arr
   The negatives come from the whole batch, on all devices.
 
   Args:
-    scores: logits [B, C]; row i is image i, and column i is its caption.
+    scores: logits [B, C], C >= B; row i is image i, and column i is its caption.
     positives: bool [B, C], True on the diagonal and for texts equal to the image's caption (see `same_text`).
 
   Returns:

@@ -34,7 +34,7 @@ def attend(
 ) -> jax.Array:
   """Attention with a pattern, dense or block-sparse, whichever is faster.
 
-  Arguments and result are those of `attend_in_blocks`. Dense attention also accepts the pattern `Unmasked`.
+  Takes the arguments of `attend_in_blocks` and returns the same result. The pattern may also be `Unmasked`.
   """
   length = query.shape[1]
   image_length = length - pattern.text_length
@@ -158,13 +158,13 @@ class _Plan:
 @functools.cache
 def _plan(pattern: Pattern, length: int, block: int) -> _Plan:
   """The plan for the first `length` image slots with blocks of `block` queries."""
-  in_class = -(-length // pattern.stride)
-  steps = tuple(offset // pattern.stride for offset in pattern.offsets if offset < in_class * pattern.stride)
+  class_length = -(-length // pattern.stride)
+  steps = tuple(offset // pattern.stride for offset in pattern.offsets if offset < class_length * pattern.stride)
   runs = _merge([run for run in pattern.runs if run[0] <= steps[-1]], block)
-  if sum(last - first + block for first, last in runs) < in_class:
-    return _Plan(length, pattern.stride, steps, runs, block, -(-in_class // block))
+  if sum(last - first + block for first, last in runs) < class_length:
+    return _Plan(length, pattern.stride, steps, runs, block, -(-class_length // block))
   # The windows would hold more keys than the class. So the whole class becomes one block with one window.
-  return _Plan(length, pattern.stride, steps, ((0, steps[-1]),), in_class, 1)
+  return _Plan(length, pattern.stride, steps, ((0, steps[-1]),), class_length, 1)
 
 
 def _merge(runs: list[tuple[int, int]], block: int) -> tuple[tuple[int, int], ...]:

@@ -60,7 +60,7 @@ class Vocabulary(nn.Module):
   embed_dim: int
   out_dim: int
   dtype: jnp.dtype = jnp.float32
-  init_scale: float = 1.0  # embeddings start with a deviation of this times embed_dim^-1/2
+  init_scale: float = 1.0  # initial standard deviation of embeddings, in units of embed_dim^-1/2
 
   def setup(self) -> None:
     scale = self.init_scale * self.embed_dim**-0.5

@@ -54,7 +54,7 @@ class BlockShape:
   qk_norm: bool = False
   sandwich_norm: bool = False
   rotary: bool = False
-  init_scale: float = 0.125  # kernels start with a deviation of this times fan_in^-1/2 (Child et al. 2019, section 6)
+  init_scale: float = 0.125  # initial deviation of kernels, in units of fan_in^-1/2 (Child et al. 2019, section 6)
   attention_block: int = sparse_attention.BLOCK  # number of queries that share a window of keys
   dtype: jnp.dtype = jnp.float32
 

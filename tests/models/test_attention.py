@@ -38,8 +38,8 @@ TABLES = {
     x . . x . . x . .
     . x . . x . . x .
     . . x . . x . . x""",
-  # A window of 3 x 3 slots around the query: the previous slot and three slots of the row above. Windows wrap around the
-  # ends of rows. For example, slot 3, the first of its row, attends to slot 2, the last of the row above.
+  # A window of 3 x 3 slots around the query: the previous slot and three slots of the row above. Windows wrap around at
+  # the ends of rows. For example, slot 3, the first of its row, attends to slot 2, the last of the row above.
   'conv': """
     x . . . . . . . .
     x x . . . . . . .
