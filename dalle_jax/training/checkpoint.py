@@ -155,7 +155,7 @@ class Checkpoints:
       raise MismatchError(
         'it holds another model or optimizer than the configuration describes ("given" is the checkpoint, "expected" '
         f'the configuration): {differences}.{changed} Go back to the earlier configuration, set another --workdir, or '
-        'delete this directory to start over'
+        f'delete {self.directory} to start over'
       )
     path = self.directory / str(step) / 'state'
     tree = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(stored))

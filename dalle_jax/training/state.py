@@ -27,7 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def all_params(state: TrainState, ema: bool) -> dict[str, Any]:
-  """All collections by name, as tasks expect them. With `ema`, averages replace the trained collections, if any."""
+  """All collections by name, as tasks expect them. With `ema`, moving averages (if kept) replace their originals."""
   changed = state.ema if ema and state.ema is not None else state.params
   return {**state.frozen, **changed}
 

@@ -18,9 +18,9 @@ from dalle_jax.training.tasks import Curve, Fields, image_field, text_field
 class RerankerTask:
   """Trains the collection 'reranker'; batches hold 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1].
 
-  The negatives of an image are all different captions in the global batch. The negatives of a caption are the images with
-  different captions. With gradient accumulation (`accumulation_steps`), negatives come from the same micro-batch only.
-  Batches may also hold 'wrong' captions, int32 [B, text_length - 1] (`data.wrong_captions`). They are additional
+  The negatives of an image are all different captions in the global batch. The negatives of a caption are the images
+  with different captions. With gradient accumulation (`accumulation_steps`), negatives come from the same micro-batch
+  only. Batches may also hold 'wrong' captions, int32 [B, text_length - 1] (`data.wrong_captions`). They are additional
   negatives for images.
   """
 
