@@ -132,7 +132,7 @@ def take_subject(argv: list[str], subjects: Sequence[str]) -> str:
     return argv.pop(1)
   if asked_for_help:
     return subjects[0]
-  given = f'given {argv[1]!r}' if len(argv) > 1 else 'none was given'
+  given = f'given {argv[1]!r}' if len(argv) > 1 else 'given nothing'
   sys.exit(_fail(f'The first argument must be one of {", ".join(subjects)}; {given}.'))
 
 

@@ -38,7 +38,7 @@ class HostFailed(RuntimeError):
 
 
 def barrier(name: str) -> None:
-  """Waits until every host has called it with this name."""
+  """Waits until all hosts have called `barrier` with this name."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 

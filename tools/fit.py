@@ -1,7 +1,7 @@
 """Estimates whether a program fits a set of accelerators, and how fast it runs, by compiling it without them.
 
     python tools/fit.py --config=configs/dalle.py:12b --topology=v5p:8x8x8
-    python tools/fit.py --config=configs/dalle.py:1b --topology=v5e-8 --config.prior_training.batch_size=64 \
+    python tools/fit.py --config=configs/dalle.py:1b --topology=v5e-8 --config.prior_training.batch_size=64 \\
         --json=1b.json
     python tools/fit.py --config=configs/dalle.py:12b --topology=v5p:4x4x8 --search
     python tools/fit.py --config=configs/dalle.py:300m --topology=v5e-8 --task=sample

@@ -1,6 +1,6 @@
 """Scaling laws: trains models of several sizes and budgets, fits laws to their losses, plots them, and plans a run.
 
-    python tools/scaling.py sweep --config=configs/language.py:transformer --out=runs/scaling/text \
+    python tools/scaling.py sweep --config=configs/language.py:transformer --out=runs/scaling/text \\
         --axis=config.model.embed_dim=32,64,128 --axis=config.model.num_layers=2,2,4 --tokens=1e5,1e6
     python tools/scaling.py fit --results=runs/scaling/text
     python tools/scaling.py plot --results=runs/scaling/text --out=scaling.svg

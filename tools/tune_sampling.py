@@ -43,8 +43,8 @@ _VALUES = {
 _MOST = flags.DEFINE_integer('most', 128, '`candidates`: images generated per prompt.')
 _RANKS = flags.DEFINE_list(
   'ranks', None,
-  '`candidates`: rankings, of reranker, likelihood and caption_likelihood. Default: all that the model and --reranker '
-  'allow.',
+  '`candidates`: comma-separated rankings: reranker, likelihood, caption_likelihood. Default: all that the model and '
+  '--reranker allow.',
 )  # fmt: skip
 _RERANKER = flags.DEFINE_string('reranker', '', '`candidates`: model directory of a reranker.')
 flags.mark_flags_as_required(['model', 'out'])

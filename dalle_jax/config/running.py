@@ -40,7 +40,7 @@ class LoggingConfig:
 
   tensorboard: bool = True  # write TensorBoard event files
   wandb_project: str = ''  # Weights & Biases project; empty: do not use Weights & Biases
-  stall_seconds: float = 300.0  # seconds without a finished step until a watchdog prints all threads; 0: never
+  stall_seconds: float = 300.0  # seconds without a finished step until a watchdog prints what all threads do; 0: never
 
   def __post_init__(self) -> None:
     require(
