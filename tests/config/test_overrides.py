@@ -14,8 +14,8 @@ TEXT = {'task': 'sequence', 'data': {'source': 'text'}, 'tokenizer': {'kind': 'b
   [
     ({}, 'model.num_layers', 'config.task=all does not read config.model. Leave the key out, or set '
      'config.prior.num_layers instead.'),
-    ({}, 'sequence_training.learning_rate', 'config.task=all does not read config.sequence_training. Leave the key out, '
-     'or set config.dvae_training.learning_rate or config.prior_training.learning_rate instead.'),
+    ({}, 'sequence_training.learning_rate', 'config.task=all does not read config.sequence_training. Leave the key '
+     'out, or set config.dvae_training.learning_rate or config.prior_training.learning_rate instead.'),
     (TEXT, 'prior.num_heads', 'config.task=sequence does not read config.prior. Leave the key out, or set '
      'config.model.num_heads instead.'),
     ({'task': 'dvae'}, 'prior.position', 'config.task=dvae does not read config.prior. Leave the key out; this task '
@@ -24,8 +24,8 @@ TEXT = {'task': 'sequence', 'data': {'source': 'text'}, 'tokenizer': {'kind': 'b
      'config.dvae_training is not read. Leave the key out, or set config.prior_training.num_steps instead.'),
     (IMAGE_TOKENS, 'tokenizer.text_length', 'config.task=sequence does not read config.tokenizer. Leave the key out; '
      f'this task reads {COMMON}, dvae, model, sequence_training.'),
-    ({'task': 'reranker'}, 'dvae.hidden_size', 'config.task=reranker does not read config.dvae. Leave the key out; this '
-     f'task reads {COMMON}, tokenizer, reranker, reranker_training.'),
+    ({'task': 'reranker'}, 'dvae.hidden_size', 'config.task=reranker does not read config.dvae. Leave the key out; '
+     f'this task reads {COMMON}, tokenizer, reranker, reranker_training.'),
   ],
 )  # fmt: skip
 def test_a_key_that_the_task_ignores_is_refused_with_the_key_that_was_meant(values, key, message):
