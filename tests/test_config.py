@@ -390,7 +390,10 @@ def test_models_of_image_tokens_need_a_trained_dvae_and_get_their_length_from_it
   assert captioned.training_groups == ('sequence_training',)
   assert Config.from_dict(TEXT | {'model': {'length': 7}}).sequence_length == 7
   for changes, message in [
-    ({'dvae': {}}, r'config\.model\.tokens=image needs a trained dVAE; set config\.dvae\.pretrained to its model directory'),
+    (
+      {'dvae': {}},
+      r'tokens=image needs a trained dVAE; set config\.dvae\.pretrained to its model directory',
+    ),
     (
       {'data': {'source': 'text'}},
       r"config\.data\.source is 'text', but config\.task=sequence with config\.model\.tokens=image needs images",
