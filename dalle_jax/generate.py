@@ -35,9 +35,7 @@ flags.DEFINE_float(
   'guidance_ramp', None, f'Share of the image, 0 to 1, over which the guidance scale grows from 1. {_DEFAULT}'
 )
 flags.DEFINE_string('negative_prompt', '', 'Prompt that guidance moves away from. Default: no caption.')
-_CANDIDATES = flags.DEFINE_integer(
-  'candidates', None, 'Images to sample per prompt, of which the best --keep are kept.'
-)
+_CANDIDATES = flags.DEFINE_integer('candidates', None, 'Images to sample per prompt. Only the best --keep are written.')
 _KEEP = flags.DEFINE_integer('keep', None, 'Candidates to keep per prompt; the same setting as --num_images.')
 flags.DEFINE_string(
   'rank', '',

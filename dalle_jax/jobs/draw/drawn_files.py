@@ -79,7 +79,7 @@ def carried_facts(
 
 
 class ImageWriter:
-  """Writes PNG files, either batch by batch or after ranking, and the page and sheet that show all of them.
+  """Writes PNG files, either batch by batch or after ranking, then a page of candidates or a contact sheet.
 
   Args:
     directory: the output directory. The page of candidates of an earlier command is removed from it.
@@ -101,15 +101,15 @@ class ImageWriter:
   def batch(self, numbers: np.ndarray, drawn: SampledImages, sampling: SamplingConfig) -> None:
     """Writes the PNG files of one batch; all of its images are kept."""
     for number, image in zip(numbers, drawn.images, strict=True):
-      prompt, place = divmod(int(number), self._count)
-      self._write(prompt, place, image, sampling, {'index': place if self._index is None else self._index})
+      prompt_index, place = divmod(int(number), self._count)
+      self._write(prompt_index, place, image, sampling, {'index': place if self._index is None else self._index})
 
   def ranked(self, drawn: Drawing) -> None:
     """Writes the PNG files of the best candidates and the page of all candidates."""
-    for prompt, best in enumerate(drawn.kept):
-      for place, candidate in enumerate(best):
-        image_facts = {'index': int(candidate), 'score': float(drawn.scores[prompt, candidate])}
-        self._write(prompt, place, drawn.images[prompt, candidate], drawn.sampling, image_facts)
+    for i, candidates in enumerate(drawn.kept):
+      for place, candidate in enumerate(candidates):
+        image_facts = {'index': int(candidate), 'score': float(drawn.scores[i, candidate])}
+        self._write(i, place, drawn.images[i, candidate], drawn.sampling, image_facts)
     page = self._directory / CANDIDATES
     gallery.write_candidates_page(
       page, [prompt or 'without a prompt' for prompt in self._prompts], drawn.images, drawn.scores, drawn.kept,

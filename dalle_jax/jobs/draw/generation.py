@@ -95,7 +95,7 @@ def draw(
   previews = Previews(directory / PREVIEWS, prompts, count) if preview_every else None
   ranked = bool(settings.rank) or settings.num_drawn > settings.num_images
   writer = ImageWriter(directory, prompts, count, index, again, carried_facts(model, settings, ranker, given))
-  with Progress('drawing', len(prompts) * count * model.config.image_length, 'token') as progress:
+  with Progress('sampling', len(prompts) * count * model.config.image_length, 'token') as progress:
     progress.message('compiling')
     drawn = model.draw(
       prompts, settings, known=known, index=None if index is None else [index], reranker=ranker,

@@ -42,7 +42,7 @@ class Drawing(NamedTuple):
   scores: np.ndarray | None  # float32 [P, N], more is better; None if there was no ranking
   kept: np.ndarray  # int [P, K], positions of the kept candidates among the N, best first
   settings: DrawSettings  # the settings used, with the candidates that a completion adds
-  sampling: SamplingConfig  # the settings used, including the model's own and the batch size that fitted in memory
+  sampling: SamplingConfig  # all sampling settings, with the batch size that fitted in memory
 
   @property
   def best(self) -> np.ndarray:
@@ -65,7 +65,7 @@ class Model:
 
   @property
   def reads_captions(self) -> bool:
-    """Whether the model generates images for prompts."""
+    """Whether the model has read captions, so that it generates images for prompts."""
     return self.tokenizer is not None
 
   @property
