@@ -70,7 +70,7 @@ def draw_again(path: str, file: str, out: str, given: InputPicture | None = None
   if facts.get('given') != (given.facts() if given else None):
     raise ValueError(
       f'{file} (--from) was generated from the input image {facts.get("given")}, but the flags give '
-      f'{given.facts() if given else None}; set --image and its options as they were then.'
+      f'{given.facts() if given else None}; give the same --image and options again.'
     )
   try:
     values = {name: facts[name] for name in _FACT_TYPES if name not in ('index', 'model')}

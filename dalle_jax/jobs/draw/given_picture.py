@@ -13,7 +13,7 @@ from dalle_jax.jobs.draw.model import Model
 from dalle_jax.sampling import completion
 from dalle_jax.sampling.sampler import Known
 
-WHITE = 128  # mask pixels of this grey value or above are generated
+WHITE = 128  # from this value on, of 255, a mask pixel counts as light (grey) or opaque (alpha)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class InputPicture:
 
 
 def _four(sides: tuple[float, ...], flag: str) -> tuple[float, float, float, float]:
+  """The sides of a rectangle. Raises ValueError unless there are four."""
   if len(sides) != 4:
     raise ValueError(f'{flag} needs four numbers, LEFT,TOP,RIGHT,BOTTOM; given {len(sides)}.')
   return sides
