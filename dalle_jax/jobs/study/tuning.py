@@ -23,7 +23,7 @@ GRID = ('guidance_scale', 'guidance_ramp', 'temperature', 'top_k', 'top_p')
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """Captions of a split; half of them name one object and half name two."""
+  """Captions of one split, with one object or with two."""
 
   split: str
   texts: list[str]
