@@ -12,14 +12,10 @@ _COMMON = ('seed', 'task', 'profile', 'data', 'mesh', 'logging', 'sampling', 'ev
 
 def groups_read(config: Config) -> tuple[str, ...]:
   """Returns the names of the configuration groups and top-level keys that the task reads."""
-  model_groups = [group for stage in stages.of_task(config.task) for group in stage.model_groups]
-  unread = set()
-  if config.models_text:
-    unread.add('dvae')
-  if not (config.models_text or config.reads_captions):
-    unread.add('tokenizer')
+  model_groups = [group for stage in config.task_stages for group in stage.model_groups]
   read = dict.fromkeys((*_COMMON, *model_groups, *config.training_groups))
-  return tuple(group for group in read if group not in unread)
+  reads_text = config.models_text or config.reads_captions
+  return tuple(group for group in read if group != 'tokenizer' or reads_text)
 
 
 def check(config: Config, keys: Iterable[str]) -> None:

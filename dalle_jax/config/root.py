@@ -43,10 +43,14 @@ class Config:
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
   @property
+  def task_stages(self) -> tuple[stages.Stage, ...]:
+    """The stages that the task needs, in order, whether they are trained or not. A text model needs no dVAE."""
+    return tuple(stage for stage in stages.of_task(self.task) if not (stage.name == 'dvae' and self.models_text))
+
+  @property
   def trained_stages(self) -> tuple[stages.Stage, ...]:
     """The stages that the task trains, in order. A pretrained dVAE is not trained again."""
-    has_dvae = bool(self.dvae.pretrained) or self.models_text
-    return tuple(stage for stage in stages.of_task(self.task) if not (stage.name == 'dvae' and has_dvae))
+    return tuple(stage for stage in self.task_stages if not (stage.name == 'dvae' and self.dvae.pretrained))
 
   @property
   def training_groups(self) -> tuple[str, ...]:

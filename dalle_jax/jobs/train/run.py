@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from dalle_jax import bundle, hosts, sharding, stages
+from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config
 from dalle_jax.hosts import say
 from dalle_jax.jobs.train import picture_data, picture_report, pretrained, sheet_hooks, text_data, text_report
@@ -102,8 +102,8 @@ def _train_stages(experiment: Experiment, params: Params, stop_after: str) -> Pa
     stop_after: The name of the last stage to run.
   """
   config = experiment.config
-  *_, last = stages.of_task(config.task)
-  for stage in stages.of_task(config.task):
+  *_, last = config.task_stages
+  for stage in config.task_stages:
     if stage in config.trained_stages:  # a pretrained dVAE is not trained, but the run may stop after it
       with experiment.space.timed(stage.name):
         params = params | _train_stage(experiment, stage, params)
