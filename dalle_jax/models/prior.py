@@ -86,7 +86,7 @@ class Embeddings(nn.Module):
     return jnp.where((text == PAD)[..., None], self.pad_embedding[slot][None], tokens)
 
   def _image(self, token: jax.Array, slot: jax.Array) -> jax.Array:
-    """Embed image ids [B, T], or probabilities [B, T, Vi], at image slots `slot` [T], all above 0. Returns [B, T, D]."""
+    """Embed image ids [B, T], or probabilities [B, T, Vi], at image slots `slot` [T], above 0. Returns [B, T, D]."""
     is_id = jnp.issubdtype(token.dtype, jnp.integer)
     x = self._look_up(self.image_embedding, token) if is_id else token @ self.image_embedding
     return x + jnp.broadcast_to(self._image_position(slot), x.shape)
