@@ -149,7 +149,7 @@ class Config:
     require(
       not self.models_text or self.data.source == 'text',
       f'config.data.source is {self.data.source!r}, but {task} needs config.data.source=text. To model image tokens, '
-      'set config.model.tokens.',
+      'set config.model.tokens to image or text_image.',
     )
     require(
       self.models_text or self.data.source != 'text',
@@ -211,7 +211,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
       hint = f'did you mean {path}.{matches[0]}?' if matches else f'known keys: {", ".join(fields)}.'
       raise ValueError(f'Unknown key {path}.{name}; {hint}')
     kind = fields[name].type
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       kwargs[name] = _build(kind, value, f'{path}.{name}')
     else:
       kwargs[name] = _cast(value, kind, f'{path}.{name}')
