@@ -156,12 +156,12 @@ CALLS = [
   (
     apply_variant,
     (base_config(), 'tyny'),
-    "--config=FILE:VARIANT is given 'tyny', but there is no variant 'tyny'; allowed: 'tiny'.",
+    "--config=FILE:VARIANT was given 'tyny', but there is no variant 'tyny'; allowed: 'tiny'.",
   ),
   (
     choose,
     ('lstm,rnn', ('ngram', 'lstm', 'rnn'), ('', 'tiny')),
-    "--config=FILE:VARIANT is given 'lstm,rnn', but lstm and rnn exclude each other; allowed, at most one of each "
+    "--config=FILE:VARIANT was given 'lstm,rnn', but lstm and rnn exclude each other; allowed, at most one of each "
     "group, separated by commas: 'ngram' or 'lstm' or 'rnn'; 'tiny'.",
   ),
   (
@@ -238,8 +238,8 @@ def test_message_for_mesh_sizes_that_do_not_fit_the_devices():
   message = _message(sharding.make_mesh, MeshConfig(fsdp=3), devices=jax.devices()[:1])
   assert message == (
     "config.mesh {'dcn_data': 1, 'data': -1, 'fsdp': 3, 'tensor': 1} does not fit 1 device(s): the product of the "
-    'sizes must be 1. Sizes that fit (dcn_data x data x fsdp x tensor): 1x1x1x1. Change config.mesh, or set one axis to '
-    '-1 to fill it.'
+    'sizes must be 1. Sizes that fit (dcn_data x data x fsdp x tensor): 1x1x1x1. Change config.mesh, or set one axis '
+    'to -1 to fill it.'
   )
 
 

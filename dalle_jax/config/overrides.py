@@ -11,7 +11,7 @@ _COMMON = ('seed', 'task', 'profile', 'data', 'mesh', 'logging', 'sampling', 'ev
 
 
 def groups_read(config: Config) -> tuple[str, ...]:
-  """Returns the names of the configuration groups and top-level keys that the task reads."""
+  """The names of the configuration groups and top-level keys that the task reads."""
   model_groups = [group for stage in stages.of_task(config.task) for group in stage.model_groups]
   unread = set()
   if config.models_text:
@@ -47,13 +47,13 @@ def check(config: Config, keys: Iterable[str]) -> None:
 
 
 def _kind(group: str) -> str:
-  """Returns 'common', 'training' or 'model'. `check` suggests only keys in groups of the same kind."""
+  """The kind of a group: 'common', 'training' or 'model'. `check` suggests only keys in groups of the same kind."""
   if group in _COMMON:
     return 'common'
   return 'training' if group in stages.training_groups() else 'model'
 
 
 def _keys(config: Config, group: str) -> tuple[str, ...]:
-  """Returns the keys of a group; an empty tuple for a top-level key."""
+  """The keys of a group; an empty tuple for a top-level key."""
   value = getattr(config, group)
   return tuple(field.name for field in dataclasses.fields(value)) if dataclasses.is_dataclass(value) else ()

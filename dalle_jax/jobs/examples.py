@@ -51,7 +51,7 @@ def batches(
 
 
 def caption_pieces(tokenizer: Tokenizer, text: np.ndarray) -> list[str]:
-  """Decodes each token of a caption, ids [T], separately; padding becomes a single '(end)'."""
+  """Decodes each token of a caption, ids [T], separately; a final '(end)' stands for the padding."""
   return [*(tokenizer.decode([i]) or '\u2423' for i in text if i != PAD), '(end)']
 
 

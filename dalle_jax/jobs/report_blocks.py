@@ -42,7 +42,7 @@ class HeldOut(NamedTuple):
   """N held-out images and their tokens.
 
   Attributes:
-    title: What the report calls each of them, such as 'validation picture'.
+    title: What the report calls each of them, such as 'validation image'.
     text: Caption tokens int32 [N, text_length - 1]; [N, 0] for a model without captions.
     codes: Image tokens int32 [N, h, w].
     images: Images uint8 [N, H, W, 3].
@@ -121,7 +121,7 @@ def token_blocks(measured: Any, groups: Sequence[Group]) -> list[Block]:
   """
   count = min(NUM_READINGS, measured.count)
   codes, _ = measured.reconstructed
-  title = f'{measured.settings.split} picture'
+  title = f'{measured.settings.split} image'
   held_out = HeldOut(title, measured.text[:count], codes[:count], measured.pictures[:count])
   loaded = measured.loaded
   model, part = loaded.stream_model
@@ -130,8 +130,8 @@ def token_blocks(measured: Any, groups: Sequence[Group]) -> list[Block]:
 
 def _samples(group: Group, scores: np.ndarray) -> str:
   """The HTML of a group's images, ordered by their log-likelihoods float [P, N], in nats."""
-  order = 'Right images come first, then likelier ones' if group.right is not None else 'Likelier images come first'
-  note = f'{group.note} {order}. Below each image: its log-likelihood at temperature 1, in nats.'
+  order = 'Ordered by likelihood, right images first.' if group.right is not None else 'Ordered by likelihood.'
+  note = f'{group.note} {order} Below each image: its log-likelihood at temperature 1, in nats.'
   return gallery.samples(group.prompts, group.samples.images, scores, note, group.right)
 
 

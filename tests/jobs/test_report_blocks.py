@@ -61,7 +61,7 @@ def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_their_nats(
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2, 3)
   samples = PromptSamples(text, codes, _images(codes))
   groups = [report_blocks.Group('Samples', 'Unordered.', PROMPTS, samples, None)]
-  held_out = report_blocks.HeldOut('picture', text, codes[:, 0], samples.images[:, 0])
+  held_out = report_blocks.HeldOut('validation image', text, codes[:, 0], samples.images[:, 0])
   blocks = dict(report_blocks.blocks(model, params[part], TOKENIZER, groups, held_out, MESH))
   assert list(blocks) == ['Samples', 'Likelihood of tokens']
   all_text = text.repeat(3, axis=0)
@@ -75,7 +75,10 @@ def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_their_nats(
   page = Page(blocks['Likelihood of tokens'])
   # Both held-out images, then all six samples.
   titles = page.text('h4')
-  assert titles[:4] == ['picture 1', 'picture 2', 'Samples, prompt 1', 'Samples, prompt 2'] and len(titles) == 8
+  assert (
+    titles[:4] == ['validation image 1', 'validation image 2', 'Samples, prompt 1', 'Samples, prompt 2']
+    and len(titles) == 8
+  )
   for figure, row in zip(page.of('figure', 'reading')[:2], nats[::3], strict=True):
     assert f'image {row[6:].sum():.2f} nats' in figure.text
   pieces = [*(TOKENIZER.decode([i]) for i in TOKENIZER.encode(PROMPTS[0])), '(end)']
@@ -88,14 +91,14 @@ def test_a_model_without_captions_gets_blocks_without_captions():
   model, part = make_stream_model(NO_CAPTIONS, 0)
   codes = _codes(1, 4)
   samples = PromptSamples(np.zeros((1, 0), np.int32), codes, _images(codes))
-  held_out = report_blocks.HeldOut('picture', np.zeros((2, 0), np.int32), codes[0, :2], samples.images[0, :2])
+  held_out = report_blocks.HeldOut('validation image', np.zeros((2, 0), np.int32), codes[0, :2], samples.images[0, :2])
   groups = [report_blocks.Group('Samples', '', [''], samples, None)]
   blocks = dict(report_blocks.blocks(model, params[part], None, groups, held_out, MESH))
   page = Page(blocks['Likelihood of tokens'])
   assert page.text('h4')[2:] == [f'Samples, image {i}' for i in (1, 2, 3, 4)] and not page.of('span')
   assert not Page(blocks['Samples']).of('h3')
   ((title, block),) = report_blocks.blocks(model, params[part], None, [], held_out, MESH)
-  assert title == 'Likelihood of tokens' and Page(block).text('h4') == ['picture 1', 'picture 2']
+  assert title == 'Likelihood of tokens' and Page(block).text('h4') == ['validation image 1', 'validation image 2']
 
 
 def test_each_of_the_most_used_codes_is_shown_as_a_decoded_grid_of_that_code(params):

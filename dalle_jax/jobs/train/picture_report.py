@@ -171,7 +171,9 @@ def _sheet_prompts(config: Config, captions: Sequence[str], is_judged: bool) -> 
 def _sampling_note(config: Config) -> str:
   settings = config.sampling
   tokens = f'the {settings.top_k} most likely tokens' if settings.top_k else 'all tokens'
-  return f'Sampled at temperature {settings.temperature:g} from {tokens}, with seed {config.seed}. All are shown.'
+  return (
+    f'Sampled at temperature {settings.temperature:g} from {tokens}, with seed {config.seed}. All samples are shown.'
+  )
 
 
 def _prompt_accuracy(experiment: Experiment, params: dict[str, Any], split: str) -> dict[str, float]:
