@@ -76,8 +76,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
     dataset = data.prepare(config, space)
   if stop_after == 'data':
     return {}
-  with space.timed('tokenizer'):
-    dataset, tokenizer = data.tokenize(config, space, dataset)
+  dataset, tokenizer = data.tokenize(config, space, dataset)
   if stop_after == 'tokenizer':
     return {}
   experiment = Experiment(config, space, mesh, dataset, tokenizer)

@@ -55,6 +55,7 @@ def test_task_dvae_writes_a_dvae_with_scores_and_a_report(fsq):
   workdir, scores = fsq
   assert {'reconstruction/psnr', 'codebook/use', 'dvae/loss', 'seconds/dvae'} <= set(scores)
   assert not [name for name in scores if name.startswith('prior')]
+  assert 'seconds/tokenizer' not in scores
   model = _load(workdir, needs=('dvae',))
   assert set(model.params) == {'dvae'} and model.tokenizer is None
   headings = Page((workdir / 'report.html').read_text()).text('h2')
