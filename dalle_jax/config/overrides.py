@@ -40,8 +40,8 @@ def check(config: Config, keys: Iterable[str]) -> None:
     reason = f'config.task={config.task} does not read config.{group}'
     if group == 'dvae_training' and config.dvae.pretrained:
       reason = f'config.dvae.pretrained={config.dvae.pretrained} is already trained, so config.{group} is not read'
-    same_kind = [other for other in read if _kind(other) == _kind(group)]
-    similar = [f'config.{other}.{name}' for other in same_kind if name in _keys(config, other)]
+    candidates = [other for other in read if _kind(other) == _kind(group)]
+    similar = [f'config.{other}.{name}' for other in candidates if name in _keys(config, other)]
     hint = f', or set {" or ".join(similar)} instead.' if similar else f'; this task reads {", ".join(read)}.'
     raise ValueError(f'config.{key} is set, but {reason}. Leave the key out{hint}')
 
