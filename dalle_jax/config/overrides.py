@@ -11,7 +11,7 @@ _COMMON = ('seed', 'task', 'profile', 'data', 'mesh', 'logging', 'sampling', 'ev
 
 
 def groups_read(config: Config) -> tuple[str, ...]:
-  """The names of the configuration groups and top-level keys that the task reads."""
+  """Returns the names of the configuration groups and top-level keys that the task reads."""
   model_groups = [group for stage in stages.of_task(config.task) for group in stage.model_groups]
   unread = set()
   if config.models_text:
