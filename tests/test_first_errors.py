@@ -156,13 +156,13 @@ CALLS = [
   (
     apply_variant,
     (base_config(), 'tyny'),
-    "--config=FILE:VARIANT was given 'tyny', but there is no variant 'tyny'; allowed: 'tiny'.",
+    "There is no variant 'tyny'; allowed: 'tiny' (--config=FILE:VARIANT, given 'tyny').",
   ),
   (
     choose,
     ('lstm,rnn', ('ngram', 'lstm', 'rnn'), ('', 'tiny')),
-    "--config=FILE:VARIANT was given 'lstm,rnn', but lstm and rnn exclude each other; allowed, at most one of each "
-    "group, separated by commas: 'ngram' or 'lstm' or 'rnn'; 'tiny'.",
+    "Variants lstm and rnn exclude each other; allowed, at most one of each group, separated by commas: 'ngram' or "
+    "'lstm' or 'rnn'; 'tiny' (--config=FILE:VARIANT, given 'lstm,rnn').",
   ),
   (
     Workspace,

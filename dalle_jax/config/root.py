@@ -266,10 +266,12 @@ def choose(variant: str, *groups: Sequence[str]) -> tuple[str, ...]:
   unknown = [word for word in words if not any(word in group for group in groups)]
   clashing = next((group_words for group_words in chosen if len(group_words) > 1), [])
   if unknown or clashing:
-    problem = f'there is no variant {unknown[0]!r}' if unknown else f'{" and ".join(clashing)} exclude each other'
+    problem = (
+      f'There is no variant {unknown[0]!r}' if unknown else f'Variants {" and ".join(clashing)} exclude each other'
+    )
     choices = '; '.join(' or '.join(repr(word) for word in group if word) for group in groups)
     rule = ', at most one of each group, separated by commas' if len(groups) > 1 else ''
-    raise ValueError(f'--config=FILE:VARIANT was given {variant!r}, but {problem}; allowed{rule}: {choices}.')
+    raise ValueError(f'{problem}; allowed{rule}: {choices} (--config=FILE:VARIANT, given {variant!r}).')
   return tuple((group_words or [group[0]])[0] for group_words, group in zip(chosen, groups, strict=True))
 
 
