@@ -43,13 +43,13 @@ def check(config: Config, keys: Iterable[str]) -> None:
 
 
 def _kind(group: str) -> str:
-  """Returns 'common', 'training' or 'model'. `check` suggests only keys in groups of the same kind."""
+  """The kind of a group: 'common', 'training' or 'model'. `check` suggests only keys in groups of the same kind."""
   if group in _COMMON:
     return 'common'
   return 'training' if group in stages.training_groups() else 'model'
 
 
 def _keys(config: Config, group: str) -> tuple[str, ...]:
-  """Returns the keys of a group; an empty tuple for a top-level key."""
+  """The keys of a group; an empty tuple for a top-level key."""
   value = getattr(config, group)
   return tuple(field.name for field in dataclasses.fields(value)) if dataclasses.is_dataclass(value) else ()

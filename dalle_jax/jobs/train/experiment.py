@@ -1,4 +1,4 @@
-"""What all stages and the report of one run share."""
+"""The state that all stages and the report of a run share: configuration, directory, mesh, data and tokenizer."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ from dalle_jax.training.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run whose data and tokenizer are ready.
+  """A run with its data and tokenizer loaded.
 
   Attributes:
     config: The experiment's configuration.
-    space: Its work directory.
-    mesh: The devices.
-    dataset: The captioned pictures, or the windows of text as a data set with one open split each.
-    tokenizer: The tokenizer; None if nothing reads text.
+    space: The work directory.
+    mesh: The device mesh.
+    dataset: The data set of captioned images, or a `text_data.TextData` for a model of text.
+    tokenizer: The tokenizer; None if no stage reads text.
   """
 
   config: Config
@@ -34,15 +34,15 @@ class Experiment:
 
   @property
   def text_vocab_size(self) -> int:
-    """The number of the tokenizer's ids; 0 without a tokenizer."""
+    """The size of the tokenizer's vocabulary; 0 without a tokenizer."""
     return self.tokenizer.vocab_size if self.tokenizer else 0
 
   def task(self, stage: str) -> Task:
-    """The task of a stage."""
+    """Makes the task of a stage."""
     return make_task(self.config, stage, self.text_vocab_size)
 
   def bundle(self, params: dict) -> Bundle:
-    """The trained parts as a loaded model.
+    """Returns the trained parts in the form that `bundle.load` returns.
 
     Args:
       params: The parameters of each part, on the mesh.

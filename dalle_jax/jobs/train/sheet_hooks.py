@@ -1,4 +1,4 @@
-"""Hooks of the training loop that draw sheets of pictures on the way."""
+"""Hooks that write sheets of images during training."""
 
 import functools
 from pathlib import Path
@@ -17,11 +17,11 @@ from dalle_jax.stages import Stage
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.state import TrainState, all_params
 
-NUM_RECONSTRUCTIONS = 32  # pictures on a reconstruction sheet
+NUM_RECONSTRUCTIONS = 32  # images on a reconstruction sheet
 
 
 class ReconstructionHook:
-  """Write DIRECTORY/STEP.png: held-out pictures above their reconstructions."""
+  """Write DIRECTORY/STEP.png: held-out images above their reconstructions."""
 
   def __init__(self, experiment: Experiment, directory: Path):
     self._experiment, self._directory = experiment, directory
@@ -31,8 +31,8 @@ class ReconstructionHook:
     images = examples.first_images(config, dataset, examples.held_out_split(dataset), NUM_RECONSTRUCTIONS)
     params = vector_quantizer.merged(all_params(state, ema=True))
     dvae, mesh = make_dvae(config.dvae), self._experiment.mesh
-    _, pictures = reconstruction.reconstruct(dvae, params, images, mesh, len(images))
-    _save(sheets.reconstruction_sheet(images, pictures), self._directory, step)
+    _, reconstructed = reconstruction.reconstruct(dvae, params, images, mesh, len(images))
+    _save(sheets.reconstruction_sheet(images, reconstructed), self._directory, step)
 
 
 class SampleHook:
@@ -61,11 +61,11 @@ class SampleHook:
     _save(sheets.lay_out(self._prompts, samples.images), self._directory, step)
 
 
-HOOKS = {'reconstructions': ReconstructionHook, 'samples': SampleHook}  # by the names in `Stage.sheets`
+HOOKS = {'reconstructions': ReconstructionHook, 'samples': SampleHook}  # keys: the names in `Stage.sheets`
 
 
 def make_hooks(experiment: Experiment, stage: Stage) -> list[ReconstructionHook | SampleHook]:
-  """The hooks of a stage, which write to WORKDIR/STAGE/sheets, or to a directory below for each of several hooks."""
+  """Make the hooks of a stage. They write to WORKDIR/STAGE/sheets; several hooks each get a subdirectory of it."""
   if experiment.config.models_text:
     return []
   directory = experiment.space.path / stage.name / 'sheets'
@@ -74,6 +74,6 @@ def make_hooks(experiment: Experiment, stage: Stage) -> list[ReconstructionHook 
   return [HOOKS[name](experiment, directory / name) for name in stage.sheets]
 
 
-def _save(picture: Image.Image, directory: Path, step: int) -> None:
+def _save(sheet: Image.Image, directory: Path, step: int) -> None:
   if jax.process_index() == 0:
-    sheets.save_png(picture, directory / f'{step:08d}.png', None)
+    sheets.save_png(sheet, directory / f'{step:08d}.png', None)
