@@ -127,7 +127,7 @@ def _growth(p: PictureArticle) -> list[str]:
     f'<p class="js-only growth"><input type="range" min="0" max="{last}" value="{last}" aria-label="number of tokens"> '
     f'<output>{html.escape(p.frames[-1][0])}</output></p>'
   )
-  note = 'The picture after each of several numbers of tokens, row by row. Tokens that do not exist yet are grey.'
+  note = 'The picture while its tokens are generated, row by row. Missing tokens are grey.'
   return ['<div class="row">', *figures, '</div>', slider, paragraph(note), '<div class="row">', *frames, '</div>']
 
 
@@ -164,8 +164,9 @@ def _words(p: PictureArticle) -> list[str]:
     title = f'<h4>{html.escape(p.keys[key][0])}</h4>'
     figures.append(f'<figure class="word" data-key="{key}">{title}{maps}{note}</figure>')
   text = (
-    'For each image token: how much the slot that predicts it attends to the slots whose input is the word. Left: a '
-    'map. Right: the picture, brighter where the weight is larger. Each map has its own scale, up to the maximum below.'
+    'The maps show, for each image token, how much the slot that predicts it attends to the slots whose input is the '
+    'word. Left: the weights. Right: the picture, brighter where the weight is larger. Each map has its own scale, up '
+    'to the maximum below it.'
   )
   return [_select(p.views), paragraph(text), '<div class="row">', *figures, '</div>']
 
@@ -212,7 +213,7 @@ def _text(t: Text) -> list[str]:
   unsure = [_token(piece, t.tokens, i, '', scale) for i, piece in enumerate(t.pieces)]
   bits = -np.log2(np.maximum(t.tokens.probability, 1e-300))
   facts = (
-    f'{len(t.pieces)} tokens, of which the first {t.given} are the prompt. Mean {bits.mean():.2f} bits per token, mean '
+    f'{len(t.pieces)} tokens; the first {t.given} are the prompt. Mean {bits.mean():.2f} bits per token, mean '
     f'entropy {t.tokens.entropy.mean():.2f} bits. {_percent(np.mean(t.tokens.rank == 1))} of the tokens are the '
     'likeliest one.'
   )
@@ -275,7 +276,7 @@ def _layers(layers: Sequence[Layer], border: int) -> list[str]:
   if border:
     text += (
       ' The lines separate text and image. Below each matrix: the mean attention of image slots by relative position '
-      'on the grid. The query is in the middle of the bottom row. (Positions are those of slots. The input of a slot '
+      'on the grid. The query is in the middle of the bottom row. (Positions are slot positions. The input of a slot '
       'is the token one place to the left.)'
     )
   return section('Every layer and head', [paragraph(text), *blocks]) if blocks else []

@@ -1,4 +1,4 @@
-"""Write an HTML page of a model's attention weights for a prompt: generate or read, run the model, write."""
+"""An HTML page of a model's attention weights for a prompt, from the prompt to the written file."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sampling.sampler import encode_prompts, make_sampler, paint_rows
 
-BUDGET = 6_000_000  # bytes of weights on a page if the user chooses neither layers nor heads
+BUDGET = 6_000_000  # bytes of weights on a page, unless the user chooses both layers and heads
 MOST = 40_000_000  # bytes of weights that a page may have at most
-MAX_FRAMES = 16  # steps in which the page shows a picture grow
+MAX_FRAMES = 16  # steps in which a picture grows on the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def show(
     prompt: the caption of the images to generate or of `image`; for a text model the text to continue.
     out: the HTML file to write.
     image: a picture file to analyse instead of generated images; '' to generate.
-    num_images: the number of images, or of texts, to generate. They equal those of `generate`, number for number.
+    num_images: the number of images or texts to generate. Image i equals image i of `generate`.
     seed: the seed for sampling.
     temperature: the sampling temperature; None for the model's default.
     top_k: how many of the likeliest tokens to sample from; 0 for all, None for the model's default.
@@ -243,7 +243,7 @@ def _pictures(
 
 
 def _frames(loaded: bundle.Bundle, codes: np.ndarray) -> list[tuple[str, np.ndarray]]:
-  """Decode the first rows of codes [g, g], for growing numbers of rows. The remaining rows are grey."""
+  """Decode codes [g, g] after growing numbers of rows, each with a label. The remaining rows are grey."""
   side = len(codes)
   rows = np.unique(np.linspace(0, side, min(side, MAX_FRAMES) + 1).round().astype(int))
   paint = jax.jit(functools.partial(paint_rows, loaded.dvae))

@@ -59,7 +59,7 @@ class Rung:
   def cost(self, text_vocab_size: int | None = None) -> tuple[int, int, float]:
     """The trained parameters, the trained parameters outside embeddings, and the FLOPs of training.
 
-    The FLOPs are those of the matrix products in the loss and its gradient, counted in the traced program of a step.
+    The FLOPs are a count of the matrix products in the traced program of a step, which has the loss and its gradient.
 
     Args:
       text_vocab_size: the vocabulary size of the run's tokenizer; None for the configured size, which is its maximum.

@@ -74,7 +74,8 @@ def fit(
   """Fit all laws.
 
   Returns:
-    The fits by name, a line for each law or test that is missing and why, and the test on the largest run or None.
+    The fits by name, a line with the reason for each missing law or test, and the test on the largest run. The test is
+    None if it is missing.
   """
   fits, missing = scaling_fits.fit_laws(table, num_samples, seed)
   try:

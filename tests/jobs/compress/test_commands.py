@@ -184,7 +184,7 @@ def test_a_file_encoded_on_one_device_decodes_on_eight_in_another_process(models
 
 
 def test_chunks_in_another_order_are_refused(models, coded, tmp_path):
-  # Swap the first two chunks.
+  # Swap the second and the third chunk.
   reader = commands.ContainerReader(io.BytesIO(coded))
   ends = []
   for chunk in reader.chunks():

@@ -70,9 +70,7 @@ def test_runs_are_trained_once_and_cheapest_first(tmp_path, rungs, capsys):
   last = runs[-1]
   assert (last.loss, last.status, last.unit, last.seconds) == (1.5, 'finished', 'nats per token', 1.5)
   assert (last.tokens, last.seed) == (10 * 4 * 32, 0)
-  assert (last.num_params, last.num_non_embedding, last.flops) == rungs[-1].cost(
-    300
-  )  # with the tokenizer's vocabulary size
+  assert (last.num_params, last.num_non_embedding, last.flops) == rungs[-1].cost(300)  # vocabulary of 300
   assert '[4/4] embed_dim32-steps10-seed0: 1.5000 nats per token' in capsys.readouterr().out
   again = Trainer()
   assert sweep.sweep(rungs, tmp_path, again) == runs and again.names == []
