@@ -47,7 +47,10 @@ KINDS = {
     'a reranker: python -m dalle_jax.train --config=configs/reranker.py --workdir=... trains one',
   ),
 }
-CAPTION_TOKENIZERS = {'captions': Tokenizer, 'clip': ClipTokenizer}  # by config.tokenizer.kind
+CAPTION_TOKENIZERS: dict[str, type[Tokenizer] | type[ClipTokenizer]] = {  # by config.tokenizer.kind
+  'captions': Tokenizer,
+  'clip': ClipTokenizer,
+}
 _FILES = ('bundle.json', 'config.json', 'params')
 
 
@@ -77,6 +80,7 @@ class Bundle:
   @property
   def reranker(self) -> Reranker:
     assert 'reranker' in self.params, 'load(..., needs=("reranker",)) refuses a bundle without one'
+    assert self.tokenizer is not None, 'a reranker reads captions'
     return make_reranker(self.config, self.tokenizer.vocab_size)
 
   @property
@@ -153,7 +157,7 @@ def save(
 
 def _identity(config: Config, tokenizer: Any, params: dict[str, Any]) -> dict[str, Any]:
   """What `bundle.json` says of the tokenizer and the parameters."""
-  info = {}
+  info: dict[str, Any] = {}
   if tokenizer is not None:
     info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
   if 'model' in params and config.model.kind == 'ngram':

@@ -200,7 +200,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
       hint = f'did you mean {path}.{near[0]}?' if near else f'known keys: {", ".join(fields)}.'
       raise ValueError(f'Unknown key {path}.{name}; {hint}')
     kind = fields[name].type
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       kwargs[name] = _build(kind, value, f'{path}.{name}')
     else:
       kwargs[name] = _cast(value, kind, f'{path}.{name}')

@@ -213,7 +213,9 @@ def _text(text: str, width: int) -> Image.Image:
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
   """Pillow's own font, which has the letters of ASCII only; else matplotlib's, with Latin, Greek and Cyrillic."""
   if text.isascii():
-    return ImageFont.load_default(size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always, if a size is given
+    return font
   import matplotlib
 
   return ImageFont.truetype(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf', size)
