@@ -67,8 +67,8 @@ def stage_1(config) -> None:
 def short_dvae(config, num_steps: int) -> None:
   """A small dVAE of three groups with one block each, and a recipe that trains it in a few thousand steps.
 
-  docs/design.md explains what the keys do in short runs. For more than 4,000 steps, halve the learning rates and double
-  the batch size.
+  docs/decisions.md explains what the keys do in short runs. For more than 4,000 steps, halve the learning rates and
+  double the batch size.
   """
   config.dvae.image_vocab_size = 256
   config.dvae.hidden_size = 32

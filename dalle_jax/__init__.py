@@ -6,7 +6,7 @@ __version__ = '0.1.0'
 
 
 def load(path: Any, mesh_config: Any = None) -> Any:
-  """Loads a model directory to draw with; see `dalle_jax.jobs.draw.model.load`."""
-  from dalle_jax.jobs.draw.model import load as load_model  # which imports JAX
+  """Loads a model directory for generating images; see `dalle_jax.jobs.draw.model.load`."""
+  from dalle_jax.jobs.draw.model import load as load_model  # importing this module loads JAX
 
   return load_model(path, mesh_config)

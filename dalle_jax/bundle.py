@@ -1,14 +1,23 @@
-"""A trained model as one directory, the bundle: everything a command needs to use the model, and nothing else.
+"""The bundle, or model directory: one directory with everything that a command needs to use a trained model.
 
-    bundle.json       format version, code version, parts, fingerprints of them, tokenizer and data, sizes of files
-    config.json       the configuration it was trained with
-    tokenizer.model   the SentencePiece model of captions or text; CLIP's merges; empty for bytes
-    params/           the parameters by part, {'dvae': ..., 'prior': ...} for instance, written by Orbax
+    bundle.json       format version, version of dalle_jax, names of the parts, file sizes, and fingerprints of the
+                      parameters, the tokenizer and the training data
+    config.json       the configuration that the model was trained with
+    tokenizer.model   the SentencePiece model, or CLIP's merges; an empty file for a tokenizer of bytes
+    params/           the parameters of each part, such as {'dvae': ..., 'prior': ...}, written by Orbax
 
-The parts are 'dvae' and 'prior'; 'dvae' and 'model', a sequence model over the dVAE's codes in place of the prior;
-'model' alone, a model of text; 'reranker' alone; or the dVAE alone. A bundle has a tokenizer where there is text.
+A bundle has one of these sets of parts:
 
-A bundle is written beside its place and renamed into it, so that a half-written one is never taken for a whole one.
+- 'dvae' and 'prior'
+- 'dvae' and 'model', a sequence model of the dVAE's codes that takes the place of the prior
+- 'dvae'
+- 'model', a model of text
+- 'reranker'
+
+It has a tokenizer if one of its parts reads text.
+
+`save` writes a bundle to a temporary directory beside its final path and then renames it. An interrupted write
+therefore never looks like a complete bundle.
 """
 
 import dataclasses
@@ -38,16 +47,16 @@ from dalle_jax.models.reranker import Reranker
 from dalle_jax.models.sequence import SequenceModel
 
 FORMAT_VERSION = 1
-# By what a bundle is for: what it holds, and what is needed where another is given.
+# For each kind of bundle: what error messages call it, and what they ask for if a command needs it.
 KINDS = {
-  'pictures': ('a model of pictures', 'one that draws pictures'),
+  'pictures': ('a model of images', 'a model of images'),
   'model': ('a model of text', 'a model of text (config.task=sequence)'),
   'reranker': (
     'a reranker',
     'a reranker: python -m dalle_jax.train --config=configs/reranker.py --workdir=... trains one',
   ),
 }
-CAPTION_TOKENIZERS: dict[str, type[Tokenizer] | type[ClipTokenizer]] = {  # by config.tokenizer.kind
+CAPTION_TOKENIZERS: dict[str, type[Tokenizer] | type[ClipTokenizer]] = {  # keys: values of config.tokenizer.kind
   'captions': Tokenizer,
   'clip': ClipTokenizer,
 }
@@ -56,7 +65,14 @@ _FILES = ('bundle.json', 'config.json', 'params')
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-  """A loaded model: configuration, modules, and parameters by part on the mesh; a tokenizer where there is text."""
+  """A loaded model.
+
+  Attributes:
+    config: The configuration that the model was trained with.
+    tokenizer: The tokenizer; None if no part reads text.
+    params: The parameters of each part, on the mesh.
+    info: The contents of `bundle.json`.
+  """
 
   config: Config
   tokenizer: Tokenizer | ClipTokenizer | TextTokenizer | None
@@ -69,38 +85,38 @@ class Bundle:
 
   @property
   def prior(self) -> Prior:
-    assert self.tokenizer is not None, 'load(..., needs=("dvae", "prior")) refuses a bundle without a prior'
+    assert self.tokenizer is not None, 'load(..., needs=("dvae", "prior")) rejects a bundle without a prior'
     return make_prior(self.config, self.tokenizer.vocab_size)
 
   @property
   def model(self) -> SequenceModel:
-    assert 'model' in self.params, 'load(..., needs=("model",)) refuses a bundle without one'
+    assert 'model' in self.params, 'load(..., needs=("model",)) rejects a bundle without a sequence model'
     return make_sequence_model(self.config, self.tokenizer.vocab_size if self.tokenizer else 0)
 
   @property
   def reranker(self) -> Reranker:
-    assert 'reranker' in self.params, 'load(..., needs=("reranker",)) refuses a bundle without one'
+    assert 'reranker' in self.params, 'load(..., needs=("reranker",)) rejects a bundle without a reranker'
     assert self.tokenizer is not None, 'a reranker reads captions'
     return make_reranker(self.config, self.tokenizer.vocab_size)
 
   @property
   def drawing_part(self) -> str | None:
-    """The part that samples images: 'prior', 'model' in its place, or None for a dVAE or a reranker alone."""
+    """The part that samples image tokens: 'prior', 'model', or None if the bundle has neither."""
     return drawing_part_of(self.params)
 
   @property
   def stream_model(self) -> tuple[Any, str]:
-    """What draws images, and the part of the parameters that it has."""
+    """The model that samples image tokens, and the name of its part in `params`."""
     return make_stream_model(self.config, self.tokenizer.vocab_size if self.tokenizer else 0)
 
 
 def drawing_part_of(parts: Iterable[str]) -> str | None:
-  """The part of a model of pictures that samples images: 'prior', 'model' in its place, or None."""
+  """The part that samples image tokens, out of a bundle's parts: 'prior', 'model', or None if there is neither."""
   return next((part for part in ('prior', 'model') if part in parts), None)
 
 
 def fingerprint(params: Any) -> str:
-  """SHA-256 over the names, shapes and bytes of a tree of arrays, its first 16 hexadecimal digits."""
+  """The first 16 hexadecimal digits of a SHA-256 over the names, shapes, dtypes and bytes of a tree of arrays."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     array = np.asarray(leaf)
@@ -116,22 +132,22 @@ def save(
   params: dict[str, Any],
   data_fingerprint: str,
 ) -> None:
-  """Writes the bundle, replacing an older one at the same place.
+  """Writes a bundle, and replaces an older bundle at the same path.
 
   Args:
-    path: the directory to create.
-    config: what the model was trained with.
-    tokenizer: of captions or text; None where there is no text.
-    params: by part, unboxed; sharded arrays are written by every process that holds a part.
-    data_fingerprint: names the training data.
+    path: The directory to create.
+    config: The configuration that the model was trained with.
+    tokenizer: The tokenizer of captions or text; None if no part reads text.
+    params: The parameters of each part, unboxed. Every process writes its shards of sharded arrays.
+    data_fingerprint: The fingerprint of the training data.
   """
   import orbax.checkpoint as ocp
 
   path = Path(path).absolute()
   partial = path.with_name(path.name + '.partial')
-  main = jax.process_index() == 0
+  is_main = jax.process_index() == 0
   with hosts.together(f'beginning {path}'):
-    if main:
+    if is_main:
       shutil.rmtree(partial, ignore_errors=True)
       partial.mkdir(parents=True)
       (partial / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
@@ -141,7 +157,7 @@ def save(
     checkpointer.save(partial / 'params', params)
   hosts.barrier('bundle_params')
   with hosts.together(f'finishing {path}'):
-    if main:
+    if is_main:
       info = {
         'format_version': FORMAT_VERSION,
         'dalle_jax_version': dalle_jax.__version__,
@@ -156,7 +172,7 @@ def save(
 
 
 def _identity(config: Config, tokenizer: Any, params: dict[str, Any]) -> dict[str, Any]:
-  """What `bundle.json` says of the tokenizer and the parameters."""
+  """The entries of `bundle.json` that identify the tokenizer and the parameters."""
   info: dict[str, Any] = {}
   if tokenizer is not None:
     info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
@@ -168,36 +184,30 @@ def _identity(config: Config, tokenizer: Any, params: dict[str, Any]) -> dict[st
 
 
 def _sizes(directory: Path) -> dict[str, int]:
-  """Bytes of every file below a directory, by its path from there."""
+  """The size in bytes of every file below a directory, by its path relative to the directory."""
   files = (file for file in sorted(directory.rglob('*')) if file.is_file())
   return {file.relative_to(directory).as_posix(): file.stat().st_size for file in files}
 
 
 def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '--model') -> dict[str, Any]:
-  """The contents of `bundle.json`, after looking whether the bundle is there and whole.
+  """Checks that a bundle exists and is complete, and returns the contents of `bundle.json`.
 
   Args:
-    path: the directory.
-    needs: the parts that it must hold, ('model',) alone meaning a model of text; () for any.
-    flag: where the directory was named, for messages.
+    path: The bundle's directory.
+    needs: The parts that the bundle must hold; () accepts any parts. ('model',) alone asks for a model of text.
+    flag: The flag or configuration key that names the directory, for error messages.
 
   Raises:
-    ValueError: what is missing, and what to do about it.
+    ValueError: The bundle is missing, incomplete, damaged or of another kind. The message says what to do.
   """
   path = Path(path)
   if not path.is_dir():
-    partial = path.with_name(path.name + '.partial')
-    hint = f' {partial} is a half-written one: run the training command again.' if partial.is_dir() else ''
-    wanted = f'; this needs {KINDS["reranker"][1]}' if needs == ('reranker',) else ''
-    raise ValueError(
-      f'There is no model directory at {path} ({flag}){wanted}; training writes one to WORKDIR/model when it ends.'
-      + hint
-    )
+    raise ValueError(_missing_message(path, needs, flag))
   missing = [name for name in _FILES if not (path / name).exists()]
   if missing:
     raise ValueError(
-      f'{path} is not a whole model directory: it lacks {", ".join(missing)}. Give {flag} the directory that '
-      'training printed at its end (WORKDIR/model), or run the training command again.'
+      f'{path} ({flag}) is not a complete model directory: it lacks {", ".join(missing)}. Set {flag} to WORKDIR/model, '
+      'the directory that training printed at its end, or run the training command again.'
     )
   try:
     info = json.loads((path / 'bundle.json').read_text())
@@ -205,15 +215,15 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path / "bundle.json"} is damaged ({error}); run the training command again.') from None
   if version != FORMAT_VERSION:
-    newer = isinstance(version, int) and version > FORMAT_VERSION
+    is_newer = isinstance(version, int) and version > FORMAT_VERSION
     raise ValueError(
       f'{path} ({flag}) has bundle format {version}, and this version of dalle_jax reads format {FORMAT_VERSION}.'
-      f'{_writer(path)} {"Install a newer dalle_jax." if newer else "Train it again."}'
+      f'{_writer(path)} {"Install a newer dalle_jax." if is_newer else "Train the model again."}'
     )
   _check_parts(path, info, needs, flag)
-  found = _sizes(path / 'params')
+  sizes = _sizes(path / 'params')
   damaged = [
-    f'{name} ({found.get(name, 0)} of {size} bytes)' for name, size in files.items() if found.get(name) != size
+    f'{name} ({sizes.get(name, 0)} of {size} bytes)' for name, size in files.items() if sizes.get(name) != size
   ]
   if damaged:
     raise ValueError(
@@ -223,34 +233,52 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
   return info
 
 
+def _missing_message(path: Path, needs: tuple[str, ...], flag: str) -> str:
+  """The error message for a directory that does not exist."""
+  needed = f'; this needs {KINDS["reranker"][1]}' if needs == ('reranker',) else ''
+  message = f'There is no model directory at {path} ({flag}){needed}. Training writes it to WORKDIR/model when it ends.'
+  partial = path.with_name(path.name + '.partial')
+  if partial.is_dir():
+    message += (
+      f' {partial} is incomplete, because training stopped while it was written: run the training command again.'
+    )
+  return message
+
+
 def _check_parts(path: Path, info: dict[str, Any], needs: tuple[str, ...], flag: str) -> None:
+  """Checks that a bundle has its tokenizer and the parts `needs`; see `check`."""
   parts = info.get('parts', ['dvae', 'prior'])
   if _has_tokenizer(info) and not (path / 'tokenizer.model').exists():
-    raise ValueError(f'{path} is not a whole model directory: it lacks tokenizer.model. Copy it again, or train again.')
+    raise ValueError(
+      f'{path} ({flag}) is not a complete model directory: it lacks tokenizer.model. Copy the directory again or run '
+      'the training command again.'
+    )
   kind, needed = _kind(parts), _kind(list(needs))
   if needs and kind != needed:
-    raise ValueError(f'{path} ({flag}) holds {KINDS[kind][0]}, and this needs {KINDS[needed][1]}.')
+    raise ValueError(f'{path} ({flag}) holds {KINDS[kind][0]}, but this needs {KINDS[needed][1]}.')
   if not set(needs) <= set(parts):
     raise ValueError(
-      f'{path} ({flag}) holds the {" and ".join(parts)} only, and this needs the {" and ".join(needs)}. Train a prior '
-      f'on it: python -m dalle_jax.train --config=... --config.dvae.pretrained={path} --workdir=..., with the keys of '
-      f'config.dvae in {path / "config.json"}.'
+      f'{path} ({flag}) holds the {" and ".join(parts)} only, but this needs the {" and ".join(needs)}. Train a prior '
+      f'on it: python -m dalle_jax.train --config=... --config.dvae.pretrained={path} --workdir=..., with the values '
+      f'of config.dvae in {path / "config.json"}.'
     )
 
 
 def _kind(parts: list[str]) -> str:
+  """The key of KINDS for a bundle with these parts."""
   return parts[0] if parts in (['model'], ['reranker']) else 'pictures'
 
 
 def _has_tokenizer(info: dict[str, Any]) -> bool:
+  """Whether a bundle has a tokenizer, according to its `bundle.json`."""
   return 'tokenizer' in info or 'prior' in info.get('parts', ['prior'])
 
 
 def read_config(path: Path) -> Config:
-  """The configuration of a bundle.
+  """Reads the configuration of a bundle.
 
   Raises:
-    ValueError: the file is missing or damaged.
+    ValueError: `config.json` is missing or damaged.
   """
   try:
     return Config.from_dict(json.loads((Path(path) / 'config.json').read_text()))
@@ -259,26 +287,26 @@ def read_config(path: Path) -> Config:
 
 
 def _writer(path: Path) -> str:
-  """A sentence about the version that wrote a bundle, where it was another one."""
+  """A sentence about the version that wrote a bundle; empty if it is this version or unknown."""
   try:
     version = json.loads((Path(path) / 'bundle.json').read_text())['dalle_jax_version']
   except (OSError, ValueError, KeyError, TypeError):
     return ''
-  same = version == dalle_jax.__version__
-  return '' if same else f' It was written by dalle_jax {version}; this is {dalle_jax.__version__}.'
+  is_same = version == dalle_jax.__version__
+  return '' if is_same else f' It was written by dalle_jax {version}; this is {dalle_jax.__version__}.'
 
 
 def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '--model') -> Bundle:
-  """Reads a bundle, its parameters straight onto the mesh; all of them, also those not needed.
+  """Loads a bundle. Each device reads its shards of the parameters directly.
 
   Args:
-    path: the directory.
-    mesh: of the devices.
-    needs: the parts that it must hold.
-    flag: where the directory was named, for messages.
+    path: The bundle's directory.
+    mesh: The device mesh for the parameters.
+    needs: The parts that the bundle must hold; () accepts any parts. All parts are loaded, also those not in `needs`.
+    flag: The flag or configuration key that names the directory, for error messages.
 
   Raises:
-    ValueError: the directory is missing, half-written or damaged, or a part is not there.
+    ValueError: The bundle is missing, incomplete or damaged, or lacks a part.
   """
   path = Path(path).absolute()
   info = check(path, needs, flag)
@@ -287,22 +315,24 @@ def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), fla
     file, kind = path / 'tokenizer.model', config.tokenizer.kind
     if kind == 'clip':
       clip_tokenizer.check_packages()
-    of_captions = CAPTION_TOKENIZERS.get(kind)
+    tokenizer_class = CAPTION_TOKENIZERS.get(kind)
     try:
-      tokenizer = of_captions.load(file) if of_captions else text_tokenizer.load(kind, file)
+      tokenizer = tokenizer_class.load(file) if tokenizer_class else text_tokenizer.load(kind, file)
     except ValueError as error:
       raise ValueError(f'The model directory {path} is damaged: {error}') from None
   vocab_size = tokenizer.vocab_size if tokenizer else None
   boxed = jax.eval_shape(lambda: init_params(config, vocab_size, info.get('ngrams')))
   shardings = sharding.param_shardings(boxed, mesh)
   abstract = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), nn.unbox(boxed), shardings
+    lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding),
+    nn.unbox(boxed),
+    shardings,
   )
   return Bundle(config, tokenizer, _read_params(path, abstract), info)
 
 
 def _read_params(path: Path, abstract: Any) -> Any:
-  """The parameters, onto the devices that `abstract` names. They are compared with it before anything is read."""
+  """Reads the parameters with the shapes, dtypes and shardings in `abstract`, if they fit the files."""
   import orbax.checkpoint as ocp
 
   try:
@@ -310,21 +340,25 @@ def _read_params(path: Path, abstract: Any) -> Any:
       differences = trees.differences(checkpointer.metadata(path / 'params').item_metadata.tree, abstract)
       if not differences:
         return checkpointer.restore(path / 'params', abstract)
-  except Exception as error:  # Orbax and its storage raise many kinds, and say what helps in their first line
-    first = str(error).strip().partition('\n')[0]
+  except Exception as error:  # Orbax and its storage raise many types; the first line says the cause
+    cause = str(error).strip().partition('\n')[0]
     raise ValueError(
-      f'The parameters in {path / "params"} cannot be read: {first[:300]} Run the training command again.'
+      f'The parameters in {path / "params"} cannot be read: {cause[:300]} Copy the directory again or run the training '
+      'command again.'
     ) from error
-  raise ValueError(f'The parameters in {path / "params"} do not fit {path / "config.json"}: {differences}.')
+  raise ValueError(
+    f'The parameters in {path / "params"} do not fit {path / "config.json"}: {differences}. Copy the directory again '
+    'or run the training command again.'
+  )
 
 
 def init_params(config: Config, text_vocab_size: int | None, ngrams: list[int] | None = None) -> dict[str, Any]:
-  """Fresh parameters, boxed, with the shapes that a bundle of the configuration holds.
+  """Initial parameters, boxed, with the shapes in a bundle of this configuration.
 
   Args:
     config: The model's configuration.
-    text_vocab_size: The number of the tokenizer's ids; None without a tokenizer.
-    ngrams: The number of entries of each order, for a model of n-grams.
+    text_vocab_size: The size of the tokenizer's vocabulary; None without a tokenizer.
+    ngrams: The number of n-grams of each order, for an n-gram model.
   """
   key = jax.random.key(0)
   return {
@@ -334,20 +368,20 @@ def init_params(config: Config, text_vocab_size: int | None, ngrams: list[int] |
 
 
 def _parts(config: Config, text_vocab_size: int | None) -> list[str]:
-  """The parts that a bundle of the configuration holds."""
+  """The parts in a bundle of this configuration."""
   parts = [part for part, _ in stages.of_task(config.task)[-1].parts]
   if config.models_text:
     parts.remove('dvae')
   if text_vocab_size is None and 'prior' in parts:
-    parts.remove('prior')  # a dVAE alone, such as an imported one
+    parts.remove('prior')  # an imported dVAE has no prior
   return parts
 
 
 def drawing_parts(model: str) -> tuple[str, str]:
-  """The parts of a model directory that draw: the dVAE, and the prior or what stands in its place.
+  """The parts of a model directory that generate images: ('dvae', 'prior') or ('dvae', 'model').
 
   Raises:
-    ValueError: the directory holds no such model.
+    ValueError: The directory is missing or damaged, or holds no model that generates images.
   """
   parts = check(Path(model), needs=('dvae',)).get('parts', [])
   needs = ('dvae', drawing_part_of(parts) or 'prior')
@@ -356,10 +390,10 @@ def drawing_parts(model: str) -> tuple[str, str]:
 
 
 def takes_prompts(model: str) -> bool:
-  """Whether a model directory holds a model that draws for prompts.
+  """Whether the model in a model directory generates images for prompts.
 
   Raises:
-    ValueError: it holds no model that draws.
+    ValueError: The directory is missing or damaged, or holds no model that generates images.
   """
   drawing_parts(model)
   return read_config(Path(model)).reads_captions
@@ -369,6 +403,6 @@ def holds_text(model: str) -> bool:
   """Whether a model directory holds a model of text.
 
   Raises:
-    ValueError: the directory is missing, half-written or damaged.
+    ValueError: The directory is missing, incomplete or damaged.
   """
   return check(Path(model), needs=()).get('parts') == ['model']

@@ -1,4 +1,4 @@
-"""Measures a trained model on data, and writes the figures as JSON.
+"""Measures a trained model on a split of its data; prints the figures and writes JSON and a page.
 
 python -m dalle_jax.evaluate --model=runs/quickstart/model --metrics=elbo,likelihood,prompt_accuracy
 """
@@ -7,43 +7,56 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
-_MODEL = flags.DEFINE_string('model', None, 'Model directory, as training writes it (WORKDIR/model).')
+_DEFAULT = "Default: the model's own setting."
+_MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.')
 _METRICS = flags.DEFINE_list(
   'metrics', ['elbo'],
-  'What to measure: elbo, reconstruction, codebook, likelihood, fid, kid, precision_recall, inception_score, '
-  'blurred_fid, clip_score, prompt_accuracy, diversity; or all that this model, its data and the flags allow.',
+  'Metrics to measure, with commas between: elbo, reconstruction, codebook, likelihood, fid, kid, precision_recall, '
+  'inception_score, blurred_fid, clip_score, prompt_accuracy, diversity. all: whatever model, data and flags allow.',
 )  # fmt: skip
-_SPLIT = flags.DEFINE_string('split', 'validation', 'Split of the data.')
+_SPLIT = flags.DEFINE_string('split', 'validation', 'Split of the data, such as train or validation.')
 _NUM_IMAGES = flags.DEFINE_integer(
   'num_images', None,
-  'Pictures to measure on, from the first, and images to draw, one for each caption; 0: all of the split; by default '
-  '1024, or all of a smaller split.',
+  'Number of images to measure on, the first of the split; one image is generated for each caption. 0: the whole '
+  'split. Default: 1024, or the whole split if it is smaller.',
 )  # fmt: skip
 _BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', None, "Pictures at a time; by default 32, and in drawing the model's own."
+  'batch_size', None, "Images per batch. Default: 32; for generating, the model's config.sampling.batch_size."
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of what is sampled; the same seed gives the same figures.')
-_SOURCE = flags.DEFINE_string('source', None, "Kind of data, as config.data.source; by default the model's own.")
-_DATA = flags.DEFINE_string('data', None, "Directory of the data, as config.data.path; by default the model's own.")
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where generated data are kept; by default beside the model.')
-_OUT = flags.DEFINE_string('out', None, 'JSON file for the figures; by default evaluation_SPLIT.json beside the model.')
-_TEMPERATURE = flags.DEFINE_float('temperature', None, "Of the images drawn; by default the model's own, as below.")
-_TOP_K = flags.DEFINE_integer('top_k', None, 'Tokens to choose among, 0 for all.')
-_TOP_P = flags.DEFINE_float('top_p', None, 'Share of the probability to choose among, 1 for all.')
-_GUIDANCE_SCALE = flags.DEFINE_float('guidance_scale', None, "How far the caption's effect is exaggerated; 1: not.")
-_GUIDANCE_RAMP = flags.DEFINE_float('guidance_ramp', None, 'Share of the image over which the scale grows.')
-_FEATURES = flags.DEFINE_string('features', None, 'What distances between pictures are of: reranker or inception.')
-_RERANKER = flags.DEFINE_string('reranker', None, 'Model directory of a reranker: its features, and clip_score.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of all sampling. The same seed gives the same figures.')
+_SOURCE = flags.DEFINE_string('source', None, "Kind of data, like config.data.source. Default: the model's own data.")
+_DATA = flags.DEFINE_string(
+  'data', None, "Directory of the data, like config.data.path. Default: the model's own data."
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, 'Directory for generated data sets. Default: config.data.data_dir, or data beside the model.'
+)
+_OUT = flags.DEFINE_string('out', None, 'JSON file for the figures. Default: evaluation_SPLIT.json beside the model.')
+_TEMPERATURE = flags.DEFINE_float('temperature', None, f'Temperature of the generated images. {_DEFAULT}')
+_TOP_K = flags.DEFINE_integer('top_k', None, f'Number of likeliest tokens to sample from; 0: all. {_DEFAULT}')
+_TOP_P = flags.DEFINE_float('top_p', None, f'Share of the probability to sample from, above 0; 1: all. {_DEFAULT}')
+_GUIDANCE_SCALE = flags.DEFINE_float(
+  'guidance_scale', None, f"Factor on the caption's effect on the logits; 1: no guidance. {_DEFAULT}"
+)
+_GUIDANCE_RAMP = flags.DEFINE_float(
+  'guidance_ramp', None, f'Share of the image, 0 to 1, over which the guidance scale grows from 1. {_DEFAULT}'
+)
+_FEATURES = flags.DEFINE_string(
+  'features', None, 'Network whose features fid, kid and other distances compare: reranker or inception.'
+)
+_RERANKER = flags.DEFINE_string(
+  'reranker', None, 'Model directory of a reranker, for clip_score and --features=reranker.'
+)
 _INCEPTION = flags.DEFINE_string(
-  'inception', None, 'The weights of --features=inception: pt_inception-2015-12-05-6726825d.pth of pytorch-fid.'
+  'inception', None, 'Weights for --features=inception: pt_inception-2015-12-05-6726825d.pth from pytorch-fid.'
 )
 _CACHE = flags.DEFINE_string(
-  'cache', None, 'Directory for features of real pictures; by default features beside the model.'
+  'cache', None, 'Directory for cached features of real images. Default: features beside the model.'
 )
-_IMAGES_PER_PROMPT = flags.DEFINE_integer('images_per_prompt', 8, 'Images of each prompt whose diversity is measured.')
-_DIVERSITY_PROMPTS = flags.DEFINE_integer('diversity_prompts', 64, 'Prompts whose diversity is measured, at most.')
+_IMAGES_PER_PROMPT = flags.DEFINE_integer('images_per_prompt', 8, 'diversity: images per prompt, 2 or more.')
+_DIVERSITY_PROMPTS = flags.DEFINE_integer('diversity_prompts', 64, 'diversity: largest number of prompts.')
 _BLUR_RADII = flags.DEFINE_list(
-  'blur_radii', list('012345678'), 'Radii of blurred_fid: standard deviations of the Gaussian in pixels.'
+  'blur_radii', list('012345678'), 'blurred_fid: standard deviations of the Gaussian blur, in pixels.'
 )
 flags.mark_flag_as_required('model')
 
@@ -52,7 +65,7 @@ def _radii() -> tuple[float, ...]:
   try:
     return tuple(float(radius) for radius in _BLUR_RADII.value)
   except ValueError:
-    raise ValueError(f'--blur_radii is {",".join(_BLUR_RADII.value)!r}; it must list numbers.') from None
+    raise ValueError(f'--blur_radii is {",".join(_BLUR_RADII.value)!r}; give numbers with commas between.') from None
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Draws images with a trained model, completes and varies pictures; continues texts with a model of text.
+"""Generates, completes and varies images with a trained model; continues texts with a text model.
 
 python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a large red circle above a small blue square"
 python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a red circle" --image=a.png --keep_top=0.5
@@ -11,43 +11,61 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
-_MODEL = flags.DEFINE_string('model', None, 'Model directory, as training writes it (WORKDIR/model).')
-_PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; repeat the flag for more prompts.')
-_PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt a line.')
-_OUT = flags.DEFINE_string('out', 'samples', 'Directory for the pictures.')
-_PREVIEW_EVERY = flags.DEFINE_integer('preview_every', 0, 'Rows of tokens after which OUT/previews gets a picture.')
+_MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.')
+_PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text prompt; repeat the flag for more prompts.')
+_PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt per line.')
+_OUT = flags.DEFINE_string('out', 'samples', 'Directory for the images.')
+_PREVIEW_EVERY = flags.DEFINE_integer(
+  'preview_every', 0, 'Rows of tokens between two previews, unfinished images in OUT/previews; 0: no previews.'
+)
+
+_DEFAULT = "Default: the model's own setting."
 
 # The fields of DrawSettings.
-_NUM_IMAGES = flags.DEFINE_integer('num_images', None, 'Images, or texts, of each prompt; 8 by default.')
-flags.DEFINE_integer('seed', 0, 'Seed of the noise; image i of a seed is the same, however many are drawn.')
-flags.DEFINE_integer('batch_size', None, "Images drawn at a time, at most; by default the model's own.")
-flags.DEFINE_float('temperature', None, "0 takes the likeliest tokens; by default the model's own.")
-flags.DEFINE_integer('top_k', None, "Tokens to choose among, 0 for all; by default the model's own.")
-flags.DEFINE_float('top_p', None, "Share of the probability to choose among, 1 for all; by default the model's own.")
-flags.DEFINE_float('guidance_scale', None, "How far the prompt's effect is exaggerated, 1: not; default: the model's.")
-flags.DEFINE_float('guidance_ramp', None, "Share of the image over which the scale grows; by default the model's own.")
-flags.DEFINE_string('negative_prompt', '', 'What guidance keeps away from.')
-_CANDIDATES = flags.DEFINE_integer('candidates', None, 'Images drawn of each prompt, of which --keep are kept.')
-_KEEP = flags.DEFINE_integer('keep', None, 'Images kept of the candidates; by default --num_images, or 8.')
-flags.DEFINE_string(
-  'rank',
-  '',
-  'What candidates are kept by: reranker, likelihood (of the image) or caption_likelihood.',
+_NUM_IMAGES = flags.DEFINE_integer(
+  'num_images', None, 'Images, or texts, per prompt. Default: 8, or --candidates if that is smaller.'
 )
-flags.DEFINE_bool('truncate', False, 'Cut prompts that are too long for the model.')
-_RERANKER = flags.DEFINE_string('reranker', '', 'Model directory of a reranker, or of an imported CLIP.')
+flags.DEFINE_integer('seed', 0, 'Seed of the noise. Image i of a seed is always the same image.')
+flags.DEFINE_integer('batch_size', None, f'Largest number of images per batch. {_DEFAULT}')
+flags.DEFINE_float('temperature', None, f'Divides the logits; 0 takes the likeliest tokens. {_DEFAULT}')
+flags.DEFINE_integer('top_k', None, f'Number of likeliest tokens to sample from; 0: all. {_DEFAULT}')
+flags.DEFINE_float('top_p', None, f'Share of the probability to sample from, above 0; 1: all. {_DEFAULT}')
+flags.DEFINE_float('guidance_scale', None, f"Factor on the prompt's effect on the logits; 1: no guidance. {_DEFAULT}")
+flags.DEFINE_float(
+  'guidance_ramp', None, f'Share of the image, 0 to 1, over which the guidance scale grows from 1. {_DEFAULT}'
+)
+flags.DEFINE_string('negative_prompt', '', 'Prompt that guidance moves away from. Default: no caption.')
+_CANDIDATES = flags.DEFINE_integer('candidates', None, 'Images to sample per prompt. Only the best --keep are written.')
+_KEEP = flags.DEFINE_integer('keep', None, 'Candidates to keep per prompt; the same setting as --num_images.')
+flags.DEFINE_string(
+  'rank', '',
+  'Score that ranks the candidates: reranker, likelihood (of the image given the prompt) or caption_likelihood (of the '
+  'prompt given the image). Default: reranker if --reranker is given, else likelihood.',
+)  # fmt: skip
+flags.DEFINE_bool('truncate', False, 'Cut prompts that are too long for the model instead of refusing them.')
+_RERANKER = flags.DEFINE_string('reranker', '', 'Model directory of a reranker or of an imported CLIP.')
 
-# The fields of Given.
-_IMAGE = flags.DEFINE_string('image', '', 'Picture to complete, to vary or to encode; the middle square is taken.')
-flags.DEFINE_string('mask', '', "Picture of --image's size: white, or transparent, is drawn anew; black stays.")
-flags.DEFINE_float('keep_top', None, 'Share of the picture, from the top, that stays.')
-flags.DEFINE_list('keep_box', None, 'LEFT,TOP,RIGHT,BOTTOM of what stays, as shares of the picture (0 to 1).')
-flags.DEFINE_list('redraw_box', None, 'LEFT,TOP,RIGHT,BOTTOM of what is drawn anew.')
-flags.DEFINE_float('variation', None, 'How far images may be from the picture: near 0 hardly, 1 as far as any.')
+# The fields of InputPicture.
+_IMAGE = flags.DEFINE_string(
+  'image', '', 'Image file to complete, vary or encode, of any size. Only its central square is used.'
+)
+flags.DEFINE_string(
+  'mask',
+  '',
+  'Mask file of the size of --image. Light pixels are generated; in a mask with transparency, transparent pixels are.',
+)
+flags.DEFINE_float('keep_top', None, 'Share of the image, from the top, that is kept, 0 to 1.')
+flags.DEFINE_list('keep_box', None, 'Rectangle that is kept: LEFT,TOP,RIGHT,BOTTOM as shares of the image, 0 to 1.')
+flags.DEFINE_list(
+  'redraw_box', None, 'Rectangle that is generated: LEFT,TOP,RIGHT,BOTTOM as shares of the image, 0 to 1.'
+)
+flags.DEFINE_float('variation', None, 'Generate variations of --image. Near 0 keeps the image; 1 ignores it.')
 
-_FROM = flags.DEFINE_string('from', '', 'Picture of this program, to be drawn again by the settings that it carries.')
-_ENCODE = flags.DEFINE_bool('encode', False, "Only write --image's codes, as OUT/NAME.npy, and what they decode to.")
-_DECODE = flags.DEFINE_string('decode', '', 'Only decode the codes in this .npy file, [h, w] or [N, h, w].')
+_FROM = flags.DEFINE_string('from', '', 'PNG file that this program wrote. Generates its image again.')
+_ENCODE = flags.DEFINE_bool(
+  'encode', False, 'Only encode --image: write its codes as OUT/NAME.npy and their reconstruction.'
+)
+_DECODE = flags.DEFINE_string('decode', '', 'Only decode the integer codes in this .npy file, [h, w] or [N, h, w].')
 flags.mark_flag_as_required('model')
 
 _SETTINGS = (
@@ -55,7 +73,7 @@ _SETTINGS = (
   'candidates', 'rank', 'truncate',
 )  # fmt: skip
 _BOXES = ('keep_box', 'redraw_box')
-_GIVEN = ('mask', 'keep_top', *_BOXES, 'variation')
+_IMAGE_OPTIONS = ('mask', 'keep_top', *_BOXES, 'variation')
 
 
 def main(argv: list[str]) -> int:
@@ -68,84 +86,85 @@ def main(argv: list[str]) -> int:
   settings = DrawSettings(num_images=_num_images(), **values)
   if _ENCODE.value or _DECODE.value:
     doors.start_jax(distributed=False)
-    one = code_files.encode if _ENCODE.value else code_files.decode
-    for file in one(_MODEL.value, _IMAGE.value if _ENCODE.value else _DECODE.value, _OUT.value):
+    convert = code_files.encode if _ENCODE.value else code_files.decode
+    for file in convert(_MODEL.value, _IMAGE.value if _ENCODE.value else _DECODE.value, _OUT.value):
       print(file)
     return 0
-  given = _given()
+  input_picture = _input_picture()
   if _FROM.value:
     doors.start_jax(distributed=False)
-    files = again.draw_again(_MODEL.value, _FROM.value, _OUT.value, given)
+    files = again.draw_again(_MODEL.value, _FROM.value, _OUT.value, input_picture)
     print(files[0])
     return 0
-  return _draw(settings, given)
+  return _draw(settings, input_picture)
 
 
 def _num_images() -> int:
-  """Images to keep of each prompt."""
-  given = [flag.value for flag in (_KEEP, _NUM_IMAGES) if flag.value is not None]
-  if len(given) > 1:
-    raise ValueError('--keep and --num_images say the same; give one of them.')
+  """The number of images to keep per prompt."""
+  counts = [flag.value for flag in (_KEEP, _NUM_IMAGES) if flag.value is not None]
+  if len(counts) > 1:
+    raise ValueError('--keep and --num_images set the same number; give only one of them.')
   if _KEEP.value is not None and _CANDIDATES.value is None:
-    raise ValueError('--keep says how many of --candidates are kept; give both, or --num_images.')
-  return given[0] if given else min(8, _CANDIDATES.value or 8)
+    raise ValueError('--keep needs --candidates, the number of images to choose from; give both, or --num_images.')
+  return counts[0] if counts else min(8, _CANDIDATES.value or 8)
 
 
 def _check_flags() -> None:
-  """Refuses flags that would be ignored."""
+  """Raises ValueError for flags that would be ignored or that exclude each other."""
   if _RERANKER.value and _CANDIDATES.value is None and flags.FLAGS['rank'].value != 'reranker':
-    raise ValueError('--reranker ranks candidates; give --candidates, of which --keep are kept.')
-  alone = {'from': _FROM.value, 'encode': _ENCODE.value, 'decode': _DECODE.value}
-  chosen = [name for name, value in alone.items() if value]
+    raise ValueError('--reranker ranks candidates; also give --candidates, the number of images to choose from.')
+  modes = {'from': _FROM.value, 'encode': _ENCODE.value, 'decode': _DECODE.value}
+  chosen = [name for name, value in modes.items() if value]
   if len(chosen) > 1:
     raise ValueError(f'--{chosen[0]} and --{chosen[1]} exclude each other; give one of them.')
   if not chosen:
     return
-  kept = {'from': ('image', *_GIVEN), 'encode': ('image',), 'decode': ()}[chosen[0]]
-  names = ('prompt', 'prompts_file', 'num_images', 'keep', 'preview_every', 'reranker', 'image', *_SETTINGS, *_GIVEN)
-  ignored = [name for name in names if name not in kept and flags.FLAGS[name].present]
+  used = {'from': ('image', *_IMAGE_OPTIONS), 'encode': ('image',), 'decode': ()}[chosen[0]]
+  names = ('prompt', 'prompts_file', 'num_images', 'keep', 'preview_every', 'reranker', 'image')
+  names += (*_SETTINGS, *_IMAGE_OPTIONS)
+  ignored = [name for name in names if name not in used and flags.FLAGS[name].present]
   if ignored:
-    why = 'takes all settings from the picture' if chosen[0] == 'from' else 'draws nothing'
-    raise ValueError(f'--{chosen[0]} {why}; leave out --{", --".join(ignored)}.')
+    reason = 'takes all settings from the picture' if chosen[0] == 'from' else 'draws nothing'
+    raise ValueError(f'--{chosen[0]} {reason}; leave out --{", --".join(ignored)}.')
 
 
-def _draw(settings: Any, given: Any) -> int:
+def _draw(settings: Any, input_picture: Any) -> int:
   from dalle_jax.bundle import holds_text, takes_prompts
   from dalle_jax.jobs.draw import generation, text_samples
 
-  named = _PROMPTS_FILE.value or any(_PROMPT.value)
-  prompts = generation.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if named else ['']
-  of_text = holds_text(_MODEL.value)
-  if not named and not of_text and not given and takes_prompts(_MODEL.value):
-    prompts = generation.read_prompts(_PROMPT.value, '')  # which says what is missing
+  has_prompts = _PROMPTS_FILE.value or any(_PROMPT.value)
+  prompts = generation.read_prompts(_PROMPT.value, _PROMPTS_FILE.value) if has_prompts else ['']
+  is_text_model = holds_text(_MODEL.value)
+  if not has_prompts and not is_text_model and not input_picture and takes_prompts(_MODEL.value):
+    prompts = generation.read_prompts(_PROMPT.value, '')  # raises the error for missing prompts
   doors.start_jax(distributed=False)
-  if of_text:
+  if is_text_model:
     names = ('out', 'preview_every', 'reranker', 'image', 'truncate', 'guidance_scale', 'guidance_ramp')
     names += ('negative_prompt', 'candidates', 'keep', 'rank')
     ignored = [name for name in names if flags.FLAGS[name].present]
     if ignored:
-      raise ValueError(f'{_MODEL.value} (--model) is a model of text; leave out --{", --".join(ignored)}.')
+      raise ValueError(f'{_MODEL.value} (--model) is a text model; leave out --{", --".join(ignored)}.')
     text_samples.show(prompts, text_samples.write(_MODEL.value, prompts, settings))
     return 0
   files = generation.draw(
-    _MODEL.value, prompts, settings, out=_OUT.value, given=given, reranker=_RERANKER.value,
+    _MODEL.value, prompts, settings, out=_OUT.value, given=input_picture, reranker=_RERANKER.value,
     preview_every=_PREVIEW_EVERY.value,
   )  # fmt: skip
-  *pictures, sheet = files
-  pages = [file for file in pictures if file.suffix == '.html']
-  print(f'{len(pictures) - len(pages)} image(s) in {_OUT.value}; all on one sheet: {sheet}')
+  *images_and_pages, sheet = files
+  pages = [file for file in images_and_pages if file.suffix == '.html']
+  print(f'{len(images_and_pages) - len(pages)} image(s) in {_OUT.value}; contact sheet: {sheet}')
   for page in pages:
-    print(f'all candidates, with their scores: {page}')
+    print(f'all candidates with their scores: {page}')
   return 0
 
 
-def _given() -> Any:
-  """The picture to complete or to vary, if there is one."""
-  values = {name: flags.FLAGS[name].value for name in _GIVEN}
-  found = [name for name, value in values.items() if value not in ('', None)]
+def _input_picture() -> Any:
+  """The `InputPicture` to complete or to vary; None without --image."""
+  values = {name: flags.FLAGS[name].value for name in _IMAGE_OPTIONS}
   if not _IMAGE.value:
-    if found:
-      raise ValueError(f'--{found[0]} says what stays of a picture; give the picture with --image.')
+    names = [name for name, value in values.items() if value not in ('', None)]
+    if names:
+      raise ValueError(f'--{names[0]} needs an input image; give it with --image.')
     return None
   from dalle_jax.jobs.draw.given_picture import InputPicture
 
@@ -153,7 +172,7 @@ def _given() -> Any:
     try:
       values[name] = None if values[name] is None else tuple(float(side) for side in values[name])
     except ValueError:
-      raise ValueError(f'--{name} is {",".join(values[name])}; it must be four numbers with commas between.') from None
+      raise ValueError(f'--{name} is {",".join(values[name])}; give four numbers, LEFT,TOP,RIGHT,BOTTOM.') from None
   return InputPicture(image=_IMAGE.value, **values)
 
 

@@ -52,7 +52,7 @@ def copy(saved, tmp_path):
   return shutil.copytree(saved, tmp_path / 'model')
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(saved, params, tokenizer, mesh):
+def test_load_returns_what_save_wrote_bit_for_bit(saved, params, tokenizer, mesh):
   loaded = bundle.load(saved, mesh)
   assert loaded.config == CONFIG
   assert loaded.tokenizer.encode('a red square') == tokenizer.encode('a red square')
@@ -63,7 +63,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(saved, params, tokenizer, mesh):
   assert loaded.dvae.image_vocab_size == 6
 
 
-def test_a_bundle_says_what_it_is(saved, params, tokenizer):
+def test_bundle_json_identifies_the_model_and_lists_its_files(saved, params, tokenizer):
   info = bundle.check(saved)
   files = info.pop('files')
   assert files and all((saved / 'params' / name).stat().st_size == size for name, size in files.items())
@@ -79,15 +79,15 @@ def test_a_bundle_says_what_it_is(saved, params, tokenizer):
   assert not saved.with_name('model.partial').exists()
 
 
-def test_saving_again_replaces_the_older_one(copy, tokenizer, params, mesh):
-  (copy / 'stray').write_text('of the older one')
+def test_saving_again_replaces_the_older_bundle(copy, tokenizer, params, mesh):
+  (copy / 'stray').write_text('of the older bundle')
   other = dataclasses.replace(CONFIG, seed=7)
   bundle.save(copy, other, tokenizer, jax.tree.map(jax.numpy.asarray, params), 'new')
   assert not (copy / 'stray').exists()
   assert bundle.load(copy, mesh).config.seed == 7
 
 
-def test_a_save_cut_short_leaves_the_older_one(copy, tokenizer, params, mesh, monkeypatch):
+def test_a_failed_save_keeps_the_older_bundle(copy, tokenizer, params, mesh, monkeypatch):
   def fail(params):
     raise OSError('disk full')
 
@@ -97,32 +97,32 @@ def test_a_save_cut_short_leaves_the_older_one(copy, tokenizer, params, mesh, mo
   assert bundle.load(copy, mesh).info['data'] == 'data fingerprint'
 
 
-def test_the_fingerprint_depends_on_every_part(params):
+def test_the_fingerprint_depends_on_every_value_name_and_shape(params):
   leaves, structure = jax.tree.flatten(params)
-  before = bundle.fingerprint(params)
-  assert before == bundle.fingerprint(jax.tree.map(np.copy, params))
+  original = bundle.fingerprint(params)
+  assert original == bundle.fingerprint(jax.tree.map(np.copy, params))
   largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
   for i in (0, largest, len(leaves) - 1):
     changed = [leaf.copy() for leaf in leaves]
     changed[i].flat[-1] = np.nextafter(changed[i].flat[-1], np.float32(9))
-    assert bundle.fingerprint(jax.tree.unflatten(structure, changed)) != before
+    assert bundle.fingerprint(jax.tree.unflatten(structure, changed)) != original
   assert bundle.fingerprint({'a': np.zeros(4)}) != bundle.fingerprint({'b': np.zeros(4)})
   assert bundle.fingerprint({'a': np.zeros((2, 2))}) != bundle.fingerprint({'a': np.zeros(4)})
 
 
-def test_a_missing_directory_is_named(tmp_path):
+def test_a_missing_directory_is_rejected_and_named(tmp_path):
   with pytest.raises(ValueError, match=r'no model directory at .*nowhere \(--model\)'):
     bundle.check(tmp_path / 'nowhere')
 
 
-def test_a_half_written_one_is_recognised(saved, tmp_path):
+def test_a_half_written_bundle_is_recognised(saved, tmp_path):
   shutil.copytree(saved, tmp_path / 'model.partial')
-  with pytest.raises(ValueError, match=r'model\.partial is a half-written one: run the training command again'):
+  with pytest.raises(ValueError, match=r'model\.partial is incomplete, because .*: run the training command again'):
     bundle.check(tmp_path / 'model')
 
 
 @pytest.mark.parametrize('name', ['bundle.json', 'config.json', 'tokenizer.model', 'params'])
-def test_missing_pieces_are_named(copy, name, mesh):
+def test_missing_files_are_named(copy, name, mesh):
   shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
   with pytest.raises(ValueError, match=rf'it lacks {name}\.'):
     bundle.load(copy, mesh)
@@ -143,13 +143,13 @@ def test_missing_pieces_are_named(copy, name, mesh):
     ('tokenizer.model', 'nonsense', r'is damaged: .*tokenizer\.model'),
   ],
 )
-def test_damaged_files_are_named(copy, name, contents, message, mesh):
+def test_damaged_files_are_rejected_and_named(copy, name, contents, message, mesh):
   (copy / name).write_text(contents)
   with pytest.raises(ValueError, match=message):
     bundle.load(copy, mesh)
 
 
-def test_parameters_of_another_shape_are_refused(copy, mesh):
+def test_parameters_with_other_shapes_are_rejected(copy, mesh):
   values = json.loads((copy / 'config.json').read_text())
   values['prior']['num_layers'] = 3
   (copy / 'config.json').write_text(json.dumps(values))
@@ -160,28 +160,28 @@ def test_parameters_of_another_shape_are_refused(copy, mesh):
     bundle.load(copy, mesh)
 
 
-def test_parameters_with_missing_files_are_refused(copy, mesh):
+def test_missing_parameter_files_are_rejected(copy, mesh):
   for file in (copy / 'params').iterdir():
     shutil.rmtree(file) if file.is_dir() else file.unlink()
   with pytest.raises(ValueError, match=r'The parameters in .*params are damaged: .*\(0 of \d+ bytes\), \.\.\.'):
     bundle.load(copy, mesh)
 
 
-def test_a_cut_parameter_file_is_refused(copy, mesh):
+def test_a_truncated_parameter_file_is_rejected(copy, mesh):
   largest = max((file for file in (copy / 'params').rglob('*') if file.is_file()), key=lambda file: file.stat().st_size)
   largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
   with pytest.raises(ValueError, match=r'The parameters in .*params are damaged: .*\(\d+ of \d+ bytes\)'):
     bundle.load(copy, mesh)
 
 
-def test_unreadable_parameters_are_refused(copy, mesh):
+def test_unreadable_parameters_are_rejected(copy, mesh):
   (copy / 'params' / '_METADATA').write_bytes(b'?' * (copy / 'params' / '_METADATA').stat().st_size)
   with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read'):
     bundle.load(copy, mesh)
 
 
-def test_models_that_earlier_versions_wrote_are_still_read(mesh):
-  """One of each version of the format, written by the code of its time: `random_models.save_random` of PICTURES."""
+def test_bundles_of_earlier_format_versions_can_be_loaded(mesh):
+  """tests/golden/bundles has one bundle for each format version, written by `random_models.save_random(PICTURES)`."""
   golden = pathlib.Path(__file__).parent / 'golden' / 'bundles'
   versions = sorted(int(path.name) for path in golden.iterdir())
   assert versions == list(range(1, bundle.FORMAT_VERSION + 1))

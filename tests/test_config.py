@@ -15,7 +15,7 @@ def _with(path, value):
   return value
 
 
-def test_defaults_are_the_papers():
+def test_default_sizes_are_those_of_the_paper():
   config = Config.from_dict(_with('data.image_size', 256))
   assert (config.prior.num_layers, config.prior.num_heads, config.prior.embed_dim) == (64, 62, 3968)
   assert (config.tokenizer.vocab_size, config.tokenizer.text_length) == (16_384, 256)
@@ -24,7 +24,7 @@ def test_defaults_are_the_papers():
   assert config.dvae.kl_weight == pytest.approx(6.6 / 192)
 
 
-def test_from_dict_and_to_dict_are_inverses():
+def test_to_dict_inverts_from_dict():
   values = _with('prior_training.learning_rate', 0.5) | {'seed': 3}
   config = Config.from_dict(values)
   assert (config.seed, config.prior_training.learning_rate) == (3, 0.5)
@@ -42,12 +42,12 @@ def test_from_dict_and_to_dict_are_inverses():
     ('dvae_training.batchsize', 'config.dvae_training.batch_size'),
   ],
 )
-def test_unknown_keys_are_refused_with_the_nearest_known_one(path, near):
+def test_unknown_keys_are_rejected_with_the_nearest_known_key(path, near):
   with pytest.raises(ValueError, match=rf'Unknown key config\.{re.escape(path)}; did you mean {re.escape(near)}\?'):
     Config.from_dict(_with(path, 3))
 
 
-def test_an_unknown_key_like_no_other_gets_the_list():
+def test_an_unknown_key_without_similar_keys_is_rejected_with_the_list_of_known_keys():
   with pytest.raises(ValueError, match=r'Unknown key config\.mesh\.zzz; known keys: dcn_data, data, fsdp, tensor'):
     Config.from_dict(_with('mesh.zzz', 3))
 
@@ -65,28 +65,28 @@ def test_an_unknown_key_like_no_other_gets_the_list():
     ('data.path', None, 'str'),
   ],
 )
-def test_values_of_wrong_types_are_refused_by_name(path, value, kind):
+def test_values_of_wrong_type_are_rejected_and_the_key_is_named(path, value, kind):
   with pytest.raises(ValueError, match=rf'config\.{re.escape(path)} must be of type {kind}'):
     Config.from_dict(_with(path, value))
 
 
-def test_lists_and_words_with_commas_serve_as_tuples():
+def test_lists_and_comma_separated_words_become_tuples():
   for value in (('row', 'full'), ['row', 'full'], 'row,full', ('row,full',)):
     assert Config.from_dict(_with('prior.attention_pattern', value)).prior.attention_pattern == ('row', 'full')
   with pytest.raises(ValueError, match=r'config\.prior\.attention_pattern\[1\] must be of type str; given 3'):
     Config.from_dict(_with('prior.attention_pattern', ('row', 3)))
 
 
-def test_whole_numbers_serve_as_floats():
+def test_integers_become_floats():
   assert Config.from_dict(_with('dvae_training.learning_rate', 1)).dvae_training.learning_rate == 1.0
 
 
-def test_a_value_where_a_group_belongs_is_refused():
+def test_a_value_in_place_of_a_group_is_rejected():
   with pytest.raises(ValueError, match=r'config\.prior must be a group of keys \(num_layers'):
     Config.from_dict({'prior': 3})
 
 
-# One bad value for every check: the message must name the key, with its stage.
+# One bad value for each checked key. The message must name the key with its full path.
 BAD_VALUES = {
   'seed': -1,
   'task': 'vae',
@@ -240,7 +240,7 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize('path', BAD_VALUES)
-def test_bad_values_are_refused_by_name(path):
+def test_values_out_of_range_are_rejected_and_the_key_is_named(path):
   with pytest.raises(ValueError) as error:
     Config.from_dict(_with(path, BAD_VALUES[path]))
   message = str(error.value)
@@ -248,9 +248,9 @@ def test_bad_values_are_refused_by_name(path):
   assert str(BAD_VALUES[path]) in message
 
 
-def test_every_number_and_choice_is_checked():
-  """The others take any value of their type, or are checked with their neighbours below."""
-  free = {
+def test_every_number_and_choice_has_a_bad_value_above():
+  """The keys in `unchecked` accept any value of their type, or are checked together with other keys below."""
+  unchecked = {
     'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key',
     'data.group_separator', 'dvae.min_log_scale', 'dvae.straight_through', 'prior.qk_norm',
     'prior.sandwich_norm', 'prior.image_loss_weight', 'model.qk_norm', 'model.sandwich_norm',
@@ -259,7 +259,7 @@ def test_every_number_and_choice_is_checked():
   keys = set()
   for name, value in Config().to_dict().items():
     keys |= {f'{name}.{key}' for key in value} if isinstance(value, dict) else {name}
-  assert keys == set(BAD_VALUES) | free
+  assert keys == set(BAD_VALUES) | unchecked
 
 
 @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ def test_every_number_and_choice_is_checked():
     (_with('prior_training', {'halving_steps': (5,)}), ['config.prior_training.schedule', 'cosine', '(5,)']),
     (_with('prior', {'embed_dim': 60, 'num_heads': 7}), ['embed_dim 60', 'num_heads 7', '5, 6']),
     (_with('prior', {'embed_dim': 60, 'num_heads': 10, 'position': 'rotary'}), ['rotary', 'multiple of 4', '6']),
-    ({'task': 'dvae', 'dvae': {'pretrained': 'm'}}, ['config.task', 'config.dvae.pretrained m']),
-    ({'task': 'joint', 'dvae': {'bottleneck': 'vq'}}, ['config.task is joint', 'gumbel', 'vq']),
+    ({'task': 'dvae', 'dvae': {'pretrained': 'm'}}, ['config.task', 'config.dvae.pretrained=m']),
+    ({'task': 'joint', 'dvae': {'bottleneck': 'vq'}}, ['config.task=joint', 'gumbel', 'vq']),
     (_with('dvae', {'bottleneck': 'fsq'}), ['config.dvae.fsq_levels', '8,5,5,5']),
     (_with('dvae', {'bottleneck': 'fsq', 'fsq_levels': (4, 5)}), ['image_vocab_size is 8192', '(4, 5)', '20']),
     (_with('prior', {'attention_pattern': ('conv',)}), ['conv_kernel_size 11', '4 x 4']),
@@ -305,21 +305,21 @@ def test_every_number_and_choice_is_checked():
     (_with('data.image_size', 16), ['config.data.image_size is 16', '32']),
   ],
 )
-def test_values_that_do_not_go_together_are_refused(values, words):
+def test_values_that_contradict_each_other_are_rejected(values, words):
   with pytest.raises(ValueError) as error:
     Config.from_dict(values)
   for word in words:
     assert word in str(error.value)
 
 
-def test_the_proposed_image_size_is_a_good_one():
+def test_the_image_size_suggested_by_the_message_is_valid():
   with pytest.raises(ValueError) as error:
     Config.from_dict(_with('data.image_size', 100))
   proposal = int(re.search(r'image_size=(\d+)', str(error.value))[1])
   assert Config.from_dict(_with('data.image_size', proposal)).grid_size == proposal // 8
 
 
-def test_the_base_configuration_holds_every_key_and_is_locked():
+def test_the_base_configuration_has_every_key_and_is_locked():
   config = base_config()
   assert config.to_dict() == Config().to_dict()
   with pytest.raises(AttributeError, match='num_layers'):
@@ -335,7 +335,7 @@ def test_the_configuration_is_frozen_and_hashable():
   assert hash(config) == hash(Config())
 
 
-def test_difference_lists_changed_leaves_only():
+def test_difference_lists_only_changed_leaves():
   old = Config().to_dict()
   new = Config.from_dict({'seed': 1, 'prior': {'num_layers': 2}, 'data': {'crop': 'random'}}).to_dict()
   assert difference(old, old) == []
@@ -350,36 +350,39 @@ def test_difference_lists_changed_leaves_only():
   ]
 
 
-def test_variants():
+def test_the_tiny_variant_shrinks_the_configuration_and_others_are_rejected():
   assert apply_variant(base_config(), '').to_dict() == base_config().to_dict()
   tiny = Config.from_dict(apply_variant(base_config(), 'tiny'))
   assert tiny.prior_training.num_steps < 50
-  with pytest.raises(ValueError, match="'tiny'; given 'huge'"):
+  with pytest.raises(ValueError, match="given 'huge', but there is no variant 'huge'; allowed: 'tiny'"):
     apply_variant(base_config(), 'huge')
 
 
 TEXT = {'task': 'sequence', 'data': {'source': 'text'}, 'tokenizer': {'kind': 'bytes'}}
 
 
-def test_models_of_text_need_text_and_its_tokenizer():
+def test_models_of_text_need_a_text_source_and_a_text_tokenizer():
   assert Config.from_dict(TEXT).training_groups == ('sequence_training',)
   for changes, message in [
-    ({'task': 'all'}, r"config\.task is 'all' and config\.data\.source 'text'"),
-    ({'data': {'source': 'captioned_shapes'}}, "config.data.source 'captioned_shapes'; 'sequence' reads 'text' where"),
-    ({'tokenizer': {'kind': 'captions'}}, r"config\.tokenizer\.kind is 'captions'.*takes 'bytes' or 'pieces'"),
+    ({'task': 'all'}, r"config\.data\.source is 'text', but config\.task=all needs images"),
+    (
+      {'data': {'source': 'captioned_shapes'}},
+      r"config\.data\.source is 'captioned_shapes', but .* needs config\.data\.source=text",
+    ),
+    ({'tokenizer': {'kind': 'captions'}}, r"config\.tokenizer\.kind is 'captions'.*needs 'bytes' or 'pieces'"),
     ({'model': {'kind': 'neural_ngram', 'order': 1}}, r'config\.model\.order is 1; it must lie in 2 to 8'),
     ({'model': {'embed_dim': 10, 'num_heads': 4}}, r'config\.model\.embed_dim 10 is not divisible by'),
   ]:
     with pytest.raises(ValueError, match=message):
       Config.from_dict(TEXT | changes)
-  with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'bytes'; config\.task 'all' takes 'captions'"):
+  with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'bytes', but config\.task=all needs 'captions'"):
     Config.from_dict({'tokenizer': {'kind': 'bytes'}})
 
 
 IMAGES = {'task': 'sequence', 'dvae': {'pretrained': 'runs/dvae/model'}, 'model': {'tokens': 'image'}}
 
 
-def test_models_of_image_tokens_need_a_trained_dvae_and_have_its_length():
+def test_models_of_image_tokens_need_a_trained_dvae_and_get_their_length_from_it():
   image = Config.from_dict(IMAGES)
   assert (image.sequence_length, image.reads_captions, image.models_text) == (image.image_length, False, False)
   captioned = Config.from_dict(IMAGES | {'model': {'tokens': 'text_image', 'length': 256 + 16}})
@@ -387,12 +390,15 @@ def test_models_of_image_tokens_need_a_trained_dvae_and_have_its_length():
   assert captioned.training_groups == ('sequence_training',)
   assert Config.from_dict(TEXT | {'model': {'length': 7}}).sequence_length == 7
   for changes, message in [
-    ({'dvae': {}}, r"config\.model\.tokens is 'image', .* give its model directory as config\.dvae\.pretrained"),
+    (
+      {'dvae': {}},
+      r'tokens=image needs a trained dVAE; set config\.dvae\.pretrained to its model directory',
+    ),
     (
       {'data': {'source': 'text'}},
-      r"task is 'sequence', config\.model\.tokens 'image' and config\.data\.source 'text'",
+      r"config\.data\.source is 'text', but config\.task=sequence with config\.model\.tokens=image needs images",
     ),
-    ({'tokenizer': {'kind': 'bytes'}}, r"config\.tokenizer\.kind is 'bytes'.*tokens 'image' takes 'captions'"),
+    ({'tokenizer': {'kind': 'bytes'}}, r"config\.tokenizer\.kind is 'bytes'.*tokens=image needs 'captions'"),
     ({'model': {'tokens': 'image', 'length': 17}}, r'config\.model\.length is 17, but .*tokens=image .* has 16 tokens'),
   ]:
     with pytest.raises(ValueError, match=message):

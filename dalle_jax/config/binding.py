@@ -1,17 +1,22 @@
-"""Which keys of a configuration a work directory is bound to."""
+"""The configuration keys that must stay the same when a run resumes in its work directory."""
 
-# Groups and keys that may change between restarts: none of them changes what is learnt.
+# Groups and keys that may change between restarts, because they do not change what a model learns.
 _FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
 _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
-# What to do where a run cannot go on may be chosen when it could not; and how the compiler fuses, when time is short.
+# After a run stopped at a loss that is not finite, the user may choose another reaction ('nonfinite'). 'fusion_mib'
+# only changes how the compiler fuses operations.
 _FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite', 'fusion_mib')
 
 
 def fixed(config: dict) -> dict:
-  """The part of a configuration that a work directory is bound to."""
-  kept = {name: value for name, value in config.items() if name not in _FREE_GROUPS}
-  for name, group in kept.items():
-    free = _FREE_DATA_KEYS if name == 'data' else _FREE_TRAINING_KEYS if name.endswith('_training') else ()
-    if free:
-      kept[name] = {key: value for key, value in group.items() if key not in free}
-  return kept
+  """Returns the groups and keys that must not change between restarts.
+
+  Args:
+    config: A configuration as nested dicts, as `Config.to_dict` returns it.
+  """
+  bound = {name: value for name, value in config.items() if name not in _FREE_GROUPS}
+  for name, group in bound.items():
+    free_keys = _FREE_DATA_KEYS if name == 'data' else _FREE_TRAINING_KEYS if name.endswith('_training') else ()
+    if free_keys:
+      bound[name] = {key: value for key, value in group.items() if key not in free_keys}
+  return bound

@@ -1,4 +1,4 @@
-"""Refuse keys on the command line that the configuration's task does not read."""
+"""Reject keys on the command line that the configuration's task does not read."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,31 +6,27 @@ from collections.abc import Iterable
 from dalle_jax import stages
 from dalle_jax.config.root import Config
 
-# Groups and keys of all tasks. A dVAE alone samples nothing, but its model directory keeps the settings.
+# Groups and keys that every task reads. A dVAE alone samples nothing, but its model directory keeps the settings.
 _COMMON = ('seed', 'task', 'profile', 'data', 'mesh', 'logging', 'sampling', 'evaluation')
 
 
 def groups_read(config: Config) -> tuple[str, ...]:
-  """The configuration groups that the task reads, the top-level keys among them."""
-  model_groups = [group for stage in stages.of_task(config.task) for group in stage.model_groups]
-  unread = set()
-  if config.models_text:
-    unread.add('dvae')
-  if not (config.models_text or config.reads_captions):
-    unread.add('tokenizer')
+  """Returns the names of the configuration groups and top-level keys that the task reads."""
+  model_groups = [group for stage in config.task_stages for group in stage.model_groups]
   read = dict.fromkeys((*_COMMON, *model_groups, *config.training_groups))
-  return tuple(group for group in read if group not in unread)
+  reads_text = config.models_text or config.reads_captions
+  return tuple(group for group in read if group != 'tokenizer' or reads_text)
 
 
 def check(config: Config, keys: Iterable[str]) -> None:
-  """Refuse keys in groups that the task does not read.
+  """Reject keys in groups that the task does not read.
 
   Args:
-    config: The configuration, the keys' values among it.
-    keys: The keys that the command line set, without 'config.': 'prior.num_layers'.
+    config: The configuration, after the command line changed it.
+    keys: The keys that the command line set, without 'config.', such as 'prior.num_layers'.
 
   Raises:
-    ValueError: The task ignores a key's group. The message names the key that was probably meant.
+    ValueError: The task does not read a key's group. The message suggests the same key in a group that it reads.
   """
   read = groups_read(config)
   for key in keys:
@@ -39,21 +35,21 @@ def check(config: Config, keys: Iterable[str]) -> None:
       continue
     reason = f'config.task={config.task} does not read config.{group}'
     if group == 'dvae_training' and config.dvae.pretrained:
-      reason = f'config.dvae.pretrained={config.dvae.pretrained} is trained already: config.{group} is not read'
-    kinds = [other for other in read if _kind(other) == _kind(group)]
-    similar = [f'config.{other}.{name}' for other in kinds if name in _keys(config, other)]
+      reason = f'config.dvae.pretrained={config.dvae.pretrained} is already trained, so config.{group} is not read'
+    candidates = [other for other in read if _kind(other) == _kind(group)]
+    similar = [f'config.{other}.{name}' for other in candidates if name in _keys(config, other)]
     hint = f', or set {" or ".join(similar)} instead.' if similar else f'; this task reads {", ".join(read)}.'
     raise ValueError(f'config.{key} is set, but {reason}. Leave the key out{hint}')
 
 
 def _kind(group: str) -> str:
-  """'common', 'training' or 'model': keys are only suggested from groups of the same kind."""
+  """Returns 'common', 'training' or 'model'. `check` suggests only keys in groups of the same kind."""
   if group in _COMMON:
     return 'common'
   return 'training' if group in stages.training_groups() else 'model'
 
 
 def _keys(config: Config, group: str) -> tuple[str, ...]:
-  """The keys of a group; none for a top-level key."""
+  """Returns the keys of a group; an empty tuple for a top-level key."""
   value = getattr(config, group)
   return tuple(field.name for field in dataclasses.fields(value)) if dataclasses.is_dataclass(value) else ()

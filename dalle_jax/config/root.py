@@ -1,4 +1,4 @@
-"""The whole experiment: its groups, what must fit between them, and the way in from a mapping."""
+"""The configuration of an experiment: its groups, the checks between groups, and construction from a mapping."""
 
 import dataclasses
 import difflib
@@ -18,11 +18,12 @@ from dalle_jax.config.training import TrainingConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """The whole experiment."""
+  """The configuration of an experiment."""
 
   seed: int = 0
-  # 'all': the dVAE, then the prior; 'dvae' alone; 'joint': both at once (section 2, footnote 3); 'sequence': a model of
-  # text, or of a trained dVAE's codes (config.model.tokens); 'reranker': a model that scores pictures by captions.
+  # 'all': the dVAE, then the prior. 'dvae': only the dVAE. 'joint': both at once (section 2, footnote 3). 'sequence': a
+  # model of text or of a trained dVAE's codes (config.model.tokens). 'reranker': a model that scores how well images
+  # match captions.
   task: str = 'all'
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
@@ -37,51 +38,55 @@ class Config:
   reranker_training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
-  profile: tuple[int, ...] = ()  # first and last of the steps, in each stage, of which every host writes a trace
+  profile: tuple[int, ...] = ()  # first and last step of a profiler trace, written in each stage by every host
   sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
   @property
+  def task_stages(self) -> tuple[stages.Stage, ...]:
+    """The stages that the task needs, in order, whether they are trained or not. A text model needs no dVAE."""
+    return tuple(stage for stage in stages.of_task(self.task) if not (stage.name == 'dvae' and self.models_text))
+
+  @property
   def trained_stages(self) -> tuple[stages.Stage, ...]:
-    """The stages that the task trains, in their order. A pretrained dVAE is not trained again."""
-    has_dvae = bool(self.dvae.pretrained) or self.models_text
-    return tuple(stage for stage in stages.of_task(self.task) if not (stage.name == 'dvae' and has_dvae))
+    """The stages that the task trains, in order. A pretrained dVAE is not trained again."""
+    return tuple(stage for stage in self.task_stages if not (stage.name == 'dvae' and self.dvae.pretrained))
 
   @property
   def training_groups(self) -> tuple[str, ...]:
-    """The configuration groups of the trained stages' training."""
+    """The training groups of the trained stages, such as 'prior_training'."""
     return tuple(stage.training_group for stage in self.trained_stages)
 
   @property
   def counts_ngrams(self) -> bool:
-    """Whether the sequence model is counted in one pass, without gradients."""
+    """Whether the model is a table of n-gram counts, estimated in one pass without gradients."""
     return self.task == 'sequence' and self.model.kind == 'ngram'
 
   @property
   def grid_size(self) -> int:
-    """Codes along one side of an image."""
+    """Number of codes along one side of an image."""
     return self.data.image_size // self.dvae.downsampling
 
   @property
   def image_length(self) -> int:
-    """Codes of an image."""
+    """Number of codes of an image."""
     return self.grid_size**2
 
   @property
   def models_text(self) -> bool:
-    """Whether the task is a model of text, without pictures."""
+    """Whether the task trains a model of text, without images."""
     return self.task == 'sequence' and self.model.tokens == 'text'
 
   @property
   def reads_captions(self) -> bool:
-    """Whether what is trained reads the captions of pictures."""
+    """Whether the last stage of the task reads captions."""
     return (
       self.model.tokens == 'text_image' if self.task == 'sequence' else 'text' in stages.of_task(self.task)[-1].reads
     )
 
   @property
   def sequence_length(self) -> int:
-    """Tokens of a sequence of config.model."""
+    """Number of tokens in a sequence of config.model."""
     text_length = {'text': self.model.length, 'image': 0, 'text_image': self.tokenizer.text_length}[self.model.tokens]
     return text_length if self.model.tokens == 'text' else text_length + self.image_length
 
@@ -93,17 +98,18 @@ class Config:
     )
     require(
       self.sampling.top_k <= self.dvae.image_vocab_size,
-      f'config.sampling.top_k is {self.sampling.top_k}, more than config.dvae.image_vocab_size '
-      f'{self.dvae.image_vocab_size}; 0 keeps all tokens.',
+      f'config.sampling.top_k is {self.sampling.top_k}; it must be at most config.dvae.image_vocab_size, '
+      f'{self.dvae.image_vocab_size}, or 0 to keep all tokens.',
     )
     require(self.task in stages.tasks(), f'config.task is {self.task!r}; allowed are {", ".join(stages.tasks())}.')
     require(
       self.task != 'dvae' or not self.dvae.pretrained,
-      f'config.task is dvae, but config.dvae.pretrained {self.dvae.pretrained} leaves nothing to train; empty one.',
+      f'config.task is dvae, but config.dvae.pretrained={self.dvae.pretrained} is already trained, so nothing is left '
+      'to train; leave config.dvae.pretrained empty, or choose another config.task.',
     )
     require(
       self.task != 'joint' or self.dvae.bottleneck == 'gumbel',
-      f'config.task is joint, which needs config.dvae.bottleneck=gumbel; given {self.dvae.bottleneck!r}.',
+      f'config.dvae.bottleneck is {self.dvae.bottleneck!r}; config.task=joint needs config.dvae.bottleneck=gumbel.',
     )
     self._check_text()
     self._check_image_tokens()
@@ -116,7 +122,7 @@ class Config:
     size, patch = self.data.image_size, self.reranker.patch_size
     require(
       not self.dvae.pretrained,
-      f'config.dvae.pretrained is {self.dvae.pretrained!r}, which config.task=reranker does not use; empty it.',
+      f'config.dvae.pretrained is {self.dvae.pretrained!r}, but config.task=reranker uses no dVAE; leave it empty.',
     )
     require(
       size % patch == 0,
@@ -124,50 +130,57 @@ class Config:
     )
 
   def _check_grid(self) -> None:
-    """What the dVAE's grid of codes must fit."""
+    """Checks that the image size and the attention patterns fit the dVAE's grid of codes."""
     size, factor = self.data.image_size, self.dvae.downsampling
     require(
       size % factor == 0,
       f"config.data.image_size {size} is not divisible by the dVAE's downsampling {factor} "
-      f'(config.dvae.patch_size * 2 ** (config.dvae.num_groups - 1)); change one of the two, for instance image_size='
-      f'{max(factor, round(size / factor) * factor)}.',
+      f'(config.dvae.patch_size * 2 ** (config.dvae.num_groups - 1)); change one of the two, for instance '
+      f'config.data.image_size={max(factor, round(size / factor) * factor)}.',
     )
     require(
       not self.prior.uses_conv or self.prior.conv_kernel_size <= self.grid_size,
       f'config.prior.conv_kernel_size {self.prior.conv_kernel_size} does not fit the grid of {self.grid_size} x '
-      f'{self.grid_size} codes; take a smaller odd number, or config.prior.last_attention_pattern and '
-      'attention_pattern without conv.',
+      f'{self.grid_size} codes; set a smaller odd number, or leave conv out of config.prior.attention_pattern and '
+      'config.prior.last_attention_pattern.',
     )
 
   def _check_text(self) -> None:
-    of_text = self.models_text
-    task = f'{self.task!r}' + (f', config.model.tokens {self.model.tokens!r}' if self.task == 'sequence' else '')
+    """Checks that the data source and the tokenizer fit the task."""
+    task = f'config.task={self.task}'
+    if self.task == 'sequence':
+      task += f' with config.model.tokens={self.model.tokens}'
     require(
-      of_text == (self.data.source == 'text'),
-      f"config.task is {task} and config.data.source {self.data.source!r}; 'sequence' reads 'text' where "
-      "config.model.tokens is 'text', and nothing else does.",
+      not self.models_text or self.data.source == 'text',
+      f'config.data.source is {self.data.source!r}, but {task} needs config.data.source=text. To model image tokens, '
+      'set config.model.tokens.',
+    )
+    require(
+      self.models_text or self.data.source != 'text',
+      f"config.data.source is 'text', but {task} needs images. Choose another source, or set config.task=sequence and "
+      'config.model.tokens=text to model text.',
     )
     imported = ('clip',) if self.task == 'reranker' else ()
-    kinds = ('bytes', 'pieces') if of_text else ('captions', *imported)
+    kinds = ('bytes', 'pieces') if self.models_text else ('captions', *imported)
     require(
       self.tokenizer.kind in kinds,
-      f'config.tokenizer.kind is {self.tokenizer.kind!r}; config.task {task} takes {" or ".join(map(repr, kinds))}.',
+      f'config.tokenizer.kind is {self.tokenizer.kind!r}, but {task} needs {" or ".join(map(repr, kinds))}.',
     )
 
   def _check_image_tokens(self) -> None:
-    """What a sequence model of a dVAE's codes needs."""
+    """Checks that a sequence model of image tokens has a trained dVAE and the right length."""
     tokens, length = self.model.tokens, self.model.length
     if self.task != 'sequence' or tokens == 'text':
       return
     require(
       bool(self.dvae.pretrained),
-      f'config.model.tokens is {tokens!r}, the codes of a trained dVAE: give its model directory as '
-      'config.dvae.pretrained.',
+      f'config.dvae.pretrained is empty, but config.model.tokens={tokens} needs a trained dVAE; set '
+      'config.dvae.pretrained to its model directory.',
     )
     require(
       length in (SequenceConfig.length, self.sequence_length),
       f'config.model.length is {length}, but with config.model.tokens={tokens} a sequence has {self.sequence_length} '
-      'tokens; leave that key out.',
+      'tokens; leave config.model.length out.',
     )
 
   @classmethod
@@ -175,41 +188,44 @@ class Config:
     """Builds the configuration from a ConfigDict or dict.
 
     Args:
-      values: nested mapping; missing keys take their defaults.
+      values: A nested mapping. Missing keys get their defaults.
 
     Raises:
-      ValueError: an unknown key (with the nearest known one), a value of a wrong type or out of range.
+      ValueError: A key is unknown, or a value has the wrong type or is out of range. For an unknown key, the message
+        suggests the nearest known key.
     """
     if isinstance(values, ml_collections.ConfigDict):
       values = values.to_dict()
     return _build(cls, values, 'config')
 
   def to_dict(self) -> dict[str, Any]:
+    """Returns the configuration as nested dicts, the inverse of `from_dict`."""
     return dataclasses.asdict(self)
 
 
 def _build(cls: type, values: dict[str, Any], path: str) -> Any:
-  """A dataclass from a mapping, group by group."""
+  """Builds a configuration group, and the groups in it, from a mapping. `path` is its name in messages."""
   fields = {f.name: f for f in dataclasses.fields(cls)}
   if not isinstance(values, dict):
     raise ValueError(f'{path} must be a group of keys ({", ".join(fields)}); given {values!r}.')
   kwargs = {}
   for name, value in values.items():
     if name not in fields:
-      near = difflib.get_close_matches(str(name), fields, n=1)
-      hint = f'did you mean {path}.{near[0]}?' if near else f'known keys: {", ".join(fields)}.'
+      matches = difflib.get_close_matches(str(name), fields, n=1)
+      hint = f'did you mean {path}.{matches[0]}?' if matches else f'known keys: {", ".join(fields)}.'
       raise ValueError(f'Unknown key {path}.{name}; {hint}')
     kind = fields[name].type
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       kwargs[name] = _build(kind, value, f'{path}.{name}')
     else:
       kwargs[name] = _cast(value, kind, f'{path}.{name}')
-  if cls is TrainingConfig:  # all stages share this class: its messages name the stage's group
+  if cls is TrainingConfig:  # All stages share this class. `group` makes its messages name the right one.
     kwargs['group'] = path.removeprefix('config.')
   return cls(**kwargs)
 
 
 def _cast(value: Any, kind: Any, path: str) -> Any:
+  """Returns the value with the type `kind`; integers become floats, lists become tuples. Rejects other types."""
   if typing.get_origin(kind) is tuple:
     return _cast_tuple(value, typing.get_args(kind)[0], path)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -220,55 +236,59 @@ def _cast(value: Any, kind: Any, path: str) -> Any:
 
 
 def _cast_tuple(value: Any, kind: type, path: str) -> tuple:
-  """A tuple of any length; a list from a JSON file and, for words, a string `a,b` from a flag serve as well."""
+  """Returns a tuple of any length. JSON files give lists, and flags give strings such as 'a,b'."""
   value = [value] if isinstance(value, str) else value
   if not isinstance(value, tuple | list):
     raise ValueError(
       f'{path} must be of type tuple of {kind.__name__}; given {value!r} of type {type(value).__name__}.'
     )
   if kind is str:
-    value = [part for word in value for part in (word.split(',') if isinstance(word, str) else [word])]
-  return tuple(_cast(part, kind, f'{path}[{i}]') for i, part in enumerate(value))
+    value = [word for item in value for word in (item.split(',') if isinstance(item, str) else [item])]
+  return tuple(_cast(item, kind, f'{path}[{i}]') for i, item in enumerate(value))
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """Every key with its default, locked: assigning an unknown key raises and names the nearest."""
+  """Returns every key with its default, locked: assigning an unknown key raises and suggests the nearest known key."""
   return ml_collections.ConfigDict(Config().to_dict()).lock()
 
 
 def choose(variant: str, *groups: Sequence[str]) -> tuple[str, ...]:
-  """Reads what follows the colon in `FILE:VARIANT`: words with commas between, at most one of each group.
+  """Parses the part after the colon in `--config=FILE:VARIANT`: words separated by commas.
 
   Args:
-    variant: as given.
-    groups: words that exclude each other; the first is meant where none is given, and may be ''.
+    variant: The words, such as 'lstm,tiny'; '' for none.
+    groups: Groups of words that exclude each other. The first word of a group is its default and may be ''.
 
   Returns:
     One word of each group.
 
   Raises:
-    ValueError: a word is unknown, or two are of one group.
+    ValueError: A word is unknown, or a group has two of the words.
   """
   words = [word for word in variant.split(',') if word]
-  found = [[word for word in words if word in group] for group in groups]
-  if sum(map(len, found)) < len(words) or any(len(each) > 1 for each in found):
-    lists = '; '.join(' or '.join(repr(word) for word in group if word) for group in groups)
-    raise ValueError(f'The variants of this configuration are, at most one of each: {lists}; given {variant!r}.')
-  return tuple((each or [group[0]])[0] for each, group in zip(found, groups, strict=True))
+  chosen = [[word for word in words if word in group] for group in groups]
+  unknown = [word for word in words if not any(word in group for group in groups)]
+  clashing = next((group_words for group_words in chosen if len(group_words) > 1), [])
+  if unknown or clashing:
+    problem = f'there is no variant {unknown[0]!r}' if unknown else f'{" and ".join(clashing)} exclude each other'
+    choices = '; '.join(' or '.join(repr(word) for word in group if word) for group in groups)
+    rule = ', at most one of each group, separated by commas' if len(groups) > 1 else ''
+    raise ValueError(f'--config=FILE:VARIANT is given {variant!r}, but {problem}; allowed{rule}: {choices}.')
+  return tuple((group_words or [group[0]])[0] for group_words, group in zip(chosen, groups, strict=True))
 
 
 def apply_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
-  """What a configuration file without variants of its own returns: '' leaves it, 'tiny' shrinks it.
+  """Returns the configuration for a file whose only variant is 'tiny': shrunk for 'tiny', unchanged for ''.
 
   Raises:
-    ValueError: the variant is unknown.
+    ValueError: The variant is unknown.
   """
   (size,) = choose(variant, ('', 'tiny'))
   return shrink(config) if size else config
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Small models and a few steps of every stage, to see that a configuration works."""
+  """Sets small models and a few steps for every stage, in place, for a quick trial of a configuration."""
   config.data.num_train, config.data.num_validation, config.data.num_held_out = 200, 64, 64
   config.dvae.hidden_size = 16
   for blocks in (config.prior, config.model):
@@ -291,12 +311,12 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], path: str = 'config') -> list[str]:
-  """Lines `key: old -> new` for every leaf that differs between two nested dicts."""
+  """Returns a line 'key: old -> new' for every leaf that differs between two nested dicts."""
   lines = []
   for name in sorted(set(old) | set(new)):
-    a, b = old.get(name, '(absent)'), new.get(name, '(absent)')
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += difference(a, b, f'{path}.{name}')
-    elif a != b:
-      lines.append(f'{path}.{name}: {a!r} -> {b!r}')
+    old_value, new_value = old.get(name, '(absent)'), new.get(name, '(absent)')
+    if isinstance(old_value, dict) and isinstance(new_value, dict):
+      lines += difference(old_value, new_value, f'{path}.{name}')
+    elif old_value != new_value:
+      lines.append(f'{path}.{name}: {old_value!r} -> {new_value!r}')
   return lines

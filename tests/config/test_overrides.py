@@ -20,8 +20,9 @@ TEXT = {'task': 'sequence', 'data': {'source': 'text'}, 'tokenizer': {'kind': 'b
      'config.model.num_heads instead.'),
     ({'task': 'dvae'}, 'prior.position', 'config.task=dvae does not read config.prior. Leave the key out; this task '
      f'reads {COMMON}, dvae, dvae_training.'),
-    ({'dvae': {'pretrained': 'DIR'}}, 'dvae_training.num_steps', 'config.dvae.pretrained=DIR is trained already: '
-     'config.dvae_training is not read. Leave the key out, or set config.prior_training.num_steps instead.'),
+    ({'dvae': {'pretrained': 'DIR'}}, 'dvae_training.num_steps', 'config.dvae.pretrained=DIR is already '
+     'trained, so config.dvae_training is not read. Leave the key out, or set config.prior_training.num_steps '
+     'instead.'),
     (IMAGE_TOKENS, 'tokenizer.text_length', 'config.task=sequence does not read config.tokenizer. Leave the key out; '
      f'this task reads {COMMON}, dvae, model, sequence_training.'),
     ({'task': 'reranker'}, 'dvae.hidden_size', 'config.task=reranker does not read config.dvae. Leave the key out; '

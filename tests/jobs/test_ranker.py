@@ -105,7 +105,7 @@ def test_other_directories_are_refused_with_the_way_to_a_reranker(finished, tmp_
   with pytest.raises(ValueError, match=rf'nowhere \(--reranker\).*{train}'):
     module.load(str(tmp_path / 'nowhere'), mesh)
   pictures = save_random(tmp_path / 'model', Config.from_dict(PICTURES), caption_tokenizer())
-  with pytest.raises(ValueError, match=rf'\(--best_of\) holds a model of pictures.* needs a reranker: {train}'):
+  with pytest.raises(ValueError, match=rf'\(--best_of\) holds a model of images.* needs a reranker: {train}'):
     module.load(pictures, mesh, flag='--best_of')
-  with pytest.raises(ValueError, match=r'\(--model\) holds a reranker, and this needs one that draws pictures'):
+  with pytest.raises(ValueError, match=r'\(--model\) holds a reranker, but this needs a model of images'):
     bundle.check(finished[0] / 'model')

@@ -1,4 +1,4 @@
-"""Compressing files with a trained model, and getting them back: what `python -m dalle_jax.compress` does."""
+"""The actions of `python -m dalle_jax.compress`: encode and decode files with a trained model."""
 
 import contextlib
 import dataclasses
@@ -38,35 +38,39 @@ def encode(
   compare: bool = False,
   report: str | None = None,
 ) -> dict[str, Any]:
-  """Compresses `source` into the file `out`, prints what it cost, and returns that.
+  """Compress `source` into the file `out`, and print the sizes.
 
   Args:
-    model: a model directory. A model of text takes files of any kind, one of pictures a picture or a directory of them.
-    source: what to compress.
+    model: a model directory. A text model compresses any file; an image model compresses a picture or a directory of
+      pictures.
+    source: the file or directory to compress.
     out: the file to write.
-    settings: how.
-    overwrite: whether `out` may exist.
-    compare: whether to measure other programs' results too.
-    report: a JSON file to write the figures to.
+    settings: the settings of the encoder.
+    overwrite: whether `out` may already exist.
+    compare: whether to measure other compression programs or image formats too.
+    report: a JSON file for the figures; None for no report.
+
+  Returns:
+    The sizes, costs and settings by name, as the report has them.
 
   Raises:
     ValueError: the model, a file or a setting cannot be used.
   """
   start = time.monotonic()
-  job_of, needs = _job_kind(model)
+  job_type, parts = _job_type(model)
   source_path, out_path = Path(source), Path(out)
   check_file(out_path, overwrite, 'OUT', (source_path, Path(model)))
   if report:
     check_file(Path(report), overwrite, '--report', (source_path, Path(model), out_path))
-  with _readable(source):
-    inputs = job_of.inputs(source_path, settings, bundle.read_config(Path(model)))
-    loaded = _load(model, needs)
-    job, identity = job_of(loaded), _identity(Path(model), loaded)
-    begin = functools.partial(_writer, kind=job_of.kind, coder=settings.coder, identity=identity)
+  with _readable_errors(source):
+    inputs = job_type.inputs(source_path, settings, bundle.read_config(Path(model)))
+    loaded = _load(model, parts)
+    job, identity = job_type(loaded), _identity(Path(model), loaded)
+    make_writer = functools.partial(_writer, kind=job_type.kind, coder=settings.coder, identity=identity)
     with replacing(out_path) as partial, partial.open('wb') as file:
-      figures = job.encode(inputs, settings, functools.partial(begin, file))
+      figures = job.encode(inputs, settings, functools.partial(make_writer, file))
       figures |= {
-        'model': str(Path(model)), 'model_kind': _name(loaded), 'num_values': num_values(loaded.params),
+        'model': str(Path(model)), 'model_kind': _model_kind(loaded), 'num_values': num_values(loaded.params),
         'seconds': round(time.monotonic() - start, 2),
       }  # fmt: skip
       if compare:
@@ -78,60 +82,66 @@ def encode(
 
 
 def decode(model: str, source: str, out: str, *, recover: bool = False, overwrite: bool = False) -> None:
-  """Writes what `encode` read to `out`, a file or, for several pictures, a new or empty directory.
+  """Decode a file that `encode` wrote.
 
   Args:
-    model: the directory of the model that it was coded with.
+    model: the directory of the model that encoded the file.
     source: the compressed file.
-    out: what to write.
-    recover: whether to keep what whole chunks before a damage hold.
+    out: the file to write, or the directory if the file holds a directory of pictures. The directory must be new or
+      empty.
+    recover: whether to write the content of the intact chunks before the first damage.
     overwrite: whether `out` may exist, if it is a file.
 
   Raises:
-    ValueError: the file is damaged or of another model; without `recover` nothing is written.
+    ValueError: the file is damaged, or another model encoded it. Without `recover` nothing is written.
   """
   out_path, damage = Path(out), None
-  with _readable(source), Path(source).open('rb') as file:
+  with _readable_errors(source), Path(source).open('rb') as file:
     reader = ContainerReader(file)
     if reader.header.settings.get('single', True) is True:
       check_file(out_path, overwrite, 'OUT', (Path(source), Path(model)))
     else:
       check_directory(out_path, 'OUT')
-    job_of, needs = _job_kind(model)
-    loaded = _load(model, needs)
-    _check_model(reader.header, _identity(Path(model), loaded), job_of.kind, model)
+    job_type, parts = _job_type(model)
+    loaded = _load(model, parts)
+    _check_model(reader.header, _identity(Path(model), loaded), job_type.kind, model)
     if reader.header.platform != platform():
-      say(f'note: coded on {reader.coded_on}; this is {platform()!a}. Checksums tell whether it computes the same.')
+      say(
+        f'note: the file was encoded on {reader.coded_on}; this machine is {platform()!a}. If it computes other '
+        'probabilities, the checksums will show it.'
+      )
     with replacing(out_path) as partial:
       try:
-        job_of(loaded).decode(reader, partial, Path(source).stat().st_size)
+        job_type(loaded).decode(reader, partial, Path(source).stat().st_size)
         reader.check_whole()
       except Damaged as error:
         if not recover or not reader.num_chunks:
           raise
         damage = error
     if damage:
-      raise Damaged(f'{damage}. What was read of the {reader.num_chunks} whole chunk(s) before that is in {out}.')
+      raise Damaged(f'{damage}. The content of the {reader.num_chunks} whole chunk(s) before that is in {out}.')
   say(out)
 
 
 def info(source: str) -> dict[str, Any]:
-  """What a compressed file says of itself; its checksums are compared, no model is needed.
+  """Print and return the header and the sizes of a compressed file.
+
+  All checksums are verified. No model is needed.
 
   Raises:
-    ValueError: it is damaged, or something else.
+    ValueError: the file is damaged or is no compressed file.
   """
-  with _readable(source), Path(source).open('rb') as file:
+  with _readable_errors(source), Path(source).open('rb') as file:
     reader = ContainerReader(file)
-    sizes, counts = 0, 0
+    payload_bytes, count = 0, 0
     for chunk in reader.chunks():
-      sizes, counts = sizes + len(chunk.payload), counts + chunk.count
+      payload_bytes, count = payload_bytes + len(chunk.payload), count + chunk.count
       reader.skip(chunk)
     assert reader.end is not None
   unit = {'text': 'tokens', 'pictures': 'tiles'}[reader.header.kind]
   facts = dataclasses.asdict(reader.header) | {
-    'chunks': reader.end.num_chunks, unit: counts, 'content_bytes': reader.end.num_bytes, 'payload_bytes': sizes,
-    'file_bytes': Path(source).stat().st_size,
+    'chunks': reader.end.num_chunks, unit: count, 'content_bytes': reader.end.num_bytes,
+    'payload_bytes': payload_bytes, 'file_bytes': Path(source).stat().st_size,
   }  # fmt: skip
   for name, value in facts.items():
     print(f'{name:<14} {value if isinstance(value, int) else json.dumps(value)}')
@@ -139,7 +149,7 @@ def info(source: str) -> dict[str, Any]:
 
 
 def platform() -> dict[str, str]:
-  """Where this program computes: what a model's roundings may depend on."""
+  """The device, versions and XLA flags of this process. The rounding of a model's logits may depend on each."""
   import jaxlib
 
   device = jax.devices()[0]
@@ -149,7 +159,7 @@ def platform() -> dict[str, str]:
 
 
 def _processor() -> str:
-  """The model of the processor, where the system tells it."""
+  """The processor's model name, or its architecture if the system does not give a name."""
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
@@ -157,18 +167,18 @@ def _processor() -> str:
     return host.processor() or host.machine()
 
 
-def _job_kind(model: str) -> tuple[type[TextJob] | type[PictureJob], tuple[str, ...]]:
-  """What a model compresses, and the parts of its directory that do."""
+def _job_type(model: str) -> tuple[type[TextJob] | type[PictureJob], tuple[str, ...]]:
+  """The job class for a model directory, and the parts of the directory that the job needs."""
   return (TextJob, ('model',)) if holds_text(model) else (PictureJob, drawing_parts(model))
 
 
-def _load(path: str, needs: tuple[str, ...]) -> Bundle:
-  """The model on one device, whatever there are: its roundings must not depend on their number."""
-  return bundle.load(Path(path), sharding.one_device_mesh(), needs)
+def _load(path: str, parts: tuple[str, ...]) -> Bundle:
+  """Load the model on a single device, because the rounding of logits must not depend on the number of devices."""
+  return bundle.load(Path(path), sharding.one_device_mesh(), parts)
 
 
 def _identity(path: Path, loaded: Bundle) -> str:
-  """A fingerprint of all that a model directory means: parameters, configuration and tokenizer."""
+  """A fingerprint of a model directory: its parameters, configuration and tokenizer."""
   digest = hashlib.sha256(bundle.fingerprint(loaded.params).encode())
   for name in ('config.json', 'tokenizer.model'):
     file = path / name
@@ -176,7 +186,7 @@ def _identity(path: Path, loaded: Bundle) -> str:
   return digest.hexdigest()[:16]
 
 
-def _name(loaded: Bundle) -> str:
+def _model_kind(loaded: Bundle) -> str:
   return 'prior' if loaded.drawing_part == 'prior' else loaded.config.model.kind
 
 
@@ -189,37 +199,40 @@ def _writer(
   return ContainerWriter(file, header)
 
 
-def _check_model(header: Header, found: str, kind: str, model: str) -> None:
-  if header.model != found:
-    raise Unreadable(f'it was coded with the model {header.model!r}, and {model} (--model) is the model {found!r}')
+def _check_model(header: Header, identity: str, kind: str, model: str) -> None:
+  if header.model != identity:
+    raise Unreadable(f'it was coded with the model {header.model!r}, but {model} (--model) is the model {identity!r}')
   if header.kind != kind or header.coder not in CODERS:
-    raise Unreadable(f'its header names the kind {header.kind!r} and the coder {header.coder!r}')
+    raise Unreadable(
+      f'its header names the kind {header.kind!r} and the coder {header.coder!r}; the kind of the model in --model is '
+      f'{kind!r}, and the coders are {", ".join(CODERS)}'
+    )
 
 
 @contextlib.contextmanager
-def _readable(source: str) -> Iterator[None]:
-  """Puts the file's name before what is wrong with it; SIGTERM inside is as Ctrl-C."""
+def _readable_errors(source: str) -> Iterator[None]:
+  """Put the file's name at the start of error messages, and handle SIGTERM like Ctrl-C."""
   try:
     with terminations_as_interrupts():
       yield
   except OSError as error:
     raise ValueError(f'{error.filename or source}: {error.strerror or error}') from None
   except jax.errors.JaxRuntimeError as error:
-    first = str(error).splitlines()[0]
-    raise ValueError(f'{source}: {first} Files coded with a lower --batch_size need less memory.') from error
+    first_line = str(error).splitlines()[0]
+    raise ValueError(f'{source}: {first_line} Encode with a lower --batch_size to need less memory.') from error
   except Unreadable as error:
     raise type(error)(f'{source}: {error}') from None
 
 
 def _print(figures: dict[str, Any]) -> None:
-  """The figures that people look for first."""
+  """Print the most important figures."""
   bits, model_bits = 8 * figures['payload_bytes'], figures['model_bits']
-  share = f' ({100 * (bits / model_bits - 1):+.3f}%)' if model_bits and math.isfinite(model_bits) else ''
+  overhead = f' ({100 * (bits / model_bits - 1):+.3f}%)' if model_bits and math.isfinite(model_bits) else ''
   original, size = figures['original_bytes'], figures['file_bytes']
   ratio = f', {original / size:.2f} to 1' if size and original else ''
   entropy = f'{model_bits:,.1f} bits' if math.isfinite(model_bits) else 'infinite'
-  print(f'{original:,} bytes to {size:,}{ratio}, in {figures["seconds"]:.1f} s')
-  print(f"coded: {bits:,} bits by {figures['coder']} coding; the data's entropy by the model: {entropy}{share}")
+  print(f'{original:,} bytes to {size:,} bytes{ratio}, in {figures["seconds"]:.1f} s')
+  print(f'{figures["coder"]} coding: {bits:,} bits; entropy of the data under the model: {entropy}{overhead}')
   print(f'header and checksums: {size - figures["payload_bytes"]:,} bytes')
   for name, value in figures.items():
     if name.startswith(('bits_per_', 'model_bits_per_', 'overhead_bits_per_', 'psnr')):

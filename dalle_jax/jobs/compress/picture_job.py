@@ -1,4 +1,4 @@
-"""Compressing pictures with a model that draws them."""
+"""Compression of pictures with an image model."""
 
 import dataclasses
 import itertools
@@ -30,22 +30,22 @@ class _Listed:
   """A picture to compress."""
 
   path: Path
-  name: str  # by which it is decoded
+  name: str  # the file name that decoding gives it
   caption: str
-  shape: tuple[int, int]  # rows and columns of what is coded
+  shape: tuple[int, int]  # height and width of the pixels that are coded
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """The pictures to compress, and what the header says of them."""
+  """The pictures to compress, and the settings that the header of the compressed file stores."""
 
   listed: list[_Listed]
-  facts: dict[str, Any]  # `compression.pictures.listing` reads it
+  facts: dict[str, Any]  # the header's settings, as `compression.pictures.listing` reads them
   settings: CompressionSettings
 
 
 class PictureJob:
-  """One model, and the pictures that it compresses."""
+  """Encodes and decodes pictures with one image model."""
 
   kind = 'pictures'
 
@@ -58,16 +58,18 @@ class PictureJob:
 
   @staticmethod
   def inputs(source: Path, settings: CompressionSettings, config: Config) -> Inputs:
-    """What `encode` takes, before the model is read.
+    """List and validate the input of `encode` before the parameters are loaded.
 
     Raises:
-      ValueError: there are no pictures, or one that could not be coded or written again.
+      ValueError: there are no pictures, or a picture cannot be coded or written back.
     """
     if settings.caption and not config.reads_captions:
-      raise ValueError('--caption: the model has learnt pictures without captions (config.model.tokens=image).')
+      raise ValueError(
+        '--caption: the model was trained on pictures without captions (config.model.tokens=image); omit the flag.'
+      )
     listed = [
       _Listed(path, name, caption, _read(path, settings, config).shape[:2])
-      for path, name, caption in _found(source, settings.caption)
+      for path, name, caption in _list_pictures(source, settings.caption)
     ]
     facts = {
       'lossless': not settings.lossy, 'single': source.is_file(), 'size': config.data.image_size,
@@ -85,7 +87,16 @@ class PictureJob:
   def encode(
     self, inputs: Inputs, settings: CompressionSettings, start: Callable[..., ContainerWriter]
   ) -> dict[str, Any]:
-    """Writes the pictures by the writer that `start` makes; returns the figures."""
+    """Compress the pictures.
+
+    Args:
+      inputs: the pictures.
+      settings: the settings of the encoder.
+      start: makes the writer of the compressed file from `batch_size`, `length` and `facts`, the header's settings.
+
+    Returns:
+      The sizes and costs by name.
+    """
     plan = _PicturePlan([entry.shape for entry in inputs.listed], self._size)
     batch_size = rows_for(plan.num_tiles, settings.batch_size)
     coder = self._coder(batch_size, settings.coder, not settings.lossy)
@@ -94,40 +105,50 @@ class PictureJob:
     with Progress('encoding', plan.num_tiles, 'tile') as progress:
       tiles = self._tiles(inputs)
       for sizes in plan.chunks(batch_size):
-        part = list(itertools.islice(tiles, len(sizes)))
-        block, text = (np.stack(rows) for rows in zip(*part, strict=True))
-        payload, content = coder.encode(block, sizes, text, costs)
+        chunk = list(itertools.islice(tiles, len(sizes)))
+        pixels, text = (np.stack(rows) for rows in zip(*chunk, strict=True))
+        payload, content = coder.encode(pixels, sizes, text, costs)
         if settings.verify:
           coder.verify(payload, content, sizes)
         writer.chunk(len(sizes), content, payload)
         progress.update(min(costs.num_tokens // self._model.length, plan.num_tiles))
     assert next(tiles, None) is None
     writer.end()
-    original = sum(entry.path.stat().st_size for entry in inputs.listed)
-    return _figures(settings, costs, plan, original, writer)
+    original_bytes = sum(entry.path.stat().st_size for entry in inputs.listed)
+    return _figures(settings, costs, plan, original_bytes, writer)
 
   def _tiles(self, inputs: Inputs) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tiles uint8 [S, S, 3] with their captions' ids, picture by picture; at the end says which captions change."""
-    changed = 0
+    """Yield the tiles uint8 [S, S, 3] of all pictures, each with its caption's ids int32 [L].
+
+    At the end, print how many captions decoding will not restore exactly.
+    """
+    num_changed = 0
     for entry in inputs.listed:
       text = np.full(self._text_length, PAD, np.int32)
       if entry.caption and self._text_length:
         text = self._loaded.tokenizer.encode_padded(entry.caption, self._text_length, truncate=True)
-        changed += self._caption(text) != entry.caption
+        num_changed += self._caption(text) != entry.caption
       pixels = _read(entry.path, inputs.settings, self._loaded.config)
       if pixels.shape[:2] != entry.shape:
-        raise ValueError(f'{entry.path} has been changed since this command began; run it again.')
+        raise ValueError(f'{entry.path} has been changed since this command started; run the command again.')
       for tile in pictures.cut(pixels, self._size):
         yield tile, text
-    if changed:
-      say(f'note: {changed} caption(s) will come back as the tokenizer has them: in lower case, or cut where too long')
+    if num_changed:
+      say(
+        f'note: {num_changed} caption(s) will come back changed: the tokenizer makes them lower case and cuts long ones'
+      )
 
   def decode(self, reader: ContainerReader, out: Path, size: int) -> None:
-    """Writes a picture, or a directory of them.
+    """Decompress a picture, or a directory of pictures.
+
+    Args:
+      reader: the compressed file.
+      out: the file or directory to write.
+      size: bytes of the compressed file; not used.
 
     Raises:
-      Damaged: what comes next is; pictures that were whole before are written.
-      ValueError: the header cannot be used.
+      Damaged: a chunk is damaged. The pictures before it are written.
+      ValueError: the header does not fit the model.
     """
     del size
     header = reader.header
@@ -138,40 +159,40 @@ class PictureJob:
     if header.batch_size != rows_for(plan.num_tiles, header.batch_size):
       raise Unreadable(f'its header says {header.batch_size} sequences side by side, for {plan.num_tiles} tiles')
     coder = self._coder(header.batch_size, header.coder, header.settings['lossless'])
-    writing = _Pictures(out, header.settings['single'], names, shapes, self._size)
+    writer = _PictureWriter(out, header.settings['single'], names, shapes, self._size)
     try:
-      self._decode_chunks(reader, coder, plan, writing)
+      self._decode_chunks(reader, coder, plan, writer)
     except Damaged:
-      if writing.finish():
-        say('note: of the last picture some tiles are missing; they are grey')
+      if writer.finish():
+        say('note: some tiles are missing from the last picture; they are grey')
       raise
 
   def _decode_chunks(
-    self, reader: ContainerReader, coder: PictureCoder, plan: '_PicturePlan', writing: '_Pictures'
+    self, reader: ContainerReader, coder: PictureCoder, plan: '_PicturePlan', writer: '_PictureWriter'
   ) -> None:
-    sizes_of, done = plan.chunks(reader.header.batch_size), 0
+    chunk_sizes, num_tiles = plan.chunks(reader.header.batch_size), 0
     with Progress('decoding', plan.num_tiles, 'tile') as progress:
       for chunk in reader.chunks():
-        sizes = next(sizes_of, [])
+        sizes = next(chunk_sizes, [])
         tiles, tokens, content = coder.decode(chunk, sizes)
         reader.accept(chunk, content)
-        writing.add(tiles, [self._caption(row) for row in tokens])
-        done += len(sizes)
-        progress.update(done)
-    if done < plan.num_tiles:
-      raise Damaged(f'it has {done} of {plan.num_tiles} tiles')
+        writer.add(tiles, [self._caption(row) for row in tokens])
+        num_tiles += len(sizes)
+        progress.update(num_tiles)
+    if num_tiles < plan.num_tiles:
+      raise Damaged(f'it has only {num_tiles} of {plan.num_tiles} tiles')
 
   def _caption(self, tokens: np.ndarray) -> str:
     return self._loaded.tokenizer.decode(tokens[: self._text_length]) if self._text_length else ''
 
   def baselines(self, inputs: Inputs) -> dict[str, int | None]:
-    """Bytes that other formats need for the same pixels, without loss."""
+    """Bytes that other lossless formats need for the same pixels."""
     config = self._loaded.config
     return baselines.of_pictures([_read(entry.path, inputs.settings, config) for entry in inputs.listed])
 
 
 class _PicturePlan:
-  """Which tiles there are."""
+  """The tiles into which pictures of given shapes are cut, in coding order."""
 
   def __init__(self, shapes: list[tuple[int, int]], size: int):
     self._shapes, self._size = shapes, size
@@ -179,7 +200,7 @@ class _PicturePlan:
     self.num_pixels = sum(height * width for height, width in shapes)
 
   def chunks(self, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    """The tiles' own sizes, chunk by chunk."""
+    """Yield, for each chunk, the height and width of the part of each tile that is not padding."""
     chunk: list[tuple[int, int]] = []
     for shape in self._shapes:
       for size in pictures.tile_sizes(*shape, self._size):
@@ -191,12 +212,12 @@ class _PicturePlan:
       yield chunk
 
 
-class _Pictures:
-  """Writes pictures as soon as their last tile is there."""
+class _PictureWriter:
+  """Collects tiles, and writes each picture as soon as all its tiles are decoded."""
 
   def __init__(self, out: Path, single: bool, names: list[str], shapes: list[tuple[int, int]], size: int):
     self._out, self._single, self._size = out, single, size
-    self._todo = list(zip(names, shapes, strict=True))[::-1]
+    self._remaining = list(zip(names, shapes, strict=True))[::-1]  # the last entry is the current picture
     self._tiles: list[np.ndarray] = []
     if not single:
       out.mkdir()
@@ -204,26 +225,26 @@ class _Pictures:
   def add(self, tiles: np.ndarray, captions: list[str]) -> None:
     for tile, caption in zip(tiles, captions, strict=True):
       self._tiles.append(tile)
-      if len(self._tiles) == self._wanted:
+      if len(self._tiles) == self._num_tiles:
         self._write(caption)
 
   @property
-  def _wanted(self) -> int:
-    """Tiles of the picture that is being put together."""
-    height, width = self._todo[-1][1]
+  def _num_tiles(self) -> int:
+    """Number of tiles of the current picture."""
+    height, width = self._remaining[-1][1]
     return -(-height // self._size) * -(-width // self._size)
 
   def finish(self) -> bool:
-    """Writes the picture of which only some tiles are there, grey where they are not; returns whether there was one."""
+    """Write an unfinished picture, with grey for missing tiles. Returns whether there was one."""
     if not self._tiles:
       return False
     grey = np.full_like(self._tiles[0], 128)
-    self._tiles += [grey] * (self._wanted - len(self._tiles))
+    self._tiles += [grey] * (self._num_tiles - len(self._tiles))
     self._write('')
     return True
 
   def _write(self, caption: str) -> None:
-    name, shape = self._todo.pop()
+    name, shape = self._remaining.pop()
     path = self._out if self._single else self._out / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(image.encode_png(pictures.join(np.stack(self._tiles), *shape)))
@@ -233,32 +254,41 @@ class _Pictures:
         file.write(json.dumps({'file_name': name, 'text': caption}, ensure_ascii=False) + '\n')
 
 
-def _found(source: Path, caption: str) -> list[tuple[Path, str, str]]:
-  """Path, name and caption of each picture of a directory, with the captions that are there; or of the one picture.
+def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
+  """List the picture `source`, or the pictures in the directory `source`.
+
+  Args:
+    source: a picture or a directory.
+    caption: the caption of all pictures; '' to use the captions that the directory has.
+
+  Returns:
+    The path, the name after decoding and the caption of each picture.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there are no pictures.
   """
   if source.is_file():
     return [(source, _png_name(source.name), caption)]
   if not source.is_dir():
-    raise ValueError(f'There is no {source}; a model of pictures (--model) takes a picture or a directory of them.')
+    raise ValueError(
+      f'{source} does not exist; the model in --model is an image model and takes a picture or a directory of pictures.'
+    )
   files = folder.walk(source, 'IN')
-  found = [name for name in files if name.lower().endswith(folder.EXTENSIONS) and (source / name).is_file()]
-  if not found:
-    raise ValueError(f'{source} holds no pictures ({", ".join(folder.EXTENSIONS)}).')
+  names = [name for name in files if name.lower().endswith(folder.EXTENSIONS) and (source / name).is_file()]
+  if not names:
+    raise ValueError(f'{source} has no pictures; name a directory of {", ".join(folder.EXTENSIONS)} files.')
   captions = {} if caption else _captions(source, files)
-  return [(source / name, _png_name(name), captions.get(name, caption)) for name in found]
+  return [(source / name, _png_name(name), captions.get(name, caption)) for name in names]
 
 
 def _captions(source: Path, files: list[str]) -> dict[str, str]:
-  """Captions by picture, where the directory has some (see `data.folder`)."""
+  """Captions by picture name; empty if the directory has no captions (see `data.folder`)."""
   if not any(PurePosixPath(name).name in folder.METADATA or name.endswith('.txt') for name in files):
     return {}
   try:
     return {entry.path: entry.caption for entry in folder.scan(source)}
   except ValueError as error:
-    say(f'note: no captions are used: {str(error).splitlines()[0]}')
+    say(f'note: no captions are used, because they cannot be read: {str(error).splitlines()[0]}')
     return {}
 
 
@@ -270,7 +300,7 @@ def _read(path: Path, settings: CompressionSettings, config: Config) -> np.ndarr
   """The pixels to code, uint8 [H, W, 3].
 
   Raises:
-    ValueError: the file is no picture, or RGB cannot hold it without loss.
+    ValueError: the file is no picture, or cannot be converted to RGB without loss.
   """
   data = path.read_bytes()
   try:
@@ -285,14 +315,14 @@ def _read(path: Path, settings: CompressionSettings, config: Config) -> np.ndarr
 
 
 def _figures(
-  settings: CompressionSettings, costs: PictureCosts, plan: _PicturePlan, original: int, writer: ContainerWriter
+  settings: CompressionSettings, costs: PictureCosts, plan: _PicturePlan, original_bytes: int, writer: ContainerWriter
 ) -> dict[str, Any]:
   bits, model_bits = 8 * writer.payload_bytes, costs.codes + costs.pixels
   symbols = costs.num_tokens + (0 if settings.lossy else costs.num_values)
   mean_error = costs.squared_error / costs.num_values
   return {
     'kind': 'pictures', 'coder': settings.coder, 'lossless': not settings.lossy, 'num_tiles': plan.num_tiles,
-    'num_pixels': plan.num_pixels, 'num_tokens': costs.num_tokens, 'original_bytes': original,
+    'num_pixels': plan.num_pixels, 'num_tokens': costs.num_tokens, 'original_bytes': original_bytes,
     'file_bytes': writer.num_bytes, 'payload_bytes': writer.payload_bytes, 'model_bits': model_bits,
     'code_bits': costs.codes, 'pixel_bits': costs.pixels, 'overhead_bits_per_symbol': (bits - model_bits) / symbols,
     'model_bits_per_token': costs.codes / costs.num_tokens, 'bits_per_pixel': 8 * writer.num_bytes / plan.num_pixels,

@@ -1,4 +1,4 @@
-"""Compressing files of any bytes with a model of text."""
+"""Compression of files of any bytes with a text model."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from dalle_jax.training.progress import Progress
 
 
 class TextJob:
-  """One model, and the files that it compresses."""
+  """Encodes and decodes files with one text model."""
 
   kind = 'text'
 
@@ -25,51 +25,68 @@ class TextJob:
 
   @staticmethod
   def inputs(source: Path, settings: CompressionSettings, config: Config) -> Path:
-    """What `encode` takes, before the model is read.
+    """Validate the input of `encode` before the parameters are loaded.
+
+    Returns:
+      The file, which `encode` takes.
 
     Raises:
-      ValueError: it is no file, or the settings are for pictures.
+      ValueError: `source` is no file, or a setting is for pictures only.
     """
     del config
     if not source.is_file():
-      raise ValueError(f'{source} is no file; a model of text (--model) compresses one file.')
-    given = [f'--{name}' for name in ('lossy', 'resize', 'caption') if getattr(settings, name)]
-    if given:
-      raise ValueError(f'{", ".join(given)}: for pictures; the model in --model is one of text.')
+      raise ValueError(f'{source} is no file; a text model (--model) compresses one file.')
+    picture_flags = [f'--{name}' for name in ('lossy', 'resize', 'caption') if getattr(settings, name)]
+    if picture_flags:
+      raise ValueError(f'{", ".join(picture_flags)}: for pictures; the model in --model is a text model.')
     return source
 
   def encode(
     self, source: Path, settings: CompressionSettings, start: Callable[..., ContainerWriter]
   ) -> dict[str, Any]:
-    """Writes `source` by the writer that `start` makes; returns the figures."""
+    """Compress the file `source`.
+
+    Args:
+      source: the file.
+      settings: the settings of the encoder.
+      start: makes the writer of the compressed file from `batch_size`, `length` and `facts`, the header's settings.
+
+    Returns:
+      The sizes and costs by name.
+    """
     model, tokenizer = self._loaded.model, self._loaded.tokenizer
     capacity = settings.batch_size * model.length
     size = source.stat().st_size
-    nats, tokens, done = 0.0, 0, 0
+    nats, num_tokens, num_bytes = 0.0, 0, 0
     with source.open('rb') as file, Progress('encoding', size, 'byte') as progress:
-      parts = text.chunks(file, tokenizer, capacity)
-      first = list(itertools.islice(parts, 1))
+      chunks = text.chunks(file, tokenizer, capacity)
+      first = list(itertools.islice(chunks, 1))  # sets the batch size; empty for an empty file
       batch_size = rows_for(len(text.rows(first[0][0], model.length)) if first else 0, settings.batch_size)
       writer = start(batch_size=batch_size, length=model.length, facts={})
       sequences = self._sequences(batch_size)
-      for ids, content in itertools.chain(first, parts):
+      for ids, content in itertools.chain(first, chunks):
         payload, cost = text.encode(ids, sequences, settings.coder)
         if settings.verify:
           text.verify(ids, payload, sequences, settings.coder)
         writer.chunk(len(ids), content, payload)
-        nats, tokens, done = nats + cost, tokens + len(ids), done + len(content)
-        progress.update(done)
+        nats, num_tokens, num_bytes = nats + cost, num_tokens + len(ids), num_bytes + len(content)
+        progress.update(num_bytes)
       end = writer.end()
-    return _figures(settings.coder, nats / math.log(2), tokens, end.num_bytes, writer)
+    return _figures(settings.coder, nats / math.log(2), num_tokens, end.num_bytes, writer)
 
   def _sequences(self, batch_size: int) -> SequenceCoder:
     return SequenceCoder(self._loaded.model, self._loaded.params['model'], batch_size)
 
   def decode(self, reader: ContainerReader, out: Path, size: int) -> None:
-    """Writes the content of a file of `size` bytes to another.
+    """Decompress a file.
+
+    Args:
+      reader: the compressed file.
+      out: the file to write.
+      size: bytes of the compressed file, for the progress line.
 
     Raises:
-      Damaged: what comes next is; the file holds what was before.
+      Damaged: a chunk is damaged. `out` then has the content of the chunks before it.
       ValueError: the header does not fit the model.
     """
     header = reader.header
@@ -87,27 +104,30 @@ class TextJob:
         progress.update(reader.position)
 
   def baselines(self, source: Path) -> dict[str, int | None]:
-    """Bytes that other programs need."""
+    """Bytes that other programs need for the same file; None if a program is not installed."""
     with source.open('rb') as file:
       return baselines.of_file(file)
 
 
 def _check_rows(first: Chunk, header: Header) -> None:
-  """Whether the header asks for no more rows than its first chunk needs. Raises Damaged."""
+  """Check that the header asks for no more rows than its first chunk needs. Raises Damaged.
+
+  A damaged batch size could otherwise exhaust the memory.
+  """
   rows = -(-first.count // header.length)
   if header.batch_size != rows_for(rows, header.batch_size):
     raise Damaged(f'its header says {header.batch_size} sequences side by side, for {first.count} tokens')
 
 
-def _figures(coder: str, model_bits: float, tokens: int, num_bytes: int, writer: ContainerWriter) -> dict[str, Any]:
+def _figures(coder: str, model_bits: float, num_tokens: int, num_bytes: int, writer: ContainerWriter) -> dict[str, Any]:
   bits = 8 * writer.payload_bytes
   figures = {
-    'kind': 'text', 'coder': coder, 'num_tokens': tokens, 'original_bytes': num_bytes, 'file_bytes': writer.num_bytes,
-    'payload_bytes': writer.payload_bytes, 'model_bits': model_bits,
+    'kind': 'text', 'coder': coder, 'num_tokens': num_tokens, 'original_bytes': num_bytes,
+    'file_bytes': writer.num_bytes, 'payload_bytes': writer.payload_bytes, 'model_bits': model_bits,
   }  # fmt: skip
-  if tokens:
+  if num_tokens:
     figures |= {
-      'bits_per_token': bits / tokens, 'model_bits_per_token': model_bits / tokens,
-      'overhead_bits_per_token': (bits - model_bits) / tokens, 'bits_per_byte': 8 * writer.num_bytes / num_bytes,
+      'bits_per_token': bits / num_tokens, 'model_bits_per_token': model_bits / num_tokens,
+      'overhead_bits_per_token': (bits - model_bits) / num_tokens, 'bits_per_byte': 8 * writer.num_bytes / num_bytes,
     }  # fmt: skip
   return figures

@@ -1,4 +1,4 @@
-"""Encoding a picture into a dVAE's codes, and decoding them, as files."""
+"""Encode an image file into a file of dVAE codes, and decode it."""
 
 from pathlib import Path
 
@@ -11,34 +11,40 @@ from dalle_jax.reporting import sheets
 
 
 def encode(model: str, image: str, out: str) -> list[Path]:
-  """Writes a picture's codes, int32 [h, w], as OUT/NAME.npy, and what they decode to as OUT/NAME_decoded.png.
+  """Writes an image's codes, int32 [h, w], to OUT/NAME.npy and their reconstruction to OUT/NAME_decoded.png.
 
   Args:
     model: a model directory with a dVAE.
-    image: the picture, of any size; the middle square is taken.
-    out: directory of the two files, which is made.
+    image: the image file, of any size; only the central square is used.
+    out: the directory of the two files, created if missing.
+
+  Returns:
+    The two paths.
 
   Raises:
-    ValueError: the model or the picture cannot be used.
+    ValueError: the model or the image cannot be used.
   """
   if not image:
-    raise ValueError('--encode needs a picture; give it with --image.')
+    raise ValueError('--encode needs an input image; give it with --image.')
   picture, loaded = read_picture(image), load(model)
   codes = loaded.encode(picture[None])
   directory, stem = make_directory(out), Path(image).stem
-  kept, shown = directory / f'{stem}.npy', directory / f'{stem}_decoded.png'
-  np.save(kept, codes[0])
-  sheets.save_png(loaded.decode(codes)[0], shown, None)
-  return [kept, shown]
+  code_file, image_file = directory / f'{stem}.npy', directory / f'{stem}_decoded.png'
+  np.save(code_file, codes[0])
+  sheets.save_png(loaded.decode(codes)[0], image_file, None)
+  return [code_file, image_file]
 
 
 def decode(model: str, file: str, out: str) -> list[Path]:
-  """Writes what codes decode to as OUT/NAME_decoded.png, or OUT/NAME_NUMBER_decoded.png where there are several.
+  """Decodes a file of codes to OUT/NAME_decoded.png; codes [N, h, w] to OUT/NAME_000_decoded.png and so on.
 
   Args:
     model: a model directory with a dVAE.
-    file: a .npy file of whole numbers [h, w] or [N, h, w].
-    out: directory of the pictures, which is made.
+    file: a .npy file of integers [h, w] or [N, h, w].
+    out: the directory of the images, created if missing.
+
+  Returns:
+    The paths of the images.
 
   Raises:
     ValueError: the model or the codes cannot be used.
@@ -46,7 +52,7 @@ def decode(model: str, file: str, out: str) -> list[Path]:
   try:
     codes = np.load(file, allow_pickle=False)
     if not isinstance(codes, np.ndarray):
-      raise ValueError('it is an archive of several arrays')
+      raise ValueError('it is an archive of several arrays; give one array, saved by np.save')
   except (OSError, ValueError, EOFError) as error:
     raise ValueError(f'--decode={file} cannot be read as a .npy file of numbers: {error}') from None
   try:

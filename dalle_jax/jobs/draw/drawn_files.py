@@ -1,4 +1,4 @@
-"""The files of drawing: pictures with what they carry, sheets, previews, and the page of candidates."""
+"""Output files of `generate`: PNG files with their settings, contact sheets, previews and the page of candidates."""
 
 import dataclasses
 import json
@@ -22,16 +22,22 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sampling.sampler import Preview, SampledImages
 
 PREVIEWS, CANDIDATES = 'previews', 'candidates.html'
-SHEET_IMAGES = 512  # at most on a contact sheet
+SHEET_IMAGES = 512  # the most images on a contact sheet
 SCORE_NAMES = {
   'reranker': "the cosine of the reranker's embeddings of image and prompt",
   'likelihood': 'the log-likelihood of the image given the prompt, in nats',
-  'caption_likelihood': 'the log-likelihood of the prompt given the image, in nats, but for a constant',
+  'caption_likelihood': 'the log-likelihood of the prompt given the image, in nats, up to a constant',
 }
 
 
 class Previews:
-  """Writes a sheet of the images so far, for each batch and number of rows."""
+  """Callback that writes a contact sheet of each batch's unfinished images.
+
+  Args:
+    directory: the directory for the sheets. Previews of an earlier command are removed from it.
+    prompts: the P prompts.
+    count: the number of images per prompt.
+  """
 
   def __init__(self, directory: Path, prompts: Sequence[str], count: int):
     self._directory = make_directory(str(directory))
@@ -40,17 +46,17 @@ class Previews:
     self._prompts, self._count = prompts, count
 
   def __call__(self, preview: Preview) -> None:
-    of_prompts = preview.numbers // self._count
-    rows = [preview.images[of_prompts == number] for number in range(len(self._prompts))]
+    prompt_indices = preview.numbers // self._count
+    rows = [preview.images[prompt_indices == i] for i in range(len(self._prompts))]
     name = f'{preview.numbers[0]:06d}_row_{preview.rows:03d}.png'
-    most = max(map(len, rows))
-    shown = [(self._prompts[i], _filled(row, most)) for i, row in enumerate(rows) if len(row)]
+    longest = max(map(len, rows))
+    shown = [(self._prompts[i], _padded(row, longest)) for i, row in enumerate(rows) if len(row)]
     sheet = lay_out([prompt for prompt, _ in shown if prompt], np.stack([row for _, row in shown]))
     sheets.save_png(sheet, self._directory / name, None)
 
 
-def _filled(images: np.ndarray, count: int) -> np.ndarray:
-  """Images [N, H, W, 3] with white ones behind up to `count`."""
+def _padded(images: np.ndarray, count: int) -> np.ndarray:
+  """Images [N, H, W, 3], padded with white images to [count, H, W, 3]."""
   missing = np.full((count - len(images), *images.shape[1:]), 255, np.uint8)
   return np.concatenate([images, missing])
 
@@ -58,7 +64,7 @@ def _filled(images: np.ndarray, count: int) -> np.ndarray:
 def carried_facts(
   model: Model, settings: DrawSettings, ranker: Scorer | None, given: InputPicture | None
 ) -> dict[str, Any]:
-  """What every picture carries, besides its number and the settings of sampling, to be drawn again."""
+  """The facts to store in every PNG file. `ImageWriter` adds the sampling settings and each image's number."""
   facts = {
     'seed': settings.seed, 'negative_prompt': settings.negative_prompt, 'truncate': settings.truncate,
     'model': model.info.get('params', ''), 'dalle_jax_version': dalle_jax.__version__,
@@ -73,7 +79,16 @@ def carried_facts(
 
 
 class ImageWriter:
-  """Writes pictures as they come, or once they are ranked, and what shows them together."""
+  """Writes PNG files, either batch by batch or after ranking, then a page of candidates or a contact sheet.
+
+  Args:
+    directory: the output directory. The page of candidates of an earlier command is removed from it.
+    prompts: the P prompts.
+    count: the number of images per prompt.
+    index: the number of the only image under its seed; None numbers the images 0, 1, ...
+    again: the file name of the only image; '' names files by prompt and place and adds a contact sheet.
+    facts: what `carried_facts` returned.
+  """
 
   def __init__(
     self, directory: Path, prompts: Sequence[str], count: int, index: int | None, again: str, facts: dict[str, Any]
@@ -81,20 +96,20 @@ class ImageWriter:
     self._directory, self._prompts, self._count, self._index = directory, prompts, count, index
     self._again, self._facts = again, facts
     self._written: list[Path] = []
-    (directory / CANDIDATES).unlink(missing_ok=True)  # of an earlier command, whose pictures are replaced
+    (directory / CANDIDATES).unlink(missing_ok=True)  # it would show images of an earlier command
 
   def batch(self, numbers: np.ndarray, drawn: SampledImages, sampling: SamplingConfig) -> None:
-    """PNG files of a batch, whose images all are kept."""
+    """Writes the PNG files of one batch; all of its images are kept."""
     for number, image in zip(numbers, drawn.images, strict=True):
-      prompt, place = divmod(int(number), self._count)
-      self._write(prompt, place, image, sampling, {'index': place if self._index is None else self._index})
+      prompt_index, place = divmod(int(number), self._count)
+      self._write(prompt_index, place, image, sampling, {'index': place if self._index is None else self._index})
 
   def ranked(self, drawn: Drawing) -> None:
-    """PNG files of the best, and the page of all candidates."""
-    for prompt, best in enumerate(drawn.kept):
-      for place, candidate in enumerate(best):
-        own = {'index': int(candidate), 'score': float(drawn.scores[prompt, candidate])}
-        self._write(prompt, place, drawn.images[prompt, candidate], drawn.sampling, own)
+    """Writes the PNG files of the best candidates and the page of all candidates."""
+    for i, candidates in enumerate(drawn.kept):
+      for place, candidate in enumerate(candidates):
+        image_facts = {'index': int(candidate), 'score': float(drawn.scores[i, candidate])}
+        self._write(i, place, drawn.images[i, candidate], drawn.sampling, image_facts)
     page = self._directory / CANDIDATES
     gallery.write_candidates_page(
       page, [prompt or 'without a prompt' for prompt in self._prompts], drawn.images, drawn.scores, drawn.kept,
@@ -102,26 +117,33 @@ class ImageWriter:
     )  # fmt: skip
     self._written.append(page)
 
-  def _write(self, prompt: int, place: int, image: np.ndarray, sampling: SamplingConfig, own: dict[str, Any]) -> None:
-    words = self._prompts[prompt]
-    name = self._again or f'{prompt:03d}_{_slug(words) if words else "image"}_{place:03d}.png'
-    facts = {**self._facts, **dataclasses.asdict(sampling), **own}
-    sheets.save_png(image, self._directory / name, {'prompt': words, 'dalle_jax': json.dumps(facts)})
+  def _write(
+    self, prompt_index: int, place: int, image: np.ndarray, sampling: SamplingConfig, image_facts: dict[str, Any]
+  ) -> None:
+    prompt = self._prompts[prompt_index]
+    name = self._again or f'{prompt_index:03d}_{_slug(prompt) if prompt else "image"}_{place:03d}.png'
+    facts = {**self._facts, **dataclasses.asdict(sampling), **image_facts}
+    sheets.save_png(image, self._directory / name, {'prompt': prompt, 'dalle_jax': json.dumps(facts)})
     self._written.append(self._directory / name)
 
   def finish(self, drawn: Drawing) -> list[Path]:
-    """All files written, with the contact sheet, of the first SHEET_IMAGES images, as the last."""
+    """Writes the contact sheet of the first SHEET_IMAGES images; returns all files written, the sheet last.
+
+    With `again` there is no sheet.
+    """
     if self._again:
       return self._written
     best = drawn.best[:, :SHEET_IMAGES]
     shown = best[: max(1, SHEET_IMAGES // best.shape[1])]
     if shown.shape[:2] != drawn.kept.shape:
-      logging.warning('The contact sheet has the first %d of %d images.', shown[..., 0, 0, 0].size, drawn.kept.size)
+      logging.warning(
+        'The contact sheet shows only the first %d of %d images.', shown[..., 0, 0, 0].size, drawn.kept.size
+      )
     sheet = self._directory / 'contact_sheet.png'
     sheets.save_png(lay_out([prompt for prompt in self._prompts[: len(shown)] if prompt], shown), sheet, None)
     return [*self._written, sheet]
 
 
 def _slug(prompt: str) -> str:
-  """The prompt's first words as part of a file name."""
+  """The prompt's first words, in characters that any file name may have."""
   return re.sub(r'[^a-z0-9]+', '_', prompt.lower()).strip('_')[:48].strip('_') or 'prompt'

@@ -1,4 +1,4 @@
-"""Drawing images for prompts, or without, with a trained model, into PNG files and a contact sheet."""
+"""Generate images with a trained model and write them as PNG files and a contact sheet."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,28 +16,34 @@ from dalle_jax.training.progress import Progress
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str) -> list[str]:
-  """Prompts from the command line followed by those of a file, one a line (empty lines are skipped).
+  """The prompts of the command line, followed by the prompts of a file.
+
+  Args:
+    prompts: the values of --prompt.
+    prompts_file: a UTF-8 file with one prompt per line, whose empty lines are skipped; '' for no file.
 
   Raises:
-    ValueError: there are none, one is empty, or the file cannot be read.
+    ValueError: there is no prompt, a prompt is empty or not valid UTF-8, or the file cannot be read.
   """
-  found = list(prompts)
+  all_prompts = list(prompts)
   if prompts_file:
     try:
       lines = Path(prompts_file).read_text(encoding='utf-8-sig').split('\n')
     except (OSError, UnicodeDecodeError) as error:
       raise ValueError(f'--prompts_file {prompts_file} cannot be read: {error}') from None
-    found += [line.strip() for line in lines if line.strip()]
-  if not found:
-    raise ValueError('No prompt was given; use --prompt="..." (repeatable) or --prompts_file=FILE with one a line.')
-  if any(not prompt.strip() for prompt in found):
+    all_prompts += [line.strip() for line in lines if line.strip()]
+  if not all_prompts:
+    raise ValueError(
+      'No prompt was given; use --prompt="..." (repeatable), or --prompts_file=FILE with one prompt per line.'
+    )
+  if any(not prompt.strip() for prompt in all_prompts):
     raise ValueError('A prompt is empty; --prompt needs at least one word.')
-  for prompt in found:
+  for prompt in all_prompts:
     try:
       prompt.encode()
     except UnicodeEncodeError:
       raise ValueError(f'A prompt is not valid UTF-8: {prompt[:80]!r} (--prompt).') from None
-  return found
+  return all_prompts
 
 
 def draw(
@@ -53,31 +59,33 @@ def draw(
   mesh_config: MeshConfig | None = None,
   again: str = '',
 ) -> list[Path]:
-  """Draws images for each prompt and writes those that are kept, with a contact sheet.
+  """Generates images for each prompt; writes the kept images and a contact sheet.
 
   Args:
-    path: a model directory.
-    prompts: what to draw; [''] for a model that draws without a prompt, or for no caption of a given picture.
-    settings: how.
-    out: directory for the pictures.
-    given: a picture to complete or to vary.
-    index: draws the image of this number alone.
-    reranker: model directory of what ranks the candidates; '' for none.
-    preview_every: rows of tokens after which OUT/previews/ gets a sheet of the images so far; 0 for none.
-    mesh_config: how to use the devices.
-    again: the name of the only picture, which is written alone; '' for names by prompt and place, and a sheet.
+    path: the model directory.
+    prompts: the prompts; [''] if the model reads no captions, or to complete or vary an image without a caption.
+    settings: the sampling settings, the number of images and the ranking.
+    out: the directory for the images.
+    given: the input image to complete or to vary, if any.
+    index: generates only the image of this number under the seed.
+    reranker: the model directory of the reranker that ranks candidates; '' for none.
+    preview_every: rows of tokens between two sheets of unfinished images in OUT/previews/; 0 for no sheets.
+    mesh_config: the device mesh; None splits the batch over all devices.
+    again: the file name of the only image, without a contact sheet; '' names files by prompt and place.
 
   Returns:
-    The files written: pictures, the page of all candidates where some were left out, the contact sheet.
+    The files written: images, then the page of all candidates if they were ranked, then the contact sheet.
 
   Raises:
-    ValueError: the model, a prompt, the picture or a setting cannot be used.
+    ValueError: the model, a prompt, the input image or a setting cannot be used.
   """
   drawing_parts(path)
   if reranker:
     bundle.check(Path(reranker), needs=('reranker',), flag='--reranker')
   if preview_every < 0:
-    raise ValueError(f'--preview_every is {preview_every}; it must be 0 (no previews) or more rows of tokens.')
+    raise ValueError(
+      f'--preview_every is {preview_every}; it must be a number of rows of tokens, or 0 for no previews.'
+    )
   directory = make_directory(out)
   model = load(path, mesh_config)
   ranker = _load_reranker(reranker, model)
@@ -87,7 +95,7 @@ def draw(
   previews = Previews(directory / PREVIEWS, prompts, count) if preview_every else None
   ranked = bool(settings.rank) or settings.num_drawn > settings.num_images
   writer = ImageWriter(directory, prompts, count, index, again, carried_facts(model, settings, ranker, given))
-  with Progress('drawing', len(prompts) * count * model.config.image_length, 'token') as progress:
+  with Progress('sampling', len(prompts) * count * model.config.image_length, 'token') as progress:
     progress.message('compiling')
     drawn = model.draw(
       prompts, settings, known=known, index=None if index is None else [index], reranker=ranker,

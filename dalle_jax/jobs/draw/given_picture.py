@@ -1,4 +1,4 @@
-"""A picture given on the command line, to complete or to vary."""
+"""The input image of a completion or a variation."""
 
 import dataclasses
 import hashlib
@@ -13,15 +13,17 @@ from dalle_jax.jobs.draw.model import Model
 from dalle_jax.sampling import completion
 from dalle_jax.sampling.sampler import Known
 
-WHITE = 128  # grey values from which a mask says "draw here"
+WHITE = 128  # from this value on, of 255, a mask pixel counts as light (grey) or opaque (alpha)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputPicture:
-  """What stays of a picture; the fields are flags of `generate`, of which one beside `image` is set.
+  """An input image, and which part of it is kept or how much the result may vary.
+
+  The fields are flags of `python -m dalle_jax.generate`. Exactly one field besides `image` must be set.
 
   Raises:
-    ValueError: none is, or several, or a value or file cannot be used.
+    ValueError: no such field or several are set, or a value or file cannot be used.
   """
 
   image: str
@@ -33,10 +35,10 @@ class InputPicture:
 
   def __post_init__(self) -> None:
     names = ('mask', 'keep_top', 'keep_box', 'redraw_box', 'variation')
-    found = [name for name in names if getattr(self, name) not in ('', None)]
-    if len(found) != 1:
+    present = [name for name in names if getattr(self, name) not in ('', None)]
+    if len(present) != 1:
       options = ', '.join(f'--{name}' for name in names)
-      raise ValueError(f'With --image give one of {options}, which say what stays; given {", ".join(found) or "none"}.')
+      raise ValueError(f'With --image give exactly one of {options}; given {", ".join(present) or "none"}.')
     if self.mask:
       read_mask(self.mask)
     elif self.variation is not None:
@@ -46,10 +48,10 @@ class InputPicture:
     read_picture(self.image)
 
   def known(self, model: Model) -> Known:
-    """The picture's codes, and which of them stay.
+    """Encodes the image and marks the codes that are kept.
 
     Raises:
-      ValueError: the mask has another size than the picture, or leaves nothing to draw.
+      ValueError: image and mask differ in size, or no code is kept.
     """
     picture = read_picture(self.image)
     if self.variation is not None:
@@ -57,6 +59,7 @@ class InputPicture:
     return model.known(picture, read_mask(self.mask) if self.mask else self._cells(model.config.grid_size))
 
   def _cells(self, size: int) -> np.ndarray:
+    """Marks the codes to keep, bool [size, size], for the fields that name a share or a rectangle."""
     if self.keep_top is not None:
       return completion.top(size, self.keep_top)
     if self.keep_box is not None:
@@ -64,7 +67,7 @@ class InputPicture:
     return ~completion.touched(size, _four(self.redraw_box, '--redraw_box'), '--redraw_box')
 
   def facts(self) -> dict[str, Any]:
-    """What names the picture and what stays of it: the files by what they hold."""
+    """The fields that are set, ready for JSON, with the hash of each file's contents instead of its path."""
     values = {name: value for name, value in dataclasses.asdict(self).items() if value not in ('', None)}
     for name in ('image', 'mask'):
       if name in values:
@@ -73,16 +76,19 @@ class InputPicture:
 
 
 def _four(sides: tuple[float, ...], flag: str) -> tuple[float, float, float, float]:
+  """The sides of a rectangle. Raises ValueError unless there are four."""
   if len(sides) != 4:
     raise ValueError(f'{flag} needs four numbers, LEFT,TOP,RIGHT,BOTTOM; given {len(sides)}.')
   return sides
 
 
 def read_mask(file: str) -> np.ndarray:
-  """What stays, bool [H, W]: what is dark or, in a picture of which some is transparent, what is opaque.
+  """Reads a mask: the pixels to keep, bool [H, W].
+
+  These are the dark pixels or, if the mask has transparent pixels, the opaque ones.
 
   Raises:
-    ValueError: it cannot be read.
+    ValueError: the file cannot be read.
   """
   try:
     with Image.open(file) as image:

@@ -1,4 +1,4 @@
-"""Continuing texts with a trained model of text."""
+"""Continue texts with a trained text model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,16 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 
 
 def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[list[str]]:
-  """`settings.num_images` continuations of each prompt, each a whole sequence that begins with it.
+  """Samples `settings.num_images` texts for each prompt. Each text is a full sequence that begins with the prompt.
 
   Args:
     model: a model directory of `config.task='sequence'`.
-    prompts: beginnings; '' for none. Of one longer than a sequence the end is kept.
-    settings: how; guidance and candidates are for pictures.
+    prompts: the beginnings of the texts; '' for an empty one. Of a prompt that fills a sequence, only the last
+      `config.model.length // 2` tokens are used.
+    settings: the sampling settings; guidance and candidates have no effect on texts.
+
+  Returns:
+    For each prompt, its texts.
 
   Raises:
     ValueError: the model or a setting cannot be used.
@@ -39,7 +43,7 @@ def _text(content: bytes) -> str:
 
 
 def show(prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
-  """Prints every text under a line that says which it is."""
+  """Prints every text under a line with its prompt and its number."""
   for number, (prompt, samples) in enumerate(zip(prompts, texts, strict=True)):
     for index, sample in enumerate(samples):
       print(f'---- prompt {number} ({prompt!r}), text {index}')

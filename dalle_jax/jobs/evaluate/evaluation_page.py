@@ -1,4 +1,4 @@
-"""The page of an evaluation: what was measured, as pictures where people would rather look."""
+"""The HTML page of an evaluation: its figures, and images of what was measured."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,42 +13,42 @@ from dalle_jax.jobs.evaluate.measured import Measured, encoded
 from dalle_jax.jobs.sheet_samples import PromptSamples
 from dalle_jax.reporting import html
 
-NUM_PROMPTS = 8  # whose images are shown
+NUM_PROMPTS = 8  # the page shows images of at most this many prompts
 
 
 def blocks(measured: Measured) -> list[report_blocks.Block]:
-  """Reconstructions, the codebook, samples by prompt and likelihoods, of those that the metrics have asked for.
+  """The page's blocks of reconstructions, codebook, samples and likelihoods, as far as the metrics needed them.
 
-  All processes call it together.
+  All processes must call this function together.
   """
-  found = []
+  shown = []
   if measured.has('reconstructed'):
-    codes, pictures = measured.reconstructed
-    found.append(report_blocks.reconstructions(measured.pictures, pictures))
-    found.append(report_blocks.codebook(measured.loaded.dvae, measured.loaded.params['dvae'], codes, measured.mesh))
+    codes, reconstructions = measured.reconstructed
+    shown.append(report_blocks.reconstructions(measured.pictures, reconstructions))
+    shown.append(report_blocks.codebook(measured.loaded.dvae, measured.loaded.params['dvae'], codes, measured.mesh))
   if measured.has('samples'):
-    found += _samples(measured)
-  return found
+    shown += _samples(measured)
+  return shown
 
 
 def _samples(measured: Measured) -> list[report_blocks.Block]:
-  """Images of the first prompts in the order of their likelihood, and the likelihood of their tokens."""
+  """The blocks of the first prompts: their images, ordered by likelihood, and the likelihood of each token."""
   loaded, samples = measured.loaded, measured.samples
   rows = (
     samples.groups[:NUM_PROMPTS] if len(samples.groups) else np.arange(min(NUM_PROMPTS, len(samples.prompts)))[:, None]
   )
   images, prompts = samples.all_images[rows], [samples.prompts[row[0]] for row in rows]
-  right = None
-  judged = measured.settings.source_of(measured.config) == 'captioned_shapes'
-  if judged and measured.config.reads_captions:
-    right = judge.judge_grid(prompts, images)
+  verdicts = None
+  has_judge = measured.settings.source_of(measured.config) == 'captioned_shapes'
+  if has_judge and measured.config.reads_captions:
+    verdicts = judge.judge_grid(prompts, images)
   sampling = measured.settings.sampling(measured.config.sampling, len(samples.prompts))
   note = (
-    f'Drawn at temperature {sampling.temperature:g} with guidance {sampling.guidance_scale:g}, top_k {sampling.top_k}, '
-    f'top_p {sampling.top_p:g}, seed {measured.settings.seed}; none was picked by hand.'
+    f'Sampled at temperature {sampling.temperature:g}, guidance {sampling.guidance_scale:g}, top_k {sampling.top_k}, '
+    f'top_p {sampling.top_p:g}, seed {measured.settings.seed}. No image was selected by hand.'
   )
   drawn = PromptSamples(encoded(loaded, prompts), samples.all_codes[rows], images)
-  group = report_blocks.Group(f'Samples: {measured.settings.split}', note, prompts, drawn, right)
+  group = report_blocks.Group(f'Samples: {measured.settings.split}', note, prompts, drawn, verdicts)
   return report_blocks.token_blocks(measured, [group])
 
 
@@ -62,11 +62,11 @@ def write(
   """Writes the page.
 
   Args:
-    path: of the HTML file.
-    result: what the JSON file holds.
-    figures: by name.
-    curves: SVG by title.
-    shown: what `blocks` returned.
+    path: the HTML file.
+    result: the contents of the JSON file.
+    figures: the figures by name.
+    curves: SVG drawings by title.
+    shown: the blocks, from `blocks`.
   """
   summary: dict[str, float | None] = {}
   for name, figure in figures.items():
@@ -74,8 +74,8 @@ def write(
     if figure.stderr is not None:
       summary[f'{name}_stderr'] = figure.stderr
   notes = [
-    f'{result["num_images"]} pictures of the split {result["split"]}, seed {result["seed"]}; model {result["model"]}, '
-    f'data {result["data"]}. docs/evaluation.md says what each figure means.'
+    f'{result["num_images"]} images of the split {result["split"]}, seed {result["seed"]}; model {result["model"]}, '
+    f'data {result["data"]}. docs/evaluation.md explains each figure.'
   ]
   config = {name: result[name] for name in ('sampling', 'settings', 'versions', 'seconds')}
   html.write_report(

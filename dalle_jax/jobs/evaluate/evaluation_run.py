@@ -1,4 +1,4 @@
-"""Measuring a trained model: data and model in, a table, a JSON file and drawings out."""
+"""Evaluate a trained model: measure its metrics; print a table; write a JSON file, a page and drawings."""
 
 import dataclasses
 import json
@@ -27,18 +27,19 @@ from dalle_jax.jobs.ranker import load as load_ranker
 from dalle_jax.jobs.report_blocks import Block
 from dalle_jax.reporting import curves
 
-SCHEMA = 2  # of the JSON file; docs/evaluation.md says what is in it
+SCHEMA = 2  # version of the JSON file's format, described in docs/evaluation.md
 
 
 def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str, Any]:
-  """Measures, prints a table, writes a JSON file, and returns what it holds.
+  """Measures the metrics, prints a table, writes the output files, and returns the contents of the JSON file.
 
   Args:
-    settings: what to measure.
-    mesh: of the devices; None: all there are.
+    settings: what to measure, and how.
+    mesh: the device mesh; None uses all devices.
 
   Raises:
-    ValueError: the model, the data or a setting cannot be used. Found before any work, but for what the data hold.
+    ValueError: the model, the data or a setting cannot be used. Settings are checked before any metric is measured,
+      images and captions when a metric reads them.
   """
   model_path = Path(settings.model).absolute()
   info = bundle.check(model_path, needs=('dvae',))
@@ -61,7 +62,7 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
     settings, loaded, dataset, count, mesh, extractor=extractor, ranker=ranker, cache=cache,
     grouped='diversity' in chosen,
   )  # fmt: skip
-  found, seconds = _measure(chosen, measured)
+  figures, seconds = _measure(chosen, measured)
   result = {
     'schema': SCHEMA,
     'model': info.get('params', ''),
@@ -72,7 +73,7 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
     'num_images': count,
     'seed': settings.seed,
     'metrics': chosen,
-    'figures': {name: _ready(figure) for name, figure in found.items()},
+    'figures': {name: _as_json(figure) for name, figure in figures.items()},
     'sampling': dataclasses.asdict(settings.sampling(config.sampling, count)),
     'settings': json.loads(json.dumps(dataclasses.asdict(settings))),
     'versions': _versions(),
@@ -81,30 +82,39 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
   }
   shown = evaluation_page.blocks(measured)
   if jax.process_index() == 0:
-    _write(out, result, found, settings, shown)
+    _write(out, result, figures, settings, shown)
   return result
 
 
-def _data_config(settings: EvaluationSettings, own: DataConfig, model_path: Path) -> tuple[DataConfig, Path]:
-  """The model's own data, or those that the flags name, and where generated ones are kept."""
+def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_path: Path) -> tuple[DataConfig, Path]:
+  """The configuration of the data to measure on, and the directory for generated data sets.
+
+  Args:
+    settings: settings whose `source` and `data` replace those of the model.
+    model_data: the data configuration of the model.
+    model_path: the model directory; by default, generated data sets are kept beside it.
+  """
   changes = {'source': settings.source, 'path': settings.data}
-  config = dataclasses.replace(own, **{name: value for name, value in changes.items() if value is not None})
-  return config, Path(settings.data_dir or own.data_dir or model_path.parent / 'data').absolute()
+  config = dataclasses.replace(model_data, **{name: value for name, value in changes.items() if value is not None})
+  return config, Path(settings.data_dir or model_data.data_dir or model_path.parent / 'data').absolute()
 
 
 def _measure(chosen: list[str], measured: Measured) -> tuple[dict[str, Figure], dict[str, float]]:
-  """The figures, and the seconds each metric took, with what it was the first to need."""
-  found: dict[str, Figure] = {}
+  """The figures, and the seconds that each metric took.
+
+  Metrics share images and features. The first metric that needs them takes the time to make them.
+  """
+  figures: dict[str, Figure] = {}
   seconds = {}
   for name in chosen:
     start = time.monotonic()
-    found |= metrics.METRICS[name].measure(measured)
+    figures |= metrics.METRICS[name].measure(measured)
     seconds[name] = round(time.monotonic() - start, 2)
-  return found, seconds
+  return figures, seconds
 
 
-def _ready(figure: Figure) -> dict[str, Any]:
-  """A figure for JSON, which has no word for what is not finite."""
+def _as_json(figure: Figure) -> dict[str, Any]:
+  """A figure as a JSON object; values that are not finite become null, because JSON cannot represent them."""
   values = {name: value.item() if isinstance(value, np.generic) else value for name, value in figure._asdict().items()}
   return {name: None if is_not_finite(value) else value for name, value in values.items()}
 
@@ -115,39 +125,40 @@ def _versions() -> dict[str, str]:
 
 
 def _write(
-  out: Path, result: dict[str, Any], found: Mapping[str, Figure], settings: EvaluationSettings, shown: list[Block]
+  out: Path, result: dict[str, Any], figures: Mapping[str, Figure], settings: EvaluationSettings, shown: list[Block]
 ) -> None:
+  """Writes the JSON file, the drawings and the page; prints the table and the paths."""
   write_json(out, result)
   written = [out]
-  drawings = _drawings(found)
+  drawings = _drawings(figures)
   for name, svg in drawings.items():
     path = out.with_name(f'{out.stem}_{name}.svg')
     write_whole(path, svg.encode())
     written.append(path)
-  evaluation_page.write(out.with_suffix('.html'), result, found, drawings, shown)
+  evaluation_page.write(out.with_suffix('.html'), result, figures, drawings, shown)
   written.append(out.with_suffix('.html'))
-  print_table(found, settings.split)
+  print_table(figures, settings.split)
   for path in written:
     say(str(path))
 
 
-def _drawings(found: Mapping[str, Figure]) -> dict[str, str]:
-  """SVGs by name: the sweep of radii (figure 9a), where it was measured at several."""
-  points = {name: figure.value for name, figure in found.items() if name.startswith('blurred_fid/')}
+def _drawings(figures: Mapping[str, Figure]) -> dict[str, str]:
+  """SVG drawings by name: blurred_fid by radius (figure 9a) if it was measured at several radii."""
+  points = {name: figure.value for name, figure in figures.items() if name.startswith('blurred_fid/')}
   if len(points) < 2:
     return {}
-  kind = next(iter(points)).split('/')[1]
+  extractor = next(iter(points)).split('/')[1]
   radii = np.array([float(name.rsplit('/', 1)[1]) for name in points])
   order = np.argsort(radii)
-  series = {kind: (radii[order], np.array(list(points.values()))[order])}
-  title = f'Fréchet distance ({kind}) of blurred pictures'
-  return {'blurred_fid': curves.curve_svg(series, title, 'distance', x_label='radius of the blur in pixels')}
+  series = {extractor: (radii[order], np.array(list(points.values()))[order])}
+  title = f'Fréchet distance ({extractor}) of blurred images'
+  return {'blurred_fid': curves.curve_svg(series, title, 'distance', x_label='blur radius in pixels')}
 
 
-def print_table(found: Mapping[str, Figure], split: str) -> None:
-  """One line for each figure: name, value, standard error, and over how many it is."""
-  width = max(len(name) for name in found)
+def print_table(figures: Mapping[str, Figure], split: str) -> None:
+  """Prints one line for each figure: name, value, standard error and count."""
+  width = max(len(name) for name in figures)
   print(f'{"split " + split:<{width}}  {"value":>12}     {"stderr":<9} {"count":>9}')
-  for name, (value, stderr, count) in found.items():
+  for name, (value, stderr, count) in figures.items():
     error = '' if stderr is None else f'+- {stderr:.2g}'
     print(f'{name:<{width}}  {value:12.5g}  {error:<12} {count:>9,}')

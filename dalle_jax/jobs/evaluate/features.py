@@ -1,6 +1,6 @@
-"""Features of pictures, for distances between sets of them, and those of real pictures kept from one start to the next.
+"""Features of images, for distances between sets of images, and a cache for the features of real images.
 
-A kept file is used only if all that its features depend on is the same, and its contents are whole.
+A cached file is used only if it is intact and everything that its features depend on is the same.
 """
 
 import dataclasses
@@ -22,41 +22,47 @@ from dalle_jax.importing import inception_weights as weights
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.ranker import Ranker
 
-FORMAT = 1  # of the files
+FORMAT = 1  # version of the cache files' format
 
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-  """Features by name, with all that they depend on besides the pictures."""
+  """A function from images to features, with a fingerprint of everything else that the features depend on."""
 
   name: str  # 'reranker' or 'inception'
-  fingerprint: str  # of its parameters
+  fingerprint: str  # fingerprint of the parameters
   run: Callable[[np.ndarray], np.ndarray]  # uint8 [N, H, W, 3] to float32 [N, F]
-  logits: Callable[[np.ndarray], np.ndarray] | None = None  # features to [N, C], where there are classes
+  logits: Callable[[np.ndarray], np.ndarray] | None = None  # features to class logits [N, C]; None without classes
 
   def __call__(self, images: np.ndarray, what: str) -> np.ndarray:
-    """Features float32 [N, F] of uint8 [N, H, W, 3].
+    """Computes the features of images, float32 [N, F].
 
     Args:
-      images: the pictures.
-      what: they are, for messages.
+      images: uint8 [N, H, W, 3].
+      what: what the images are, for messages, such as 'real images'.
 
     Raises:
-      ValueError: a feature is infinite or not a number.
+      ValueError: a feature is NaN or infinite.
     """
-    found = self.run(images)
-    broken = np.flatnonzero(~np.isfinite(found).all(axis=1))
-    if len(broken):
-      first = ', '.join(map(str, broken[:5]))
+    features = self.run(images)
+    not_finite = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(not_finite):
+      first = ', '.join(map(str, not_finite[:5]))
       raise ValueError(
-        f'The {self.name} features of {len(broken)} of {len(images)} {what} are infinite or not numbers (pictures '
-        f'number {first}{", ..." if len(broken) > 5 else ""}); its parameters are damaged, or training diverged.'
+        f'The {self.name} features of {len(not_finite)} of {len(images)} {what} are NaN or infinite (image '
+        f'numbers {first}{", ..." if len(not_finite) > 5 else ""}). Its parameters are damaged, or its training '
+        'diverged.'
       )
-    return found
+    return features
 
 
 def load_extractor(settings: EvaluationSettings, mesh: Mesh, ranker: Ranker | None) -> Extractor | None:
-  """What --features names, or None.
+  """Loads the extractor that --features names; None without --features.
+
+  Args:
+    settings: the settings of the evaluation.
+    mesh: the device mesh.
+    ranker: the loaded reranker, needed for --features=reranker.
 
   Raises:
     ValueError: the weights cannot be read.
@@ -65,39 +71,39 @@ def load_extractor(settings: EvaluationSettings, mesh: Mesh, ranker: Ranker | No
     assert ranker is not None
     return Extractor('reranker', ranker.info.get('params', ''), ranker.image_features)
   if settings.features == 'inception':
-    read = weights.load(Path(settings.inception))
-    run = InceptionFeatures(read.params, mesh, settings.rows)
-    return Extractor('inception', read.fingerprint, run, lambda features: features @ read.classes)
+    inception = weights.load(Path(settings.inception))
+    run = InceptionFeatures(inception.params, mesh, settings.rows)
+    return Extractor('inception', inception.fingerprint, run, lambda features: features @ inception.classes)
   return None
 
 
 class Cache:
-  """Features of real pictures in a directory."""
+  """A directory of cached features of real images."""
 
   def __init__(self, directory: Path):
     self._directory = directory
 
   def get(self, name: str, facts: dict[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Features kept under `name`, or made and kept.
+    """The cached features, float32 [N, F]; computes and caches them if the file is missing, damaged or out of date.
 
     Args:
-      name: of the file, without its ending.
-      facts: all that they depend on, ready for JSON.
-      make: float32 [N, F].
+      name: the file's name without its extension.
+      facts: everything that the features depend on, as JSON values.
+      make: computes the features.
     """
     path, facts = self._directory / f'{name}.npz', {'format': FORMAT, **facts}
     if path.exists():
-      kept, problem = _read(path, facts)
-      if kept is not None:
-        return kept
-      say(f'{path} is made anew: {problem}.')
-    made = make()
+      cached, problem = _read(path, facts)
+      if cached is not None:
+        return cached
+      say(f'{path} is recomputed: {problem}.')
+    features = make()
     try:
       self._directory.mkdir(parents=True, exist_ok=True)
-      write_whole(path, _packed(made, facts))
+      write_whole(path, _packed(features, facts))
     except OSError as error:
-      say(f'{path} cannot be written and is left out: {error}.')
-    return made
+      say(f'{path} cannot be written, so these features are not cached: {error}.')
+    return features
 
 
 def _packed(features: np.ndarray, facts: dict[str, Any]) -> bytes:
@@ -111,15 +117,15 @@ def _digest(features: np.ndarray) -> str:
 
 
 def _read(path: Path, facts: dict[str, Any]) -> tuple[np.ndarray | None, str]:
-  """The features, or None and why not."""
+  """The features and an empty string, or None and the reason why the file cannot be used."""
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-      features, kept, digest = file['features'], json.loads(str(file['facts'])), str(file['digest'])
-    changed = [name for name in {**kept, **facts} if kept.get(name) != facts.get(name)]
+      features, cached_facts, digest = file['features'], json.loads(str(file['facts'])), str(file['digest'])
+    changed = [name for name in {**cached_facts, **facts} if cached_facts.get(name) != facts.get(name)]
   except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
     return None, f'it is damaged ({error})'
   if changed:
-    return None, f'it belongs to another {" and ".join(changed)}'
+    return None, f'it was computed with another {" and ".join(changed)}'
   if digest != _digest(features):
     return None, 'it is damaged (its contents have changed)'
   return features, ''

@@ -1,6 +1,6 @@
-"""What metrics measure and share: real pictures and captions, reconstructions, drawn images, and features of them.
+"""The data that metrics share: real images and captions, reconstructions, generated images, and their features.
 
-Each is made when a metric first asks for it, and once.
+Each of these is computed when a metric first asks for it, and only once.
 """
 
 import functools
@@ -25,32 +25,32 @@ from dalle_jax.training.progress import Progress
 
 
 class Samples(NamedTuple):
-  """Drawn images: one for each caption, and several for some."""
+  """Generated images: one for each caption, and further ones for some captions."""
 
-  prompts: list[str]  # N captions
+  prompts: list[str]  # the N captions
   codes: np.ndarray  # int32 [N, h, w]
   images: np.ndarray  # uint8 [N, H, W, 3]
-  groups: np.ndarray  # int [P, K]: of the images of one prompt, their rows in the two below
-  all_codes: np.ndarray  # those above, and the further images of prompts in `groups`
-  all_images: np.ndarray
+  groups: np.ndarray  # int [P, K]: for P of the prompts, the rows of `all_images` with their K images; P may be 0
+  all_codes: np.ndarray  # int32 [M, h, w], M >= N: the codes above, then the codes of the further images
+  all_images: np.ndarray  # uint8 [M, H, W, 3]
 
 
 class Measured:
-  """A model on the first `count` pictures of a split.
+  """The data for a model's metrics: the first `count` images of a split, and what the model computes from them.
 
   Args:
-    settings: of the command.
+    settings: the settings of the evaluation.
     loaded: the model.
-    dataset: whose split.
-    count: pictures.
-    mesh: of the devices.
-    extractor: The extractor of features, if metrics need one.
-    ranker: The reranker, if metrics need one.
-    cache: The cache of features of real pictures, if metrics need features.
-    grouped: Whether metrics need several images of one prompt.
-    prompts: What to sample images for; None for the captions of the pictures.
-    sample_seed: The seed of the sampled images; None derives it from the settings.
-    sampling: How to sample; None takes the model's settings with those of the command.
+    dataset: the data set; `settings.split` names its split.
+    count: the number of images.
+    mesh: the device mesh.
+    extractor: the feature extractor, if a metric needs one.
+    ranker: the reranker, if a metric needs one.
+    cache: the cache of the real images' features, if a metric needs features.
+    grouped: whether a metric needs several images per prompt.
+    prompts: the prompts to generate images for; None for the captions of the real images.
+    sample_seed: the seed of the generated images; None derives it from the settings.
+    sampling: the sampling settings; None merges `settings` over the model's own.
   """
 
   def __init__(
@@ -65,63 +65,67 @@ class Measured:
     self.source = dataset.open(settings.split)
 
   def has(self, name: str) -> bool:
-    """Whether some metric has asked for what is made once, such as 'samples'."""
+    """Whether a metric has used a cached property, such as 'samples'."""
     return name in vars(self)
 
   def batches(self) -> Any:
-    """The records in batches of one shape, as `examples.batches` gives them."""
+    """The images and captions in batches of one shape; see `examples.batches`."""
     tokenizer = self.loaded.tokenizer
     return examples.batches(self.config, tokenizer, self.source, self.count, self.settings.rows, self.mesh)
 
   def progress(self, name: str, total: int, unit: str = 'image') -> Progress:
+    """A progress display on the first process; the other processes show nothing."""
     return Progress(name, total, unit, enabled=jax.process_index() == 0)
 
   @functools.cached_property
   def _read(self) -> dict[str, np.ndarray]:
     with self.progress('reading', self.count) as progress:
-      parts, done = [], 0
+      batches, done = [], 0
       for rows, batch in self.batches():
-        parts.append({name: values[:rows] for name, values in batch.items()})
+        batches.append({name: values[:rows] for name, values in batch.items()})
         done += rows
         progress.update(done)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
   @property
   def pictures(self) -> np.ndarray:
-    """Real pictures as the model sees them, uint8 [N, H, W, 3]."""
+    """Real images at the model's size, uint8 [N, H, W, 3]."""
     return self._read['image']
 
   @property
   def text(self) -> np.ndarray:
-    """Ids of their captions, int32 [N, text_length - 1]; [N, 0] for a model that reads none."""
+    """Token ids of the real images' captions, int32 [N, text_length - 1]; [N, 0] if the model reads no captions."""
     return self._read.get('text', np.zeros((self.count, 0), np.int32))
 
   @functools.cached_property
   def captions(self) -> list[str]:
-    """Of all of them; '' where there is none."""
+    """The captions of the real images; '' for an image without one."""
     return [self.source[i]['caption'].strip() for i in range(self.count)]
 
   @property
   def captioned(self) -> list[int]:
-    """The numbers of the pictures that have a caption.
+    """The indices of the real images that have a caption.
 
     Raises:
-      ValueError: none has.
+      ValueError: no image has a caption.
     """
-    found = [i for i, caption in enumerate(self.captions) if caption]
-    if not found:
-      raise ValueError(f'None of the {self.count} pictures of the split {self.settings.split!r} has a caption to draw.')
-    return found
+    indices = [i for i, caption in enumerate(self.captions) if caption]
+    if not indices:
+      raise ValueError(
+        f'None of the {self.count} images of the split {self.settings.split!r} has a caption to generate an image for; '
+        'use other data (--data), or metrics that need no captions.'
+      )
+    return indices
 
   @functools.cached_property
   def reconstructed(self) -> tuple[np.ndarray, np.ndarray]:
-    """The real pictures' codes int32 [N, h, w], and the pictures that the dVAE makes of them."""
+    """The real images' codes, int32 [N, h, w], and their reconstructions by the dVAE, uint8 [N, H, W, 3]."""
     dvae, params = self.loaded.dvae, self.loaded.params['dvae']
     return reconstruction.reconstruct(dvae, params, self.pictures, self.mesh, self.settings.rows)
 
   @functools.cached_property
   def token_nats(self) -> tuple[np.ndarray, np.ndarray]:
-    """Captions and codes as token streams, int32 [N, T], and -ln p of each token, float64 [N, T]."""
+    """Captions and codes as token sequences, int32 [N, T], and the cost -ln p of each token in nats, float64 [N, T]."""
     model, part = self.loaded.stream_model
     codes, _ = self.reconstructed
     rows = np.asarray(model.stream(self.text, codes.reshape(len(codes), -1)))
@@ -131,51 +135,52 @@ class Measured:
 
   @functools.cached_property
   def samples(self) -> Samples:
-    """One image for each caption, and the further ones of the first different captions where they are needed.
+    """One image per caption and, if metrics need several images per prompt, further ones for the first few captions.
 
-    The noise of an image depends on its number, and those of single captions come first: they are the same whether or
-    not there are others.
+    The noise of an image depends on its number. The further images come last, so they do not change the others.
     """
     prompts = self._prompts
     if prompts is None:
       prompts = [self.captions[i] for i in self.captioned] if self.config.reads_captions else [''] * self.count
     groups = np.zeros((0, self.settings.images_per_prompt), int)
     if self._grouped:
-      first = sorted({prompt: row for row, prompt in reversed(list(enumerate(prompts)))}.values())
-      first = first[: self.settings.diversity_prompts]
-      others = len(prompts) + np.arange(len(first) * (self.settings.images_per_prompt - 1)).reshape(len(first), -1)
-      groups = np.concatenate([np.array(first)[:, None], others], axis=1)
-    further = [prompts[group[0]] for group in groups for _ in group[1:]]
+      # The row of the first image of each distinct prompt.
+      first_rows = sorted({prompt: row for row, prompt in reversed(list(enumerate(prompts)))}.values())
+      first_rows = first_rows[: self.settings.diversity_prompts]
+      num_further = len(first_rows) * (self.settings.images_per_prompt - 1)
+      further_rows = len(prompts) + np.arange(num_further).reshape(len(first_rows), -1)
+      groups = np.concatenate([np.array(first_rows)[:, None], further_rows], axis=1)
+    further_prompts = [prompts[group[0]] for group in groups for _ in group[1:]]
     seed = stream_seed(self.settings.seed, 'samples') if self._sample_seed is None else self._sample_seed
-    everything = [*prompts, *further]
-    sampling = self._sampling or self.settings.sampling(self.config.sampling, len(everything))
-    drawn = draw_samples(self.loaded, self.mesh, everything, seed, sampling)
+    all_prompts = [*prompts, *further_prompts]
+    sampling = self._sampling or self.settings.sampling(self.config.sampling, len(all_prompts))
+    drawn = draw_samples(self.loaded, self.mesh, all_prompts, seed, sampling)
     codes, images = drawn.codes, drawn.images
     count = len(prompts)
     return Samples(prompts, codes[:count], images[:count], groups, codes, images)
 
   @functools.cached_property
   def _drawn_features(self) -> np.ndarray:
-    return self.extractor(self.samples.images, 'drawn pictures')
+    return self.extractor(self.samples.images, 'generated images')
 
   def drawn_features(self, radius: float = 0) -> np.ndarray:
-    """Of the images of single captions, blurred by `radius`: float32 [N, F]."""
+    """Features of `samples.images` after a blur of `radius` pixels, float32 [N, F]."""
     if not radius:
       return self._drawn_features
-    return self.extractor(blur.gaussian(self.samples.images, radius), 'drawn pictures')
+    return self.extractor(blur.gaussian(self.samples.images, radius), 'generated images')
 
   @property
   def paired(self) -> bool:
-    """Whether image i was drawn for the caption of the i-th picture that has one."""
+    """Whether generated image i belongs to the caption of the i-th real image that has one."""
     return self.config.reads_captions
 
   def compared_features(self, radius: float = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Of real pictures, and of as many images drawn, for their captions where the model reads any: float32 [N, F]."""
+    """Features of real images and of as many generated images, float32 [N, F] each; see `paired`."""
     real = self.real_features(radius)
     return real[self.captioned] if self.paired else real, self.drawn_features(radius)
 
   def real_features(self, radius: float = 0) -> np.ndarray:
-    """Of all real pictures: float32 [N, F]."""
+    """Features of all real images after a blur of `radius` pixels, float32 [N, F], from the cache if possible."""
     facts = {
       'extractor': self.extractor.name, 'parameters of the extractor': self.extractor.fingerprint,
       'data set': self._dataset.fingerprint, 'split': self.settings.split, 'number of pictures': self.count,
@@ -184,12 +189,12 @@ class Measured:
     }  # fmt: skip
     name = f'{self.extractor.name}_{self.settings.split}_{self.count}' + (f'_blur{radius:g}' if radius else '')
     return self._cache.get(
-      name, facts, lambda: self.extractor(blur.gaussian(self.pictures, radius), 'real pictures')
+      name, facts, lambda: self.extractor(blur.gaussian(self.pictures, radius), 'real images')
     )  # fmt: skip
 
 
 def encoded(loaded: Bundle, prompts: Sequence[str]) -> np.ndarray:
-  """Ids int32 [N, text_length - 1] of captions, cut where they are too long; [N, 0] for a model that reads none."""
+  """Token ids of captions, int32 [N, text_length - 1], cut if too long; [N, 0] if the model reads no captions."""
   if loaded.tokenizer is None:
     return np.zeros((len(prompts), 0), np.int32)
   return encode_prompts(loaded.tokenizer, prompts, loaded.config.tokenizer.text_length, truncate=True)
@@ -198,17 +203,17 @@ def encoded(loaded: Bundle, prompts: Sequence[str]) -> np.ndarray:
 def draw_samples(
   loaded: Bundle, mesh: Mesh, prompts: Sequence[str], seed: int, settings: SamplingConfig
 ) -> SampledImages:
-  """Images for N prompts.
+  """Generates one image for each of N prompts.
 
   Args:
     loaded: the model.
-    mesh: of the devices.
-    prompts: captions, cut where they are too long; '' for a model that reads none.
-    seed: of the noise.
-    settings: of sampling.
+    mesh: the device mesh.
+    prompts: the prompts, cut if too long; '' if the model reads no captions.
+    seed: the seed of the noise.
+    settings: the sampling settings.
   """
   config, tokenizer = loaded.config, loaded.tokenizer
   sampler = make_sampler(config, tokenizer, mesh, settings)
   text = encoded(loaded, prompts)
-  with Progress('drawing', len(prompts), 'token', enabled=jax.process_index() == 0) as progress:
+  with Progress('sampling', len(prompts), 'token', enabled=jax.process_index() == 0) as progress:
     return sampler.draw(loaded.params, text, seed, progress.update_of)

@@ -1,4 +1,4 @@
-"""What `tools/scaling.py` prints, writes and draws of a ladder's results."""
+"""Fits of scaling laws to the results of a ladder: the text, files and plots of `tools/scaling.py`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,31 +17,38 @@ LABELS = {'N': 'parameters N', 'D': 'training tokens D', 'C': 'training FLOPs C'
 
 
 def load(results: Path, count: str) -> tuple[Table, list[str]]:
-  """The runs of a results file, or of the directory of a sweep; and a line for each that is left out.
+  """Load the finished runs of a sweep.
+
+  Args:
+    results: the directory of the sweep, or its results file.
+    count: the parameters that N counts, 'non_embedding' or 'total'.
+
+  Returns:
+    The runs, and one line for each run that is left out.
 
   Raises:
-    ValueError: there is no such file, or nothing in it that a law could be fitted to.
+    ValueError: there is no such file, or it has no run with a loss.
   """
   file = results / scaling_runs.FILE_NAME if results.is_dir() else results
   runs, complaints = scaling_runs.read(file)
-  kept, left_out = scaling_runs.usable(runs)
-  if not kept:
+  usable_runs, left_out = scaling_runs.usable(runs)
+  if not usable_runs:
     raise ValueError('\n'.join([f'{file} holds no run with a loss.', *complaints, *left_out]))
-  return scaling_fits.tabulate(kept, count), [*complaints, *left_out]
+  return scaling_fits.tabulate(usable_runs, count), [*complaints, *left_out]
 
 
 def report(
   fits: dict[str, Fit], missing: Sequence[str], test: Extrapolation | None, table: Table, coverage: float
 ) -> str:
-  """The fits as lines: value and interval of each parameter, what speaks against each, and the test."""
+  """The fits as text: the parameters with their intervals, the warnings, and the test on the largest run."""
   span = np.log10(table.flops.max() / table.flops.min())
   lines = [
     f'{len(table.losses)} runs over {span:.1f} decades of compute, losses in {table.unit}; '
-    f'{coverage:.0%} intervals of the bootstrap in brackets'
+    f'{coverage:.0%} bootstrap intervals in brackets'
   ]
   for name, fitted in fits.items():
     decades = ', '.join(f'{key} {span:.1f}' for key, span in zip(fitted.names, fitted.decades, strict=True))
-    lines.append(f'{name}: {fitted.num_runs} runs, decades: {decades}, gradient {fitted.gradient_norm:.0e}')
+    lines.append(f'{name}: {fitted.num_runs} runs, decades: {decades}, gradient norm {fitted.gradient_norm:.0e}')
     for key, (value, samples) in fitted.parameters().items():
       low, high = scaling_laws.percentiles(samples, coverage)
       lines.append(f'  {key:<8} {value:>10.4g}  [{low:.4g}, {high:.4g}]')
@@ -52,11 +59,11 @@ def report(
   lines += missing
   if test:
     low, high = test.interval
-    where = 'within' if low <= test.seen <= high else 'outside of'
+    where = 'within' if low <= test.seen <= high else 'outside'
     lines.append(
-      f'Test: L(N, D) without the largest run, {test.name}, of {test.factor:.1f} times the compute of the next one, '
-      f'predicts {test.predicted:.4f} [{low:.4f}, {high:.4f}]; seen {test.seen:.4f}, {where} the interval '
-      f'({test.seen / test.predicted - 1:+.2%}).'
+      f'Test: the largest run, {test.name}, has {test.factor:.1f} times the compute of the next largest. '
+      f'L(N, D), fitted without it, predicts {test.predicted:.4f} [{low:.4f}, {high:.4f}]. Its loss is {test.seen:.4f} '
+      f'({test.seen / test.predicted - 1:+.2%}), {where} the interval.'
     )
   return '\n'.join(lines)
 
@@ -64,7 +71,11 @@ def report(
 def fit(
   table: Table, coverage: float, num_samples: int, seed: int
 ) -> tuple[dict[str, Fit], list[str], Extrapolation | None]:
-  """All laws, why some are missing, and the test on the largest run."""
+  """Fit all laws.
+
+  Returns:
+    The fits by name, a line for each law or test that is missing and why, and the test on the largest run or None.
+  """
   fits, missing = scaling_fits.fit_laws(table, num_samples, seed)
   try:
     test = scaling_fits.extrapolate(table, coverage, num_samples, seed)
@@ -77,36 +88,36 @@ def fit(
 def write(
   path: Path, fits: dict[str, Fit], missing: Sequence[str], test: Extrapolation | None, coverage: float
 ) -> None:
-  """Write fits.json whole or not at all."""
+  """Write fits.json, whole or not at all."""
   write_json(path, scaling_fits.as_json(fits, missing, test, coverage))
 
 
-def describe_plan(found: Plan, unit: str, coverage: float) -> str:
-  """The answer to what to train, in lines."""
+def describe_plan(plan: Plan, unit: str, coverage: float) -> str:
+  """The model size and training tokens of a planned run, and its expected loss, as text."""
 
   def line(name: str, figures: tuple[float, float, float]) -> str:
     return f'{name:<16} {figures[0]:.3g}  [{figures[1]:.3g}, {figures[2]:.3g}]'
 
-  beyond = found.decades_beyond
+  beyond = plan.decades_beyond
   where = f'{beyond:.1f} decades beyond the largest run of the ladder: an extrapolation'
   lines = [
-    f'{found.compute:.3g} FLOPs, ' + (where if beyond > 0 else 'within the ladder'),
-    line('parameters N', found.params),
-    line('tokens D', found.tokens),
-    line('loss', found.loss) + f' {unit}',
-    f'({coverage:.0%} intervals of the bootstrap over runs; they know nothing of errors of the form of the law)',
+    f'{plan.compute:.3g} FLOPs, ' + (where if beyond > 0 else 'within the ladder'),
+    line('parameters N', plan.params),
+    line('tokens D', plan.tokens),
+    line('loss', plan.loss) + f' {unit}',
+    f'({coverage:.0%} intervals of a bootstrap over runs; they ignore that the form of the law may be wrong)',
   ]
-  return '\n'.join([*lines, *(f'warning: {note}' for note in found.notes)])
+  return '\n'.join([*lines, *(f'warning: {note}' for note in plan.notes)])
 
 
 def panels(table: Table, fits: dict[str, Fit], coverage: float) -> list[Panel]:
-  """Loss against compute with the frontier, against size by budget, and against data by size."""
-  everything = np.ones(len(table.losses), bool)
+  """The panels of the plot: loss against compute with the frontier, against size, and against data."""
+  all_runs = np.ones(len(table.losses), bool)
   compute = Panel('Loss and compute', LABELS['C'])
   for size in np.unique(table.params):
     rows = table.where(table.params == size)
     compute.series[f'N = {size:.3g}'] = (rows.flops, rows.losses)
-  best = table.where(scaling_fits.on_frontier(table, everything))
+  best = table.where(scaling_fits.on_frontier(table, all_runs))
   compute.marked = (best.flops, best.losses)
   size, data = Panel('Loss and size', LABELS['N']), Panel('Loss and data', LABELS['D'])
   for tokens in np.unique(table.tokens):
@@ -125,22 +136,22 @@ def panels(table: Table, fits: dict[str, Fit], coverage: float) -> list[Panel]:
 
 
 def _add_law(panel: Panel, fitted: Fit, x: np.ndarray, coverage: float) -> None:
-  at = np.geomspace(x.min(), x.max(), 60)
+  points = np.geomspace(x.min(), x.max(), 60)
   tail = 50 * (1 - coverage)
-  low, high = np.percentile(fitted.samples(at[None]), [tail, 100 - tail], axis=0)
-  panel.law = (at, fitted.law(at[None]), low, high)
+  low, high = np.percentile(fitted.samples(points[None]), [tail, 100 - tail], axis=0)
+  panel.law = (points, fitted.law(points[None]), low, high)
   panel.label = f'E + A/{fitted.names[0]}^{fitted.law.exponents[0]:.3f}'
 
 
 def plot(table: Table, fits: dict[str, Fit], coverage: float, path: Path) -> None:
-  """Draws the panels.
+  """Draw the panels and write them to `path`.
 
   Raises:
-    ValueError: the file's ending is none that can be drawn, or it cannot be written.
+    ValueError: the file's suffix is not a supported format, or the file cannot be written.
   """
   if path.suffix not in drawing.FORMATS:
     raise ValueError(f'--out={path} must end in {" or ".join(drawing.FORMATS)}.')
   try:
     drawing.draw(panels(table, fits, coverage), table.unit, path)
   except OSError as error:
-    raise ValueError(f'--out={path} cannot be written: {error}') from None
+    raise ValueError(f'--out={path} cannot be written: {error}; name a file in a writable directory.') from None

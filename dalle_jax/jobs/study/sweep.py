@@ -1,4 +1,4 @@
-"""Runs a ladder: one process of the trainer for each rung, which goes on where an earlier start was stopped."""
+"""Trains the rungs of a ladder, each in its own process. An interrupted sweep resumes where it stopped."""
 
 import json
 import math
@@ -20,11 +20,11 @@ from dalle_jax.training.progress import format_duration
 from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminations_as_interrupts
 
 EXIT_DIVERGED = 1
-Train = Callable[[Rung, Path, Path], int]  # rung, work directory, log file -> exit status
+Train = Callable[[Rung, Path, Path], int]  # (rung, work directory, log file) -> exit status of the training process
 
 
 def table(rungs: Sequence[Rung]) -> str:
-  """What the ladder will cost: a line for each rung, cheapest first."""
+  """The cost of a ladder as text: one line for each rung, cheapest first, and the total."""
   costs = sorted(((rung, *rung.cost()) for rung in rungs), key=lambda row: row[-1])
   total = sum(row[-1] for row in costs)
   lines = [
@@ -41,45 +41,49 @@ def table(rungs: Sequence[Rung]) -> str:
 
 
 def sweep(rungs: Sequence[Rung], out: Path, train: Train) -> list[Run]:
-  """Trains what is not trained yet, cheapest first, and returns the results of all rungs.
+  """Train the rungs that have no result yet, cheapest first, and return the results of all rungs.
 
-  Each result is in OUT/results.jsonl as soon as there is one. A run that diverges or fails is written down as such; the
-  latter is tried again by the next start.
+  Each result is written to OUT/results.jsonl as soon as its run ends. The result of a run that diverged or failed has
+  no loss. The next sweep repeats failed runs, but not diverged ones.
 
   Args:
     rungs: the ladder.
-    out: gets results.jsonl, runs/NAME (work directories) and logs/NAME.log.
-    train: trains a rung.
+    out: the directory for results.jsonl, runs/NAME (work directories) and logs/NAME.log.
+    train: trains one rung.
+
+  Returns:
+    One result for each rung, in the order of `rungs`.
 
   Raises:
     ValueError: the directory cannot be used.
-    Interrupted: on Ctrl-C or SIGTERM, after the run in progress was saved.
+    Interrupted: on Ctrl-C or SIGTERM, after the current run has saved a checkpoint.
   """
   file = out / scaling_runs.FILE_NAME
   try:
     (out / 'logs').mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f'--out={out} cannot be made: {error}') from None
-  kept, complaints = scaling_runs.read(file) if file.exists() else ([], [])
+    raise ValueError(f'--out={out} cannot be made: {error}; name a directory in a writable place.') from None
+  earlier_runs, complaints = scaling_runs.read(file) if file.exists() else ([], [])
   for complaint in complaints:
-    say(f'{complaint} (the run is measured again)')
-  results = {run.name: run for run in kept}
+    say(f'{complaint} (its run will be measured again)')
+  results = {run.name: run for run in earlier_runs}
   costs = {rung.name: rung.cost()[-1] for rung in rungs}
   todo = sorted((rung for rung in rungs if not _is_done(results.get(rung.name), rung)), key=lambda r: costs[r.name])
   say(f'{len(rungs) - len(todo)} of {len(rungs)} runs are done.')
   seconds: dict[str, float] = {}
   for i, rung in enumerate(todo):
     start = time.monotonic()
-    run = _one(rung, out, train)
+    run = _run(rung, out, train)
     results[rung.name] = run
     scaling_runs.write(file, results.values())
     seconds[rung.name] = time.monotonic() - start
-    left = _seconds_left(
+    remaining = _seconds_left(
       [costs[name] for name in seconds], list(seconds.values()), [costs[r.name] for r in todo[i + 1 :]]
     )
-    found = f'{run.loss:.4f} {run.unit}' if run.loss is not None else run.status
+    outcome = f'{run.loss:.4f} {run.unit}' if run.loss is not None else run.status
     say(
-      f'[{i + 1}/{len(todo)}] {rung.name}: {found}, {format_duration(seconds[rung.name])}; {format_duration(left)} left'
+      f'[{i + 1}/{len(todo)}] {rung.name}: {outcome}, {format_duration(seconds[rung.name])}; '
+      f'{format_duration(remaining)} left'
     )
   return [results[rung.name] for rung in rungs]
 
@@ -89,39 +93,47 @@ def _is_done(run: Run | None, rung: Rung) -> bool:
 
 
 def _seconds_left(costs: list[float], seconds: list[float], ahead: list[float]) -> float:
-  """What the runs ahead will take, if each takes a time of its own and one in proportion to its compute."""
+  """Estimate the seconds that the remaining runs will take.
+
+  The model is a fixed time for each run plus a time proportional to its FLOPs, fitted to the finished runs.
+
+  Args:
+    costs: FLOPs of the finished runs.
+    seconds: seconds that the finished runs took.
+    ahead: FLOPs of the remaining runs.
+  """
   scale = max(costs)
   design = np.stack([np.ones(len(costs)), np.asarray(costs) / scale], axis=1)
   fixed, rate = optimize.nnls(design, np.asarray(seconds))[0]
   return sum(fixed + rate * cost / scale for cost in ahead)
 
 
-def _one(rung: Rung, out: Path, train: Train) -> Run:
-  """Trains a rung and reads what came of it."""
+def _run(rung: Rung, out: Path, train: Train) -> Run:
+  """Train one rung and read its result from the work directory."""
   workdir, log = out / 'runs' / rung.name, out / 'logs' / f'{rung.name}.log'
   status = train(rung, workdir, log)
   if status == EXIT_INTERRUPTED:
-    raise Interrupted(f'{rung.name} was stopped and saved; the same command continues.')
+    raise Interrupted(f'{rung.name} was stopped and saved; the same command continues it.')
   loss = _held_out_loss(rung, workdir) if status == 0 else None
-  word = 'diverged' if status == EXIT_DIVERGED or (loss is not None and not math.isfinite(loss)) else 'finished'
+  outcome = 'diverged' if status == EXIT_DIVERGED or (loss is not None and not math.isfinite(loss)) else 'finished'
   if status not in (0, EXIT_DIVERGED) or (status == 0 and loss is None):
-    word = 'failed'
+    outcome = 'failed'
     say(f'{rung.name} failed with status {status}: {_last_line(log)}')
   total, outside, flops = rung.cost(_vocab_size(workdir))
   return Run(
-    name=rung.name, status=word, seed=rung.config.seed, config_hash=rung.config_hash, overrides=rung.overrides,
+    name=rung.name, status=outcome, seed=rung.config.seed, config_hash=rung.config_hash, overrides=rung.overrides,
     num_params=total, num_non_embedding=outside, tokens=rung.tokens, flops=flops,
-    loss=loss if word == 'finished' else None, unit=MEASURES[rung.stage][2], seconds=_stage_seconds(rung, workdir),
+    loss=loss if outcome == 'finished' else None, unit=MEASURES[rung.stage][2], seconds=_stage_seconds(rung, workdir),
   )  # fmt: skip
 
 
 def _held_out_loss(rung: Rung, workdir: Path) -> float | None:
-  """Of the last step, in nats, NaN where it was not finite; None where it was not measured."""
-  name, factor, _ = MEASURES[rung.stage]
+  """The held-out loss at the last step, in nats. NaN if it was not finite; None if it was not measured."""
+  metric, factor, _ = MEASURES[rung.stage]
   file = workdir / rung.stage / metrics_log.FILE_NAME
   for line in reversed(metrics_log.read_metrics(file) if file.exists() else []):
-    if line['step'] == rung.training.num_steps and f'eval/{name}' in line:
-      value = line[f'eval/{name}']
+    if line['step'] == rung.training.num_steps and f'eval/{metric}' in line:
+      value = line[f'eval/{metric}']
       return math.nan if value is None else factor * value
   return None
 
@@ -147,23 +159,25 @@ def _last_line(log: Path) -> str:
 
 
 def train_by_command(config: str, fixed: Sequence[str]) -> Train:
-  """Trains each rung with `python -m dalle_jax.train`, and passes a stop on to it.
+  """Make a function that trains a rung with `python -m dalle_jax.train`.
+
+  Ctrl-C or SIGTERM stops the training process too.
 
   Args:
-    config: of the flag --config.
-    fixed: arguments for all rungs, '--config.GROUP.KEY=VALUE'.
+    config: the value of the flag --config.
+    fixed: the arguments that all rungs share, such as '--config.GROUP.KEY=VALUE'.
   """
 
   def train(rung: Rung, workdir: Path, log: Path) -> int:
-    own = [f'--{key}={value}' for key, value in rung.overrides.items()]
-    command = [sys.executable, '-m', 'dalle_jax.train', f'--config={config}', *fixed, *own]
+    overrides = [f'--{key}={value}' for key, value in rung.overrides.items()]
+    command = [sys.executable, '-m', 'dalle_jax.train', f'--config={config}', *fixed, *overrides]
     command += [f'--workdir={workdir}', f'--stop_after={rung.stage}']
     with log.open('a', encoding='utf-8') as file, terminations_as_interrupts():
       process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
       try:
         return process.wait()
       except KeyboardInterrupt:
-        process.terminate()  # a second request does no harm where Ctrl-C reached both
+        process.terminate()  # harmless if Ctrl-C has already reached the training process
         process.wait()
         return EXIT_INTERRUPTED
 

@@ -1,4 +1,4 @@
-"""How sampling changes the prompt accuracy of captioned shapes: grids of settings, and the best of candidates."""
+"""Prompt accuracy on captioned shapes for grids of sampling settings, and for the best of several candidates."""
 
 import dataclasses
 import itertools
@@ -23,62 +23,74 @@ GRID = ('guidance_scale', 'guidance_ramp', 'temperature', 'top_k', 'top_p')
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """The captions of a split, as many with one object as with two."""
+  """Captions of one split, with one object or with two."""
 
   split: str
   texts: list[str]
 
   @property
   def groups(self) -> dict[str, np.ndarray]:
-    """Which of them, bool [P], by what they name."""
+    """Masks bool [P] of the captions with one object and with two, by 'SPLIT/KIND'."""
     counts = np.array([prompt_accuracy.num_objects(text) for text in self.texts])
     return {f'{self.split}/{name}': counts == count for count, name in prompt_accuracy.KINDS.items()}
 
 
 def prepare(path: str, data_dir: str, num_prompts: int) -> tuple[Model, list[Prompts]]:
-  """The model, and `num_prompts` captions of each split and number of objects.
+  """Load the model, and choose captions for it.
+
+  Args:
+    path: a model directory.
+    data_dir: the directory of the data set; '' for the directory that the model was trained with.
+    num_prompts: captions for each split and each number of objects.
+
+  Returns:
+    The model, and the captions of each of `SPLITS`.
 
   Raises:
-    ValueError: the model is not one of captioned shapes.
+    ValueError: the model was not trained on captioned shapes, or `num_prompts` is below 1.
   """
   model_path = Path(path).absolute()
   bundle.check(model_path, needs=('dvae',))
   config = bundle.read_config(model_path)
   if config.data.source != 'captioned_shapes' or not config.reads_captions:
     raise ValueError(
-      f'{path} (--model) is no model of captions of captioned_shapes, whose images alone can be judged exactly.'
+      f'{path} (--model) was not trained on captions of captioned_shapes (config.data.source), the only data set whose '
+      'images can be judged exactly.'
     )
   if num_prompts < 1:
     raise ValueError(f'--num_prompts is {num_prompts}; it must be at least 1.')
   directory = Path(data_dir or config.data.data_dir or model_path.parent / 'data').absolute()
   dataset = registry.prepare(config.data, directory)
-  found = [Prompts(name, prompt_accuracy.choose(examples.captions(dataset, name), num_prompts)) for name in SPLITS]
-  return load(model_path), found
+  prompts = [Prompts(name, prompt_accuracy.choose(examples.captions(dataset, name), num_prompts)) for name in SPLITS]
+  return load(model_path), prompts
 
 
 def grid(
   model: Model, prompts: Sequence[Prompts], values: dict[str, Sequence[Any]], seed: int, batch_size: int
 ) -> list[dict[str, Any]]:
-  """Accuracy for every combination of settings: one image for each prompt, number i for the i-th.
+  """Measure the prompt accuracy of every combination of sampling settings, with one image for each prompt.
+
+  The i-th prompt gets image number i, so that each prompt has its own noise.
 
   Args:
-    model: of captioned shapes.
-    prompts: of each split.
-    values: what each setting, of `GRID`, takes.
-    seed: of the noise.
-    batch_size: images at a time, at most.
+    model: a model of captioned shapes.
+    prompts: the captions of each split.
+    values: the values to try, by the name of the setting (one of `GRID`).
+    seed: the seed for sampling.
+    batch_size: the largest number of images to generate at once.
 
   Returns:
-    For each combination the settings, and accuracies by SPLIT/KIND with their standard errors.
+    One row for each combination: its settings, and the accuracies with their standard errors, named SPLIT/KIND and
+    SPLIT/KIND_stderr.
   """
-  combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+  combinations = [dict(zip(values, choices, strict=True)) for choices in itertools.product(*values.values())]
   rows = []
   with Progress('settings', len(combinations), 'combination', interval_s=1) as progress:
     for number, combination in enumerate(combinations):
       settings, figures = DrawSettings(num_images=1, seed=seed, batch_size=batch_size, truncate=True, **combination), {}
-      for part in prompts:
-        right = judge.judge(part.texts, _one_each(model, part.texts, settings))
-        for name, members in part.groups.items():
+      for split_prompts in prompts:
+        right = judge.judge(split_prompts.texts, _one_image_each(model, split_prompts.texts, settings))
+        for name, members in split_prompts.groups.items():
           figures[name] = float(right[members].mean())
           figures[f'{name}_stderr'] = float(np.sqrt(figures[name] * (1 - figures[name]) / members.sum()))
       rows.append({**combination, **figures})
@@ -86,8 +98,8 @@ def grid(
   return rows
 
 
-def _one_each(model: Model, texts: Sequence[str], settings: DrawSettings) -> np.ndarray:
-  """One image of each prompt, uint8 [P, H, W, 3], with noise of its own."""
+def _one_image_each(model: Model, texts: Sequence[str], settings: DrawSettings) -> np.ndarray:
+  """One image for each prompt, uint8 [P, H, W, 3], each with its own noise."""
   return model.draw(texts, settings, index=np.arange(len(texts))[:, None]).images[:, 0]
 
 
@@ -99,44 +111,45 @@ def choosing(
   settings: DrawSettings,
   reranker: ranking.Scorer | None,
 ) -> dict[str, Any]:
-  """Accuracy of the best of 1, 2, 4, ... candidates by each ranking.
+  """Measure the prompt accuracy of the best of 1, 2, 4, ... candidates by each ranking.
 
   Args:
-    model: of captioned shapes.
-    prompts: of each split.
-    most: candidates of each prompt.
-    ranks: of `settings.RANKS`.
-    settings: of sampling; its candidates and rank are not read.
-    reranker: for the rank of that name.
+    model: a model of captioned shapes.
+    prompts: the captions of each split.
+    most: the number of candidates to generate for each prompt.
+    ranks: the rankings, from `draw_settings.RANKS`.
+    settings: the settings for sampling. Their candidates and rank are not used.
+    reranker: the scorer for the rank 'reranker'.
 
   Returns:
-    'counts', and RANK -> SPLIT/KIND -> [accuracies], and the same with _stderr; 'any' is the chance that at least one
-    candidate is right, which no choice can beat.
+    'counts', the numbers of candidates, and 'figures': ranking -> SPLIT/KIND -> accuracy for each count, with standard
+    errors as SPLIT/KIND_stderr. The ranking 'any' is the share of prompts with at least one correct candidate, an upper
+    bound for every ranking.
   """
   counts, figures = candidates.powers_of_two(most), {}
-  wanted = dataclasses.replace(settings, num_images=most, candidates=most, rank='', truncate=True)
+  settings = dataclasses.replace(settings, num_images=most, candidates=most, rank='', truncate=True)
   for rank in ranks:
-    ranking.check(dataclasses.replace(wanted, rank=rank), model.config, model.part, reranker, prompts[0].texts)
-  for part in prompts:
-    drawn = _with_progress(f'{part.split}: {most} candidates', model, part.texts, wanted)
-    right = judge.judge_grid(part.texts, drawn.images)
-    scores = {rank: model.scores(rank, part.texts, drawn, reranker) for rank in ranks} | {
-      'any': right.astype(np.float32)
-    }
-    for rank, score in scores.items():
-      ranking.check_scores(score)
-      for name, members in part.groups.items():
-        means, errors = candidates.curve(score[members], right[members], counts)
+    ranking.check(dataclasses.replace(settings, rank=rank), model.config, model.part, reranker, prompts[0].texts)
+  for split_prompts in prompts:
+    texts = split_prompts.texts
+    drawn = _with_progress(f'{split_prompts.split}: {most} candidates', model, texts, settings)
+    right = judge.judge_grid(texts, drawn.images)
+    scores_by_rank = {rank: model.scores(rank, texts, drawn, reranker) for rank in ranks}
+    scores_by_rank['any'] = right.astype(np.float32)
+    for rank, scores in scores_by_rank.items():
+      ranking.check_scores(scores)
+      for name, members in split_prompts.groups.items():
+        means, errors = candidates.curve(scores[members], right[members], counts)
         figures.setdefault(rank, {})[name] = means.tolist()
         figures[rank][f'{name}_stderr'] = errors.tolist()
   return {'counts': counts, 'figures': figures}
 
 
 def possible_ranks(model: Model, reranker: ranking.Scorer | None) -> list[str]:
-  """The rankings that a model, with a reranker or without, allows."""
-  found = ['reranker'] if reranker else []
-  found.append('likelihood')
-  return found + (['caption_likelihood'] if model.config.prior.caption_drop and model.part == 'prior' else [])
+  """The rankings that are possible with the model, and with the reranker if there is one."""
+  ranks = ['reranker'] if reranker else []
+  ranks.append('likelihood')
+  return ranks + (['caption_likelihood'] if model.config.prior.caption_drop and model.part == 'prior' else [])
 
 
 def _with_progress(name: str, model: Model, texts: Sequence[str], settings: DrawSettings) -> Any:
@@ -145,7 +158,7 @@ def _with_progress(name: str, model: Model, texts: Sequence[str], settings: Draw
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """Rows of the grid as text, aligned, standard errors behind a plus-minus sign."""
+  """The rows of the grid as an aligned table, with accuracies and their standard errors in percent."""
   names = [name for name in rows[0] if not name.endswith('_stderr')]
 
   def cell(row: dict[str, Any], name: str) -> str:
@@ -155,10 +168,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   return aligned([names, *([cell(row, name) for name in names] for row in rows)])
 
 
-def choosing_table(found: dict[str, Any]) -> str:
-  """One line for each ranking and group, one column for each number of candidates; percent."""
-  lines = [['ranked by', 'prompts', *map(str, found['counts'])]]
-  for rank, figures in found['figures'].items():
+def choosing_table(accuracies: dict[str, Any]) -> str:
+  """The result of `choosing` as a table: a line for each ranking and group, a column for each count, in percent."""
+  lines = [['ranked by', 'prompts', *map(str, accuracies['counts'])]]
+  for rank, figures in accuracies['figures'].items():
     for name, values in figures.items():
       if not name.endswith('_stderr'):
         lines.append([rank, name, *(f'{100 * value:.1f}' for value in values)])
@@ -166,20 +179,25 @@ def choosing_table(found: dict[str, Any]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-  """Columns as wide as their widest cell."""
+  """Rows of cells as text, with aligned columns."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
     '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
   )
 
 
-def drawing(found: dict[str, Any], draw: Callable[..., str]) -> str:
-  """The curves of all rankings, averaged over the kinds of prompts of each split, as SVG."""
-  counts, series = np.array(found['counts']), {}
-  for rank, figures in found['figures'].items():
+def drawing(accuracies: dict[str, Any], draw: Callable[..., str]) -> str:
+  """The result of `choosing` as curves in SVG, averaged over the kinds of prompts of each split.
+
+  Args:
+    accuracies: the result of `choosing`.
+    draw: makes the SVG, such as `curves.curve_svg`.
+  """
+  counts, series = np.array(accuracies['counts']), {}
+  for rank, figures in accuracies['figures'].items():
     for split in SPLITS:
-      values = [each for name, each in figures.items() if name.startswith(split) and not name.endswith('_stderr')]
-      label = f'{"at least one is right" if rank == "any" else rank}, {split}'
-      series[label] = (counts, 100 * np.mean(values, axis=0))
+      curves = [curve for name, curve in figures.items() if name.startswith(split) and not name.endswith('_stderr')]
+      label = f'{"at least one is correct" if rank == "any" else rank}, {split}'
+      series[label] = (counts, 100 * np.mean(curves, axis=0))
   title = 'Prompt accuracy by the number of candidates'
   return draw(series, title, 'percent', x_label='candidates', log_x=True)

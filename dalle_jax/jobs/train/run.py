@@ -101,10 +101,12 @@ def _train_stages(experiment: Experiment, params: Params, stop_after: str) -> Pa
     params: The parts that are trained already.
     stop_after: The name of the last stage to run.
   """
-  *_, last = experiment.config.trained_stages
-  for stage in experiment.config.trained_stages:
-    with experiment.space.timed(stage.name):
-      params = params | _train_stage(experiment, stage, params)
+  config = experiment.config
+  *_, last = config.task_stages
+  for stage in config.task_stages:
+    if stage in config.trained_stages:  # a pretrained dVAE is not trained, but the run may stop after it
+      with experiment.space.timed(stage.name):
+        params = params | _train_stage(experiment, stage, params)
     if stage.name == stop_after and stage is not last:
       return None
   return params

@@ -12,15 +12,15 @@ def model(tmp_path_factory):
   return save_random(tmp_path_factory.mktemp('run') / 'model', Config.from_dict(PICTURES), caption_tokenizer())
 
 
-def test_codes_are_written_and_decode_to_what_was_shown(model, tmp_path):
+def test_encode_writes_codes_that_decode_to_the_same_reconstruction(model, tmp_path):
   file = tmp_path / 'a.png'
   Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)).save(file)
-  numbers, shown = code_files.encode(model, str(file), str(tmp_path / 'out'))
-  assert (numbers.name, shown.name, np.load(numbers).shape) == ('a.npy', 'a_decoded.png', (4, 4))
-  (decoded,) = code_files.decode(model, str(numbers), str(tmp_path / 'again'))
-  np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(shown)))
+  code_file, reconstruction = code_files.encode(model, str(file), str(tmp_path / 'out'))
+  assert (code_file.name, reconstruction.name, np.load(code_file).shape) == ('a.npy', 'a_decoded.png', (4, 4))
+  (decoded,) = code_files.decode(model, str(code_file), str(tmp_path / 'again'))
+  np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(reconstruction)))
   before = file.read_bytes()
-  code_files.decode(model, str(numbers), str(tmp_path))
+  code_files.decode(model, str(code_file), str(tmp_path))
   assert (tmp_path / 'a_decoded.png').exists() and file.read_bytes() == before
   file.rename(tmp_path / 'a.v2.png')
   assert code_files.encode(model, str(tmp_path / 'a.v2.png'), str(tmp_path))[0].name == 'a.v2.npy'
@@ -34,13 +34,13 @@ def test_codes_are_written_and_decode_to_what_was_shown(model, tmp_path):
   ('content', 'message'),
   [
     (np.full((4, 4), 8), r'--decode=.*Codes must lie in 0 to 7'),
-    (np.zeros((4, 4)), r'whole numbers'),
+    (np.zeros((4, 4)), r'must be integers'),
     (np.array([{'a': 1}]), r'cannot be read as a \.npy file of numbers'),
     (None, r'cannot be read'),
     (np.zeros((0, 4, 4), int), r'no codes'),
   ],
 )
-def test_files_that_hold_no_codes_are_refused(model, tmp_path, content, message):
+def test_files_without_valid_codes_are_refused(model, tmp_path, content, message):
   if content is not None:
     np.save(tmp_path / 'codes.npy', content)
   with pytest.raises(ValueError, match=message):
@@ -53,6 +53,6 @@ def test_an_archive_of_arrays_is_refused(model, tmp_path):
     code_files.decode(model, str(tmp_path / 'codes.npz'), str(tmp_path))
 
 
-def test_encoding_needs_a_picture(model, tmp_path):
-  with pytest.raises(ValueError, match='--encode needs a picture; give it with --image'):
+def test_encoding_needs_an_input_image(model, tmp_path):
+  with pytest.raises(ValueError, match='--encode needs an input image; give it with --image'):
     code_files.encode(model, '', str(tmp_path))

@@ -22,7 +22,7 @@ PROMPTS = ['A red circle', 'a blue square']
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  """A model of random parameters, which draws noise."""
+  """A model with random parameters, which generates noise."""
   return save_random(tmp_path_factory.mktemp('run') / 'model', CONFIG, caption_tokenizer())
 
 
@@ -46,7 +46,7 @@ def _pixels(files):
   return [np.asarray(Image.open(file)) for file in files]
 
 
-def test_pictures_and_a_sheet_are_written(drawn):
+def test_draw_writes_the_images_and_a_contact_sheet(drawn):
   assert [file.name for file in drawn] == [
     '000_a_red_circle_000.png', '000_a_red_circle_001.png', '001_a_blue_square_000.png', '001_a_blue_square_001.png',
     'contact_sheet.png',
@@ -57,7 +57,7 @@ def test_pictures_and_a_sheet_are_written(drawn):
   assert sheet.shape[0] >= 2 * 8 and sheet.shape[1] >= 2 * 8
 
 
-def test_pictures_tell_how_they_were_drawn(drawn, model):
+def test_png_files_hold_the_prompt_and_all_settings(drawn, model):
   with Image.open(drawn[3]) as image:
     assert image.text['prompt'] == 'a blue square'
   assert _facts(drawn[3]) == {
@@ -67,13 +67,13 @@ def test_pictures_tell_how_they_were_drawn(drawn, model):
   }  # fmt: skip
 
 
-def test_the_same_seed_draws_the_same_pictures_in_batches_of_any_size(drawn, model, tmp_path):
+def test_the_same_seed_gives_the_same_images_whatever_the_batch_size(drawn, model, tmp_path):
   again = _draw(model, PROMPTS, tmp_path, num_images=2, seed=4, batch_size=3)
   for a, b in zip(_pixels(drawn), _pixels(again), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
-def test_another_seed_and_other_settings_draw_other_pictures(drawn, model, tmp_path):
+def test_another_seed_or_temperature_gives_other_images(drawn, model, tmp_path):
   other = _draw(model, PROMPTS[:1], tmp_path / 'a', num_images=2, seed=5)
   assert any(np.any(a != b) for a, b in zip(_pixels(drawn[:2]), _pixels(other[:2]), strict=True))
   likeliest = _draw(model, PROMPTS[:1], tmp_path / 'b', num_images=2, seed=5, temperature=0.0)
@@ -101,7 +101,7 @@ def test_another_seed_and_other_settings_draw_other_pictures(drawn, model, tmp_p
     ({'out': 'file/out'}, r'--out file/out cannot be made'),
   ],
 )
-def test_mistakes_are_refused(model, tmp_path, monkeypatch, settings, message):
+def test_bad_arguments_are_refused_before_any_image_is_written(model, tmp_path, monkeypatch, settings, message):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'file').write_text('')
   arguments = {'model': model, 'prompts': PROMPTS, 'out': 'out', 'num_images': 1} | settings
@@ -110,7 +110,7 @@ def test_mistakes_are_refused(model, tmp_path, monkeypatch, settings, message):
   assert not list(tmp_path.rglob('*.png'))
 
 
-def test_a_picture_is_drawn_again_by_what_it_carries(drawn, model, tmp_path):
+def test_an_image_is_generated_again_from_its_png_file(drawn, model, tmp_path):
   again = draw_again(model, str(drawn[3]), str(tmp_path))
   assert [file.name for file in again] == ['001_a_blue_square_001_again.png']
   np.testing.assert_array_equal(*_pixels([drawn[3], again[0]]))
@@ -123,22 +123,22 @@ def test_a_picture_is_drawn_again_by_what_it_carries(drawn, model, tmp_path):
    {'truncate': 'no'}, {'batch_size': 2.5}, {'guidance_scale': 1e39}],
   ids=str,
 )  # fmt: skip
-def test_pictures_whose_text_was_changed_are_refused(drawn, model, tmp_path, changes):
+def test_png_files_with_changed_settings_are_refused(drawn, model, tmp_path, changes):
   text = {'prompt': 'a', 'dalle_jax': json.dumps(_facts(drawn[0]) | changes)}
   sheets.save_png(Image.open(drawn[0]), tmp_path / 'a.png', text)
   with pytest.raises(ValueError, match=r'--from=.*a\.png'):
     draw_again(model, str(tmp_path / 'a.png'), str(tmp_path))
 
 
-def test_large_sheets_are_cut_and_earlier_pages_go(model, tmp_path, monkeypatch, caplog):
+def test_a_large_contact_sheet_is_cut_and_an_old_page_of_candidates_is_removed(model, tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(drawn_files, 'SHEET_IMAGES', 2)
-  (tmp_path / 'candidates.html').write_text('of other pictures')
+  (tmp_path / 'candidates.html').write_text('of other images')
   files = _draw(model, PROMPTS, tmp_path, num_images=2)
-  assert len(files) == 5 and 'has the first 2 of 4 images' in caplog.text
+  assert len(files) == 5 and 'shows only the first 2 of 4 images' in caplog.text
   assert not (tmp_path / 'candidates.html').exists()
 
 
-def test_pictures_of_candidates_and_guidance_are_drawn_again_too(model, tmp_path):
+def test_a_guided_candidate_is_generated_again_from_its_png_file(model, tmp_path):
   settings = {'num_images': 2, 'candidates': 5, 'guidance_scale': 3.0, 'guidance_ramp': 0.5, 'top_p': 0.9}
   files = _draw(model, PROMPTS[:1], tmp_path, **settings, negative_prompt='a blue square')
   assert [file.name for file in files[2:]] == ['candidates.html', 'contact_sheet.png']
@@ -155,40 +155,40 @@ def picture(tmp_path):
   return str(file)
 
 
-def test_completions_are_drawn_again_if_the_picture_is_given_again(model, picture, tmp_path):
+def test_a_completion_is_generated_again_only_with_the_same_input_image(model, picture, tmp_path):
   given = InputPicture(image=picture, redraw_box=(0.0, 0.3, 1.0, 0.6))
   files = _draw(model, PROMPTS[:1], tmp_path / 'a', num_images=1, given=given)
   assert _facts(files[0])['candidates'] == 8
   again = draw_again(model, str(files[0]), str(tmp_path / 'b'), given)
   np.testing.assert_array_equal(*_pixels([files[0], again[0]]))
   for other in (None, InputPicture(image=picture, keep_top=0.5)):
-    with pytest.raises(ValueError, match=r'was drawn from the given picture .*--image'):
+    with pytest.raises(ValueError, match=r'was generated from the input image .*--image'):
       draw_again(model, str(files[0]), str(tmp_path / 'c'), other)
 
 
-def test_what_was_not_drawn_by_this_model_is_not_drawn_again(drawn, model, picture, tmp_path):
-  with pytest.raises(ValueError, match=r'--from=.*given\.png is no picture that'):
+def test_images_from_elsewhere_or_from_another_model_are_not_generated_again(drawn, model, picture, tmp_path):
+  with pytest.raises(ValueError, match=r'--from=.*given\.png is not a PNG file written by'):
     draw_again(model, picture, str(tmp_path))
   shutil.copytree(model, tmp_path / 'other')
   info = json.loads((tmp_path / 'other/bundle.json').read_text())
   (tmp_path / 'other/bundle.json').write_text(json.dumps(info | {'params': 'another'}))
-  with pytest.raises(ValueError, match=r"was drawn by the model '\w+', and .*other \(--model\) is 'another'"):
+  with pytest.raises(ValueError, match=r"was generated by the model '\w+', but .*other \(--model\) is 'another'"):
     draw_again(str(tmp_path / 'other'), str(drawn[0]), str(tmp_path))
 
 
 def test_previews_are_written_row_by_row(model, tmp_path):
   _draw(model, PROMPTS, tmp_path, num_images=2, batch_size=3, preview_every=3)
-  found = sorted(file.name for file in (tmp_path / 'previews').iterdir())
-  assert found == [f'{first:06d}_row_{row:03d}.png' for first in (0, 3) for row in (3, 4)]
+  names = sorted(file.name for file in (tmp_path / 'previews').iterdir())
+  assert names == [f'{first:06d}_row_{row:03d}.png' for first in (0, 3) for row in (3, 4)]
 
 
-def test_a_prompt_that_is_cut_is_named(model, tmp_path, caplog):
+def test_a_warning_shows_what_is_left_of_a_truncated_prompt(model, tmp_path, caplog):
   _draw(model, ['red circle ' * 9], tmp_path, num_images=1, truncate=True)
   (message,) = [record.getMessage() for record in caplog.records if 'is cut' in record.getMessage()]
-  assert 'is cut to 5 and reads' in message and 'red' in message
+  assert 'is cut to 5 tokens: ' in message and 'red' in message
 
 
-def test_prompts_come_from_flags_then_from_the_file(tmp_path):
+def test_prompts_of_the_flag_come_before_prompts_of_the_file(tmp_path):
   file = tmp_path / 'prompts.txt'
   file.write_text('two\n\n  drei und ä \n', encoding='utf-8')
   assert read_prompts(['one'], str(file)) == ['one', 'two', 'drei und ä']
@@ -213,6 +213,6 @@ def test_prompts_that_are_missing_empty_or_unreadable_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(('prompts', 'message'), [([], 'No prompt was given'), (['a', ' '], 'A prompt is empty')])
-def test_prompts_that_are_missing_or_empty_are_named(prompts, message):
+def test_errors_tell_a_missing_prompt_from_an_empty_one(prompts, message):
   with pytest.raises(ValueError, match=message):
     read_prompts(prompts, '')

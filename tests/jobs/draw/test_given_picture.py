@@ -12,7 +12,7 @@ def picture(tmp_path):
   return str(file)
 
 
-def test_white_or_transparent_is_drawn_and_the_rest_stays(tmp_path):
+def test_a_mask_keeps_dark_pixels_or_opaque_ones_if_some_are_transparent(tmp_path):
   white = np.array([[0, 255], [127, 128]], np.uint8)
   Image.fromarray(white).save(tmp_path / 'grey.png')
   np.testing.assert_array_equal(read_mask(str(tmp_path / 'grey.png')), [[True, False], [True, False]])
@@ -26,7 +26,7 @@ def test_white_or_transparent_is_drawn_and_the_rest_stays(tmp_path):
   np.testing.assert_array_equal(read_mask(str(tmp_path / 'deep.png')), [[True, False], [True, False]])
 
 
-def test_a_picture_is_named_by_what_it_holds_and_what_stays(picture, tmp_path):
+def test_facts_hold_a_hash_of_the_image_and_the_kept_part(picture, tmp_path):
   facts = InputPicture(image=picture, keep_box=(0.0, 0.0, 0.5, 1.0)).facts()
   assert facts == {'image': facts['image'], 'keep_box': [0.0, 0.0, 0.5, 1.0]} and len(facts['image']) == 16
   Image.fromarray(np.ones((6, 9, 3), np.uint8)).save(tmp_path / 'other.png')
@@ -36,7 +36,7 @@ def test_a_picture_is_named_by_what_it_holds_and_what_stays(picture, tmp_path):
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
-    ({}, r'With --image give one of --mask, --keep_top, .*; given none'),
+    ({}, r'With --image give exactly one of --mask, --keep_top, .*; given none'),
     ({'keep_top': 0.5, 'variation': 0.5}, r'given keep_top, variation'),
     ({'keep_top': 2.0}, r'--keep_top is 2'),
     ({'keep_box': (0.0, 1.0)}, r'--keep_box needs four numbers'),
@@ -46,6 +46,6 @@ def test_a_picture_is_named_by_what_it_holds_and_what_stays(picture, tmp_path):
     ({'image': 'missing.png', 'keep_top': 0.5}, r'--image missing\.png cannot be read'),
   ],
 )
-def test_mistakes_are_named_before_any_model_is_read(picture, values, message):
+def test_bad_flags_are_refused_without_a_model(picture, values, message):
   with pytest.raises(ValueError, match=message):
     InputPicture(**{'image': picture, **values})

@@ -30,7 +30,7 @@ def images(model):
   return model.generate(PROMPTS, 3, seed=4)
 
 
-def test_image_i_of_a_seed_is_one_image(model, images):
+def test_image_i_of_a_seed_does_not_depend_on_the_batch_or_the_other_images(model, images):
   assert (images.shape, images.dtype) == ((2, 3, 8, 8, 3), np.uint8)
   assert all(len({image.tobytes() for image in row}) == 3 for row in images)
   np.testing.assert_array_equal(model.generate(PROMPTS[1], 2, seed=4), images[1, :2])
@@ -40,10 +40,10 @@ def test_image_i_of_a_seed_is_one_image(model, images):
   assert np.any(model.generate(PROMPTS[0], 1, seed=5) != images[0, :1])
 
 
-def test_guidance_is_off_at_a_scale_of_one_and_a_negative_prompt_matters(model, images):
+def test_guidance_changes_images_unless_its_scale_is_one(model, images):
   guided = [
-    model.generate(PROMPTS, 3, seed=4, guidance_scale=scale, **more)
-    for scale, more in (
+    model.generate(PROMPTS, 3, seed=4, guidance_scale=scale, **settings)
+    for scale, settings in (
       (1.0, {}),
       (6.0, {}),
       (6.0, {'guidance_ramp': 1.0}),
@@ -51,7 +51,7 @@ def test_guidance_is_off_at_a_scale_of_one_and_a_negative_prompt_matters(model, 
     )
   ]
   np.testing.assert_array_equal(guided[0], images)
-  assert len({each.tobytes() for each in guided}) == 4
+  assert len({batch.tobytes() for batch in guided}) == 4
 
 
 def test_the_likeliest_candidates_are_kept_best_first(model):
@@ -62,7 +62,7 @@ def test_the_likeliest_candidates_are_kept_best_first(model):
   np.testing.assert_array_equal(drawn.best[1, 0], drawn.images[1, drawn.scores[1].argmax()])
 
 
-def test_candidates_are_ranked_by_their_captions_likelihood(model):
+def test_caption_likelihood_ranks_by_the_gain_of_likelihood_from_the_caption(model):
   drawn = model.draw(PROMPTS, DrawSettings(num_images=1, candidates=3, seed=4, rank='caption_likelihood'))
   params, prior = model.params['prior'], bundle.Bundle(model.config, model.tokenizer, model.params, {}).prior
   text = np.stack([model.tokenizer.encode_padded(prompt, 5) for prompt in PROMPTS]).repeat(3, axis=0)
@@ -85,14 +85,14 @@ class _Greenest:
     return images[..., 1].mean(axis=(2, 3)).astype(np.float32)
 
 
-def test_a_reranker_ranks(model):
+def test_a_reranker_orders_the_kept_images(model):
   drawn = model.draw(PROMPTS, DrawSettings(num_images=2, candidates=4, seed=4), reranker=_Greenest())
   greens = drawn.best[..., 1].mean(axis=(2, 3))
   assert np.all(greens[:, 0] >= greens[:, 1])
   assert np.all(greens[:, 0] == drawn.images[..., 1].mean(axis=(2, 3)).max(axis=1))
 
 
-def test_kept_codes_stay_and_holes_have_more_candidates(model):
+def test_kept_codes_stay_and_holes_get_more_candidates(model):
   codes = model.encode(PICTURE[None])[0]
   known = model.known(PICTURE, np.arange(4)[:, None] < np.full(4, 2))
   drawn = model.draw(PROMPTS[:1], DrawSettings(num_images=3), known=known)
@@ -109,14 +109,14 @@ def test_kept_codes_stay_and_holes_have_more_candidates(model):
   assert model.complete(PICTURE, pixels, num_images=1).shape == (1, 8, 8, 3)
 
 
-def test_variations_go_from_the_picture_to_any(model):
+def test_variations_range_from_the_same_image_to_any_image(model):
   codes = model.encode(PICTURE[None])
   same, free = (model.vary(PICTURE, strength, PROMPTS[0], 2) for strength in (1e-9, 1.0))
   np.testing.assert_array_equal(same, model.decode(codes.repeat(2, axis=0)))
   np.testing.assert_array_equal(free, model.generate(PROMPTS[0], 2))
 
 
-def test_pictures_of_any_size_are_encoded_and_codes_decoded_in_batches(model):
+def test_images_of_any_size_are_encoded_and_codes_are_decoded_in_batches(model):
   codes = model.encode(np.stack([PICTURE, 255 - PICTURE, PICTURE]))
   assert (codes.shape, codes.dtype) == ((3, 4, 4), np.int32)
   np.testing.assert_array_equal(codes[0], codes[2])
@@ -124,7 +124,7 @@ def test_pictures_of_any_size_are_encoded_and_codes_decoded_in_batches(model):
   assert model.encode(np.zeros((1, 20, 33, 3), np.uint8)).shape == (1, 4, 4)
 
 
-def test_previews_show_what_is_there_so_far(model, images):
+def test_previews_show_unfinished_images_in_order(model, images):
   seen = []
   model.generate(PROMPTS, 3, seed=4, batch_size=4, preview=seen.append)
   assert [(list(p.numbers), p.rows) for p in seen] == [(n, r) for n in ([0, 1, 2, 3], [4, 5]) for r in (1, 2, 3, 4)]
@@ -133,7 +133,7 @@ def test_previews_show_what_is_there_so_far(model, images):
   assert np.all(seen[1].images[:, 4:] == 128) and np.all(np.any(seen[1].images[:, :4] != 128, axis=(1, 2, 3)))
 
 
-def test_memory_that_is_short_halves_the_batch(model, images, monkeypatch, caplog):
+def test_the_batch_is_reduced_if_memory_is_short(model, images, monkeypatch, caplog):
   from dalle_jax.sampling import memory, sampler
 
   monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 1)
@@ -153,7 +153,7 @@ def test_memory_that_is_short_halves_the_batch(model, images, monkeypatch, caplo
   assert sizes == [6, 3, 2, 2, 2]
 
 
-def test_logits_that_are_not_numbers_are_named(tmp_path):
+def test_the_first_nan_logits_are_reported(tmp_path):
   params = random_params(CONFIG, caption_tokenizer().vocab_size)
   params['prior']['embeddings']['image_kernel'] *= np.nan
   bundle.save(tmp_path / 'model', CONFIG, caption_tokenizer(), params, 'data')
@@ -161,7 +161,7 @@ def test_logits_that_are_not_numbers_are_named(tmp_path):
     dalle_jax.load(tmp_path / 'model').generate(PROMPTS[0], 2)
 
 
-def test_a_negative_prompt_and_a_dvae_that_are_not_numbers_are_named_too(tmp_path):
+def test_nan_from_the_negative_prompt_or_the_dvae_is_reported(tmp_path):
   tokenizer = caption_tokenizer()
   params = random_params(CONFIG, tokenizer.vocab_size)
   broken = jax.tree.map(lambda leaf: leaf, params)
@@ -179,7 +179,7 @@ def test_a_negative_prompt_and_a_dvae_that_are_not_numbers_are_named_too(tmp_pat
       call()
 
 
-def test_batches_are_told_as_they_are_finished(model, images):
+def test_the_callback_gets_every_finished_batch(model, images):
   seen = []
   settings = DrawSettings(num_images=3, seed=4, batch_size=4)
   model.draw(PROMPTS, settings, finished=lambda numbers, drawn, sampling: seen.append((list(numbers), drawn, sampling)))
@@ -197,7 +197,10 @@ def test_batches_are_told_as_they_are_finished(model, images):
     (lambda m: m.generate('a red circle', 1, rank='beauty'), r"--rank is 'beauty'; allowed are reranker"),
     (lambda m: m.generate('a red circle', 1, rank='reranker'), r'--rank=reranker needs --reranker'),
     (lambda m: m.complete(PICTURE, np.ones((8, 8), bool), 'a red circle'), r'Nothing of the picture is to be drawn'),
-    (lambda m: m.complete(PICTURE, np.eye(8) > 0, 'a red circle'), r'Everything of the picture .* 1/4 of a side'),
+    (
+      lambda m: m.complete(PICTURE, np.eye(8) > 0, 'a red circle'),
+      r'No code of the image is kept\. A code covers 1/4 of a side',
+    ),
     (lambda m: m.complete(PICTURE / 255, np.ones((8, 8), bool)), r'must be a uint8 array \[H, W, 3\]; given float64'),
     (lambda m: m.generate([]), r'no prompts'),
     (lambda m: m.generate('a red circle', 1, temperature=1e39), r'--temperature is 1e\+39; it must be 0 to 1,000,000'),
@@ -205,27 +208,27 @@ def test_batches_are_told_as_they_are_finished(model, images):
     (lambda m: m.draw(['a red circle'], DrawSettings(num_images=1), index=[-1]), r'must lie in \[0, 2\^31\); given -1'),
     (
       lambda m: m.vary(PICTURE, 0.5, num_images=2, candidates=3, rank='caption_likelihood'),
-      r'--rank=caption_likelihood compares images with prompts, and there is none',
+      r'--rank=caption_likelihood compares images with prompts, but no prompt was given',
     ),
-    (lambda m: m.complete(PICTURE, np.ones((5, 8), bool)), r'mask \(--mask\) is of 8 x 5 pixels and .* of 8 x 8'),
+    (lambda m: m.complete(PICTURE, np.ones((5, 8), bool)), r'mask \(--mask\) has 8 x 5 pixels, but .* has 8 x 8'),
     (lambda m: m.decode(np.full((1, 4, 4), 8)), r'Codes must lie in 0 to 7; given 8 to 8'),
     (lambda m: m.decode(np.zeros((4, 4), int)), r'shape \[N, 4, 4\]; given int64 \[4, 4\]'),
   ],
 )
-def test_mistakes_are_named(model, call, message):
+def test_bad_arguments_are_refused(model, call, message):
   with pytest.raises(ValueError, match=message):
     call(model)
 
 
-def test_enormous_prompts_are_cut_in_the_message_too_and_characters_never_seen_are_named(model, caplog):
+def test_messages_cut_long_prompts_and_name_unknown_characters(model, caplog):
   with pytest.raises(ValueError, match=r'takes at most 5') as error:
     model.generate('a red circle ' * 100_000)
   assert len(str(error.value)) < 300
   model.generate('ж', 1)
-  assert "has read have no 'ж', as in 'ж'" in caplog.text
+  assert "was trained on never contain 'ж', as in 'ж'" in caplog.text
 
 
-def test_a_model_of_a_newer_version_is_refused(path, tmp_path):
+def test_a_model_directory_of_a_newer_version_is_refused(path, tmp_path):
   import json
   import shutil
 
@@ -241,7 +244,7 @@ def test_a_model_of_a_newer_version_is_refused(path, tmp_path):
     dalle_jax.load(tmp_path / 'new')
 
 
-def test_a_dvae_alone_encodes_and_decodes_and_does_not_draw(tmp_path):
+def test_a_model_directory_with_only_a_dvae_encodes_and_decodes(tmp_path):
   params = {'dvae': random_params(CONFIG, 300)['dvae']}
   bundle.save(tmp_path / 'model', CONFIG, None, params, 'data')
   model = dalle_jax.load(tmp_path / 'model')

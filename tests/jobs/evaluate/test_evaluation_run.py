@@ -59,32 +59,32 @@ FLAGS = {'num_images': 12, 'images_per_prompt': 3, 'diversity_prompts': 4, 'blur
 
 
 @pytest.fixture(scope='module')
-def whole(model, reranker):
-  """Everything but the evidence lower bound and what needs Inception."""
+def evaluation(model, reranker):
+  """The settings and the result of all metrics except elbo and inception_score."""
   names = ('reconstruction', 'codebook', 'likelihood', 'fid', 'kid', 'precision_recall', 'blurred_fid', 'clip_score',
            'prompt_accuracy', 'diversity')  # fmt: skip
   settings = EvaluationSettings(model=str(model), metrics=names, features='reranker', reranker=reranker, **FLAGS)
   return settings, evaluate(settings)
 
 
-def test_the_page_shows_what_was_measured(model, whole):
+def test_the_page_shows_what_was_measured(model, evaluation):
   page = Page((model.parent / 'evaluation_validation.html').read_text())
   titles = page.text('h2')
   assert titles[:3] == ['Scores', 'Reconstructions', 'Codebook']
   assert titles[3:] == ['Samples: validation', 'Likelihood of tokens', 'Curves', 'Configuration']
-  kept = whole[1]['figures']['reconstruction/psnr']['value']
-  assert repr(kept) in [element.attrs['value'] for element in page.of('data')]
+  psnr = evaluation[1]['figures']['reconstruction/psnr']['value']
+  assert repr(psnr) in [element.attrs['value'] for element in page.of('data')]
 
 
-def test_settings_of_sampling_are_those_of_the_flags(whole, tmp_path):
-  settings, result = whole
+def test_sampling_flags_override_the_model_settings(evaluation, tmp_path):
+  settings, result = evaluation
   changes = {'metrics': ('diversity',), 'features': None, 'temperature': 0.0, 'out': str(tmp_path / 'a.json')}
   other = evaluate(dataclasses.replace(settings, **changes))
   assert other['sampling']['temperature'] == 0 and result['sampling']['temperature'] == CONFIG.sampling.temperature
   assert other['figures']['diversity/distinct_grids']['value'] == 1
 
 
-def test_the_bound_is_printed_and_written_and_does_not_depend_on_the_batch(model, capsys):
+def test_elbo_is_printed_and_written_and_does_not_depend_on_the_batch_size(model, capsys):
   result = evaluate(EvaluationSettings(model=str(model), num_images=10, batch_size=4))
   printed = capsys.readouterr().out
   assert 'elbo/sampled/gain/nats' in printed and '+-' in printed
@@ -100,8 +100,8 @@ def test_the_bound_is_printed_and_written_and_does_not_depend_on_the_batch(model
   assert (model.parent / 'x' / 'y.json').exists()
 
 
-def test_every_metric_gives_its_figures(whole):
-  figures = whole[1]['figures']
+def test_every_metric_gives_its_figures_with_counts(evaluation):
+  figures = evaluation[1]['figures']
   counts = {name: figure['count'] for name, figure in figures.items()}
   assert counts == {
     'reconstruction/psnr': 12, 'reconstruction/ssim': 12, 'rfid/reranker': 12,
@@ -123,8 +123,8 @@ def test_every_metric_gives_its_figures(whole):
   assert 1 <= values['diversity/distinct_grids'] <= 3
 
 
-def test_units_of_the_likelihood_agree(whole):
-  values = {name: figure['value'] for name, figure in whole[1]['figures'].items()}
+def test_likelihoods_in_different_units_agree(evaluation):
+  values = {name: figure['value'] for name, figure in evaluation[1]['figures'].items()}
   nats = values['likelihood/nats_per_image']
   assert values['likelihood/nats_per_image_token'] == pytest.approx(nats / 64)
   assert values['likelihood/bits_per_image'] == pytest.approx(nats / np.log(2))
@@ -132,31 +132,31 @@ def test_units_of_the_likelihood_agree(whole):
   assert values['likelihood/bits_per_image_token'] == pytest.approx(nats / np.log(2) / 64)
 
 
-def test_what_a_caption_costs_is_what_the_bound_says(whole, model):
+def test_likelihoods_agree_with_the_terms_of_the_elbo(evaluation, model):
   bound = evaluate(EvaluationSettings(model=str(model), num_images=12, out=str(model.parent / 'bound.json')))['figures']
-  figures = whole[1]['figures']
+  figures = evaluation[1]['figures']
   assert figures['likelihood/nats_per_caption']['value'] == pytest.approx(bound['elbo/text/nats']['value'], rel=1e-4)
   image = bound['elbo/argmax/kl_prior']  # the entropy of a point mass is 0
   assert figures['likelihood/nats_per_image']['value'] == pytest.approx(image['value'], rel=1e-4)
   assert figures['likelihood/nats_per_image']['stderr'] == pytest.approx(image['stderr'], rel=1e-3)
 
 
-def test_a_second_start_reads_the_features_of_real_pictures_and_agrees(whole, model, monkeypatch):
-  settings, result = whole
-  kept = sorted(file.name for file in (model.parent / 'features').iterdir())
-  assert kept == ['reranker_validation_12.npz', 'reranker_validation_12_blur2.npz']
+def test_a_second_evaluation_uses_cached_features_and_agrees(evaluation, model, monkeypatch):
+  settings, result = evaluation
+  names = sorted(file.name for file in (model.parent / 'features').iterdir())
+  assert names == ['reranker_validation_12.npz', 'reranker_validation_12_blur2.npz']
   seen = []
   run = Ranker.image_features
   monkeypatch.setattr(Ranker, 'image_features', lambda self, images: seen.append(len(images)) or run(self, images))
   again = evaluate(dataclasses.replace(settings, metrics=('fid', 'kid')))
-  assert seen == [12]  # the drawn ones
-  # Without the images for diversity the single ones are the same.
+  assert seen == [12]  # the generated images only
+  # Without the further images for diversity, the first image of each caption is the same.
   for name, figure in again['figures'].items():
     assert figure == result['figures'][name]
 
 
-def test_a_result_tells_where_it_is_from(whole, model, reranker):
-  settings, result = whole
+def test_the_result_names_model_features_settings_and_versions(evaluation, model, reranker):
+  settings, result = evaluation
   assert result['model'] == bundle.check(model)['params']
   assert result['reranker'] == result['features']['fingerprint'] == bundle.check(Path(reranker), ())['params']
   assert result['settings'] == json.loads(json.dumps(dataclasses.asdict(settings)))
@@ -164,17 +164,17 @@ def test_a_result_tells_where_it_is_from(whole, model, reranker):
   assert result['schema'] == 2 and result['metrics'] == list(settings.metrics)
 
 
-def test_the_sweep_is_drawn(whole, model):
+def test_blurred_fid_is_plotted_by_radius(evaluation, model):
   drawing = (model.parent / 'evaluation_validation_blurred_fid.svg').read_text()
-  assert drawing.startswith('<svg') and 'radius of the blur in pixels' in drawing
+  assert drawing.startswith('<svg') and 'blur radius in pixels' in drawing
 
 
-def test_few_pictures_for_many_features_are_warned_of(whole, caplog):
-  evaluate(dataclasses.replace(whole[0], metrics=('fid',), num_images=5))
-  assert 'Fréchet distance of 5 pictures with 8 features' in caplog.text
+def test_fewer_images_than_features_give_a_warning(evaluation, caplog):
+  evaluate(dataclasses.replace(evaluation[0], metrics=('fid',), num_images=5))
+  assert 'Fréchet distance of 5 images with 8 features' in caplog.text
 
 
-def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_alone, tmp_path):
+def test_a_dvae_without_a_prior_is_measured_with_the_uniform_prior(dvae_alone, tmp_path):
   figures = evaluate(EvaluationSettings(model=str(dvae_alone), num_images=4))['figures']
   assert 'elbo/sampled/uniform/bits_per_dim' in figures
   assert not [name for name in figures if '/prior/' in name or 'text' in name]
@@ -186,7 +186,7 @@ def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_
   ('changes', 'message'),
   [
     ({'metrics': ('nothing',)}, "--metrics is 'nothing'.*elbo"),
-    ({'metrics': ('fid',)}, 'fid needs features of pictures'),
+    ({'metrics': ('fid',)}, 'fid needs features of images'),
     ({'metrics': ('clip_score',), 'reranker': 'nowhere'}, r'no model directory at nowhere \(--reranker\)'),
     ({'features': 'inception', 'inception': 'nowhere.pth'}, r'--inception nowhere\.pth cannot be read'),
     ({'features': 'reranker'}, '--features=reranker needs --reranker=DIR'),
@@ -195,7 +195,7 @@ def test_a_dvae_alone_is_measured_with_the_uniform_prior_and_does_not_draw(dvae_
     ({'inception': 'x.pth'}, '--inception is only read with --features=inception'),
     ({'blur_radii': (1.0, -1.0)}, '--blur_radii'),
     ({'images_per_prompt': 1}, '--images_per_prompt is 1; it must be 2 or more'),
-    ({'num_images': 10**6}, "--num_images is 1000000, and the split 'validation' has [0-9]+ pictures; 0 takes all"),
+    ({'num_images': 10**6}, "--num_images is 1000000, but the split 'validation' has only [0-9]+ images; 0 takes all"),
     ({'metrics': ()}, '--metrics'),
     ({'num_images': -1}, '--num_images is -1'),
     ({'batch_size': 0}, '--batch_size is 0'),

@@ -20,19 +20,19 @@ def _make(times):
   return make
 
 
-def test_features_are_made_once(cache):
+def test_cached_features_are_not_computed_again(cache):
   times = []
   for _ in range(2):
     np.testing.assert_array_equal(cache.get('real', FACTS, _make(times)), FEATURES)
   assert len(times) == 1
 
 
-def test_features_of_something_else_are_made_anew_and_said(cache, capsys):
+def test_changed_facts_recompute_features_with_a_message(cache, capsys):
   times = []
   cache.get('real', FACTS, _make(times))
   cache.get('real', {**FACTS, 'data set': 'def'}, _make(times))
   assert len(times) == 2
-  assert 'real.npz is made anew: it belongs to another data set.' in capsys.readouterr().out
+  assert 'real.npz is recomputed: it was computed with another data set.' in capsys.readouterr().out
 
 
 def _flip(content, at):
@@ -42,7 +42,7 @@ def _flip(content, at):
 @pytest.mark.parametrize(
   'damage', [lambda c: b'', lambda c: c[: len(c) // 2], lambda c: b'text', lambda c: _flip(c, c.index(FEATURES.data))]
 )
-def test_damaged_files_are_made_anew_and_said(cache, tmp_path, capsys, damage):
+def test_damaged_files_are_recomputed_with_a_message(cache, tmp_path, capsys, damage):
   times = []
   cache.get('real', FACTS, _make(times))
   file = tmp_path / 'features' / 'real.npz'
@@ -53,27 +53,27 @@ def test_damaged_files_are_made_anew_and_said(cache, tmp_path, capsys, damage):
   assert len(times) == 2
 
 
-def test_contents_that_were_exchanged_are_seen(cache, tmp_path, capsys):
+def test_features_that_do_not_match_their_digest_are_recomputed(cache, tmp_path, capsys):
   times = []
   cache.get('real', FACTS, _make(times))
   file = tmp_path / 'features' / 'real.npz'
-  with np.load(file) as kept:
-    values = dict(kept)
+  with np.load(file) as archive:
+    values = dict(archive)
   np.savez(file, **(values | {'features': FEATURES + 1}))
   cache.get('real', FACTS, _make(times))
   assert len(times) == 2 and 'its contents have changed' in capsys.readouterr().out
 
 
-def test_a_place_that_cannot_be_written_is_said_and_does_no_harm(tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_gives_a_message_and_the_features(tmp_path, capsys):
   (tmp_path / 'file').write_text('')
-  found = Cache(tmp_path / 'file' / 'features').get('real', FACTS, lambda: FEATURES)
-  np.testing.assert_array_equal(found, FEATURES)
+  features = Cache(tmp_path / 'file' / 'features').get('real', FACTS, lambda: FEATURES)
+  np.testing.assert_array_equal(features, FEATURES)
   assert 'cannot be written' in capsys.readouterr().out
 
 
-def test_features_that_are_no_numbers_are_named():
+def test_features_that_are_not_finite_are_reported():
   broken = FEATURES.copy()
   broken[[1, 3], [0, 2]] = np.nan, np.inf
   extractor = Extractor('reranker', 'abc', lambda images: broken)
-  with pytest.raises(ValueError, match=r'reranker features of 2 of 4 drawn pictures .* \(pictures number 1, 3\)'):
-    extractor(np.zeros((4, 2, 2, 3), np.uint8), 'drawn pictures')
+  with pytest.raises(ValueError, match=r'reranker features of 2 of 4 generated images .* \(image numbers 1, 3\)'):
+    extractor(np.zeros((4, 2, 2, 3), np.uint8), 'generated images')

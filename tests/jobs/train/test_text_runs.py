@@ -101,7 +101,7 @@ def test_texts_begin_with_the_prompt_and_depend_on_the_seed_not_on_the_batch(run
 
 def test_models_of_the_other_kind_are_refused(runs, tmp_path):
   model = str(runs['ngram'][0] / 'model')
-  with pytest.raises(ValueError, match='holds a model of text, and this needs one that draws pictures'):
+  with pytest.raises(ValueError, match='holds a model of text, but this needs a model of images'):
     draw(model, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path))
   with pytest.raises(ValueError, match=r'--top_k is 1000; the model has 400 tokens'):
     text_samples.write(model, [''], DrawSettings(num_images=1, seed=0, top_k=1000))
