@@ -28,7 +28,8 @@ def _with_one(scene: Scene, rng: np.random.Generator, name: str, choices: Sequen
   index = int(rng.integers(len(scene.objects)))
   objects = list(scene.objects)
   value = _other(rng, choices, getattr(objects[index], name), *excluded)
-  objects[index] = dataclasses.replace(objects[index], **{name: value})
+  changes: dict[str, Any] = {name: value}
+  objects[index] = dataclasses.replace(objects[index], **changes)
   return dataclasses.replace(scene, objects=tuple(objects))
 
 
@@ -117,7 +118,12 @@ def make_pairs(records: Sequence[dict[str, Any]], image_size: int, num_per_kind:
     seed: the seed of the random changes.
   """
   rng, counts = np.random.default_rng(seed), dict.fromkeys(KINDS, 0)
-  captions, true, false, of, contrasts, seen = [], [], [], [], [], set()
+  captions: list[str] = []
+  true: list[np.ndarray] = []
+  false: list[np.ndarray] = []
+  of: list[int] = []
+  contrasts: list[str] = []
+  seen: set[str] = set()
   for i in range(len(records)):
     if all(count == num_per_kind for count in counts.values()):
       break

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.models import transformer
-from dalle_jax.models.attention import Pattern
-from dalle_jax.models.sequence import chosen, token_nll
+from dalle_jax.models.layout import Layout
+from dalle_jax.models.sequence import Tokens, chosen, token_nll
 from dalle_jax.models.stream import PAD, TokenStream, counted_text
 
 
@@ -86,7 +86,7 @@ class Embeddings(nn.Module):
     return jnp.where((text == PAD)[..., None], self.pad_embedding[slot][None], tokens)
 
   def _image(self, token: jax.Array, slot: jax.Array) -> jax.Array:
-    """Embed image ids [B, T], or probabilities [B, T, Vi], at image slots `slot` [T], above 0. Returns [B, T, D]."""
+    """Embed image ids [B, T], or probabilities [B, T, Vi], at image slots `slot` [T], all above 0: [B, T, D]."""
     is_id = jnp.issubdtype(token.dtype, jnp.integer)
     x = self._look_up(self.image_embedding, token) if is_id else token @ self.image_embedding
     return x + jnp.broadcast_to(self._image_position(slot), x.shape)
@@ -138,7 +138,7 @@ class Prior(TokenStream):
   embedding_init_scale: float = 0.125
 
   @property
-  def layout(self) -> Pattern:
+  def layout(self) -> Layout:
     """The pattern of the first layer. All layers have the same slots."""
     return self.transformer.patterns[0]
 
@@ -227,7 +227,7 @@ class Prior(TokenStream):
       'transformer': transformer.unstack(self.transformer, params['transformer']),
     }
 
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+  def prefill(self, params: Any, tokens: Tokens) -> tuple[Any, jax.Array]:
     """Read a prefix [B, P] of a stream, P < length; `params` as returned by `decode_params`.
 
     Returns:

@@ -5,11 +5,14 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dalle_jax.training import metrics_log
+
+if TYPE_CHECKING:
+  from matplotlib.typing import RcKeyType
 
 Series = tuple[np.ndarray, np.ndarray]  # steps int64 [N] and values float64 [N]
 
@@ -105,7 +108,7 @@ def _series(points: Mapping[int, float]) -> Series:
   return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
 
 
-def _settings(title: str) -> dict[str, Any]:
+def _settings(title: str) -> dict['RcKeyType', Any]:
   # 'none' keeps text as text, which is small and selectable. The salt makes ids reproducible, and different for each
   # title.
   return {'svg.hashsalt': title, 'svg.fonttype': 'none', 'font.size': 9.0, 'font.family': 'sans-serif'}

@@ -36,7 +36,7 @@ def offsets(values: np.ndarray) -> Image.Image:
   Colours show square roots, so that small weights are visible. Zeros are grey.
   """
   pixels = colours(np.sqrt(values), float(np.sqrt(values).max()))
-  return Image.fromarray(np.where(values[..., None] > 0, pixels, np.uint8(BLIND)))
+  return Image.fromarray(np.where(values[..., None] > 0, pixels, np.array(BLIND, np.uint8)))
 
 
 def lit(picture: np.ndarray, values: np.ndarray, most: float | None = None) -> Image.Image:
@@ -64,7 +64,7 @@ def matrix(weights: np.ndarray, mask: np.ndarray, border: int = 0) -> Image.Imag
   block = -(-len(weights) // MAX_MATRIX)
   padding = (0, -len(weights) % block)
   largest = _block_max(np.pad(np.where(mask, weights, -1.0), (padding, padding), constant_values=-1.0), block)
-  pixels = np.where(largest[..., None] < 0, np.uint8(BLIND), colours(np.sqrt(np.maximum(largest, 0)), 1.0))
+  pixels = np.where(largest[..., None] < 0, np.array(BLIND, np.uint8), colours(np.sqrt(np.maximum(largest, 0)), 1.0))
   scale = max(1, 168 // len(pixels))
   pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
   if border:

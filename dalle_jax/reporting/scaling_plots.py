@@ -2,12 +2,15 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dalle_jax.files import write_whole
 from dalle_jax.reporting.curves import COLOURS, GRID
+
+if TYPE_CHECKING:
+  from matplotlib.typing import RcKeyType
 
 LAW, BAND = '#333333', '#33333322'
 SIZE = (11.0, 3.8)  # inches
@@ -37,7 +40,12 @@ def draw(panels: list[Panel], unit: str, path: Path) -> None:
   import matplotlib
   from matplotlib.figure import Figure
 
-  settings = {'svg.hashsalt': 'scaling', 'svg.fonttype': 'none', 'font.size': 8.5, 'font.family': 'sans-serif'}
+  settings: dict[RcKeyType, Any] = {
+    'svg.hashsalt': 'scaling',
+    'svg.fonttype': 'none',
+    'font.size': 8.5,
+    'font.family': 'sans-serif',
+  }
   with matplotlib.rc_context(settings):
     figure = Figure(figsize=SIZE, layout='constrained', facecolor='white')
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -224,7 +224,9 @@ def _text(text: str, width: int) -> Image.Image:
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
   """Pillow's default font for ASCII; otherwise Matplotlib's font, which has Latin, Greek and Cyrillic letters."""
   if text.isascii():
-    return ImageFont.load_default(size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always, if a size is given
+    return font
   import matplotlib
 
   return ImageFont.truetype(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf', size)

@@ -202,8 +202,8 @@ class _NewestAndBest:
     self.losses: dict[int, float | None] = {}
 
   def best(self, steps: Sequence[int]) -> int | None:
-    measured = [step for step in steps if self.losses.get(step) is not None]
-    return min(measured, key=lambda step: self.losses[step], default=None)
+    losses = {step: loss for step in steps if (loss := self.losses.get(step)) is not None}
+    return min(losses, key=losses.__getitem__, default=None)
 
   def should_preserve(
     self,
