@@ -80,6 +80,19 @@ class Bundle:
   info: dict[str, Any]
 
   @property
+  def caption_tokenizer(self) -> Tokenizer | None:
+    """The tokenizer of a model of images; None if it reads no captions."""
+    assert self.tokenizer is None or isinstance(self.tokenizer, Tokenizer), 'a model of images has no other tokenizer'
+    return self.tokenizer
+
+  @property
+  def text_tokenizer(self) -> TextTokenizer:
+    """The tokenizer of a model of text."""
+    assert self.tokenizer is not None, 'a model of text has a tokenizer'
+    assert not isinstance(self.tokenizer, Tokenizer | ClipTokenizer), 'a model of text reads no captions'
+    return self.tokenizer
+
+  @property
   def dvae(self) -> Dvae:
     return make_dvae(self.config.dvae)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dalle_jax.data.batches import Source
 from dalle_jax.data.shapes import captions as language
 from dalle_jax.data.shapes.captions import Claims
 from dalle_jax.data.shapes.render import render
@@ -108,7 +109,7 @@ class Pairs:
   contrasts: list[str]  # Q names of contrasts, keys of CONTRASTS
 
 
-def make_pairs(records: Sequence[dict[str, Any]], image_size: int, num_per_kind: int, seed: int) -> Pairs:
+def make_pairs(records: Source, image_size: int, num_per_kind: int, seed: int) -> Pairs:
   """Render true images and near misses for the first distinct captions.
 
   Args:

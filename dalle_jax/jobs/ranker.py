@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 
 from dalle_jax import bundle
 from dalle_jax.bundle import Bundle
+from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.crops import fit_bicubic
+from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.evaluation.row_batches import in_batches
 
 
@@ -28,7 +30,9 @@ class Ranker:
       batch_size: Images or prompts per batch, rounded up to a multiple of the devices that split it.
     """
     self.info: dict[str, Any] = loaded.info  # the contents of bundle.json
-    self._model, self._tokenizer, self._params = loaded.reranker, loaded.tokenizer, loaded.params['reranker']
+    tokenizer = loaded.tokenizer
+    assert isinstance(tokenizer, Tokenizer | ClipTokenizer), 'a reranker reads captions'
+    self._model, self._tokenizer, self._params = loaded.reranker, tokenizer, loaded.params['reranker']
     self._mesh, self._batch_size = mesh, batch_size
     methods = ('image_features', 'image_embeddings', 'text_embeddings')
     self._methods = {method: functools.partial(self._apply, method=method) for method in methods}

@@ -47,7 +47,7 @@ class TokenStream(Layout):
     """The image ids [B, T - text_length] of streams [B, T], T >= text_length."""
     return tokens[:, self.text_length :] - self.text_vocab_size
 
-  def counted(self, tokens: jax.Array) -> jax.Array:
+  def counted(self, tokens: Tokens) -> jax.Array:
     """The mask of tokens that a loss counts, bool [B, length], for streams [B, length].
 
     It is True for all tokens but the pads after the first pad.
@@ -74,7 +74,7 @@ class TokenStream(Layout):
     return jnp.where(allowed, logits, -jnp.inf)
 
 
-def counted_text(text: jax.Array) -> jax.Array:
+def counted_text(text: Tokens) -> jax.Array:
   """The mask of text ids [B, text_length] that a loss counts, bool: the caption and the first pad, which ends it."""
   return jnp.pad(text != PAD, ((0, 0), (1, 0)), constant_values=True)[:, : text.shape[1]]
 

@@ -20,6 +20,9 @@ from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention_weights, reconstruction
 from dalle_jax.files import check_out
 from dalle_jax.jobs import examples
+from dalle_jax.models.attention import Pattern
+from dalle_jax.models.language import TransformerLanguageModel
+from dalle_jax.models.prior import Prior
 from dalle_jax.reporting import attention_page as page
 from dalle_jax.reporting.attention_page import PictureArticle
 from dalle_jax.sampling.continuation import continue_text
@@ -87,14 +90,16 @@ def show(
   settings = draw_settings.sampling(config.sampling, num_images)
   origin = f'Sampled with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}, '
   origin += f'top_p {settings.top_p:g}, guidance_scale {settings.guidance_scale:g}.'
+  articles: list[PictureArticle | page.Text] = []
   if is_text_model:
     texts, prompt_length = _texts(loaded, prompt, num_images, mesh, seed, settings, continuation)
-    articles = [_text_article(loaded, ids, prompt_length, i, choice) for i, ids in enumerate(texts)]
+    articles += [_text_article(loaded, ids, prompt_length, i, choice) for i, ids in enumerate(texts)]
     origin = origin if continuation else 'The prompt itself; nothing was sampled.'
   else:
-    text = encode_prompts(loaded.tokenizer, [prompt], config.tokenizer.text_length, truncate)
+    text = encode_prompts(loaded.caption_tokenizer, [prompt], config.tokenizer.text_length, truncate)
     codes, images = _pictures(loaded, text, picture, num_images, mesh, seed, settings)
-    articles = [_picture_article(loaded, text[0], codes[i], images[i], picture, i, choice) for i in range(num_images)]
+    assert choice is not None, 'a prior has attention'
+    articles += [_picture_article(loaded, text[0], codes[i], images[i], picture, i, choice) for i in range(num_images)]
     origin = origin if picture is None else f'The picture {Path(image).name}, encoded as image tokens.'
   notes = [page.SLOTS, *_choice_notes(choice, group)] if choice else []
   page.write(Path(out), f'Attention: {prompt}', [origin, *notes], articles)
@@ -123,14 +128,16 @@ def _check(model: str, prompt: str, image: str, num_images: int, continuation: b
   return is_text_model
 
 
-def _has_layers(group: BlocksConfig) -> bool:
-  return not isinstance(group, SequenceConfig) or group.kind == 'transformer'
+def _kind_without_layers(group: BlocksConfig) -> str:
+  """The kind of a sequence model that has no attention layers; '' for models that have them."""
+  return group.kind if isinstance(group, SequenceConfig) and group.kind != 'transformer' else ''
 
 
 def _check_layers(model: str, group: BlocksConfig, layers: Sequence[int] | None, heads: Sequence[int] | None) -> None:
   """Check that the model has these layers and heads. Raises ValueError if not."""
-  if (layers is not None or heads is not None) and not _has_layers(group):
-    raise ValueError(f'A model of kind {group.kind} has no attention ({model}); omit --layers and --heads.')
+  kind = _kind_without_layers(group)
+  if (layers is not None or heads is not None) and kind:
+    raise ValueError(f'A model of kind {kind} has no attention ({model}); omit --layers and --heads.')
   _check_range('--layers', layers, group.num_layers)
   _check_range('--heads', heads, group.num_heads)
 
@@ -139,10 +146,12 @@ def _choice(
   loaded: bundle.Bundle, group: BlocksConfig, count: int, layers: Sequence[int] | None, heads: Sequence[int] | None
 ) -> Choice | None:
   """The layers and heads to show for `count` sequences; None if the model has no attention."""
-  if not _has_layers(group):
+  if _kind_without_layers(group):
     return None
   sequence = loaded.prior if loaded.drawing_part == 'prior' else loaded.model
-  kinds = [pattern.kind for pattern in sequence.transformer.layer_patterns]
+  assert isinstance(sequence, Prior | TransformerLanguageModel), 'these are the models with attention layers'
+  patterns = sequence.transformer.layer_patterns
+  kinds = [pattern.kind for pattern in patterns if isinstance(pattern, Pattern)]  # only encoders have other patterns
   return choose(kinds, group.num_heads, sequence.length, count, layers, heads)
 
 
@@ -237,7 +246,7 @@ def _pictures(
     Codes [N, g, g], and the images uint8 [N, H, W, 3] that they decode to.
   """
   if picture is None:
-    sampler = make_sampler(loaded.config, loaded.tokenizer, mesh, settings)
+    sampler = make_sampler(loaded.config, loaded.caption_tokenizer, mesh, settings)
     return sampler.draw(loaded.params, text.repeat(count, axis=0), seed)[:2]
   return reconstruction.reconstruct(loaded.dvae, loaded.params['dvae'], picture[None], mesh, batch_size=1)
 
@@ -257,18 +266,19 @@ def _picture_article(
   loaded: bundle.Bundle, text: np.ndarray, codes: np.ndarray, image: np.ndarray, picture: np.ndarray | None,
   number: int, choice: Choice,
 ) -> PictureArticle:  # fmt: skip
-  model = loaded.prior
+  model, tokenizer = loaded.prior, loaded.caption_tokenizer
+  assert tokenizer is not None, 'a prior reads captions'
   grid, length = model.grid_size, model.text_length
   stream = np.asarray(model.stream(jnp.asarray(text)[None], jnp.asarray(codes).reshape(1, -1)))[0]
   views, layers, tokens = _look(model, loaded.params['prior'], stream, choice, grid)
-  words = [(word, [place + 1 for place in places]) for word, places in loaded.tokenizer.words(text)]
+  words = [(word, [place + 1 for place in places]) for word, places in tokenizer.words(text)]
   pads = [int(slot) for slot in np.flatnonzero(text == PAD) + 1]
   keys = [('start of text', [0]), *words]
   keys += [(f'padding ({len(pads)})', pads)] if pads else []
   keys.append(('start of image', [length]))
   word_indices = range(1, 1 + len(words))
   mean, chosen = views[0].weights, grid // 2 * grid + grid // 2  # the page starts with the token in the centre
-  caption = [(piece, i) for i, piece in enumerate(examples.caption_pieces(loaded.tokenizer, text))]
+  caption = [(piece, i) for i, piece in enumerate(examples.caption_pieces(tokenizer, text))]
   title = 'The picture' if picture is not None else f'Image {number}'
   return PictureArticle(
     title=title, image=image, original=picture, frames=_frames(loaded, codes), grid_size=grid, text_length=length,
@@ -283,7 +293,7 @@ def _texts(
   loaded: bundle.Bundle, prompt: str, count: int, mesh: Mesh, seed: int, settings: Any, continuation: bool
 ) -> tuple[list[np.ndarray], int]:
   """The ids of each text to analyse, and the number of ids in the prompt."""
-  ids, length = loaded.tokenizer.encode(prompt.encode()), loaded.model.length
+  ids, length = loaded.text_tokenizer.encode(prompt.encode()), loaded.model.length
   if len(ids) > length - continuation:
     raise ValueError(
       f'--prompt has {len(ids)} tokens; the model takes at most {length - continuation}'
@@ -304,7 +314,7 @@ def _texts(
 def _text_article(
   loaded: bundle.Bundle, ids: np.ndarray, prompt_length: int, number: int, choice: Choice | None
 ) -> page.Text:
-  pieces = [loaded.tokenizer.decode([i]).decode('utf-8', 'replace') for i in ids]
+  pieces = [loaded.text_tokenizer.decode([i]).decode('utf-8', 'replace') for i in ids]
   views, layers, tokens = _look(loaded.model, loaded.params['model'], ids, choice, 0)
   return page.Text(f'Text {number}', pieces, prompt_length, tokens, views, layers)
 

@@ -1,36 +1,39 @@
 """The state that all stages and the report of a run share: configuration, directory, mesh, data and tokenizer."""
 
 import dataclasses
+from typing import Generic, TypeVar
 
 from jax.sharding import Mesh
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
-from dalle_jax.data.registry import Dataset
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.training.stage_tasks import make_task
 from dalle_jax.training.tasks import Task
 
+Data = TypeVar('Data')
+DataTokenizer = TypeVar('DataTokenizer', Tokenizer | None, TextTokenizer)
+
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(Generic[Data, DataTokenizer]):
   """A run with its data and tokenizer loaded.
 
   Attributes:
     config: The experiment's configuration.
     space: The work directory.
     mesh: The device mesh.
-    dataset: The data set of captioned images, or a `text_data.TextData` for a model of text.
+    dataset: The data; see `picture_data.PictureExperiment` and `text_data.TextExperiment`.
     tokenizer: The tokenizer; None if no stage reads text.
   """
 
   config: Config
   space: Workspace
   mesh: Mesh
-  dataset: Dataset
-  tokenizer: Tokenizer | TextTokenizer | None
+  dataset: Data
+  tokenizer: DataTokenizer
 
   @property
   def text_vocab_size(self) -> int:

@@ -25,6 +25,9 @@ from dalle_jax.stages import Stage
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.stage_tasks import task_module, training_of
+from dalle_jax.training.tasks.sequence import ImageTokensTask
+
+PictureExperiment = Experiment[Dataset, Tokenizer | None]
 
 
 def check(config: Config) -> None:
@@ -75,7 +78,7 @@ def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Datase
 
 
 def make_batches(
-  experiment: Experiment, stage: Stage
+  experiment: PictureExperiment, stage: Stage
 ) -> tuple[Batches, Callable[[], Iterator[dict[str, np.ndarray]]] | None]:
   """Return the endless stream of training batches, and a function that starts a pass over held-out batches.
 
@@ -87,12 +90,10 @@ def make_batches(
     Preprocess, image_size=config.data.image_size, resampling=config.data.resampling,
     tokenizer=experiment.tokenizer if 'text' in fields else None, text_length=config.tokenizer.text_length,
   )  # fmt: skip
-  options = {
-    'batch_size': training.batch_size,
-    'rows': sharding.own_rows(mesh, training.batch_size),
-    'num_threads': config.data.num_threads,
-    'fingerprint': dataset.fingerprint,
-  }
+  make = functools.partial(
+    Batches, batch_size=training.batch_size, rows=sharding.own_rows(mesh, training.batch_size),
+    num_threads=config.data.num_threads, fingerprint=dataset.fingerprint,
+  )  # fmt: skip
   # A mirrored image may contradict its caption: captions mention left, right and written words.
   flip = config.data.flip and stage.mirrors
   crop = config.data.crop
@@ -102,23 +103,28 @@ def make_batches(
   if 'wrong' in fields:
     wrong_captions = WrongCaptions(source[i]['caption'] for i in range(len(source)))
   augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, wrong_captions=wrong_captions)
-  stream = Batches(
-    source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=config.data.num_workers, **options
-  )
+  stream = make(source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=config.data.num_workers)
   if 'validation' not in dataset.splits:
     return stream, None
   held_out = dataset.open('validation')
   num_batches = min(training.eval_batches, -(-len(held_out) // training.batch_size))
 
   def evaluation() -> Iterator[dict[str, np.ndarray]]:
-    batches = Batches(held_out, transform(crop='center', flip=False), seed=0, shuffle=False, **options)
+    batches = make(held_out, transform(crop='center', flip=False), seed=0, shuffle=False)
     return itertools.islice(batches, num_batches)
 
   return stream, evaluation
 
 
+def image_tokens_task(experiment: PictureExperiment) -> ImageTokensTask:
+  """The task of a run of a sequence model of image tokens."""
+  task = experiment.task('sequence')
+  assert isinstance(task, ImageTokensTask)
+  return task
+
+
 def token_streams(
-  experiment: Experiment, split: str, params: dict[str, Any], most: int | None = None
+  experiment: PictureExperiment, split: str, params: dict[str, Any], most: int | None = None
 ) -> Iterator[np.ndarray]:
   """Yield the token streams of a split's first records in batches, int32 [B, length].
 
@@ -133,7 +139,7 @@ def token_streams(
   config, mesh, tokenizer = experiment.config, experiment.mesh, experiment.tokenizer
   source = experiment.dataset.open(split)
   count = min(most or len(source), len(source))
-  encode = jax.jit(experiment.task('sequence').tokens, out_shardings=sharding.replicated(mesh))
+  encode = jax.jit(image_tokens_task(experiment).tokens, out_shardings=sharding.replicated(mesh))
   with Progress(f'encoding {split}', count, 'image', enabled=jax.process_index() == 0) as progress:
     done = 0
     for num_rows, batch in examples.batches(config, tokenizer, source, count, config.evaluation.batch_size, mesh):
@@ -144,8 +150,8 @@ def token_streams(
       progress.update(done)
 
 
-def count_ngrams(experiment: Experiment, params: dict[str, Any]) -> Any:
+def count_ngrams(experiment: PictureExperiment, params: dict[str, Any]) -> Any:
   """Count the n-grams of the training split's token streams. Each stream starts at the first token of its sequence."""
   rows = (row for batch in token_streams(experiment, 'train', params) for row in batch)
-  vocab_size = experiment.task('sequence').model.vocab_size
+  vocab_size = image_tokens_task(experiment).model.vocab_size
   return estimate_ngrams(experiment.config.model, rows, vocab_size, experiment.mesh, starts=True)

@@ -21,7 +21,7 @@ from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.measured import Measured
 from dalle_jax.jobs.sheet_samples import PromptSamples, draw_sheet
 from dalle_jax.jobs.train import reranker_scores
-from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.picture_data import PictureExperiment, image_tokens_task
 from dalle_jax.jobs.train.sheet_hooks import NUM_RECONSTRUCTIONS
 from dalle_jax.jobs.train.workspace import print_scores
 from dalle_jax.reporting import curves, gallery, html, sheets
@@ -53,7 +53,7 @@ class PictureResults(NamedTuple):
   curves: list[tuple[str, str]]
 
 
-def measure(experiment: Experiment, params: dict[str, Any]) -> PictureResults:
+def measure(experiment: PictureExperiment, params: dict[str, Any]) -> PictureResults:
   """Measure a trained model.
 
   Args:
@@ -96,7 +96,7 @@ def _joined(first: PictureResults, second: PictureResults) -> PictureResults:
   )
 
 
-def _measured(experiment: Experiment, params: dict[str, Any], split: str, most: int, **options: Any) -> Measured:
+def _measured(experiment: PictureExperiment, params: dict[str, Any], split: str, most: int, **options: Any) -> Measured:
   """The model on the first images of a split, at most `most`, with the experiment's settings."""
   config = experiment.config
   settings = EvaluationSettings(model='', split=split, batch_size=config.evaluation.batch_size, seed=config.seed)
@@ -108,12 +108,12 @@ def _scores(figures: dict[str, Figure]) -> dict[str, float]:
   return {name: figure.value for name, figure in figures.items()}
 
 
-def _measure_tokens(experiment: Experiment, params: dict[str, Any], split: str) -> PictureResults:
+def _measure_tokens(experiment: PictureExperiment, params: dict[str, Any], split: str) -> PictureResults:
   """Measure how well a sequence model predicts image tokens.
 
   For a model without captions, also measure it by the length of the context.
   """
-  model = experiment.task('sequence').model
+  model = image_tokens_task(experiment).model
   most = max(experiment.config.evaluation.num_tokens // model.length, 1)
   rows, nats = _measured(experiment, params, split, most).token_nats
   summary = token_likelihood.summarize(nats, np.asarray(model.counted(rows)), model.text_length)
@@ -128,7 +128,7 @@ def _measure_tokens(experiment: Experiment, params: dict[str, Any], split: str) 
 
 
 def _measure_samples(
-  experiment: Experiment, params: dict[str, Any]
+  experiment: PictureExperiment, params: dict[str, Any]
 ) -> tuple[PictureResults, list[report_blocks.Group]]:
   """Sample images for captions of each split. For captioned shapes, also measure prompt accuracy."""
   config, dataset = experiment.config, experiment.dataset
@@ -136,7 +136,8 @@ def _measure_samples(
   if experiment.tokenizer is None:
     return _uncaptioned_samples(config, sampler, params)
   is_judged = config.data.source == 'captioned_shapes'
-  scores, files, groups = {}, [], []
+  scores: dict[str, float] = {}
+  files, groups = [], []
   for split, title in examples.sheet_splits(dataset).items():
     prompts = _sheet_prompts(config, examples.captions(dataset, split), is_judged)
     samples = draw_sheet(config, experiment.tokenizer, sampler, params, prompts)
@@ -176,7 +177,7 @@ def _sampling_note(config: Config) -> str:
   )
 
 
-def _prompt_accuracy(experiment: Experiment, params: dict[str, Any], split: str) -> dict[str, float]:
+def _prompt_accuracy(experiment: PictureExperiment, params: dict[str, Any], split: str) -> dict[str, float]:
   """Measure the share of images that show what their prompts say, with one image for each chosen caption."""
   config, captions = experiment.config, examples.captions(experiment.dataset, split)
   measured = _measured(
@@ -185,6 +186,7 @@ def _prompt_accuracy(experiment: Experiment, params: dict[str, Any], split: str)
   )  # fmt: skip
   scores = {}
   for name, figure in metrics.measure_prompt_accuracy(measured).items():
+    assert figure.stderr is not None, 'a share has a standard error'
     subset = f'{split}{name.removeprefix("prompt_accuracy")}'  # such as 'validation/one_object'
     scores[f'prompt_accuracy/{subset}'] = figure.value
     scores[f'prompt_accuracy_stderr/{subset}'] = figure.stderr
@@ -192,7 +194,7 @@ def _prompt_accuracy(experiment: Experiment, params: dict[str, Any], split: str)
   return scores
 
 
-def _measure_reranker(experiment: Experiment, params: dict[str, Any]) -> PictureResults:
+def _measure_reranker(experiment: PictureExperiment, params: dict[str, Any]) -> PictureResults:
   """Measure how often the reranker retrieves the right image, and how well it tells similar images apart."""
   config = experiment.config
   scores, retrieved = reranker_scores.measure(config, experiment.dataset, experiment.bundle(params), experiment.mesh)
@@ -209,7 +211,7 @@ def _measure_reranker(experiment: Experiment, params: dict[str, Any]) -> Picture
   return PictureResults(scores, files, blocks, [])
 
 
-def write(experiment: Experiment, results: PictureResults) -> dict[str, float]:
+def write(experiment: PictureExperiment, results: PictureResults) -> dict[str, float]:
   """Write the sheets, scores.json and report.html, print their paths, and return all scores."""
   config, space = experiment.config, experiment.space
   scores = results.scores | _last_losses(space.path) | space.seconds()
@@ -233,7 +235,7 @@ def write(experiment: Experiment, results: PictureResults) -> dict[str, float]:
 
 def _last_losses(workdir: Path) -> dict[str, float]:
   """The held-out metrics of each stage's last evaluation, under the names STAGE/NAME."""
-  scores = {}
+  scores: dict[str, float] = {}
   for stage in stages.names():
     file = workdir / stage / METRICS
     for line in read_metrics(file) if file.exists() else []:

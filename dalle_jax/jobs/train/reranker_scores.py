@@ -30,8 +30,10 @@ def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tup
     The scores by name, and the retrieved images.
   """
   ranker = Ranker(loaded, mesh, config.evaluation.batch_size)
-  scores, retrieved = {}, {}
-  for split in [name for name in ('validation', 'held_out') if name in dataset.splits] or ['train']:
+  scores: dict[str, float] = {}
+  retrieved: Retrieved = {}
+  splits: list[str] = [name for name in ('validation', 'held_out') if name in dataset.splits]
+  for split in splits or ['train']:
     captions, images = _distinct_captions(config, dataset, split)
     text_embeddings, image_embeddings = ranker.text_embeddings(captions), ranker.image_embeddings(images)
     cosines = image_embeddings @ text_embeddings.T
@@ -48,7 +50,8 @@ def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tup
 
 def _distinct_captions(config: Config, dataset: Dataset, split: str) -> tuple[list[str], np.ndarray]:
   """The first config.evaluation.num_captions distinct captions of a split, each with its first image."""
-  source, first_images = dataset.open(split), {}
+  source = dataset.open(split)
+  first_images: dict[str, np.ndarray] = {}
   transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
   generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
   for i in range(len(source)):

@@ -11,6 +11,7 @@ from dalle_jax.factory import make_dvae
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.sheet_samples import draw_sheet
 from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.picture_data import PictureExperiment
 from dalle_jax.reporting import sheets
 from dalle_jax.sampling.sampler import Sampler, make_sampler
 from dalle_jax.stages import Stage
@@ -23,7 +24,7 @@ NUM_RECONSTRUCTIONS = 32  # images on a reconstruction sheet
 class ReconstructionHook:
   """Write DIRECTORY/STEP.png: held-out images above their reconstructions."""
 
-  def __init__(self, experiment: Experiment, directory: Path):
+  def __init__(self, experiment: PictureExperiment, directory: Path):
     self._experiment, self._directory = experiment, directory
 
   def __call__(self, state: TrainState, step: int) -> None:
@@ -38,7 +39,7 @@ class ReconstructionHook:
 class SampleHook:
   """Write DIRECTORY/STEP.png: images sampled for held-out captions, or without captions if the model reads none."""
 
-  def __init__(self, experiment: Experiment, directory: Path):
+  def __init__(self, experiment: PictureExperiment, directory: Path):
     self._experiment, self._directory = experiment, directory
 
   @functools.cached_property
@@ -61,7 +62,10 @@ class SampleHook:
     _save(sheets.lay_out(self._prompts, samples.images), self._directory, step)
 
 
-HOOKS = {'reconstructions': ReconstructionHook, 'samples': SampleHook}  # keys: the names in `Stage.sheets`
+HOOKS: dict[str, type[ReconstructionHook] | type[SampleHook]] = {  # keys: the names in `Stage.sheets`
+  'reconstructions': ReconstructionHook,
+  'samples': SampleHook,
+}
 
 
 def make_hooks(experiment: Experiment, stage: Stage) -> list[ReconstructionHook | SampleHook]:

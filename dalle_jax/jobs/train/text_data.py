@@ -39,6 +39,9 @@ class TextData:
   ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+TextExperiment = Experiment[TextData, TextTokenizer]
+
+
 def prepare(config: Config, space: Workspace) -> TextData:
   """Read the corpus.
 
@@ -75,7 +78,7 @@ def tokenize(config: Config, space: Workspace, dataset: TextData) -> tuple[TextD
 
 
 def make_batches(
-  experiment: Experiment, stage: Stage
+  experiment: TextExperiment, stage: Stage
 ) -> tuple[Batches, Callable[[], Iterator[dict[str, np.ndarray]]] | None]:
   """Return the endless stream of training batches, and a function that starts a pass over held-out batches.
 
@@ -101,7 +104,7 @@ def make_batches(
   return stream, evaluation
 
 
-def count_ngrams(experiment: Experiment, params: dict[str, Any]) -> Any:
+def count_ngrams(experiment: TextExperiment, params: dict[str, Any]) -> Any:
   """Count the n-grams of the training text, where windows start anywhere in a document."""
   del params
   ids, vocab_size = experiment.dataset.ids['train'], experiment.text_vocab_size

@@ -7,13 +7,14 @@ import numpy as np
 
 from dalle_jax.evaluation import sequence_likelihood
 from dalle_jax.files import write_whole
-from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.text_data import TextExperiment
 from dalle_jax.jobs.train.workspace import print_scores
 from dalle_jax.reporting import curves, html
 from dalle_jax.reporting.run_curves import run_curves
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
+from dalle_jax.training.tasks.sequence import SequenceTask
 
 
 class TextResults(NamedTuple):
@@ -24,7 +25,7 @@ class TextResults(NamedTuple):
   samples: list[str]
 
 
-def measure(experiment: Experiment, params: dict) -> TextResults:
+def measure(experiment: TextExperiment, params: dict) -> TextResults:
   """Measure the model on held-out text and sample from it.
 
   Args:
@@ -32,7 +33,9 @@ def measure(experiment: Experiment, params: dict) -> TextResults:
     params: The parameters of each part; the only part is 'model'.
   """
   config, mesh, tokenizer, ids = experiment.config, experiment.mesh, experiment.tokenizer, experiment.dataset.ids
-  settings, model, model_params = config.evaluation, experiment.task('sequence').model, params['model']
+  task = experiment.task('sequence')
+  assert isinstance(task, SequenceTask)
+  settings, model, model_params = config.evaluation, task.model, params['model']
   split = 'validation' if 'validation' in ids else 'train'
   count = min(settings.num_tokens, len(ids[split])) // model.length * model.length
   measured_ids = ids[split][:count]
@@ -66,7 +69,7 @@ def measure(experiment: Experiment, params: dict) -> TextResults:
   return TextResults(scores, (np.asarray(lengths), bits), samples)
 
 
-def write(experiment: Experiment, results: TextResults) -> dict[str, float]:
+def write(experiment: TextExperiment, results: TextResults) -> dict[str, float]:
   """Write scores.json, samples.txt and report.html, print their paths, and return all scores."""
   config, space = experiment.config, experiment.space
   scores = results.scores | space.seconds()
