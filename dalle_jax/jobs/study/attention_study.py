@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import bundle, sharding
 from dalle_jax.bundle import drawing_parts, holds_text
-from dalle_jax.config import BlocksConfig, Config, SequenceConfig
+from dalle_jax.config import BlocksConfig, Config, SamplingConfig, SequenceConfig
 from dalle_jax.data import crops
 from dalle_jax.data.image import read_picture
 from dalle_jax.data.tokenizer import PAD
@@ -88,8 +88,7 @@ def show(
   loaded = bundle.load(Path(model), mesh, _needed_parts(is_text_model))
   choice = _choice(loaded, group, num_images, layers, heads)
   settings = draw_settings.sampling(config.sampling, num_images)
-  origin = f'Sampled with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}, '
-  origin += f'top_p {settings.top_p:g}, guidance_scale {settings.guidance_scale:g}.'
+  origin = _sampling_note(seed, settings)
   articles: list[PictureArticle | page.Text] = []
   if is_text_model:
     texts, prompt_length = _texts(loaded, prompt, num_images, mesh, seed, settings, continuation)
@@ -104,6 +103,13 @@ def show(
   notes = [page.SLOTS, *_choice_notes(choice, group)] if choice else []
   page.write(Path(out), f'Attention: {prompt}', [origin, *notes], articles)
   return Path(out)
+
+
+def _sampling_note(seed: int, settings: SamplingConfig) -> str:
+  return (
+    f'Sampled with seed {seed}, temperature {settings.temperature:g}, top_k {settings.top_k}, '
+    f'top_p {settings.top_p:g}, guidance_scale {settings.guidance_scale:g}.'
+  )
 
 
 def _needed_parts(is_text_model: bool) -> tuple[str, ...]:
