@@ -192,7 +192,7 @@ def test_parts_of_other_files_are_not_taken_for_whole(models, coded, tmp_path):
     places.append(reader.position)
   swapped = coded[: places[0]] + coded[places[1] : places[2]] + coded[places[0] : places[1]] + coded[places[2] :]
   (tmp_path / 'swapped').write_bytes(swapped)
-  with pytest.raises(ValueError, match='chunk 1 is damaged, or was not written there'):
+  with pytest.raises(ValueError, match='chunk 1 is damaged, or belongs to another place or another file'):
     commands.decode(models['ngram'], str(tmp_path / 'swapped'), str(tmp_path / 'out'), recover=True)
   assert TEXT.startswith((tmp_path / 'out').read_bytes())
 
@@ -246,7 +246,7 @@ def test_flags_and_arguments_that_do_not_fit_end_with_one_line(models, tmp_path)
     ([], 'one of encode, decode, info'),
     (['encode', tmp_path / 'in', tmp_path / 'coded'], 'encode needs --model=DIR'),
     (['decode', '--lossy', '--coder=range', tmp_path / 'in', tmp_path / 'out'], '--coder, --lossy: not for decode'),
-    (['info', tmp_path / 'in'], 'is no file that `compress encode` wrote'),
+    (['info', tmp_path / 'in'], 'was not written by `compress encode`'),
   ]:
     done = _command(*args, devices=1)
     assert (done.returncode, message in done.stderr, done.stderr.count('\n')) == (2, True, 1), done.stderr
