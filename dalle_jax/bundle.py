@@ -56,7 +56,10 @@ KINDS = {
     'a reranker: python -m dalle_jax.train --config=configs/reranker.py --workdir=... trains one',
   ),
 }
-CAPTION_TOKENIZERS = {'captions': Tokenizer, 'clip': ClipTokenizer}  # keys: values of config.tokenizer.kind
+CAPTION_TOKENIZERS: dict[str, type[Tokenizer] | type[ClipTokenizer]] = {  # keys: values of config.tokenizer.kind
+  'captions': Tokenizer,
+  'clip': ClipTokenizer,
+}
 _FILES = ('bundle.json', 'config.json', 'params')
 
 
@@ -77,6 +80,19 @@ class Bundle:
   info: dict[str, Any]
 
   @property
+  def caption_tokenizer(self) -> Tokenizer | None:
+    """The tokenizer of a model of images; None if it reads no captions."""
+    assert self.tokenizer is None or isinstance(self.tokenizer, Tokenizer), 'a model of images has no other tokenizer'
+    return self.tokenizer
+
+  @property
+  def text_tokenizer(self) -> TextTokenizer:
+    """The tokenizer of a model of text."""
+    assert self.tokenizer is not None, 'a model of text has a tokenizer'
+    assert not isinstance(self.tokenizer, Tokenizer | ClipTokenizer), 'a model of text reads no captions'
+    return self.tokenizer
+
+  @property
   def dvae(self) -> Dvae:
     return make_dvae(self.config.dvae)
 
@@ -93,6 +109,7 @@ class Bundle:
   @property
   def reranker(self) -> Reranker:
     assert 'reranker' in self.params, 'load(..., needs=("reranker",)) rejects a bundle without a reranker'
+    assert self.tokenizer is not None, 'a reranker reads captions'
     return make_reranker(self.config, self.tokenizer.vocab_size)
 
   @property
@@ -169,7 +186,7 @@ def save(
 
 def _identity(config: Config, tokenizer: Any, params: dict[str, Any]) -> dict[str, Any]:
   """The entries of `bundle.json` that identify the tokenizer and the parameters."""
-  info = {}
+  info: dict[str, Any] = {}
   if tokenizer is not None:
     info |= {'text_vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.pieces_hash}
   if 'model' in params and config.model.kind == 'ngram':

@@ -59,7 +59,8 @@ def main(action: str, argv: list[str]) -> int:
   misplaced = [name for name in _REFUSED[action] if flags.FLAGS[name].present]
   if misplaced:
     raise ValueError(f'--{", --".join(misplaced)}: not for {action}.')
-  if action != 'info' and _MODEL.value is None:
+  model = _MODEL.value
+  if action != 'info' and model is None:
     raise ValueError(f'{action} needs --model=DIR, the directory WORKDIR/model of a training run.')
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
   from dalle_jax.compression.settings import CompressionSettings
@@ -68,6 +69,8 @@ def main(action: str, argv: list[str]) -> int:
   if action == 'info':
     commands.info(*paths)
     return 0
+  assert model is not None, 'checked above'
+  source, out = paths
   settings = CompressionSettings(
     coder=_CODER.value, batch_size=_BATCH_SIZE.value, verify=_VERIFY.value, lossy=_LOSSY.value, resize=_RESIZE.value,
     caption=_CAPTION.value,
@@ -75,10 +78,10 @@ def main(action: str, argv: list[str]) -> int:
   doors.start_jax(distributed=False)
   if action == 'encode':
     commands.encode(
-      _MODEL.value, *paths, settings, overwrite=_OVERWRITE.value, compare=_COMPARE.value, report=_REPORT.value
+      model, source, out, settings, overwrite=_OVERWRITE.value, compare=_COMPARE.value, report=_REPORT.value
     )
   else:
-    commands.decode(_MODEL.value, *paths, recover=_RECOVER.value, overwrite=_OVERWRITE.value)
+    commands.decode(model, source, out, recover=_RECOVER.value, overwrite=_OVERWRITE.value)
   return 0
 
 

@@ -8,7 +8,7 @@ from absl import flags
 from dalle_jax import flags as doors
 
 _DEFAULT = "Default: the model's own setting."
-_MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.')
+_MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.', required=True)
 _METRICS = flags.DEFINE_list(
   'metrics', ['elbo'],
   'Metrics to measure, with commas between: elbo, reconstruction, codebook, likelihood, fid, kid, precision_recall, '
@@ -58,7 +58,6 @@ _DIVERSITY_PROMPTS = flags.DEFINE_integer('diversity_prompts', 64, 'diversity: l
 _BLUR_RADII = flags.DEFINE_list(
   'blur_radii', list('012345678'), 'blurred_fid: standard deviations of the Gaussian blur, in pixels.'
 )
-flags.mark_flag_as_required('model')
 
 
 def _radii() -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
-_MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.')
+_MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.', required=True)
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text prompt; repeat the flag for more prompts.')
 _PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt per line.')
 _OUT = flags.DEFINE_string('out', 'samples', 'Directory for the images.')
@@ -66,7 +66,6 @@ _ENCODE = flags.DEFINE_bool(
   'encode', False, 'Only encode --image: write its codes as OUT/NAME.npy and their reconstruction.'
 )
 _DECODE = flags.DEFINE_string('decode', '', 'Only decode the integer codes in this .npy file, [h, w] or [N, h, w].')
-flags.mark_flag_as_required('model')
 
 _SETTINGS = (
   'seed', 'batch_size', 'temperature', 'top_k', 'top_p', 'guidance_scale', 'guidance_ramp', 'negative_prompt',
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> int:
   from dalle_jax.sampling.draw_settings import DrawSettings
 
   _check_flags()
-  values = {name: flags.FLAGS[name].value for name in _SETTINGS}
+  values: dict[str, Any] = {name: flags.FLAGS[name].value for name in _SETTINGS}
   settings = DrawSettings(num_images=_num_images(), **values)
   if _ENCODE.value or _DECODE.value:
     doors.start_jax(distributed=False)
@@ -120,8 +119,8 @@ def _check_flags() -> None:
   if not chosen:
     return
   used = {'from': ('image', *_IMAGE_OPTIONS), 'encode': ('image',), 'decode': ()}[chosen[0]]
-  names = ('prompt', 'prompts_file', 'num_images', 'keep', 'preview_every', 'reranker', 'image')
-  names += (*_SETTINGS, *_IMAGE_OPTIONS)
+  names = ['prompt', 'prompts_file', 'num_images', 'keep', 'preview_every', 'reranker', 'image']
+  names += [*_SETTINGS, *_IMAGE_OPTIONS]
   ignored = [name for name in names if name not in used and flags.FLAGS[name].present]
   if ignored:
     reason = 'takes all settings from the picture' if chosen[0] == 'from' else 'draws nothing'
@@ -139,8 +138,8 @@ def _draw(settings: Any, input_picture: Any) -> int:
     prompts = generation.read_prompts(_PROMPT.value, '')  # raises the error for missing prompts
   doors.start_jax(distributed=False)
   if is_text_model:
-    names = ('out', 'preview_every', 'reranker', 'image', 'truncate', 'guidance_scale', 'guidance_ramp')
-    names += ('negative_prompt', 'candidates', 'keep', 'rank')
+    names = ['out', 'preview_every', 'reranker', 'image', 'truncate', 'guidance_scale', 'guidance_ramp']
+    names += ['negative_prompt', 'candidates', 'keep', 'rank']
     ignored = [name for name in names if flags.FLAGS[name].present]
     if ignored:
       raise ValueError(f'{_MODEL.value} (--model) is a text model; leave out --{", --".join(ignored)}.')
@@ -160,7 +159,7 @@ def _draw(settings: Any, input_picture: Any) -> int:
 
 def _input_picture() -> Any:
   """The `InputPicture` to complete or to vary; None without --image."""
-  values = {name: flags.FLAGS[name].value for name in _IMAGE_OPTIONS}
+  values: dict[str, Any] = {name: flags.FLAGS[name].value for name in _IMAGE_OPTIONS}
   if not _IMAGE.value:
     names = [name for name, value in values.items() if value not in ('', None)]
     if names:

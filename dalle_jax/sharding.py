@@ -134,8 +134,11 @@ def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
   On a torus, a process may hold rows that are not contiguous. Processes that differ only along `tensor` hold the same
   rows.
   """
-  shards = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-  return tuple(sorted({row for (rows,) in shards for row in range(batch_size)[rows]}))
+  rows: set[int] = set()
+  for shard in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values():
+    assert shard is not None  # every device holds a part
+    rows.update(range(batch_size)[shard[0]])
+  return tuple(sorted(rows))
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:

@@ -12,9 +12,11 @@ from dalle_jax import stages
 config_flags.DEFINE_config_file(
   'config', None, 'Configuration file and variant, such as configs/quickstart.py or configs/quickstart.py:tiny.'
 )
+flags.mark_flag_as_required('config')
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory for checkpoints, metrics, the model and the report. The same command resumes a run.'
-)
+  'workdir', None, 'Directory for checkpoints, metrics, the model and the report. The same command resumes a run.',
+  required=True,
+)  # fmt: skip
 _STOP_AFTER = flags.DEFINE_enum(
   'stop_after',
   'report',
@@ -26,7 +28,6 @@ _CLUSTER = 'Needed with --distributed unless Slurm, GKE or Cloud TPU provides it
 _COORDINATOR = flags.DEFINE_string('coordinator', None, f'HOST:PORT of host 0. {_CLUSTER}')
 _NUM_HOSTS = flags.DEFINE_integer('num_hosts', None, f'Number of hosts. {_CLUSTER}')
 _HOST_INDEX = flags.DEFINE_integer('host_index', None, f'Index of this host, from 0. {_CLUSTER}')
-flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main(argv: list[str]) -> int:

@@ -354,7 +354,7 @@ def test_the_tiny_variant_shrinks_the_configuration_and_others_are_rejected():
   assert apply_variant(base_config(), '').to_dict() == base_config().to_dict()
   tiny = Config.from_dict(apply_variant(base_config(), 'tiny'))
   assert tiny.prior_training.num_steps < 50
-  with pytest.raises(ValueError, match="given 'huge', but there is no variant 'huge'; allowed: 'tiny'"):
+  with pytest.raises(ValueError, match=r"There is no variant 'huge'; allowed: 'tiny' .*given 'huge'"):
     apply_variant(base_config(), 'huge')
 
 

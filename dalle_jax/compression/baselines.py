@@ -85,7 +85,7 @@ def _encoded_size(image: np.ndarray, image_format: str, **options: object) -> in
     variants.append(picture.convert('L'))
   colours = picture.getcolors(256)
   if image_format == 'PNG' and colours is not None:
-    variants.append(_with_palette(image, [colour for _, colour in colours]))
+    variants.append(_with_palette(image, [colour for _, colour in colours if isinstance(colour, tuple)]))
   sizes = []
   for variant in variants:
     buffer = io.BytesIO()

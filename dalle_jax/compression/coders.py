@@ -1,5 +1,6 @@
 """The entropy coders by name, and the protocols that they implement."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ class SymbolDecoder(Protocol):
     """Return the next symbol. `cumulative` must be the array that `put` got for this symbol."""
 
 
-CODERS: dict[str, tuple[type[SymbolEncoder], type[SymbolDecoder]]] = {
+CODERS: dict[str, tuple[Callable[[], SymbolEncoder], Callable[[bytes], SymbolDecoder]]] = {
   'range': (RangeEncoder, RangeDecoder),
   'huffman': (HuffmanEncoder, HuffmanDecoder),
 }

@@ -54,7 +54,7 @@ class Header:
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
-      expected = dict if field.name in ('settings', 'platform') else field.type
+      expected: Any = dict if field.name in ('settings', 'platform') else field.type
       if type(getattr(self, field.name)) is not expected:
         raise ValueError(f'{field.name} is {getattr(self, field.name)!r}; its type must be {expected.__name__}')
     if self.kind not in KINDS:

@@ -52,7 +52,9 @@ def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[
   Raises:
     Unreadable: a value is invalid, or a name is not the relative path of a file.
   """
-  names, shapes, seen = [], [], set()
+  names: list[str] = []
+  shapes: list[tuple[int, int]] = []
+  seen: set[str] = set()
   try:
     listed, tile = settings['pictures'], settings['size']
     if tile != size:

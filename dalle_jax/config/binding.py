@@ -3,13 +3,13 @@
 # Groups and keys that may change between restarts, because they do not change what a model learns.
 _FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
 _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
-# After a run stopped at a loss that is not finite, the user may choose another reaction ('nonfinite'). 'fusion_mib'
-# only changes how the compiler fuses operations.
+# A run that stopped at a loss that is not finite may resume with another value of 'nonfinite' or 'max_nonfinite'.
+# 'fusion_mib' only changes how the compiler fuses operations.
 _FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite', 'fusion_mib')
 
 
 def fixed(config: dict) -> dict:
-  """Returns the groups and keys that must not change between restarts.
+  """The groups and keys of a configuration that must not change between restarts.
 
   Args:
     config: A configuration as nested dicts, as `Config.to_dict` returns it.

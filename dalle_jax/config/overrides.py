@@ -12,14 +12,10 @@ _COMMON = ('seed', 'task', 'profile', 'data', 'mesh', 'logging', 'sampling', 'ev
 
 def groups_read(config: Config) -> tuple[str, ...]:
   """Returns the names of the configuration groups and top-level keys that the task reads."""
-  model_groups = [group for stage in stages.of_task(config.task) for group in stage.model_groups]
-  unread = set()
-  if config.models_text:
-    unread.add('dvae')
-  if not (config.models_text or config.reads_captions):
-    unread.add('tokenizer')
+  model_groups = [group for stage in config.task_stages for group in stage.model_groups]
   read = dict.fromkeys((*_COMMON, *model_groups, *config.training_groups))
-  return tuple(group for group in read if group not in unread)
+  reads_text = config.models_text or config.reads_captions
+  return tuple(group for group in read if group != 'tokenizer' or reads_text)
 
 
 def check(config: Config, keys: Iterable[str]) -> None:
@@ -47,13 +43,13 @@ def check(config: Config, keys: Iterable[str]) -> None:
 
 
 def _kind(group: str) -> str:
-  """Returns 'common', 'training' or 'model'. `check` suggests only keys in groups of the same kind."""
+  """The kind of a group: 'common', 'training' or 'model'. `check` suggests only keys in groups of the same kind."""
   if group in _COMMON:
     return 'common'
   return 'training' if group in stages.training_groups() else 'model'
 
 
 def _keys(config: Config, group: str) -> tuple[str, ...]:
-  """Returns the keys of a group; an empty tuple for a top-level key."""
+  """The keys of a group; an empty tuple for a top-level key."""
   value = getattr(config, group)
   return tuple(field.name for field in dataclasses.fields(value)) if dataclasses.is_dataclass(value) else ()

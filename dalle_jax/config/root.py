@@ -43,10 +43,14 @@ class Config:
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
   @property
+  def task_stages(self) -> tuple[stages.Stage, ...]:
+    """The stages that the task needs, in order, whether they are trained or not. A text model needs no dVAE."""
+    return tuple(stage for stage in stages.of_task(self.task) if not (stage.name == 'dvae' and self.models_text))
+
+  @property
   def trained_stages(self) -> tuple[stages.Stage, ...]:
     """The stages that the task trains, in order. A pretrained dVAE is not trained again."""
-    has_dvae = bool(self.dvae.pretrained) or self.models_text
-    return tuple(stage for stage in stages.of_task(self.task) if not (stage.name == 'dvae' and has_dvae))
+    return tuple(stage for stage in self.task_stages if not (stage.name == 'dvae' and self.dvae.pretrained))
 
   @property
   def training_groups(self) -> tuple[str, ...]:
@@ -149,7 +153,7 @@ class Config:
     require(
       not self.models_text or self.data.source == 'text',
       f'config.data.source is {self.data.source!r}, but {task} needs config.data.source=text. To model image tokens, '
-      'set config.model.tokens.',
+      'set config.model.tokens to image or text_image.',
     )
     require(
       self.models_text or self.data.source != 'text',
@@ -211,7 +215,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
       hint = f'did you mean {path}.{matches[0]}?' if matches else f'known keys: {", ".join(fields)}.'
       raise ValueError(f'Unknown key {path}.{name}; {hint}')
     kind = fields[name].type
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       kwargs[name] = _build(kind, value, f'{path}.{name}')
     else:
       kwargs[name] = _cast(value, kind, f'{path}.{name}')
@@ -221,7 +225,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
 
 
 def _cast(value: Any, kind: Any, path: str) -> Any:
-  """Returns the value with the type `kind`; integers become floats, lists become tuples. Rejects other types."""
+  """Converts a value to `kind`: integers become floats, and lists become tuples. Rejects other types."""
   if typing.get_origin(kind) is tuple:
     return _cast_tuple(value, typing.get_args(kind)[0], path)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -232,7 +236,7 @@ def _cast(value: Any, kind: Any, path: str) -> Any:
 
 
 def _cast_tuple(value: Any, kind: type, path: str) -> tuple:
-  """Returns a tuple of any length. JSON files give lists, and flags give strings such as 'a,b'."""
+  """Converts a value to a tuple. Values from JSON files are lists, and values of flags are strings such as 'a,b'."""
   value = [value] if isinstance(value, str) else value
   if not isinstance(value, tuple | list):
     raise ValueError(
@@ -244,7 +248,7 @@ def _cast_tuple(value: Any, kind: type, path: str) -> tuple:
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """Returns every key with its default, locked: assigning an unknown key raises and suggests the nearest known key."""
+  """Returns every key with its default, locked: assigning an unknown key raises an error with the nearest known key."""
   return ml_collections.ConfigDict(Config().to_dict()).lock()
 
 
@@ -266,10 +270,12 @@ def choose(variant: str, *groups: Sequence[str]) -> tuple[str, ...]:
   unknown = [word for word in words if not any(word in group for group in groups)]
   clashing = next((group_words for group_words in chosen if len(group_words) > 1), [])
   if unknown or clashing:
-    problem = f'there is no variant {unknown[0]!r}' if unknown else f'{" and ".join(clashing)} exclude each other'
+    problem = (
+      f'There is no variant {unknown[0]!r}' if unknown else f'Variants {" and ".join(clashing)} exclude each other'
+    )
     choices = '; '.join(' or '.join(repr(word) for word in group if word) for group in groups)
     rule = ', at most one of each group, separated by commas' if len(groups) > 1 else ''
-    raise ValueError(f'--config=FILE:VARIANT is given {variant!r}, but {problem}; allowed{rule}: {choices}.')
+    raise ValueError(f'{problem}; allowed{rule}: {choices} (--config=FILE:VARIANT, given {variant!r}).')
   return tuple((group_words or [group[0]])[0] for group_words, group in zip(chosen, groups, strict=True))
 
 

@@ -89,16 +89,17 @@ class Preprocess:
       image = image[:, ::-1]
     if self._tokenizer is None:
       return {'image': image}
-    example = {'image': image, 'text': self._tokens(record, rng)}
+    example = {'image': image, 'text': self._tokens(self._tokenizer, record, rng)}
     if self._wrong_captions:
-      example['wrong'] = self._tokens({**record, 'caption': self._wrong_captions(record['caption'], rng)}, rng)
+      wrong = {**record, 'caption': self._wrong_captions(record['caption'], rng)}
+      example['wrong'] = self._tokens(self._tokenizer, wrong, rng)
     return example
 
-  def _tokens(self, record: Record, rng: np.random.Generator) -> np.ndarray:
-    ids = self._tokenizer.encode(record['caption'])
+  def _tokens(self, tokenizer: Tokenizer, record: Record, rng: np.random.Generator) -> np.ndarray:
+    ids = tokenizer.encode(record['caption'])
     if self._bpe_dropout:
       # Dropout makes captions longer. Use it only if the result still fits, so that it never causes truncation.
-      dropout_ids = self._tokenizer.encode_with_dropout(record['caption'], self._bpe_dropout, rng)
+      dropout_ids = tokenizer.encode_with_dropout(record['caption'], self._bpe_dropout, rng)
       ids = dropout_ids if len(dropout_ids) <= self._num_tokens else ids
     if len(ids) > self._num_tokens:
       if self.num_truncated == 0:

@@ -130,7 +130,8 @@ def verify(root: Path, entries: list[Entry], progress: Callable[[int, int], None
   Raises:
     ValueError: no image can be decoded.
   """
-  readable, unreadable = [], []
+  readable: list[Entry] = []
+  unreadable: list[Entry] = []
   for index, entry in enumerate(entries):
     (readable if _is_readable(root / entry.path) else unreadable).append(entry)
     if progress:

@@ -91,7 +91,11 @@ def _bits(data: bytes) -> int:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-  return image.has_transparency_data and image.convert('RGBA').getchannel('A').getextrema()[0] < 255
+  if not image.has_transparency_data:
+    return False
+  least = image.convert('RGBA').getchannel('A').getextrema()[0]
+  assert not isinstance(least, tuple)  # Pillow returns tuples for images with several channels
+  return least < 255
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

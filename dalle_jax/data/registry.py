@@ -56,7 +56,7 @@ def prepare(config: DataConfig, data_dir: Path, progress: Progress | None = None
 def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
   from dalle_jax.data.shapes import builder  # TFDS takes a second to import
 
-  settings = {
+  settings: dict[str, Any] = {
     'image_size': config.image_size,
     'num_train': config.num_train,
     'num_validation': config.num_validation,

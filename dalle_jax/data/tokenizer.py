@@ -93,7 +93,8 @@ class Tokenizer(PieceModel):
     Raises:
       ValueError: an id is outside the vocabulary.
     """
-    ids, word_positions = checked(ids, self.vocab_size), []
+    ids = checked(ids, self.vocab_size)
+    word_positions: list[list[int]] = []
     for position, i in enumerate(ids):
       if i == PAD:
         continue
@@ -161,8 +162,10 @@ def merge(
     _, left, right, merged = heapq.heappop(queue)
     if not symbols[left] or following[left] != right or symbols[left] + symbols[right] != merged:
       continue  # outdated: one of the two symbols has been merged with another since
-    if dropout and rng.random() < dropout:
-      continue
+    if dropout:
+      assert rng is not None, 'dropout needs a source of random choices'
+      if rng.random() < dropout:
+        continue
     symbols[left], symbols[right] = merged, ''
     following[left] = following[right]
     if following[left] >= 0:

@@ -12,7 +12,7 @@ Adjacent words of the result must also be adjacent in some training caption, so 
 
 import collections
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class WrongCaptions:
       captions: the training captions.
     """
     self._adjacent: set[tuple[str, str]] = set()
-    self._between: dict[tuple[str, str], collections.Counter] = {}
+    self._between: dict[tuple[str, str], collections.Counter[str]] = {}
     for caption in captions:
       words = _with_edges(caption)
       self._adjacent.update(itertools.pairwise(words))
@@ -88,7 +88,7 @@ class WrongCaptions:
     words = _with_edges(caption)
     options = []
     for position in range(1, len(words) - 1):
-      counts = self._between.get((words[position - 1], words[position + 1]), {})
+      counts: Mapping[str, int] = self._between.get((words[position - 1], words[position + 1]), {})
       candidates = sorted((word, count) for word, count in counts.items() if word != words[position])
       if candidates:
         options.append((position, candidates))

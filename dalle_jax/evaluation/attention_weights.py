@@ -56,10 +56,12 @@ def capture(
   Returns:
     Logits float32 [T, V], equal to those of `model.logits`, and the weights.
   """
-  stack, tokens = model.transformer, jnp.asarray(tokens)[None]
+  stack, batch = model.transformer, jnp.asarray(tokens)[None]
   params = model.decode_params(params)
-  x = jax.jit(model.embed)(params, tokens).astype(jnp.float32)
-  total, layer_means, head_weights = 0.0, {}, {}
+  x = jax.jit(model.embed)(params, batch).astype(jnp.float32)
+  total: np.ndarray | float = 0.0
+  layer_means: dict[int, np.ndarray] = {}
+  head_weights: dict[tuple[int, int], np.ndarray] = {}
   for number, (layer, pattern) in enumerate(zip(params['transformer']['layers'], stack.layer_patterns, strict=True)):
     layer_heads = tuple(heads) if number in layers else ()
     x, mean, weights = _layer(stack.shape, pattern, layer_heads, layer, x)
@@ -68,8 +70,9 @@ def capture(
     if number in layers:
       layer_means[number] = mean
       head_weights |= {(number, head): values for head, values in zip(layer_heads, np.asarray(weights), strict=True)}
+  assert isinstance(total, np.ndarray)  # there is at least one layer
   x = transformer.final_norm(stack, params['transformer'], x)
-  logits = jax.jit(model.read_out)(params, x, tokens)
+  logits = jax.jit(model.read_out)(params, x, batch)
   return np.asarray(logits[0]), Attention(total / stack.shape.num_layers, layer_means, head_weights)
 
 

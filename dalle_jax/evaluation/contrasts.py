@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dalle_jax.data.batches import Source
 from dalle_jax.data.shapes import captions as language
 from dalle_jax.data.shapes.captions import Claims
 from dalle_jax.data.shapes.render import render
@@ -28,7 +29,8 @@ def _with_one(scene: Scene, rng: np.random.Generator, name: str, choices: Sequen
   index = int(rng.integers(len(scene.objects)))
   objects = list(scene.objects)
   value = _other(rng, choices, getattr(objects[index], name), *excluded)
-  objects[index] = dataclasses.replace(objects[index], **{name: value})
+  changes: dict[str, Any] = {name: value}
+  objects[index] = dataclasses.replace(objects[index], **changes)
   return dataclasses.replace(scene, objects=tuple(objects))
 
 
@@ -107,7 +109,7 @@ class Pairs:
   contrasts: list[str]  # Q names of contrasts, keys of CONTRASTS
 
 
-def make_pairs(records: Sequence[dict[str, Any]], image_size: int, num_per_kind: int, seed: int) -> Pairs:
+def make_pairs(records: Source, image_size: int, num_per_kind: int, seed: int) -> Pairs:
   """Render true images and near misses for the first distinct captions.
 
   Args:
@@ -117,7 +119,12 @@ def make_pairs(records: Sequence[dict[str, Any]], image_size: int, num_per_kind:
     seed: the seed of the random changes.
   """
   rng, counts = np.random.default_rng(seed), dict.fromkeys(KINDS, 0)
-  captions, true, false, of, contrasts, seen = [], [], [], [], [], set()
+  captions: list[str] = []
+  true: list[np.ndarray] = []
+  false: list[np.ndarray] = []
+  of: list[int] = []
+  contrasts: list[str] = []
+  seen: set[str] = set()
   for i in range(len(records)):
     if all(count == num_per_kind for count in counts.values()):
       break

@@ -14,7 +14,8 @@ class Figure(NamedTuple):
 
   value: float
   stderr: float | None  # standard error; None if unknown
-  count: int  # the number of images, captions, prompts or tokens measured
+  # The name is a key of stored results; it hides `tuple.count`, which nobody calls.
+  count: int  # type: ignore[assignment]  # the number of images, captions, prompts or tokens measured
 
 
 def mean(values: np.ndarray) -> Figure:

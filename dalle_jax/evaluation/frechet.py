@@ -30,7 +30,8 @@ def fit(features: np.ndarray) -> Gaussian:
   x = np.asarray(features, np.float64)
   assert len(x) > 1
   mean = x.mean(axis=0)
-  return Gaussian(mean, np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode='r'))
+  # NumPy's annotations promise a tuple, but this mode returns an array, which `asarray` passes on.
+  return Gaussian(mean, np.asarray(np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode='r')))
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:

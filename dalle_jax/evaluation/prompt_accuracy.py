@@ -51,8 +51,9 @@ def shares(captions: Sequence[str], right: np.ndarray) -> dict[str, Figure]:
 
 def scores(captions: Sequence[str], right: np.ndarray, split: str) -> dict[str, float]:
   """The accuracies of `shares` as flat metrics of a split, with standard errors and counts."""
-  result = {}
+  result: dict[str, float] = {}
   for name, figure in shares(captions, right).items():
+    assert figure.stderr is not None  # a share has one
     suffix = f'{split}/{name}'.rstrip('/')
     result[f'prompt_accuracy/{suffix}'] = figure.value
     result[f'prompt_accuracy_stderr/{suffix}'] = figure.stderr

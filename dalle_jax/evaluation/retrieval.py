@@ -12,7 +12,7 @@ def scores(similarity: np.ndarray, split: str) -> dict[str, float]:
     similarity: [N, N], between N images (rows) and N different captions (columns); caption i belongs to image i.
     split: the name of the split, which is part of the metric names.
   """
-  figures = {}
+  figures: dict[str, float] = {}
   for name, rows in (('image_to_text', similarity), ('text_to_image', similarity.T)):
     # Ties count against the match: a model with constant scores must not look accurate.
     num_better = np.sum(rows >= np.diag(rows)[:, None], axis=1) - 1

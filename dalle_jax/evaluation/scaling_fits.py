@@ -31,8 +31,7 @@ class Table:
   def where(self, mask: np.ndarray) -> 'Table':
     """The rows where `mask`, bool [R], is True."""
     names = tuple(name for name, is_selected in zip(self.names, mask, strict=True) if is_selected)
-    arrays = (self.params, self.tokens, self.flops, self.losses)
-    return Table(names, *(array[mask] for array in arrays), self.unit)
+    return Table(names, self.params[mask], self.tokens[mask], self.flops[mask], self.losses[mask], self.unit)
 
   @property
   def sizes_and_tokens(self) -> np.ndarray:
@@ -71,8 +70,8 @@ def tabulate(runs: Sequence[Run], count: str = 'non_embedding') -> Table:
     count: which parameters N counts, a key of COUNTS.
   """
   values = [(getattr(run, COUNTS[count]), run.tokens, run.flops, run.loss) for run in runs]
-  arrays = np.array(values, np.float64).reshape(-1, 4).T
-  return Table(tuple(run.name for run in runs), *arrays, runs[0].unit if runs else '')
+  params, tokens, flops, losses = np.array(values, np.float64).reshape(-1, 4).T
+  return Table(tuple(run.name for run in runs), params, tokens, flops, losses, runs[0].unit if runs else '')
 
 
 def fit_laws(table: Table, num_samples: int = 1_000, seed: int = 0) -> tuple[dict[str, Fit], list[str]]:

@@ -228,6 +228,7 @@ def _minimise(
       options={'ftol': 1e-15, 'gtol': 1e-9, 'maxiter': 5_000, 'maxfun': 20_000, 'maxcor': 30},
     )  # fmt: skip
     best = result if best is None or result.fun < best.fun else best
+  assert best is not None  # there is at least one starting point
   # The gradient is in units of the threshold. The projection removes steps that leave the bounds.
   gradient = huber(best.x, log_inputs, log_losses, threshold)[1] * threshold
   projected = best.x - np.clip(best.x - gradient, lower, upper)

@@ -34,7 +34,8 @@ def load(path: Path) -> Weights:
   fingerprint = _fingerprint(path)
   tensors = torch_file.read(path)
   shapes = jax.eval_shape(lambda: Inception().init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32)))
-  params, problems = {}, []
+  params: dict[str, Any] = {}
+  problems: list[str] = []
   for path_keys, leaf in jax.tree_util.tree_leaves_with_path(shapes['params']):
     keys = [entry.key for entry in path_keys]
     if keys[-1] == 'kernel':

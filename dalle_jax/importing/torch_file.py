@@ -51,7 +51,8 @@ class _Storage:
   """A flat array that several tensors may share. `values` is None until the reader reaches the data in the file."""
 
   def __init__(self, dtype: np.dtype, size: int) -> None:
-    self.dtype, self.size, self.values = dtype, size, None
+    self.dtype, self.size = dtype, size
+    self.values: np.ndarray | None = None
 
 
 class _Tensor:
@@ -137,7 +138,8 @@ class _Unpickler(pickle.Unpickler):
     """
     begin = file.tell()
     for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
-      if instruction.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count:
+      is_put = instruction.name in ('PUT', 'BINPUT', 'LONG_BINPUT')
+      if is_put and isinstance(argument, int) and argument > count:
         raise ValueError(f'instruction {count} stores an object in the memo under the number {argument}')
     file.seek(begin)
     return cls(file, module_packages)

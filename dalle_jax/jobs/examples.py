@@ -1,4 +1,4 @@
-"""Records of a split, as pictures and captions, for sheets and scores."""
+"""Images and captions of a data set's records, for sheets and scores."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,29 +11,31 @@ from dalle_jax.data.batches import Preprocess, Source
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import PAD, Tokenizer
 
-MOST_CAPTIONS = 5_000  # read for sheets and scores; reading a caption may mean reading its picture
+MOST_CAPTIONS = 5_000  # limit on records read for captions; some data sets decode the image to read its caption
 
 
 def first_images(config: Config, dataset: Dataset, split: str, count: int) -> np.ndarray:
-  """The first pictures of a split as the models see them, uint8 [N, H, W, 3]."""
+  """The first `count` images of a split, cropped and scaled as for the models: uint8 [N, H, W, 3]."""
   source = dataset.open(split)
   transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
-  generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip
+  generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
   return np.stack([transform(source[i], generator)['image'] for i in range(min(count, len(source)))])
 
 
 def batches(
   config: Config, tokenizer: Tokenizer | None, source: Source, count: int, batch_size: int, mesh: Mesh
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-  """The first `count` records in batches of one shape, with the number of real rows; the last repeats a record.
+  """Yields the first `count` records as (number of real rows, batch), where all batches have the same shape.
+
+  Repetitions of the last record fill the last batch.
 
   Args:
-    config: of the experiment.
-    tokenizer: of the captions; without it there is no 'text' beside 'image'.
-    source: the records.
-    count: how many.
-    batch_size: records at a time, rounded up to what the devices divide.
-    mesh: of the devices.
+    config: The experiment's configuration.
+    tokenizer: The captions' tokenizer; None for batches of 'image' without 'text'.
+    source: The records.
+    count: The number of records.
+    batch_size: Records per batch, rounded up to a multiple of the devices that split it.
+    mesh: The device mesh.
   """
   transform = Preprocess(
     image_size=config.data.image_size, resampling=config.data.resampling, tokenizer=tokenizer,
@@ -41,32 +43,32 @@ def batches(
   )  # fmt: skip
   size = sharding.rounded_batch(batch_size, mesh)
   for begin in range(0, count, size):
-    rows = [min(i, count - 1) for i in range(begin, begin + size)]
-    generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip, no dropout
-    examples = [transform(source[i], generator) for i in rows]
+    indices = [min(i, count - 1) for i in range(begin, begin + size)]
+    generator = np.random.default_rng(0)  # unused, because there is no random crop, flip or BPE dropout
+    examples = [transform(source[i], generator) for i in indices]
     batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
     yield min(size, count - begin), batch
 
 
 def caption_pieces(tokenizer: Tokenizer, text: np.ndarray) -> list[str]:
-  """What the token ids [T] of a caption stand for, each by itself, and '(end)' for the pad that ends it."""
+  """Decodes each token of a caption, ids [T], separately; a final '(end)' stands for the padding."""
   return [*(tokenizer.decode([i]) or '\u2423' for i in text if i != PAD), '(end)']
 
 
 def captions(dataset: Dataset, split: str) -> list[str]:
-  """The captions of the first MOST_CAPTIONS records of a split that have one."""
+  """The non-empty captions of the first MOST_CAPTIONS records of a split."""
   source = dataset.open(split)
-  found = (source[i]['caption'] for i in range(min(len(source), MOST_CAPTIONS)))
-  return [caption for caption in found if caption.strip()]
+  all_captions = (source[i]['caption'] for i in range(min(len(source), MOST_CAPTIONS)))
+  return [caption for caption in all_captions if caption.strip()]
 
 
 def held_out_split(dataset: Dataset) -> str:
-  """The split that models are measured on: 'validation', or, where nothing is held out, 'train'."""
+  """The split that models are measured on: 'validation', or 'train' if the data set holds nothing out."""
   return 'validation' if 'validation' in dataset.splits else 'train'
 
 
 def spread(items: Iterable[str], count: int) -> list[str]:
-  """`count` different items at even distances: a folder's neighbours often look alike."""
+  """Up to `count` distinct items, evenly spaced, because neighbours in a folder often look alike."""
   unique = list(dict.fromkeys(items))
   if len(unique) <= count:
     return unique
@@ -74,8 +76,8 @@ def spread(items: Iterable[str], count: int) -> list[str]:
 
 
 def sheet_splits(dataset: Dataset) -> dict[str, str]:
-  """The splits whose captions are drawn on sheets, with what to call them."""
-  names = {'train': 'captions seen in training', 'validation': 'captions not seen in training'}
+  """The splits whose captions get a sample sheet, as {split: title}."""
+  titles = {'train': 'captions seen in training', 'validation': 'captions not seen in training'}
   if 'held_out' in dataset.splits:
-    names = {'validation': 'new captions', 'held_out': 'combinations that never occur in training'}
-  return {split: name for split, name in names.items() if split in dataset.splits}
+    titles = {'validation': 'new captions', 'held_out': 'combinations that never occur in training'}
+  return {split: title for split, title in titles.items() if split in dataset.splits}

@@ -1,4 +1,4 @@
-"""What a page shows of pictures and tokens: reconstructions, the use of the codebook, samples, likelihoods."""
+"""Blocks of a report: reconstructions, use of the codebook, samples, and likelihoods of tokens."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,53 +14,67 @@ from dalle_jax.jobs.sheet_samples import PromptSamples
 from dalle_jax.reporting import codebook as codebook_page
 from dalle_jax.reporting import gallery, likelihood_maps
 
-Block = tuple[str, str]  # title and HTML
+Block = tuple[str, str]  # (title, HTML)
 
-BATCH_SIZE = 8  # sequences read at a time: each has logits over both vocabularies, 126 MB in the paper's model
-NUM_READINGS = 8  # held-out pictures whose tokens are shown, and about as many drawn ones
-NUM_CODES = 16  # of the most used codes, shown as what they decode to
+NUM_READINGS = 8  # held-out images whose likelihood maps are shown; about as many generated images are shown
+NUM_CODES = 16  # number of most used codes that are decoded and shown
 
 
 class Group(NamedTuple):
-  """Images drawn for prompts."""
+  """Images sampled for P prompts, N for each.
+
+  Attributes:
+    title: The title of their block in the report.
+    note: How they were sampled.
+    prompts: The prompts; [''] for a model without prompts.
+    samples: The images and their tokens.
+    right: The judge's verdicts, bool [P, N]: whether an image shows what its prompt says. None if there is no judge.
+  """
 
   title: str
-  note: str  # how they were drawn
-  prompts: Sequence[str]  # [''] where they were drawn without
-  drawn: PromptSamples
-  right: np.ndarray | None  # bool [P, N], a judge's verdicts
+  note: str
+  prompts: Sequence[str]
+  samples: PromptSamples
+  right: np.ndarray | None
 
 
 class HeldOut(NamedTuple):
-  """Pictures that were not trained on, as tokens."""
+  """N held-out images and their tokens.
+
+  Attributes:
+    title: What the report calls each of them, such as 'validation image'.
+    text: Caption tokens int32 [N, text_length - 1]; [N, 0] for a model without captions.
+    codes: Image tokens int32 [N, h, w].
+    images: Images uint8 [N, H, W, 3].
+  """
 
   title: str
-  text: np.ndarray  # int32 [N, text_length - 1]; [N, 0] for a model of images alone
-  codes: np.ndarray  # int32 [N, h, w]
-  images: np.ndarray  # uint8 [N, H, W, 3]
+  text: np.ndarray
+  codes: np.ndarray
+  images: np.ndarray
 
 
 def reconstructions(originals: np.ndarray, reconstructed: np.ndarray) -> Block:
-  """Originals beside their reconstructions, both uint8 [N, H, W, 3]."""
+  """The block of originals beside their reconstructions, both uint8 [N, H, W, 3]."""
   psnr = reconstruction.psnr(originals, reconstructed)
   return 'Reconstructions', gallery.reconstructions(originals, reconstructed, psnr)
 
 
 def codebook(dvae: Any, params: Any, codes: np.ndarray, mesh: Mesh) -> Block:
-  """How the codes int32 [...] of many pictures use the codebook.
+  """The block on how often codes are used, with images of the most used codes.
 
   Args:
-    dvae: the module.
-    params: its parameters, on the mesh.
-    codes: of the pictures, [N, h, w].
-    mesh: of the devices.
+    dvae: The dVAE's module.
+    params: Its parameters, on the mesh.
+    codes: The codes of many images, int32 [N, h, w].
+    mesh: The device mesh.
   """
   counts = np.bincount(codes.reshape(-1), minlength=dvae.image_vocab_size)
   perplexity = reconstruction.codebook_scores(codes, dvae.image_vocab_size)['codebook/perplexity']
-  most = [int(code) for code in np.argsort(-counts, kind='stable')[:NUM_CODES] if counts[code]]
-  grids = np.broadcast_to(np.asarray(most, np.int32)[:, None, None], (len(most), *codes.shape[1:]))
+  most_used = [int(code) for code in np.argsort(-counts, kind='stable')[:NUM_CODES] if counts[code]]
+  grids = np.broadcast_to(np.asarray(most_used, np.int32)[:, None, None], (len(most_used), *codes.shape[1:]))
   decoded = reconstruction.decode(dvae, params, grids, mesh, NUM_CODES)
-  return 'Codebook', codebook_page.use(counts, perplexity, most, decoded)
+  return 'Codebook', codebook_page.use(counts, perplexity, most_used, decoded)
 
 
 def blocks(
@@ -71,75 +85,84 @@ def blocks(
   held_out: HeldOut,
   mesh: Mesh,
 ) -> list[Block]:
-  """Samples by prompt, in the order of their likelihood, and the likelihood of tokens.
+  """The blocks of samples, ordered by likelihood for each prompt, and the block of token likelihoods.
 
   Args:
-    model: of streams.
-    params: its parameters, on the mesh.
-    tokenizer: of captions, where the model has read some.
-    groups: what was drawn, if anything.
-    held_out: pictures to read.
-    mesh: of the devices.
+    model: The stream model that sampled the images.
+    params: Its parameters, on the mesh.
+    tokenizer: The captions' tokenizer; None for a model without captions.
+    groups: The sampled images; may be empty.
+    held_out: Held-out images for the block of token likelihoods.
+    mesh: The device mesh.
   """
   texts, codes = [held_out.text], [held_out.codes]
-  for group in groups:  # all are read in one go, by one compiled program
-    grids = group.drawn.codes
-    texts.append(group.drawn.text.repeat(grids.shape[1], axis=0))
+  for group in groups:
+    grids = group.samples.codes
+    texts.append(group.samples.text.repeat(grids.shape[1], axis=0))
     codes.append(grids.reshape(-1, *grids.shape[2:]))
-  nats = token_nats(model, params, np.concatenate(texts), np.concatenate(codes), mesh)
-  parts = np.split(nats, np.cumsum([len(part) for part in codes])[:-1])
-  shown, readings = [], _held_out_readings(model, tokenizer, held_out, parts[0])
-  for group, part in zip(groups, parts[1:], strict=True):
-    part = part.reshape(*group.drawn.codes.shape[:2], -1)
-    scores = -part[..., model.text_length :].sum(axis=-1)
-    shown.append((group.title, _samples(group, scores)))
-    readings += _drawn_readings(model, tokenizer, group, part, -(-NUM_READINGS // len(groups)))
-  return [*shown, ('Likelihood of tokens', likelihood_maps.maps(readings))]
+  # One call for all images, so that one compiled program serves them.
+  all_nats = token_nats(model, params, np.concatenate(texts), np.concatenate(codes), mesh)
+  held_out_nats, *group_nats = np.split(all_nats, np.cumsum([len(grids) for grids in codes])[:-1])
+  sample_blocks, readings = [], _held_out_readings(model, tokenizer, held_out, held_out_nats)
+  for group, nats in zip(groups, group_nats, strict=True):
+    nats = nats.reshape(*group.samples.codes.shape[:2], -1)
+    scores = -nats[..., model.text_length :].sum(axis=-1)
+    sample_blocks.append((group.title, _samples(group, scores)))
+    readings += _sample_readings(model, tokenizer, group, nats, -(-NUM_READINGS // len(groups)))
+  return [*sample_blocks, ('Likelihood of tokens', likelihood_maps.maps(readings))]
 
 
 def token_blocks(measured: Any, groups: Sequence[Group]) -> list[Block]:
-  """The blocks of `blocks` for the first pictures of a measured split and groups of samples.
+  """Calls `blocks` for a measured model, with the first NUM_READINGS images of its split as held-out images.
 
   Args:
-    measured: The measured model and split, `jobs.evaluate.measured.Measured`.
-    groups: What was sampled.
+    measured: The measured model and split, a `jobs.evaluate.measured.Measured`.
+    groups: The sampled images; may be empty.
   """
   count = min(NUM_READINGS, measured.count)
   codes, _ = measured.reconstructed
-  title = f'{measured.settings.split} picture'
+  title = f'{measured.settings.split} image'
   held_out = HeldOut(title, measured.text[:count], codes[:count], measured.pictures[:count])
-  model, part = measured.loaded.stream_model
   loaded = measured.loaded
+  model, part = loaded.stream_model
   return blocks(model, loaded.params[part], loaded.tokenizer, groups, held_out, measured.mesh)
 
 
 def _samples(group: Group, scores: np.ndarray) -> str:
-  order = 'Right ones first, then by' if group.right is not None else 'By'
-  note = (
-    f'{group.note} {order} likelihood: below each image the logarithm of its probability at temperature 1, in nats.'
-  )
-  return gallery.samples(group.prompts, group.drawn.images, scores, note, group.right)
+  """The HTML of a group's images, ordered by their log-likelihoods float [P, N], in nats."""
+  order = 'Ordered by likelihood, right images first.' if group.right is not None else 'Ordered by likelihood.'
+  note = f'{group.note} {order} Below each image: its log-likelihood at temperature 1, in nats.'
+  return gallery.samples(group.prompts, group.samples.images, scores, note, group.right)
 
 
 def _held_out_readings(
-  model: Any, tokenizer: Tokenizer | None, given: HeldOut, nats: np.ndarray
+  model: Any, tokenizer: Tokenizer | None, held_out: HeldOut, nats: np.ndarray
 ) -> list[likelihood_maps.Reading]:
+  """The likelihood maps of held-out images, from the nats of their tokens [N, T]."""
   return [
-    _reading(model, tokenizer, f'{given.title} {i + 1}', given.images[i], given.text[i], nats[i])
+    _reading(model, tokenizer, f'{held_out.title} {i + 1}', held_out.images[i], held_out.text[i], nats[i])
     for i in range(len(nats))
   ]
 
 
-def _drawn_readings(
+def _sample_readings(
   model: Any, tokenizer: Tokenizer | None, group: Group, nats: np.ndarray, count: int
 ) -> list[likelihood_maps.Reading]:
-  """Of the first image of each of the first prompts, or, without prompts, of the first images."""
-  places = [(p, i) for i in range(nats.shape[1]) for p in range(len(nats))][:count]
-  text, images = group.drawn.text, group.drawn.images
-  names = [f'{group.title}, {f"prompt {p + 1}" if tokenizer else f"image {i + 1}"}' for p, i in places]
+  """The likelihood maps of `count` sampled images: the first image of each prompt, then the second, and so on.
+
+  Args:
+    model: The stream model.
+    tokenizer: The captions' tokenizer; None for a model without captions.
+    group: The sampled images.
+    nats: The nats of their tokens, [P, N, T].
+    count: The number of images.
+  """
+  indices = [(p, i) for i in range(nats.shape[1]) for p in range(len(nats))][:count]
+  text, images = group.samples.text, group.samples.images
+  titles = [f'{group.title}, {f"prompt {p + 1}" if tokenizer else f"image {i + 1}"}' for p, i in indices]
   return [
-    _reading(model, tokenizer, name, images[p, i], text[p], nats[p, i])
-    for name, (p, i) in zip(names, places, strict=True)
+    _reading(model, tokenizer, title, images[p, i], text[p], nats[p, i])
+    for title, (p, i) in zip(titles, indices, strict=True)
   ]
 
 
@@ -151,6 +174,16 @@ def _reading(
   text: np.ndarray,
   nats: np.ndarray,
 ) -> likelihood_maps.Reading:
+  """The likelihood map of one image.
+
+  Args:
+    model: The stream model.
+    tokenizer: The captions' tokenizer; None for a model without captions.
+    title: The map's title.
+    image: The image, uint8 [H, W, 3].
+    text: Its caption tokens, int32 [text_length - 1].
+    nats: The nats of its caption tokens and image tokens, [T].
+  """
   pieces = examples.caption_pieces(tokenizer, text) if tokenizer else []
   grid = nats[model.text_length :].reshape(model.grid_size, model.grid_size)
   return likelihood_maps.Reading(title, image, grid, list(zip(pieces, nats.tolist(), strict=False)))

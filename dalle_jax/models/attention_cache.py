@@ -89,11 +89,13 @@ def attend(
     score = jnp.einsum('BTNH,BSNH->BNTS', query, section['key'], preferred_element_type=jnp.float32)
     scores.append(jnp.where(section['mask'], score * query.shape[-1] ** -0.5, -jnp.inf))
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
-  begin, mixed = 0, 0
+  begin = 0
+  mixed: jax.Array | int = 0
   for section in sections:
     end = begin + section['mask'].size
     mixed += jnp.einsum('BNTS,BSNH->BTNH', weights[..., begin:end], section['value'])
     begin = end
+  assert isinstance(mixed, jax.Array)  # there is at least one section
   return mixed, cache
 
 

@@ -204,11 +204,12 @@ class ScalarCodebook(nn.Module):
     A channel with L levels takes the L integers from -(L // 2) on. An input of 0 rounds to 0.
     """
     levels, _ = self._sizes
-    reach = (levels - 1) / 2 * (1 - FSQ_MARGIN)
-    offset = np.where(levels % 2 == 0, 0.5, 0.0)
+    half_range = (levels - 1) / 2 * (1 - FSQ_MARGIN)
+    half_step = np.where(levels % 2 == 0, 0.5, 0.0)
     around = (1,) * (z.ndim - 1)
     shift, reach, offset = (
-      jnp.asarray(x, jnp.float32).reshape(*around, -1) for x in (np.arctanh(offset / reach), reach, offset)
+      jnp.asarray(x, jnp.float32).reshape(*around, -1)
+      for x in (np.arctanh(half_step / half_range), half_range, half_step)
     )
     bounded = jnp.tanh(z + shift) * reach - offset
     return straight_through(jnp.round(bounded), bounded)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.models import transformer
+from dalle_jax.models.sequence import Tokens
 from dalle_jax.models.tokens import Vocabulary, after_start
 
 
@@ -91,7 +92,7 @@ class TransformerLanguageModel:
   def decode_params(self, params: Any) -> Any:
     return {**params, 'transformer': transformer.unstack(self.transformer, params['transformer'])}
 
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+  def prefill(self, params: Any, tokens: Tokens) -> tuple[Any, jax.Array]:
     inputs = after_start(tokens, self.vocab_size)
     x = self._apply(params, inputs, jnp.arange(inputs.shape[1]), method='embed')
     layers, x = transformer.prefill(self.transformer, params['transformer'], x)

@@ -1,7 +1,7 @@
 """The layers of transformer blocks: normalisation, linear projections, MLPs and rotary positions."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,10 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(jax.nn.gelu, approximate=False)}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'quick_gelu': quick_gelu,
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+}
 
 
 class Mlp(nn.Module):

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.models import transformer
-from dalle_jax.models.attention import Pattern
-from dalle_jax.models.sequence import chosen, token_nll
+from dalle_jax.models.layout import Layout
+from dalle_jax.models.sequence import Tokens, chosen, token_nll
 from dalle_jax.models.stream import PAD, TokenStream, counted_text
 
 
@@ -80,13 +80,13 @@ class Embeddings(nn.Module):
     return self.row_embedding[slot // self.grid_size] + self.column_embedding[slot % self.grid_size]
 
   def _text(self, text: jax.Array, slot: jax.Array) -> jax.Array:
-    """Embed the text ids [B, T] in the text slots [T], all above 0: [B, T, D]."""
+    """Embed text ids [B, T] at text slots `slot` [T], which are all above 0. Returns [B, T, D]."""
     tokens = self._look_up(self.text_embedding, text)
     tokens += jnp.broadcast_to(self._text_position(slot), tokens.shape)
     return jnp.where((text == PAD)[..., None], self.pad_embedding[slot][None], tokens)
 
   def _image(self, token: jax.Array, slot: jax.Array) -> jax.Array:
-    """Embed image ids [B, T], or points on the simplex [B, T, Vi], in the image slots [T], all above 0: [B, T, D]."""
+    """Embed image ids [B, T], or probabilities [B, T, Vi], at image slots `slot` [T], all above 0: [B, T, D]."""
     is_id = jnp.issubdtype(token.dtype, jnp.integer)
     x = self._look_up(self.image_embedding, token) if is_id else token @ self.image_embedding
     return x + jnp.broadcast_to(self._image_position(slot), x.shape)
@@ -138,7 +138,7 @@ class Prior(TokenStream):
   embedding_init_scale: float = 0.125
 
   @property
-  def layout(self) -> Pattern:
+  def layout(self) -> Layout:
     """The pattern of the first layer. All layers have the same slots."""
     return self.transformer.patterns[0]
 
@@ -204,7 +204,7 @@ class Prior(TokenStream):
     return self._slots(params, tokens[:, : self.text_length - 1], self.codes(tokens))
 
   def read_out(self, params: Any, x: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The stack's outputs [B, length, D] for whole streams [B, length] to logits [B, length, V]."""
+    """Convert the stack's outputs [B, length, D] for whole streams [B, length] to logits [B, length, V]."""
     # Inputs are shifted right: slot t holds token t - 1, and slot 0 holds start-of-text.
     ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
     return self._stream_logits(params, x, jnp.arange(self.length), ended)
@@ -227,7 +227,7 @@ class Prior(TokenStream):
       'transformer': transformer.unstack(self.transformer, params['transformer']),
     }
 
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+  def prefill(self, params: Any, tokens: Tokens) -> tuple[Any, jax.Array]:
     """Read a prefix [B, P] of a stream, P < length; `params` as returned by `decode_params`.
 
     Returns:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dalle_jax.models.layers import Norm
+from dalle_jax.models.sequence import Tokens
 from dalle_jax.models.tokens import Vocabulary, after_start
 
 Carry = list[Any]  # one per layer
@@ -91,7 +92,7 @@ class Recurrent:
   def decode_params(self, params: Any) -> Any:
     return params
 
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[Carry, jax.Array]:
+  def prefill(self, params: Any, tokens: Tokens) -> tuple[Carry, jax.Array]:
     carry, logits = self._read(params, after_start(tokens, self.vocab_size))
     return carry, logits[:, -1]
 

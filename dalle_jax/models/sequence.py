@@ -3,17 +3,20 @@
 The decode loop, the evaluation of likelihoods, compression and training use any sequence model through this interface.
 """
 
+from collections.abc import Hashable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = Any
 Cache = Any
+Tokens = jax.Array | np.ndarray  # ids; NumPy if they are constants of the traced program
 
 
-class SequenceModel(Protocol):
-  """A distribution over token sequences [B, length] with ids in [0, vocab_size)."""
+class SequenceModel(Hashable, Protocol):
+  """A distribution over token sequences [B, length] with ids in [0, vocab_size). Jitted functions are cached by it."""
 
   @property
   def length(self) -> int:
@@ -35,7 +38,7 @@ class SequenceModel(Protocol):
   def decode_params(self, params: Params) -> Params:
     """Convert parameters to the layout that `prefill` and `step` read; call it once, outside the decode loop."""
 
-  def prefill(self, params: Params, tokens: jax.Array) -> tuple[Cache, jax.Array]:
+  def prefill(self, params: Params, tokens: Tokens) -> tuple[Cache, jax.Array]:
     """Read a prefix [B, P], P < length. Returns the cache and the logits [B, V] of token P."""
 
   def step(self, params: Params, cache: Cache, token: jax.Array) -> tuple[Cache, jax.Array]:

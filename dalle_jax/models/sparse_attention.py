@@ -39,7 +39,7 @@ def attend(
   length = query.shape[1]
   image_length = length - pattern.text_length
   plan = _plan(pattern, image_length, block) if image_length > 0 else None
-  if length <= SHORT or plan is None or (plan.num_blocks, plan.stride) == (1, 1):
+  if isinstance(pattern, Unmasked) or length <= SHORT or plan is None or (plan.num_blocks, plan.stride) == (1, 1):
     return attention.attend(query, key, value, pattern.mask()[:length, :length])
   return attend_in_blocks(pattern, query, key, value, block)
 
@@ -60,13 +60,14 @@ def attend_in_blocks(
     [B, P, N, H] in the dtype of `value`. Up to rounding, it equals `attention.attend` with `pattern.mask()`.
   """
   length, text_length = query.shape[1], min(query.shape[1], pattern.text_length)
-  text = attention.attend(*(x[:, :text_length] for x in (query, key, value)), np.tri(text_length, dtype=bool))
+  text_mask = np.tri(text_length, dtype=bool)
+  text = attention.attend(query[:, :text_length], key[:, :text_length], value[:, :text_length], text_mask)
   if length == text_length:
     return text
   plan = _plan(pattern, length - text_length, block)
-  image_qkv = [plan.split(x[:, text_length:]) for x in (query, key, value)]
+  image_query, image_key, image_value = (plan.split(x[:, text_length:]) for x in (query, key, value))
   text_key, text_value = (x[:, :text_length].swapaxes(1, 2) for x in (key, value))
-  image = plan.join(_attend_in_chunks(plan, *image_qkv, text_key, text_value))
+  image = plan.join(_attend_in_chunks(plan, image_query, image_key, image_value, text_key, text_value))
   return jnp.concatenate([text, image], axis=1)
 
 

@@ -6,13 +6,14 @@ offset by `text_vocab_size`. If `text_length` and `text_vocab_size` are 0, a str
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dalle_jax.models.layout import Layout
-from dalle_jax.models.sequence import SequenceModel
+from dalle_jax.models.sequence import SequenceModel, Tokens
 
 PAD = 0  # the text id of pads
 
@@ -36,11 +37,17 @@ class TokenStream(Layout):
     """Join text ids [B, text_length - 1] and image ids [B, image_length] to streams [B, length]."""
     return jnp.concatenate([self.prefix(text), image + self.text_vocab_size], axis=1)
 
-  def codes(self, tokens: jax.Array) -> jax.Array:
+  @overload
+  def codes(self, tokens: jax.Array) -> jax.Array: ...
+
+  @overload
+  def codes(self, tokens: np.ndarray) -> np.ndarray: ...
+
+  def codes(self, tokens: Tokens) -> Tokens:
     """The image ids [B, T - text_length] of streams [B, T], T >= text_length."""
     return tokens[:, self.text_length :] - self.text_vocab_size
 
-  def counted(self, tokens: jax.Array) -> jax.Array:
+  def counted(self, tokens: Tokens) -> jax.Array:
     """The mask of tokens that a loss counts, bool [B, length], for streams [B, length].
 
     It is True for all tokens but the pads after the first pad.
@@ -67,7 +74,7 @@ class TokenStream(Layout):
     return jnp.where(allowed, logits, -jnp.inf)
 
 
-def counted_text(text: jax.Array) -> jax.Array:
+def counted_text(text: Tokens) -> jax.Array:
   """The mask of text ids [B, text_length] that a loss counts, bool: the caption and the first pad, which ends it."""
   return jnp.pad(text != PAD, ((0, 0), (1, 0)), constant_values=True)[:, : text.shape[1]]
 
@@ -104,7 +111,7 @@ class StreamModel(TokenStream):
     ended = jnp.pad(tokens[:, :-1] == PAD, ((0, 0), (1, 0)))
     return self.possible(self.inner.logits(params, tokens), jnp.arange(tokens.shape[1]), ended)
 
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+  def prefill(self, params: Any, tokens: Tokens) -> tuple[Any, jax.Array]:
     inner, logits = self.inner.prefill(params, tokens)
     index = jnp.int32(tokens.shape[1])
     last = tokens[:, -1] if tokens.shape[1] else jnp.full(tokens.shape[0], PAD + 1)
@@ -115,6 +122,6 @@ class StreamModel(TokenStream):
     index = cache['index'] + 1
     return {'inner': inner, 'index': index}, self._restrict(logits, index, token)
 
-  def _restrict(self, logits: jax.Array, index: jax.Array, last: jax.Array) -> jax.Array:
+  def _restrict(self, logits: jax.Array, index: jax.Array, last: Tokens) -> jax.Array:
     """Restrict the logits [B, V] of the token at position `index` to possible ids; `last` [B] is the token before."""
     return self.possible(logits[:, None], index[None], (last == PAD)[:, None])[:, 0]

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dalle_jax.models.sequence import Tokens
 
-def after_start(tokens: jax.Array, start: int, count: int = 1) -> jax.Array:
+
+def after_start(tokens: Tokens, start: int, count: int = 1) -> jax.Array:
   """Prepend `count` start tokens, with the id `start`, to tokens [B, T]: [B, count + T]."""
   return jnp.pad(tokens, ((0, 0), (count, 0)), constant_values=start)
 
@@ -38,7 +40,7 @@ class WindowModel:
   def decode_params(self, params: Any) -> Any:
     return params
 
-  def prefill(self, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def prefill(self, params: Any, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
     """Read a prefix [B, P]. Returns the window of its last tokens and the logits [B, V] of token P."""
     padded = after_start(tokens, self.vocab_size, self.order - 1)
     window = padded[:, padded.shape[1] - (self.order - 1) :]

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from dalle_jax.models import attention, attention_cache, sparse_attention
 from dalle_jax.models.attention import Pattern, Unmasked
 from dalle_jax.models.layers import Mlp, Norm, Projection, rotate
+from dalle_jax.models.layout import Layout
 
 Cache = list[attention_cache.Cache]  # one per layer
 
@@ -125,7 +126,7 @@ class Block(nn.Module):
   def prefill(self, x: jax.Array) -> tuple[jax.Array, attention_cache.Cache]:
     """Like `__call__`, but also returns the layer's cache for `step`."""
     query, key, value = self._qkv(x, jnp.arange(x.shape[1]))
-    cache = attention_cache.from_prefix(self.pattern, key, value)
+    cache = attention_cache.from_prefix(_causal(self.pattern), key, value)
     return self._finish(x, self._attend(query, key, value)), cache
 
   def step(
@@ -136,17 +137,23 @@ class Block(nn.Module):
     Returns:
       The layer's output [B, 1, D], and the layer's cache with the token added.
     """
-    mixed, cache = attention_cache.attend(self.pattern, *self._qkv(x, index[None]), cache, index)
+    mixed, cache = attention_cache.attend(_causal(self.pattern), *self._qkv(x, index[None]), cache, index)
     return self._finish(x, mixed), cache
 
 
-def slot_positions(pattern: Pattern, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _causal(pattern: Pattern | Unmasked) -> Pattern:
+  """The pattern of a layer that has a cache; encoders, which are unmasked, have none."""
+  assert isinstance(pattern, Pattern), pattern
+  return pattern
+
+
+def slot_positions(layout: Layout, index: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Rows and columns of the slots `index` [T] for rotary positions, each [T].
 
   Text slot t is at (t, t). The image slot in row r and column c is at (text_length + r, text_length + c). So in a
   sequence of text alone, all channels are rotated by the usual one-dimensional positions.
   """
-  text, g = pattern.text_length, max(pattern.grid_size, 1)
+  text, g = layout.text_length, max(layout.grid_size, 1)
   image = index - text
   row, column = (jnp.where(image < 0, index, text + coordinate) for coordinate in (image // g, image % g))
   return row, column

@@ -69,9 +69,11 @@ def _plain(config: Config, stage: str) -> Config:
 
   These settings do not change the shapes of the training state. All plans of a search therefore share one cached trace.
   """
-  blocks = {name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')}
-  training = dataclasses.replace(training_of(config, stage), batch_size=1, accumulation_steps=1)
-  return dataclasses.replace(config, mesh=MeshConfig(), **blocks, **{f'{stage}_training': training})
+  groups: dict[str, Any] = {
+    name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')
+  }
+  groups[f'{stage}_training'] = dataclasses.replace(training_of(config, stage), batch_size=1, accumulation_steps=1)
+  return dataclasses.replace(config, mesh=MeshConfig(), **groups)
 
 
 @functools.lru_cache(maxsize=4)

@@ -107,10 +107,11 @@ def out_of_memory(message: str) -> OutOfMemoryError:
     advice = 'the on-chip memory is too small for the fused operations; lower fusion_mib of the training settings'
     return OutOfMemoryError(f'{fused.group(0)}: {advice}', None, None)
   sizes = re.findall(r'\(([\d.]+)([KMGT]?)i?B?\)', message)
-  limit = re.search(r'exceeds available HBM \(([\d.]+)([KMGT]?)', message)
-  needed = _bytes(*sizes[0]) if sizes else None
+  available = re.search(r'exceeds available HBM \(([\d.]+)([KMGT]?)', message)
   summary = next((line for line in message.splitlines() if 'RESOURCE_EXHAUSTED' in line), message)
-  return OutOfMemoryError(summary[:300], needed, _bytes(*limit.groups()) if limit else None)
+  return OutOfMemoryError(
+    summary[:300], _bytes(*sizes[0]) if sizes else None, _bytes(*available.groups()) if available else None
+  )
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -124,7 +124,7 @@ def fit_drawing(config: Config, topology: Topology, log: Log = print) -> Report:
 def settings_of(config: Config, stage: str) -> dict[str, Any]:
   """The configuration keys that matter most for memory, with their values."""
   training = training_of(config, stage)
-  settings = {
+  settings: dict[str, Any] = {
     f'{stage}_training.batch_size': training.batch_size,
     f'{stage}_training.accumulation_steps': training.accumulation_steps,
     f'{stage}_training.fusion_mib': training.fusion_mib,

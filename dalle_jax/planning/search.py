@@ -97,9 +97,9 @@ def _on_meshes(
     yield Candidate(plan, seconds, size)
 
 
-def _with_training(config: Config, stage: str, **values: int) -> Config:
-  training = dataclasses.replace(training_of(config, stage), **values)
-  return dataclasses.replace(config, **{f'{stage}_training': training})
+def _with_training(config: Config, stage: str, **values: Any) -> Config:
+  groups: dict[str, Any] = {f'{stage}_training': dataclasses.replace(training_of(config, stage), **values)}
+  return dataclasses.replace(config, **groups)
 
 
 def _meshes(config: Config, topology: Topology) -> Iterator[Any]:

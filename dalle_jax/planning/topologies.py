@@ -13,10 +13,10 @@ from dalle_jax import hardware
 # JAX's device kind and the number of devices per chip, by generation.
 _TPUS = {'v2': ('TPU v2', 2), 'v3': ('TPU v3', 2), 'v4': ('TPU v4', 1), 'v5e': ('TPU v5 lite', 1), 'v5p': ('TPU v5', 1),
          'v6e': ('TPU v6 lite', 1)}  # fmt: skip
-_FLAT = {n: shape for n, shape in zip(
+_FLAT: dict[int, tuple[int, ...]] = {n: shape for n, shape in zip(
   (1, 4, 8, 16, 32, 64, 128, 256),
   ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)), strict=True)}  # fmt: skip
-_CUBES = {n: shape for n, shape in zip(
+_CUBES: dict[int, tuple[int, ...]] = {n: shape for n, shape in zip(
   (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
   ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16),
    (16, 16, 16)), strict=True)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The page of what a transformer attended to: one HTML file that needs nothing but a browser."""
+"""The page of a transformer's attention weights: one HTML file that works offline."""
 
 import base64
 import html
@@ -17,28 +17,28 @@ from dalle_jax.reporting.blocks import inline_picture, paragraph, section, title
 from dalle_jax.reporting.html import write_page
 
 SLOTS = (
-  'Slot t predicts token t. It holds the token before it, and attends to itself and to slots before it. So "token A '
-  'looked at token B" stands for: the slot that predicts A took from the slot that holds B.'
+  'Slot t predicts token t. Its input is the token before, and it attends to itself and to earlier slots. So "token A '
+  'attends to token B" means: the slot that predicts A attends to the slot whose input is B.'
 )
 
 
 class View(NamedTuple):
-  """One matrix of weights."""
+  """One attention matrix that the reader can choose."""
 
   name: str  # 'layer 2 of 4 (column), head 3'
   weights: np.ndarray  # float32 [T, T]
 
 
 class Matrix(NamedTuple):
-  """A matrix among those of its layer."""
+  """One attention matrix of a layer."""
 
   name: str
   weights: np.ndarray  # float32 [T, T]
-  offsets: np.ndarray | None  # [g, 2 * g - 1], where image slots look relative to themselves; None in texts
+  offsets: np.ndarray | None  # [g, 2 * g - 1], mean weight by relative position on the image grid; None for texts
 
 
 class Layer(NamedTuple):
-  """The matrices of a layer, drawn beside each other."""
+  """The matrices of a layer, which the page shows side by side."""
 
   name: str  # 'Layer 2 of 4: column'
   mask: np.ndarray  # bool [T, T]
@@ -46,46 +46,46 @@ class Layer(NamedTuple):
 
 
 class Tokens(NamedTuple):
-  """What the model held to be likely, for the tokens of a sequence, each [T]."""
+  """The certainty of the model at each token of a sequence, each [T]."""
 
-  probability: np.ndarray
-  entropy: np.ndarray  # bits
-  rank: np.ndarray
+  probability: np.ndarray  # of the actual token
+  entropy: np.ndarray  # bits, of the predicted distribution
+  rank: np.ndarray  # of the actual token; 1 is the likeliest
 
 
 class PictureArticle(NamedTuple):
-  """One drawn, or given, picture."""
+  """One picture, generated or from a file."""
 
   title: str
-  image: np.ndarray  # uint8 [H, W, 3], what the tokens decode to
-  original: np.ndarray | None  # uint8 [H, W, 3], where one was given
-  frames: Sequence[tuple[str, np.ndarray]]  # what the tokens decode to as they come
+  image: np.ndarray  # uint8 [H, W, 3], decoded from the image tokens
+  original: np.ndarray | None  # uint8 [H, W, 3], the picture from the file; None for a generated picture
+  frames: Sequence[tuple[str, np.ndarray]]  # decoded from growing numbers of tokens
   grid_size: int
   text_length: int
-  caption: Sequence[tuple[str, int]]  # tokens of text and the slots that predict them
-  keys: Sequence[tuple[str, Sequence[int]]]  # all that text slots hold, and start-of-image, with the slots that do
-  words: Sequence[int]  # which of the keys are words
-  word_maps: np.ndarray  # [W, g, g] of the first view
-  chosen: int  # the image token that is asked first
-  chosen_map: np.ndarray  # [g, g], what it looked at in the first view
+  caption: Sequence[tuple[str, int]]  # text tokens, and the slots that predict them
+  keys: Sequence[tuple[str, Sequence[int]]]  # labels of the inputs of the text slots and start-of-image, with the slots
+  words: Sequence[int]  # indices of the keys that are words
+  word_maps: np.ndarray  # [W, g, g], attention to each word in the first view
+  chosen: int  # the image token that is selected first
+  chosen_map: np.ndarray  # [g, g], attention of this token in the first view
   tokens: Tokens
   views: Sequence[View]
   layers: Sequence[Layer]
 
 
 class Text(NamedTuple):
-  """One text; without views where the model has no attention."""
+  """One text. It has no views and layers if the model has no attention."""
 
   title: str
   pieces: Sequence[str]  # the tokens as text
-  given: int  # how many of them were given, not drawn
+  given: int  # length of the prompt, in tokens
   tokens: Tokens
   views: Sequence[View]
   layers: Sequence[Layer]
 
 
 def write(path: Path, title: str, notes: Sequence[str], articles: Sequence[PictureArticle | Text]) -> None:
-  """Writes the page, as a whole or not at all. All text is escaped."""
+  """Write the page, whole or not at all. All text is escaped."""
   parts = [f'<script type="application/json" id="palette">{_json(_css_palette())}</script>']
   for article in articles:
     parts += _picture(article) if isinstance(article, PictureArticle) else _text(article)
@@ -93,13 +93,13 @@ def write(path: Path, title: str, notes: Sequence[str], articles: Sequence[Pictu
 
 
 def pack(weights: np.ndarray) -> str:
-  """The part of weights [T, T] up to the diagonal, row after row, as 255 times their square roots, in base64."""
+  """Encode the lower triangle of weights [T, T], row by row: bytes of 255 times the square root, in base64."""
   roots = np.round(255 * np.sqrt(np.clip(weights, 0.0, 1.0))).astype(np.uint8)
   return base64.b64encode(roots[np.tril_indices(len(roots))].tobytes()).decode('ascii')
 
 
 def packed_size(length: int) -> int:
-  """Bytes that one packed matrix of that many slots takes on the page."""
+  """Bytes on the page for one matrix of `length` slots, as `pack` encodes it."""
   return 4 * math.ceil(length * (length + 1) / 2 / 3)
 
 
@@ -108,38 +108,37 @@ def _picture(p: PictureArticle) -> list[str]:
     '<article class="picture">',
     _data(p.views, p.tokens, p.chosen, grid=p.grid_size, text=p.text_length, keys=[list(s) for _, s in p.keys]),
     *section(html.escape(p.title), _growth(p)),
-    *section('How sure the model was', _picture_certainty(p)),
-    *section('What each word drew', _words(p)),
-    *section('What each image token looked at', _asked(p)),
+    *section('Certainty of the model', _picture_certainty(p)),
+    *section('Image tokens that attend to each word', _words(p)),
+    *section('What each image token attends to', _attention_of_chosen(p)),
     *_layers(p.layers, p.text_length),
     '</article>',
   ]
 
 
 def _growth(p: PictureArticle) -> list[str]:
-  final = inline_picture(Image.fromarray(p.image), 'the whole picture', 'now')
-  shown = [titled('as decoded from its tokens', final)]
+  final = inline_picture(Image.fromarray(p.image), 'the complete picture', 'now')
+  figures = [titled('decoded from its tokens', final)]
   if p.original is not None:
-    shown.insert(0, titled('as given', inline_picture(Image.fromarray(p.original), 'the given picture', 'final')))
+    figures.insert(0, titled('original', inline_picture(Image.fromarray(p.original), 'the original picture', 'final')))
   frames = [f'<figure>{_image(frame, name, "frame")}{paragraph(name, "note")}</figure>' for name, frame in p.frames]
   last = len(frames) - 1
   slider = (
-    f'<p class="js-only growth"><input type="range" min="0" max="{last}" value="{last}" aria-label="tokens so far"> '
+    f'<p class="js-only growth"><input type="range" min="0" max="{last}" value="{last}" aria-label="number of tokens"> '
     f'<output>{html.escape(p.frames[-1][0])}</output></p>'
   )
-  note = 'The picture as its tokens come, row by row; what is not there yet is grey.'
-  return ['<div class="row">', *shown, '</div>', slider, paragraph(note), '<div class="row">', *frames, '</div>']
+  note = 'The picture while its tokens are generated, row by row. Missing tokens are grey.'
+  return ['<div class="row">', *figures, '</div>', slider, paragraph(note), '<div class="row">', *frames, '</div>']
 
 
 def _picture_certainty(p: PictureArticle) -> list[str]:
   spans = [_token(label, p.tokens, slot, _percent(p.tokens.probability[slot]), p.tokens.probability)
            for label, slot in p.caption]  # fmt: skip
-  image = [np.asarray(part)[p.text_length :].reshape(p.grid_size, -1) for part in p.tokens]
-  probability, entropy, rank = image
+  probability, entropy, rank = (np.asarray(values)[p.text_length :].reshape(p.grid_size, -1) for values in p.tokens)
   note = (
-    'Probabilities are the model\'s own, at temperature 1, of each token given those before it. The caption: orange '
-    'where a token was unlikely. The last entry ends the caption. Below, the same of the image tokens.'
-  )  # fmt: skip
+    'The probability of each token given all earlier tokens, at temperature 1. Unlikely caption tokens are orange; the '
+    'last entry is the end of the caption. Below the caption are maps for the image tokens.'
+  )
   return [
     paragraph(note),
     f'<p class="caption">{"".join(spans)}</p>',
@@ -152,26 +151,27 @@ def _picture_certainty(p: PictureArticle) -> list[str]:
 
 
 def _heat(title: str, values: np.ndarray, most: float | None, low: str, high: str) -> str:
-  bar = inline_picture(heat.scale_bar(), 'colours from least to most', 'scale')
-  shown = inline_picture(heat.heat(values, most), title, 'map')
-  return titled(title, f'{shown}<p class="note">{low} {bar} {html.escape(high)}</p>')
+  bar = inline_picture(heat.scale_bar(), 'colour scale, from low to high', 'scale')
+  heat_map = inline_picture(heat.heat(values, most), title, 'map')
+  return titled(title, f'{heat_map}<p class="note">{low} {bar} {html.escape(high)}</p>')
 
 
 def _words(p: PictureArticle) -> list[str]:
   figures = []
   for key, values in zip(p.words, p.word_maps, strict=True):
     maps = inline_picture(heat.heat(values), 'map', 'map') + inline_picture(heat.lit(p.image, values), 'lit', 'lit')
-    note = paragraph(f'mean {_percent(values.mean())}, most {_percent(values.max())}', 'note')
+    note = paragraph(f'mean {_percent(values.mean())}, maximum {_percent(values.max())}', 'note')
     title = f'<h4>{html.escape(p.keys[key][0])}</h4>'
     figures.append(f'<figure class="word" data-key="{key}">{title}{maps}{note}</figure>')
   text = (
-    'At the place of each image token: how much the slot that predicts it took from the slots that hold the word. Left '
-    'as a map, right as light on the picture; each scaled to its own largest share, which stands below it.'
+    'The maps show, for each image token, how much the slot that predicts it attends to the slots whose input is the '
+    'word. Left: the weights. Right: the picture, brighter where the weight is larger. Each map has its own scale, up '
+    'to the maximum below it.'
   )
   return [_select(p.views), paragraph(text), '<div class="row">', *figures, '</div>']
 
 
-def _asked(p: PictureArticle) -> list[str]:
+def _attention_of_chosen(p: PictureArticle) -> list[str]:
   row = p.views[0].weights[p.text_length + p.chosen]
   shares = [(label, float(row[list(slots)].sum())) for label, slots in p.keys]
   shares.append(('image tokens', float(p.chosen_map.sum())))
@@ -186,11 +186,11 @@ def _asked(p: PictureArticle) -> list[str]:
   cursor = f'<span class="cursor" style="width:{side}%;height:{side}%;left:{x * side}%;top:{y * side}%"></span>'
   which = f'Image token {p.chosen + 1}: row {y + 1}, column {x + 1}; {_certainty(p.tokens, p.text_length + p.chosen)}.'
   text = (
-    'The framed token, and what the slot that predicts it looked at: the text on the left, the image tokens before it '
-    'on the right. What follows in raster order was not there yet. '
+    'Attention of the slot that predicts the framed token: to the text on the left, to earlier image tokens on the '
+    'right. Later tokens in raster order did not exist yet. '
   )
   pick = f'<div class="pick" tabindex="0">{_image(p.image, "the picture", "final")}{cursor}</div>'
-  shown = _image(np.asarray(heat.heat(p.chosen_map)), 'map', 'map')
+  heat_map = _image(np.asarray(heat.heat(p.chosen_map)), 'map', 'map')
   light = inline_picture(heat.lit(p.image, p.chosen_map), 'lit', 'lit')
   return [
     _select(p.views),
@@ -198,55 +198,56 @@ def _asked(p: PictureArticle) -> list[str]:
     '<div class="asked">',
     f'<p class="which">{which}</p>',
     '<div class="row big">',
-    titled('the token asked', pick),
-    titled('text it looked at', f'<table class="bars">{"".join(bars)}</table>'),
-    titled('image tokens it looked at', shown),
-    titled('the same as light', light),
+    titled('selected token', pick),
+    titled('attention to text', f'<table class="bars">{"".join(bars)}</table>'),
+    titled('attention to image tokens', heat_map),
+    titled('the same as brightness', light),
     '</div></div>',
   ]
 
 
 def _text(t: Text) -> list[str]:
   certain = [_token(piece, t.tokens, i, '', t.tokens.probability) for i, piece in enumerate(t.pieces)]
-  # Entropy has no upper bound that means something; it is shown on the scale of the largest.
+  # The upper bound of entropy is rarely reached, so the scale ends at the largest value.
   scale = 1 - t.tokens.entropy / (t.tokens.entropy.max() or 1.0)
   unsure = [_token(piece, t.tokens, i, '', scale) for i, piece in enumerate(t.pieces)]
   bits = -np.log2(np.maximum(t.tokens.probability, 1e-300))
   facts = (
-    f'{len(t.pieces)} tokens, the first {t.given} given; mean {bits.mean():.2f} bits a token, mean entropy '
-    f'{t.tokens.entropy.mean():.2f} bits, likeliest token {_percent(np.mean(t.tokens.rank == 1))} of the time.'
+    f'{len(t.pieces)} tokens; the first {t.given} are the prompt. Mean {bits.mean():.2f} bits per token, mean '
+    f'entropy {t.tokens.entropy.mean():.2f} bits. {_percent(np.mean(t.tokens.rank == 1))} of the tokens are the '
+    'likeliest one.'
   )
   parts = [
     paragraph(facts),
     '<h3>Probability</h3>',
-    paragraph('Orange where a token was unlikely given those before it.'),
+    paragraph('Tokens that are unlikely given the earlier tokens are orange.'),
     f'<p class="tokens">{"".join(certain)}</p>',
     '<h3>Entropy</h3>',
     paragraph(
-      f'Orange where the model was unsure before the token came; the deepest is {t.tokens.entropy.max():.2f} bits.'
+      f'Tokens that the model was unsure about are orange. The strongest orange is {t.tokens.entropy.max():.2f} bits.'
     ),
     f'<p class="tokens">{"".join(unsure)}</p>',
   ]
-  attention = _asked_text(t) if t.views else [paragraph('This kind of model has no attention to show.')]
+  attention = _attention_of_chosen_text(t) if t.views else [paragraph('This kind of model has no attention to show.')]
   chosen = len(t.pieces) - 1
   data = [_data(t.views, t.tokens, chosen)] if t.views else []
   return [
     '<article class="text">', *data, *section(html.escape(t.title), parts),
-    *section('What each token looked at', attention), *_layers(t.layers, 0), '</article>',
+    *section('What each token attends to', attention), *_layers(t.layers, 0), '</article>',
   ]  # fmt: skip
 
 
-def _asked_text(t: Text) -> list[str]:
+def _attention_of_chosen_text(t: Text) -> list[str]:
   chosen = len(t.pieces) - 1
   row = t.views[0].weights[chosen]
   most = float(row.max())
   spans = []
-  for held, piece in enumerate(('(start)', *t.pieces)):
-    blue = f'rgba(47, 129, 214, {0.8 * row[held] / most:.2f})' if held <= chosen else 'none'
-    frame = ' chosen' if held == chosen + 1 else ''
+  for slot, piece in enumerate(('(start)', *t.pieces)):  # `piece` is the input of this slot
+    blue = f'rgba(47, 129, 214, {0.8 * row[slot] / most:.2f})' if slot <= chosen else 'none'
+    frame = ' chosen' if slot == chosen + 1 else ''
     spans.append(f'<span class="token{frame}" style="background:{blue}">{html.escape(piece)}</span>')
-  which = f'Token {chosen + 1}: {_certainty(t.tokens, chosen)}; the deepest blue is {_percent(most)}.'
-  text = 'The framed token, and in blue what the slot that predicts it looked at.'
+  which = f'Token {chosen + 1}: {_certainty(t.tokens, chosen)}; the strongest blue is {_percent(most)}.'
+  text = 'Attention of the slot that predicts the framed token, in blue. '
   return [
     _select(t.views),
     f'<p>{text}<span class="js-only">Click another token.</span></p>',
@@ -255,25 +256,28 @@ def _asked_text(t: Text) -> list[str]:
 
 
 def _layers(layers: Sequence[Layer], border: int) -> list[str]:
-  """The matrices of every layer, and the pattern they lie in."""
+  """The attention pattern and the matrices of each layer.
+
+  Args:
+    layers: the layers to show.
+    border: slots of text before the image; 0 for texts.
+  """
   blocks = []
   for layer in layers:
     pattern = heat.matrix(layer.mask.astype(np.float32), layer.mask, border)
-    figures = [titled('what the pattern allows', inline_picture(pattern, layer.name, 'matrix'))]
-    for found in layer.matrices:
-      shown = inline_picture(heat.matrix(found.weights, layer.mask, border), found.name, 'matrix')
-      if found.offsets is not None:
-        shown += inline_picture(heat.offsets(found.offsets), f'{found.name}, by distance', 'offsets')
-      figures.append(titled(found.name, shown))
+    figures = [titled('attention pattern', inline_picture(pattern, layer.name, 'matrix'))]
+    for matrix in layer.matrices:
+      pictures = inline_picture(heat.matrix(matrix.weights, layer.mask, border), matrix.name, 'matrix')
+      if matrix.offsets is not None:
+        pictures += inline_picture(heat.offsets(matrix.offsets), f'{matrix.name}, by relative position', 'offsets')
+      figures.append(titled(matrix.name, pictures))
     blocks += [f'<h3>{html.escape(layer.name)}</h3>', '<div class="row">', *figures, '</div>']
-  text = (
-    'A row for each slot that looks, a column for each slot looked at; the lighter, the more. Grey is out of sight.'
-  )
+  text = 'Rows are queries, columns are keys. Lighter means more attention; grey is masked.'
   if border:
     text += (
-      ' The lines part text and image. Below, where image slots look relative to themselves, on average: they stand in '
-      'the middle of the lowest row, and what is above them on the grid is above. (Slots, not the tokens they hold, '
-      'which are one place to the left.)'
+      ' The lines separate text and image. Below each matrix: the mean attention of image slots by relative position '
+      'on the grid. The query is in the middle of the bottom row. (Positions are slot positions. The input of a slot '
+      'is the token one place to the left.)'
     )
   return section('Every layer and head', [paragraph(text), *blocks]) if blocks else []
 
@@ -291,7 +295,7 @@ def _data(views: Sequence[View], tokens: Tokens, chosen: int, **more: Any) -> st
 
 
 def _json(content: Any) -> str:
-  """JSON that may stand in a <script>."""
+  """JSON that is safe inside a <script> element."""
   return json.dumps(content, separators=(',', ':')).replace('<', '\\u003c')
 
 
@@ -308,7 +312,7 @@ def _select(views: Sequence[View]) -> str:
 
 
 def _token(piece: str, tokens: Tokens, slot: int, below: str, sureness: np.ndarray) -> str:
-  """A token on orange, the deeper the less sure; what the model held of it when the pointer rests on it."""
+  """A token on an orange background that is stronger if the model was less sure, with its certainty as a tooltip."""
   return token(piece, 1 - float(np.clip(sureness[slot], 0.0, 1.0)), _certainty(tokens, slot), below)
 
 

@@ -1,8 +1,8 @@
-"""Style and script of the page of attention weights.
+"""Style sheet and script of the page of attention weights.
 
-The page can be read without the script; with it a reader chooses layers and heads, moves through the growing image,
-and asks single tokens. `views` in an article's data are 255 times the square roots of weights, row after row, of each
-row the part up to its own slot.
+The page is readable without the script. With the script, a reader can choose layers and heads, step through the growing
+image, and select single tokens. `views` in an article's data are attention matrices as `attention_page.pack` encodes
+them.
 """
 
 STYLE = """
@@ -43,7 +43,7 @@ function unpack(text) {
   return bytes;
 }
 
-// What the slot `query` took from the slot `key`.
+// The attention weight of the slot `query` on the slot `key`.
 function weight(view, query, key) {
   if (key > query) return 0;
   const root = view[query * (query + 1) / 2 + key] / 255;
@@ -53,18 +53,18 @@ function weight(view, query, key) {
 const certainty = (data, slot) => `probability ${percent(data.probability[slot])}, `
   + `entropy ${data.entropy[slot].toFixed(2)} bits, rank ${data.rank[slot]}`;
 
-// The canvas that stands where a static picture stood.
+// The drawing context of the canvas of class `name`. The first call replaces the static picture by a canvas.
 function canvasAt(place, name, width, height) {
-  let found = place.querySelector('.' + name);
-  if (found.tagName !== 'CANVAS') {
+  let element = place.querySelector('.' + name);
+  if (element.tagName !== 'CANVAS') {
     const canvas = document.createElement('canvas');
-    canvas.className = found.className;
-    found.replaceWith(canvas);
-    found = canvas;
+    canvas.className = element.className;
+    element.replaceWith(canvas);
+    element = canvas;
   }
-  found.width = width;
-  found.height = height;
-  return found.getContext('2d');
+  element.width = width;
+  element.height = height;
+  return element.getContext('2d');
 }
 
 function drawMap(place, values, side) {
@@ -99,7 +99,7 @@ function grow(article) {
   });
 }
 
-// All selects of an article show one view.
+// Keeps all view selectors of an article in step.
 function onView(article, show) {
   const selects = [...article.querySelectorAll('.views')];
   selects.forEach(select => select.addEventListener('change', () => {
@@ -113,20 +113,20 @@ function pictures(article, data) {
   const cells = [...Array(side * side).keys()], picture = article.querySelector('.pick .final');
   let view = views[0], chosen = data.chosen;
 
-  function words() {
+  function showWords() {
     article.querySelectorAll('.word').forEach((place, number) => {
       const slots = data.keys[Number(place.dataset.key)];
       const values = cells.map(i => slots.reduce((sum, slot) => sum + weight(view, text + i, slot), 0));
       drawMap(place, values, side);
       drawLit(place, values, side, picture);
       const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-      place.querySelector('.note').textContent = `mean ${percent(mean)}, most ${percent(Math.max(...values))}`;
+      place.querySelector('.note').textContent = `mean ${percent(mean)}, maximum ${percent(Math.max(...values))}`;
     });
   }
 
-  function asked() {
+  function showChosen() {
     const place = article.querySelector('.asked'), query = text + chosen;
-    // The slot after the one that predicts token i holds token i.
+    // The input of the slot after the one that predicts token i is token i.
     const values = cells.map(i => i < cells.length - 1 ? weight(view, query, text + 1 + i) : 0);
     drawMap(place, values, side);
     drawLit(place, values, side, picture);
@@ -148,47 +148,46 @@ function pictures(article, data) {
 
   const pick = article.querySelector('.pick');
   pick.addEventListener('click', event => {
-    const box = pick.getBoundingClientRect(), at = part => Math.min(side - 1, Math.max(0, Math.floor(part * side)));
+    const box = pick.getBoundingClientRect(), at = share => Math.min(side - 1, Math.max(0, Math.floor(share * side)));
     chosen = at((event.clientY - box.top) / box.height) * side + at((event.clientX - box.left) / box.width);
-    asked();
+    showChosen();
   });
   pick.addEventListener('keydown', event => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -side, ArrowDown: side }[event.key];
     if (step === undefined) return;
     event.preventDefault();
     if (chosen + step >= 0 && chosen + step < cells.length) chosen += step;
-    asked();
+    showChosen();
   });
-  onView(article, number => { view = views[number]; words(); asked(); });
+  onView(article, number => { view = views[number]; showWords(); showChosen(); });
 }
 
 function texts(article, data) {
   const views = data.views.map(unpack), tokens = [...article.querySelectorAll('.asked .token')];
   let view = views[0], chosen = data.chosen;
 
-  function asked() {
-    // Token number 0 is the start. The slot that predicts token i of the text holds token i - 1.
-    const values = tokens.map((_, held) => weight(view, chosen, held)), most = Math.max(...values) || 1;
-    tokens.forEach((token, held) => {
-      token.style.background = held <= chosen ? `rgba(47, 129, 214, ${0.8 * values[held] / most})` : 'none';
-      token.title = held <= chosen ? percent(values[held]) : 'not seen yet';
-      token.classList.toggle('chosen', held === chosen + 1);
+  function showChosen() {
+    // Element 0 is the start. Element i is the input of slot i, and slot i - 1 predicts it.
+    const values = tokens.map((_, slot) => weight(view, chosen, slot)), most = Math.max(...values) || 1;
+    tokens.forEach((token, slot) => {
+      token.style.background = slot <= chosen ? `rgba(47, 129, 214, ${0.8 * values[slot] / most})` : 'none';
+      token.title = slot <= chosen ? percent(values[slot]) : 'masked: a later token';
+      token.classList.toggle('chosen', slot === chosen + 1);
     });
     article.querySelector('.which').textContent =
-      `Token ${chosen + 1}: ${certainty(data, chosen)}; the deepest blue is ${percent(most)}.`;
+      `Token ${chosen + 1}: ${certainty(data, chosen)}; the strongest blue is ${percent(most)}.`;
   }
 
   tokens.forEach((token, number) => token.addEventListener('click', () => {
-    if (number > 0) { chosen = number - 1; asked(); }
+    if (number > 0) { chosen = number - 1; showChosen(); }
   }));
-  onView(article, number => { view = views[number]; asked(); });
+  onView(article, number => { view = views[number]; showChosen(); });
 }
 
 document.querySelectorAll('article').forEach(article => {
   grow(article);
   const data = article.querySelector('.data');
   if (!data) return;
-  const read = JSON.parse(data.textContent);
-  (article.classList.contains('picture') ? pictures : texts)(article, read);
+  (article.classList.contains('picture') ? pictures : texts)(article, JSON.parse(data.textContent));
 });
 """

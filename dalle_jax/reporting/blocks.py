@@ -1,4 +1,4 @@
-"""The blocks of HTML pages: sections, tables, figures, tokens and inline pictures."""
+"""Building blocks of HTML pages: sections, tables, figures, tokens and inline pictures."""
 
 import base64
 import html
@@ -12,7 +12,10 @@ from dalle_jax.reporting.sheets import encode_png
 
 
 def format_number(value: float | None) -> str:
-  """A number as people read it: whole ones with thousands separators, others with four significant digits."""
+  """Format a number for readers: integers with thousands separators, other numbers with four significant digits.
+
+  None, NaN and infinity become a dash.
+  """
   if value is None or not math.isfinite(value):
     return '–'
   if value == int(value) or abs(value) >= 1000:
@@ -21,13 +24,14 @@ def format_number(value: float | None) -> str:
 
 
 def section(title: str, blocks: Sequence[str], style: str = '') -> list[str]:
-  """A heading and what belongs under it; nothing where there is nothing."""
+  """A heading with HTML blocks below it; empty if there are no blocks."""
   if not blocks:
     return []
   return ['<section>', f'<h2>{title}</h2>', f'<div class="{style}">', *blocks, '</div>', '</section>']
 
 
 def score_tables(summary: Mapping[str, float | None]) -> list[str]:
+  """Tables of scores, one table for each prefix of the names, with standard errors beside their scores."""
   groups: dict[str, list[tuple[str, str]]] = {}
   errors = {name: error for name in summary for error in _error_names(name) if error in summary}
   for name, value in summary.items():
@@ -40,7 +44,7 @@ def score_tables(summary: Mapping[str, float | None]) -> list[str]:
 
 
 def _error_names(name: str) -> tuple[str, str]:
-  """What the standard error of a score may be called."""
+  """The possible names of the standard error of a score."""
   group, _, rest = name.partition('/')
   return f'{name}_stderr', f'{group}_stderr/{rest}'
 
@@ -51,18 +55,18 @@ def _number(value: float | None) -> str:
 
 
 def config_details(config: Mapping[str, Any]) -> list[str]:
-  """Tables of a nested mapping, one for each of its groups, folded away; nothing where it is empty."""
+  """Collapsed tables of a nested mapping, one table for each group; empty if the mapping is empty."""
   groups: dict[str, list[tuple[str, str]]] = {}
   for prefix, name, value in _leaves(config):
     groups.setdefault(prefix, []).append((name, html.escape(str(value))))
   if not groups:
     return []
   tables = [_table(prefix, rows) for prefix, rows in groups.items()]
-  return ['<details>', '<summary>Every key and its value</summary>', '<div class="grid">', *tables, '</div></details>']
+  return ['<details>', '<summary>All keys and values</summary>', '<div class="grid">', *tables, '</div></details>']
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str, Any]]:
-  """(dotted path of the group, key, value) of a nested mapping."""
+  """Yield (dotted path of the group, key, value) for each value of a nested mapping."""
   for name, value in config.items():
     if isinstance(value, Mapping):
       yield from _leaves(value, f'{prefix}.{name}'.lstrip('.'))
@@ -71,40 +75,41 @@ def _leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, 
 
 
 def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-  """Rows of (name, cell), the cell being HTML."""
+  """A table of rows (name, cell). The cells are HTML."""
   caption = f'<caption>{html.escape(title)}</caption>' if title else ''
   body = '\n'.join(f'<tr><th scope="row">{html.escape(name)}</th><td>{cell}</td></tr>' for name, cell in rows)
   return f'<div><table>{caption}\n{body}\n</table></div>'
 
 
 def drawing(title: str, svg: str) -> str:
-  """A <figure> of an SVG element, which goes in as it is."""
+  """A <figure> with an SVG element, which is inserted unescaped."""
   return f'<figure aria-label="{html.escape(title)}">{svg}</figure>'
 
 
 def quotation(title: str, text: str) -> str:
+  """A <figure> with a text under its title."""
   return f'<figure><h3>{html.escape(title)}</h3><pre>{html.escape(text)}</pre></figure>'
 
 
 def paragraph(text: str, style: str = '') -> str:
-  """A <p> of text, with a class where `style` names one."""
+  """A <p> of escaped text, with the class `style` unless it is ''."""
   return f'<p class="{style}">{html.escape(text)}</p>' if style else f'<p>{html.escape(text)}</p>'
 
 
 def titled(title: str, content: str, style: str = '') -> str:
-  """A <figure> of HTML under its title, with a class where `style` names one."""
-  named = f' class="{style}"' if style else ''
-  return f'<figure{named}><h4>{html.escape(title)}</h4>{content}</figure>'
+  """A <figure> of HTML under its title, with the class `style` unless it is ''."""
+  attribute = f' class="{style}"' if style else ''
+  return f'<figure{attribute}><h4>{html.escape(title)}</h4>{content}</figure>'
 
 
 def token(text: str, depth: float, hint: str, below: str = '') -> str:
-  """A token on orange.
+  """A token on an orange background.
 
   Args:
-    text: of the token.
-    depth: of the colour, from 0 to 1.
-    hint: text shown when the pointer rests on it.
-    below: a small line beneath.
+    text: the token as text.
+    depth: strength of the colour, from 0 to 1.
+    hint: the tooltip.
+    below: a small line of text below the token; '' for none.
   """
   style = f'background:rgba(224, 112, 27, {0.75 * depth:.2f})'
   small = f'<small>{html.escape(below)}</small>' if below else ''
@@ -112,10 +117,10 @@ def token(text: str, depth: float, hint: str, below: str = '') -> str:
 
 
 def inline_picture(picture: Image.Image, alt: str, style: str = '') -> str:
-  """An <img> that holds its picture, with a class where `style` names one."""
+  """An <img> with the picture embedded as PNG, and with the class `style` unless it is ''."""
   data = base64.b64encode(encode_png(picture)).decode('ascii')
-  named = f'class="{style}" ' if style else ''
+  attribute = f'class="{style}" ' if style else ''
   return (
-    f'<img {named}src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
+    f'<img {attribute}src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
     f'alt="{html.escape(alt)}">'
   )

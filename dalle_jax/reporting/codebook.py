@@ -1,4 +1,4 @@
-"""The block of a page that shows how a codebook is used."""
+"""The section of a report about the use of the codebook."""
 
 import html
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from dalle_jax.reporting.curves import curve_svg
 from dalle_jax.reporting.gallery import picture
 
 TITLE = 'Codes by rank'
-MOST_POINTS = 200  # of the curve, at even distances on its logarithmic axis
+MOST_POINTS = 200  # points of the curve, evenly spaced on its logarithmic axis
 
 
 def rank_frequency(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """How often codes occur, the most used first.
+  """The counts of the used codes by rank; rank 1 is the most used code.
 
   Args:
     counts: how often each code occurs, [K].
 
   Returns:
-    Ranks [M] from 1 and counts [M]: of all used codes, or, where they are many, of some at even distances of log rank.
+    Ranks [M] and counts [M]. If there are many used codes, only some are returned, evenly spaced in log rank.
   """
   used = np.sort(counts[counts > 0])[::-1]
   ranks = np.unique(np.geomspace(1, len(used), MOST_POINTS).round().astype(int)) if len(used) else np.empty(0, int)
@@ -28,18 +28,18 @@ def rank_frequency(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def use(counts: np.ndarray, perplexity: float, codes: Sequence[int] = (), decoded: np.ndarray | None = None) -> str:
-  """How often codes occur, by rank, and what the most used ones decode to.
+  """HTML that shows how often codes occur, by rank, and what the most used codes decode to.
 
   Args:
     counts: how often each code occurs, [K].
-    perplexity: of the distribution of codes: so many codes would be used as well if all were equally likely.
-    codes: ids of the codes that are shown.
-    decoded: what a grid of nothing but each of them decodes to, uint8 [len(codes), H, W, 3].
+    perplexity: the perplexity of the distribution of codes, from 1 to K.
+    codes: ids of the codes to show.
+    decoded: for each code to show, the image that a grid filled with this code decodes to, uint8 [len(codes), H, W, 3].
   """
   total, used = int(counts.sum()), int(np.sum(counts > 0))
   facts = (
-    f'{used:,} of {len(counts):,} codes are used ({100 * used / len(counts):.1f}%) in {total:,} tokens. Their '
-    f'perplexity is {format_number(perplexity)}: as if that many were used equally often.'
+    f'{used:,} of {len(counts):,} codes are used ({100 * used / len(counts):.1f}%) in {total:,} tokens. The perplexity '
+    f'of their distribution is {format_number(perplexity)}.'
   )
   svg = curve_svg(
     {'tokens': rank_frequency(counts)}, TITLE, 'tokens', log=True, x_label='rank, the most used code first',
@@ -52,7 +52,7 @@ def use(counts: np.ndarray, perplexity: float, codes: Sequence[int] = (), decode
       f'<figcaption>{code}: {html.escape(_percent(counts[code] / max(total, 1)))}</figcaption></figure>'
       for code, image in zip(codes, decoded, strict=True)
     ]
-    parts.append(paragraph('The most used codes, each as what a grid of nothing but it decodes to, with its share:'))
+    parts.append(paragraph('The most used codes and their shares. Each image decodes a grid filled with one code:'))
     parts.append(f'<div class="row tiles">{"".join(tiles)}</div>')
   return ''.join(parts)
 

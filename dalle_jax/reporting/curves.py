@@ -1,42 +1,46 @@
-"""Training curves: metrics.jsonl in, small vector drawings for a web page out."""
+"""Training curves: read a metrics.jsonl, and draw its series as SVG for a web page."""
 
 import html
 import io
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dalle_jax.training import metrics_log
+
+if TYPE_CHECKING:
+  from matplotlib.typing import RcKeyType
 
 Series = tuple[np.ndarray, np.ndarray]  # steps int64 [N] and values float64 [N]
 
 SIZE = (5.5, 3.0)  # inches
 CONTEXT_TITLE = 'How far back the model looks'
 POSITION_TITLE = 'Bits per token by the number of tokens before it'
-MAX_POINTS = 400  # drawn of one series: about one for each pixel
-MAX_MARKERS = 40  # points of a series up to which each gets a dot
-# Legible on white and on near-black.
+MAX_POINTS = 400  # points drawn for one series: about one for each pixel
+MAX_MARKERS = 40  # a series of at most this many points gets a dot at each
+# Colours that are legible on white and on near-black.
 COLOURS = ('#2f81d6', '#e0701b', '#2e9e62', '#a25ddc', '#c23b6b', '#7f7f2a', '#1aa3a3', '#8a5a44')
 GRID = '#80808060'
-# Matplotlib does not know CSS's currentColor, the page's own text colour: this stands for it until the SVG is text.
+# A placeholder for CSS's currentColor (the text colour of the page), which Matplotlib does not know. `_inline` replaces
+# it in the finished SVG.
 INK = '#010203'
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
-  """The series of a metrics.jsonl: name -> (steps [N], values [N]), by rising step.
+  """Read the series of a metrics.jsonl: name -> (steps [N], values [N]), with ascending steps.
 
-  A line cut off by a crash is skipped, a value that was not finite reads as NaN (a gap in the curve), and where a
-  step was logged twice the later line holds.
+  A line cut off by a crash is skipped. A value that was not finite becomes NaN, a gap in the curve. If a step was
+  logged twice, the later line counts.
   """
-  found: dict[str, dict[int, float]] = {}
+  points_by_name: dict[str, dict[int, float]] = {}
   for line in metrics_log.read_metrics(path):
     for name, value in line.items():
       if name not in ('step', 'time'):
-        found.setdefault(name, {})[line['step']] = np.nan if value is None else value
-  return {name: _series(points) for name, points in found.items()}
+        points_by_name.setdefault(name, {})[line['step']] = np.nan if value is None else value
+  return {name: _series(points) for name, points in points_by_name.items()}
 
 
 def curve_svg(
@@ -47,19 +51,17 @@ def curve_svg(
   x_label: str = 'step',
   log_x: bool = False,
 ) -> str:
-  """Curves over steps, or something else, as an inline <svg> in the colours of the page around it.
+  """Draw curves as an inline <svg> that takes the text colour of the page.
 
-  The same data give the same text.
-
-  A series of more than MAX_POINTS points is drawn as the means of equally many neighbours.
+  The output is reproducible. A series of more than MAX_POINTS points is drawn as means over groups of neighbours.
 
   Args:
-    series: label -> (steps [N], values [N]); empty series are left out, as is the legend of a single one.
-    title: above the axes, and the drawing's name for screen readers.
-    y_label: below the title, at the axis.
-    log: logarithmic values; those not above 0 become gaps.
-    x_label: what is counted from left to right.
-    log_x: logarithmic in that too.
+    series: label -> (steps [N], values [N]). Empty series are left out. A single series gets no legend.
+    title: the title, which is also the name for screen readers.
+    y_label: the label of the y axis.
+    log: whether the y axis is logarithmic; values that are not above 0 become gaps.
+    x_label: the label of the x axis.
+    log_x: whether the x axis is logarithmic.
   """
   import matplotlib
 
@@ -68,26 +70,27 @@ def curve_svg(
 
 
 def context_svg(series: Mapping[str, Series], title: str = CONTEXT_TITLE) -> str:
-  """Bits per token over the number of tokens given.
+  """Draw bits per token over the context length.
 
-  `evaluation.sequence_likelihood.by_context` measures them for the same tokens, and
-  `evaluation.token_likelihood.by_position`, under POSITION_TITLE, for those that have so many before them.
+  `evaluation.sequence_likelihood.by_context` measures the same tokens with each context length.
+  `evaluation.token_likelihood.by_position` (with POSITION_TITLE) measures, for each number, the tokens that have this
+  many tokens before them.
 
   Args:
-    series: label -> (tokens given [N], bits per token [N]). On a logarithmic axis no token given stands at a half.
-    title: of the drawing.
+    series: label -> (context lengths [N], bits per token [N]). A length of 0 is drawn at 0.5 on the logarithmic axis.
+    title: the title of the drawing.
   """
   placed = {label: (np.maximum(lengths, 0.5), bits) for label, (lengths, bits) in series.items()}
   return curve_svg(placed, title, 'bits per token', x_label='tokens given', log_x=True)
 
 
 def bars_svg(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str) -> str:
-  """Groups of bars side by side, each with its value on top, as an inline <svg>.
+  """Draw groups of bars, each bar with its value on top, as an inline <svg>.
 
   Args:
-    bars: label of a group -> what a bar stands for -> its height. What a group lacks is left out.
-    title: above the axes, and the drawing's name for screen readers.
-    y_label: at the axis.
+    bars: group -> name of the bar -> height. Groups may lack some of the bars.
+    title: the title, which is also the name for screen readers.
+    y_label: the label of the y axis.
   """
   import matplotlib
 
@@ -96,7 +99,7 @@ def bars_svg(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str) 
 
 
 def has_data(series: Series) -> bool:
-  """Whether there is anything to draw."""
+  """Whether the series has a finite value to draw."""
   return bool(np.isfinite(series[1]).any())
 
 
@@ -105,8 +108,9 @@ def _series(points: Mapping[int, float]) -> Series:
   return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
 
 
-def _settings(title: str) -> dict[str, Any]:
-  # Text stays text (small, selectable); the salt keeps ids equal between runs and different between drawings.
+def _settings(title: str) -> dict['RcKeyType', Any]:
+  # 'none' keeps text as text, which is small and selectable. The salt makes ids reproducible, and different for each
+  # title.
   return {'svg.hashsalt': title, 'svg.fonttype': 'none', 'font.size': 9.0, 'font.family': 'sans-serif'}
 
 
@@ -136,10 +140,10 @@ def _draw_bars(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str
   figure = Figure(figsize=(max(SIZE[0], 0.5 + 0.4 * len(bars) * len(names)), SIZE[1]), layout='constrained')
   axes, width = figure.add_subplot(), 0.8 / len(names)
   for i, (name, colour) in enumerate(zip(names, COLOURS * len(names), strict=False)):
-    found = [(at, group[name]) for at, group in enumerate(bars.values()) if name in group]
-    places = [at + (i - (len(names) - 1) / 2) * width for at, _ in found]
-    drawn = axes.bar(places, [height for _, height in found], width, label=name, color=colour)
-    axes.bar_label(drawn, fmt='%.2f', color=INK, fontsize=7)
+    heights = {position: group[name] for position, group in enumerate(bars.values()) if name in group}
+    places = [position + (i - (len(names) - 1) / 2) * width for position in heights]
+    container = axes.bar(places, list(heights.values()), width, label=name, color=colour)
+    axes.bar_label(container, fmt='%.2f', color=INK, fontsize=7)
   axes.set_xticks(range(len(bars)), list(bars))
   if len(names) > 1:
     axes.legend(frameon=False, labelcolor=INK, ncols=len(names))
@@ -151,7 +155,7 @@ def _draw_bars(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str
 
 def _svg(figure: Any) -> str:
   buffer = io.StringIO()
-  metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))  # None: left out
+  metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))  # None omits the entry
   figure.savefig(buffer, format='svg', transparent=True, metadata=metadata)
   return buffer.getvalue()
 
@@ -161,7 +165,7 @@ def _log_scale(set_scale: Callable[[str], None], axis: Any) -> None:
 
   set_scale('log')
   for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
-    set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 100 rather than 10 with a raised 2
+    set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # writes 100, not 10 with an exponent
 
 
 def _style(axes, title: str, y_label: str, x_label: str) -> None:
@@ -175,7 +179,7 @@ def _style(axes, title: str, y_label: str, x_label: str) -> None:
 
 
 def _thinned(series: Series) -> Series:
-  """At most MAX_POINTS points, each the mean of a run of neighbours."""
+  """Reduce a series to at most MAX_POINTS points, each the mean of consecutive points."""
   steps, values = series
   width = -(-len(steps) // MAX_POINTS)
   if width <= 1:
@@ -186,9 +190,12 @@ def _thinned(series: Series) -> Series:
 
 
 def _inline(svg: str, title: str) -> str:
-  """The <svg> element alone, named by its title, in the page's colours, without what would clash with the page."""
+  """Turn Matplotlib's SVG file into an <svg> element with an accessible name and the text colour of the page.
+
+  Style rules and ids that could affect the rest of the page are removed.
+  """
   svg = svg[svg.index('<svg') :]
-  svg = re.sub(r'<style.*?</style>', '', svg, flags=re.DOTALL)  # a rule for every element of the page
-  svg = re.sub(r'<g id="[^"]*"', '<g', svg)  # figure_1 and so on: never referred to, and the same in each drawing
+  svg = re.sub(r'<style.*?</style>', '', svg, flags=re.DOTALL)  # its rule would apply to the whole page
+  svg = re.sub(r'<g id="[^"]*"', '<g', svg)  # ids such as figure_1, which nothing refers to and every drawing repeats
   attributes = f'role="img" aria-label="{html.escape(title)}" style="stroke-linejoin: round"'
   return svg.replace('<svg', f'<svg {attributes}', 1).replace(INK, 'currentColor').rstrip()

@@ -1,4 +1,4 @@
-"""Blocks of a page that show many pictures: reconstructions, samples by prompt, candidates kept and rejected."""
+"""Sections of a page with many pictures: reconstructions, samples by prompt, and kept and rejected candidates."""
 
 import html
 import math
@@ -12,20 +12,21 @@ from PIL import Image
 from dalle_jax.reporting.blocks import config_details, inline_picture, paragraph, section
 from dalle_jax.reporting.html import write_page
 
-MOST_PIXELS = 4_000_000  # of all pictures of a block: beyond it they are made smaller, so that a browser likes the page
-MOST_REJECTED = 2_000  # pictures of a page of candidates
-THUMBNAIL = 64  # pixels: the shorter side of a rejected candidate, about; a small one stays as it is
-ENLARGED = 128  # pixels: up to this side a picture is shown larger than it is, and its pixels as squares
+# Pixels of all pictures of a section together. Pictures with more are reduced, so that browsers can show the page.
+MOST_PIXELS = 4_000_000
+MOST_REJECTED = 2_000  # rejected candidates on a page
+THUMBNAIL = 64  # pixels: approximate shorter side of a rejected candidate; smaller pictures keep their size
+ENLARGED = 128  # pixels: pictures with longer sides up to this are enlarged, and their pixels shown as squares
 
 
 def reconstructions(originals: np.ndarray, reconstructed: np.ndarray, psnr: np.ndarray, count: int = 18) -> str:
-  """Originals, each beside its reconstruction, from the worst to the best, at even distances of rank.
+  """HTML that shows originals beside their reconstructions, from the worst to the best, evenly spaced in rank.
 
   Args:
-    originals: uint8 [N, H, W, 3].
-    reconstructed: uint8 [N, H, W, 3].
-    psnr: of each, [N], in dB.
-    count: how many of them are shown.
+    originals: pictures uint8 [N, H, W, 3].
+    reconstructed: their reconstructions, uint8 [N, H, W, 3].
+    psnr: the peak signal-to-noise ratio of each reconstruction, [N], in dB.
+    count: the number of pairs to show.
   """
   order = np.argsort(psnr, kind='stable')
   shown = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
@@ -36,9 +37,9 @@ def reconstructions(originals: np.ndarray, reconstructed: np.ndarray, psnr: np.n
     for i, before, after in pairs
   ]
   note = (
-    f'Originals on the left, reconstructions on the right, by peak signal-to-noise ratio: {len(shown)} of '
-    f'{len(order)}, from the worst, {psnr.min():.1f} dB, to the best, {psnr.max():.1f} dB, at even distances in this '
-    f'order. The mean of all is {psnr.mean():.1f} dB.'
+    f'{len(shown)} of {len(order)} pictures, evenly spaced from the worst to the best peak signal-to-noise ratio '
+    f'({psnr.min():.1f} dB to {psnr.max():.1f} dB). Originals are on the left, reconstructions on the right. The mean '
+    f'of all is {psnr.mean():.1f} dB.'
   )
   return paragraph(note) + _tiles(tiles, 'wide')
 
@@ -46,18 +47,18 @@ def reconstructions(originals: np.ndarray, reconstructed: np.ndarray, psnr: np.n
 def samples(
   prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, note: str, right: np.ndarray | None = None
 ) -> str:
-  """The images of each prompt, the best first, each with its score.
+  """HTML that shows the images of each prompt with their scores, the best first.
 
   Args:
-    prompts: P texts; '' for images drawn without one.
+    prompts: P prompts; '' for images generated without a prompt.
     images: uint8 [P, N, H, W, 3].
-    scores: [P, N], the higher the better; what is not a number comes last.
-    note: how they were drawn, and what the scores are.
-    right: bool [P, N], whether a judge found all that the prompt names: right ones come first and are framed green, the
-      others red.
+    scores: [P, N], higher is better. NaN comes last.
+    note: how the images were generated, and what the scores are.
+    right: bool [P, N], whether a judge found everything that the prompt names. Correct images come first and have a
+      green frame; the others have a red frame. None if there is no judge.
 
   Raises:
-    ValueError: the numbers of prompts, images, scores and verdicts do not fit.
+    ValueError: the shapes of prompts, images, scores and verdicts do not fit.
   """
   images, scores = np.asarray(images), np.asarray(scores)
   _check(prompts, images, scores)
@@ -67,8 +68,10 @@ def samples(
   blocks = [paragraph(note)]
   if right is not None:
     count = int(np.sum(right))
-    words = f'Green and ✓: all that the prompt names was found in the image ({count} of {scores.size}). Red and ✗: not.'
-    blocks.append(paragraph(words))
+    legend = (
+      f'Green and ✓: the image shows everything that the prompt names ({count} of {scores.size}). Red and ✗: not.'
+    )
+    blocks.append(paragraph(legend))
   for p, prompt in enumerate(prompts):
     verdicts = None if right is None else right[p]
     order = best_first(scores[p]) if verdicts is None else _right_first(scores[p], verdicts)
@@ -77,32 +80,34 @@ def samples(
 
 
 def candidates(prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> str:
-  """For each prompt the candidates that were kept, large, and the others, small and folded away, best first.
+  """HTML that shows for each prompt the kept candidates, and the rejected candidates as collapsed thumbnails.
 
   Args:
-    prompts: P texts; '' for images drawn without one.
+    prompts: P prompts; '' for images generated without a prompt.
     images: uint8 [P, N, H, W, 3].
-    scores: [P, N], the higher the better.
-    kept: int [P, K], of each prompt the numbers of the kept images, the best first.
+    scores: [P, N], higher is better.
+    kept: int [P, K], the indices of each prompt's kept images, the best first.
 
   Raises:
-    ValueError: the numbers of prompts, images and scores do not fit, or `kept` names an image that is not there, or one
-      twice.
+    ValueError: the shapes of prompts, images and scores do not fit, or `kept` has an index that does not exist or
+      occurs twice.
   """
   images, scores, kept = np.asarray(images), np.asarray(scores), np.asarray(kept)
   _check(prompts, images, scores)
   count = images.shape[1]
   if kept.ndim != 2 or len(kept) != len(prompts) or np.any((kept < 0) | (kept >= count)):
-    raise ValueError(f'kept of shape {kept.shape} must name images from 0 to {count - 1} for {len(prompts)} prompts.')
+    raise ValueError(
+      f'kept of shape {kept.shape} must have indices of images from 0 to {count - 1} for {len(prompts)} prompts.'
+    )
   if any(len(set(row)) < len(row) for row in kept.tolist()):
-    raise ValueError('kept names an image of a prompt twice.')
+    raise ValueError('kept has the index of an image of a prompt twice; each index may occur once.')
   rejected = [np.setdiff1d(np.arange(count), row) for row in kept]
   large = _fitted(np.take_along_axis(images, kept[..., None, None, None], axis=1))
   blocks = []
   for p, prompt in enumerate(prompts):
     tiles = [_scored(large[p, k], i, scores[p, i], None, f'{k + 1}. ') for k, i in enumerate(kept[p])]
-    left = rejected[p][best_first(scores[p, rejected[p]])]
-    blocks.append(_prompt(prompt, tiles, 'large', _rejected(images[p], scores[p], left, len(prompts))))
+    ranked = rejected[p][best_first(scores[p, rejected[p]])]
+    blocks.append(_prompt(prompt, tiles, 'large', _rejected(images[p], scores[p], ranked, len(prompts))))
   return ''.join(blocks)
 
 
@@ -117,30 +122,28 @@ def write_candidates_page(
   settings: Mapping[str, Any] | None = None,
   notes: Sequence[str] = (),
 ) -> None:
-  """Writes a page of `candidates`, as a whole or not at all.
+  """Write a page of `candidates`, whole or not at all.
 
   Args:
-    path: the file; missing directories are made.
-    prompts, images, scores, kept: as for `candidates`, which says what is raised.
-    score_name: what the scores are, such as 'log-likelihood in nats'.
-    settings: with which they were drawn, shown folded.
-    notes: further paragraphs under the heading.
+    path: the file to write; missing directories are made.
+    prompts, images, scores, kept: see `candidates`, which also lists the errors.
+    score_name: the name of the scores, such as 'log-likelihood in nats'.
+    settings: the settings for sampling, shown in a collapsed table.
+    notes: more paragraphs under the heading.
   """
   count = np.shape(images)[1]
-  words = (
-    f'{np.shape(kept)[1]} of {count} candidates were kept for each prompt, by {score_name}: the higher the better.'
-  )
+  summary = f'For each prompt, {np.shape(kept)[1]} of {count} candidates were kept by {score_name} (higher is better).'
   parts = [candidates(prompts, images, scores, kept), *section('Settings', config_details(settings or {}))]
-  write_page(Path(path), title='Candidates', notes=[words, *notes], parts=parts)
+  write_page(Path(path), title='Candidates', notes=[summary, *notes], parts=parts)
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:
-  """The order of scores [N] from the highest to the lowest: equal ones as they come, what is not a number last."""
+  """Indices that sort scores [N] from high to low. Ties keep their order; NaN comes last."""
   return np.argsort(-np.asarray(scores, np.float64), kind='stable')
 
 
 def score_text(score: float) -> str:
-  """A score as it stands below a picture: with three decimals, or one, or none where it is large."""
+  """Format a score for the line below a picture, with fewer decimals for larger scores."""
   if not math.isfinite(score):
     return '–'
   decimals = 3 if abs(score) < 10 else 1 if abs(score) < 1000 else 0
@@ -148,7 +151,7 @@ def score_text(score: float) -> str:
 
 
 def picture(image: np.ndarray, alt: str, style: str = '') -> str:
-  """An <img> of pixels uint8 [H, W, 3]; small ones are enlarged as squares."""
+  """An <img> of pixels uint8 [H, W, 3]. A small picture is enlarged, with its pixels as squares."""
   small = 'pixelated' if max(image.shape[:2]) <= ENLARGED else ''
   return inline_picture(Image.fromarray(image), alt, f'{small} {style}'.strip())
 
@@ -156,8 +159,8 @@ def picture(image: np.ndarray, alt: str, style: str = '') -> str:
 def _check(prompts: Sequence[str], images: np.ndarray, scores: np.ndarray) -> None:
   if images.ndim != 5 or images.dtype != np.uint8 or len(images) != len(prompts) or scores.shape != images.shape[:2]:
     raise ValueError(
-      f'{len(prompts)} prompts, images {images.dtype} {images.shape} and scores {scores.shape} do not fit: for P '
-      'prompts there must be images uint8 [P, N, H, W, 3] and scores [P, N].'
+      f'{len(prompts)} prompts, images {images.dtype} {images.shape} and scores {scores.shape} do not fit; P '
+      'prompts need images uint8 [P, N, H, W, 3] and scores [P, N].'
     )
 
 
@@ -176,31 +179,31 @@ def _tiles(tiles: Sequence[str], style: str = '') -> str:
 
 
 def _scored(image: np.ndarray, number: int, score: float, right: np.ndarray | None = None, before: str = '') -> str:
-  """A picture and its score; `number` is its place among the prompt's."""
+  """A picture with its score and, if `right` has verdicts [N], its verdict. `number` is its index for the prompt."""
   frame, mark = ('', '') if right is None else ('right', '✓ ') if right[number] else ('wrong', '✗ ')
-  words = f'{before}{mark}{score_text(float(score))}'
-  shown = picture(image, f'image {number + 1}', frame)
-  return f'<figure class="tile">{shown}<figcaption>{html.escape(words)}</figcaption></figure>'
+  caption = f'{before}{mark}{score_text(float(score))}'
+  img = picture(image, f'image {number + 1}', frame)
+  return f'<figure class="tile">{img}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
 def _rejected(images: np.ndarray, scores: np.ndarray, order: np.ndarray, num_prompts: int) -> str:
-  """The rejected candidates of one prompt, folded; where the page would have too many, the best of them."""
+  """The rejected candidates of one prompt, collapsed. If the page would have too many, only the best."""
   if not len(order):
     return ''
   shown = order[: max(1, MOST_REJECTED // num_prompts)]
   small = _shrunk(images[shown], min(images.shape[1:3]) // THUMBNAIL)
   tiles = [_scored(image, i, scores[i]) for image, i in zip(small, shown, strict=True)]
-  words = f'{len(order)} not kept' + (f', the best {len(shown)} of them' if len(shown) < len(order) else '')
-  return f'<details><summary>{words}</summary>{_tiles(tiles, "small")}</details>'
+  summary = f'{len(order)} not kept' + (f'; the best {len(shown)} are shown' if len(shown) < len(order) else '')
+  return f'<details><summary>{summary}</summary>{_tiles(tiles, "small")}</details>'
 
 
 def _fitted(images: np.ndarray) -> np.ndarray:
-  """Pictures uint8 [..., H, W, 3], made smaller by a whole factor where all of them have too many pixels."""
+  """Reduce pictures uint8 [..., H, W, 3] by a whole factor if together they have more than MOST_PIXELS."""
   return _shrunk(images, math.ceil(math.sqrt(images.size / 3 / MOST_PIXELS)))
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
-  """Pictures uint8 [..., H, W, 3], each square of `factor` pixels by its mean."""
+  """Reduce pictures uint8 [..., H, W, 3]: each square of `factor` x `factor` pixels becomes its mean."""
   if factor <= 1:
     return images
   flat = [np.asarray(Image.fromarray(image).reduce(factor)) for image in images.reshape(-1, *images.shape[-3:])]

@@ -1,4 +1,4 @@
-"""The report of a run or an evaluation: one HTML file with scores, curves and pictures that needs only a browser."""
+"""The report of a run or an evaluation: one HTML file with scores, curves and pictures that works offline."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -21,18 +21,19 @@ def write_report(
   blocks: Sequence[tuple[str, str]] = (),
   texts: Sequence[tuple[str, str]] = (),
 ) -> None:
-  """Writes one HTML file that holds everything it shows, as a whole or not at all. All text is escaped.
+  """Write a report that needs no other files, whole or not at all. All text is escaped.
 
   Args:
-    path: the file; missing directories are made.
-    title: heading of the page.
-    summary: scores by name; those called PREFIX/NAME are shown in one table for each prefix, with their standard errors
-      where there is a NAME_stderr, or a GROUP_stderr/NAME to a GROUP/NAME.
-    config: nested configuration or settings, shown folded.
-    curves: (title, SVG element) as `curves.curve_svg` makes them: the SVG goes in as it is.
+    path: the file to write; missing directories are made.
+    title: the heading of the page.
+    summary: scores by name. The scores PREFIX/NAME of one prefix share a table. The standard error of a score NAME or
+      GROUP/NAME is shown beside it if the summary has NAME_stderr or GROUP_stderr/NAME.
+    config: the nested configuration or settings, shown in collapsed tables.
+    curves: (title, SVG element) of each curve, as from `curves.curve_svg`. The SVG is inserted unescaped.
     notes: paragraphs under the heading.
-    blocks: (title, HTML) of further sections, such as `gallery`, `likelihood` and `codebook` make: it goes in as it is.
-    texts: (title, text), such as samples of a model of text.
+    blocks: (title, HTML) of more sections, as from `gallery`, `likelihood_maps` and `codebook`. The HTML is inserted
+      unescaped.
+    texts: (title, text) of each text, such as samples of a text model.
   """
   parts = [
     *section('Scores', score_tables(summary), 'grid'),
@@ -47,15 +48,15 @@ def write_report(
 def write_page(
   path: Path, *, title: str, notes: Sequence[str], parts: Sequence[str], style: str = '', script: str = ''
 ) -> None:
-  """Writes an HTML file as a whole or not at all.
+  """Write an HTML file, whole or not at all.
 
   Args:
-    path: the file; missing directories are made.
-    title: heading of the page, escaped here.
-    notes: paragraphs under the heading, escaped here.
-    parts: HTML, which goes in as it is.
-    style: CSS beyond `STYLE`.
-    script: JavaScript, run when the page is there.
+    path: the file to write; missing directories are made.
+    title: the heading of the page, as unescaped text.
+    notes: paragraphs under the heading, as unescaped text.
+    parts: the HTML of the page after the notes.
+    style: CSS in addition to `STYLE`.
+    script: JavaScript, which runs after the page has loaded.
   """
   head = [
     '<meta charset="utf-8">',

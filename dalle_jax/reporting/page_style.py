@@ -2,7 +2,7 @@
 
 from dalle_jax.reporting.sheets import RIGHT, WRONG
 
-VERDICTS = f':root {{ --right: rgb{RIGHT}; --wrong: rgb{WRONG}; }}'  # as on sheets
+VERDICTS = f':root {{ --right: rgb{RIGHT}; --wrong: rgb{WRONG}; }}'  # the colours that sheets use
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c1c1e; --muted: #6a6a72; --line: #dcdce0; }
 @media (prefers-color-scheme: dark) {

@@ -1,4 +1,4 @@
-"""The curves of a training run: what each stage's task declares, and those of the training loop."""
+"""The curves of a training run: the curves that each stage's task declares, and the curves of the training loop."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from dalle_jax.training.metrics_log import FILE_NAME
 from dalle_jax.training.stage_tasks import task_module
 from dalle_jax.training.tasks import Curve
 
-# The metrics of the training loop, which all stages have.
+# Curves of the training loop's metrics, which all stages have.
 COMMON = (
   Curve('learning rate', '', {'learning rate': 'learning_rate'}),
   Curve('speed', 'steps per second', {'speed': 'steps_per_second'}),
   Curve('utilisation', 'model FLOPs, share of the peak', {'utilisation': 'model_flops_utilisation'}),
   Curve(
-    'where the time went', 'seconds between lines',
+    'where the time went', 'seconds between log lines',
     {
       'steps': 'time/step', 'waiting for data': 'time/data', 'evaluation': 'time/evaluation',
       'checkpoints': 'time/checkpoint', 'pictures': 'time/pictures',
@@ -24,7 +24,7 @@ COMMON = (
 
 
 def run_curves(workdir: Path) -> list[tuple[str, str]]:
-  """(title, SVG) of every curve for which a stage's metrics.jsonl under WORKDIR has data."""
+  """(title, SVG) of each curve of each stage, if the stage's metrics.jsonl in `workdir` has data for it."""
   drawings = []
   for stage in stages.STAGES:
     path = Path(workdir) / stage.name / FILE_NAME

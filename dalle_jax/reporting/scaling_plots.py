@@ -1,13 +1,16 @@
-"""Drawings of a ladder: loss against compute with its frontier, and the laws of size and of data."""
+"""Plots of a scaling ladder: loss against compute with its frontier, against size, and against data."""
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dalle_jax.files import write_whole
 from dalle_jax.reporting.curves import COLOURS, GRID
+
+if TYPE_CHECKING:
+  from matplotlib.typing import RcKeyType
 
 LAW, BAND = '#333333', '#33333322'
 SIZE = (11.0, 3.8)  # inches
@@ -15,28 +18,34 @@ FORMATS = ('.svg', '.png')
 
 
 class Panel:
-  """What one pair of axes shows: series of runs, the marked ones among them, and a law with its band."""
+  """The content of one plot: series of runs, marked runs, and a fitted law with its interval."""
 
   def __init__(self, title: str, x_label: str):
     self.title, self.x_label = title, x_label
     self.series: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # label -> (x [N], losses [N])
-    self.marked: tuple[np.ndarray, np.ndarray] | None = None
-    # x [M], losses [M], and the ends of their interval [M].
+    self.marked: tuple[np.ndarray, np.ndarray] | None = None  # x [M] and losses [M] of the runs with a circle
+    # x [M], losses [M], and the lower and upper end of the losses' interval, [M] each
     self.law: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
-    self.label = ''  # of the law
+    self.label = ''  # the label of the law in the legend
 
 
 def draw(panels: list[Panel], unit: str, path: Path) -> None:
-  """Writes the panels side by side; the same data give the same file.
+  """Draw the panels side by side and write them to a file. The file is reproducible.
 
   Args:
-    unit: of the losses.
-    path: ends in one of FORMATS.
+    panels: the plots, from left to right.
+    unit: the unit of the losses.
+    path: the file to write; its suffix is one of FORMATS.
   """
   import matplotlib
   from matplotlib.figure import Figure
 
-  settings = {'svg.hashsalt': 'scaling', 'svg.fonttype': 'none', 'font.size': 8.5, 'font.family': 'sans-serif'}
+  settings: dict[RcKeyType, Any] = {
+    'svg.hashsalt': 'scaling',
+    'svg.fonttype': 'none',
+    'font.size': 8.5,
+    'font.family': 'sans-serif',
+  }
   with matplotlib.rc_context(settings):
     figure = Figure(figsize=SIZE, layout='constrained', facecolor='white')
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -67,7 +76,7 @@ def _draw_panel(axes: Any, panel: Panel, unit: str) -> None:
 
 
 def _scale(axes: Any) -> None:
-  """Logarithmic both ways; a loss that spans less than a decade has plain numbers."""
+  """Make both axes logarithmic. A loss axis of less than a decade gets plain numbers as ticks."""
   from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
   axes.set_xscale('log')

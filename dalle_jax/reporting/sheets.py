@@ -1,4 +1,4 @@
-"""Sheets of pictures for people to look at: reconstructions, samples by prompt, and plain grids; and PNG files."""
+"""Sheets of pictures (reconstructions, samples by prompt, and plain grids), and PNG files."""
 
 import io
 import math
@@ -12,20 +12,21 @@ from dalle_jax.files import write_whole
 
 Colour = tuple[int, int, int]
 
-MIN_CELL = 96  # pixels: smaller pictures are enlarged to at least this
-MIN_WIDTH = 384  # pixels: a narrower sheet would break its text at every other word
+# Sizes are in pixels.
+MIN_CELL = 96  # smaller pictures are enlarged to at least this side
+MIN_WIDTH = 384  # width of text; on a narrower sheet it would wrap after every other word
 MARGIN = 20
-MAX_COLUMNS = 16  # pictures of one prompt beside each other
-GAP = 6  # between pictures, and between a frame and its neighbour
-BLOCK_GAP = 18  # between rows that do not belong together
+MAX_COLUMNS = 16  # pictures of one prompt in a row
+GAP = 6  # between neighbouring pictures or frames
+BLOCK_GAP = 18  # between the rows of different pairs or prompts
 FRAME = 3  # thickness
 TEXT_SIZE = 17
 LABEL_SIZE = 13
 WHITE: Colour = (255, 255, 255)
-HAIRLINE: Colour = (214, 214, 218)  # round pictures without a verdict: white ones would melt into the page
+HAIRLINE: Colour = (214, 214, 218)  # outline of pictures without a verdict, so that white pictures stand out
 INK: Colour = (28, 28, 30)
 MUTED: Colour = (105, 105, 112)
-# Green and red that differ in lightness too, for those who do not tell the hues apart.
+# This green and red also differ in lightness, for readers with red-green colour blindness.
 RIGHT: Colour = (0, 158, 96)
 WRONG: Colour = (205, 45, 40)
 
@@ -33,16 +34,16 @@ WRONG: Colour = (205, 45, 40)
 def reconstruction_sheet(
   originals: np.ndarray, reconstructions: np.ndarray, columns: int = 8, cell: int = MIN_CELL
 ) -> Image.Image:
-  """Pairs of pictures, each original above its reconstruction.
+  """Draw each original above its reconstruction.
 
   Args:
     originals: uint8 [N, H, W, 3].
     reconstructions: uint8 [N, H, W, 3], in the same order.
-    columns: pairs beside each other.
-    cell: pixels that the shorter side of a picture shall have at least; see `enlarge`.
+    columns: pairs in a row.
+    cell: minimum pixels of the shorter side of a picture; see `enlarge`.
 
   Raises:
-    ValueError: the arrays are not such pictures, differ in shape or are empty; or columns is below 1.
+    ValueError: the arrays have another type or shape, differ in shape or are empty; or `columns` is below 1.
   """
   originals, reconstructions = _pictures(originals, 4), _pictures(reconstructions, 4)
   if originals.shape != reconstructions.shape:
@@ -52,8 +53,8 @@ def reconstruction_sheet(
   labels = [_label(text) for text in ('original', 'reconstruction')]
   left = max(label.width for label in labels)
   blocks = []
-  for chosen in _chunks(len(originals), columns):
-    pairs = [originals[chosen], reconstructions[chosen]]
+  for chunk in _chunks(len(originals), columns):
+    pairs = [originals[chunk], reconstructions[chunk]]
     rows = [_labelled(label, _row(row, cell), left) for label, row in zip(labels, pairs, strict=True)]
     blocks.append(_stack(rows, GAP))
   return _sheet(blocks)
@@ -62,21 +63,21 @@ def reconstruction_sheet(
 def sample_sheet(
   prompts: Sequence[str], images: np.ndarray, right: np.ndarray | None = None, cell: int = MIN_CELL
 ) -> Image.Image:
-  """The images of each prompt, at most MAX_COLUMNS in a row, under its text.
+  """Draw the images of each prompt under the prompt, at most MAX_COLUMNS in a row.
 
   Args:
-    prompts: P texts, wrapped to the sheet's width.
+    prompts: P prompts, which are wrapped to the width of the sheet.
     images: uint8 [P, N, H, W, 3].
-    right: bool [P, N], whether a judge found all attributes of the prompt in the image: draws a green or red frame
-      round each image, with a legend that counts them.
-    cell: pixels that the shorter side of a picture shall have at least; see `enlarge`.
+    right: bool [P, N], whether a judge found all attributes of the prompt in the image. Images then get green or red
+      frames, and the sheet a legend with counts. None if there is no judge.
+    cell: minimum pixels of the shorter side of a picture; see `enlarge`.
 
   Raises:
-    ValueError: the arrays are not such pictures or verdicts, are empty, or do not fit the prompts.
+    ValueError: the arrays have another type or shape, are empty, or do not fit the prompts.
   """
   images = _pictures(images, 5)
   if len(prompts) != len(images):
-    raise ValueError(f'{len(prompts)} prompts were given with images of shape {images.shape}: one row each is needed.')
+    raise ValueError(f'{len(prompts)} prompts do not fit images of shape {images.shape}; each prompt needs one row.')
   if right is not None:
     right = np.asarray(right, bool)
     if right.shape != images.shape[:2]:
@@ -91,22 +92,28 @@ def sample_sheet(
 def contact_sheet(
   images: np.ndarray, columns: int | None = None, title: str | None = None, cell: int = MIN_CELL
 ) -> Image.Image:
-  """A grid of pictures uint8 [N, H, W, 3], as near to a square as can be unless `columns` is given.
+  """Draw a grid of pictures.
+
+  Args:
+    images: uint8 [N, H, W, 3].
+    columns: pictures in a row; None for a grid that is nearly square.
+    title: a line of text above the grid; None for no title.
+    cell: minimum pixels of the shorter side of a picture; see `enlarge`.
 
   Raises:
-    ValueError: the array is not of pictures, is empty, or columns is below 1.
+    ValueError: the array has another type or shape or is empty; or `columns` is below 1.
   """
   images = _pictures(images, 4)
   if columns is None:
     columns = math.ceil(math.sqrt(len(images)))
-  grid = _stack([_row(images[chosen], cell) for chosen in _chunks(len(images), columns)], GAP)
+  grid = _stack([_row(images[chunk], cell) for chunk in _chunks(len(images), columns)], GAP)
   return _sheet([grid] if not title else [_text(title, max(MIN_WIDTH, grid.width)), grid])
 
 
 def enlarge(image: np.ndarray, cell: int = MIN_CELL) -> Image.Image:
-  """A picture uint8 [H, W, 3] times the smallest whole factor by which its shorter side has `cell` pixels or more.
+  """Enlarge a picture uint8 [H, W, 3] by the smallest whole factor that makes its shorter side at least `cell` pixels.
 
-  Pixels become squares (nearest neighbour), so that nothing is shown that the model did not draw.
+  Pixels become squares (nearest neighbour), because interpolation would show details that the model did not generate.
   """
   height, width = image.shape[:2]
   factor = max(1, math.ceil(cell / min(height, width)))
@@ -114,10 +121,14 @@ def enlarge(image: np.ndarray, cell: int = MIN_CELL) -> Image.Image:
 
 
 def encode_png(image: Image.Image | np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
-  """A picture, or its array uint8 [H, W, 3], as a PNG file; `text` becomes PNG text entries (readable by any viewer).
+  """Encode a picture as a PNG file.
+
+  Args:
+    image: the picture, or its pixels uint8 [H, W, 3].
+    text: PNG text entries, keyword -> value.
 
   Raises:
-    ValueError: the array is not a picture, or a text's keyword is not 1 to 79 Latin-1 characters (the format's rule).
+    ValueError: the array has another type or shape, or a keyword is not 1 to 79 Latin-1 characters (a rule of PNG).
   """
   if not isinstance(image, Image.Image):
     image = Image.fromarray(_pictures(image, 3))
@@ -132,7 +143,7 @@ def encode_png(image: Image.Image | np.ndarray, text: Mapping[str, str] | None =
 
 
 def save_png(image: Image.Image | np.ndarray, path: Path, text: Mapping[str, str] | None = None) -> None:
-  """Writes a PNG file as a whole or not at all; see `encode_png` and `write_whole`."""
+  """Write a PNG file, whole or not at all; see `encode_png` and `files.write_whole`."""
   write_whole(path, encode_png(image, text))
 
 
@@ -140,7 +151,7 @@ def _pictures(images: np.ndarray, ndim: int) -> np.ndarray:
   images = np.asarray(images)
   shape = {3: '[H, W, 3]', 4: '[N, H, W, 3]', 5: '[P, N, H, W, 3]'}[ndim]
   if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-1] != 3 or images.size == 0:
-    raise ValueError(f'Pictures must be a uint8 array {shape} that is not empty; given {images.dtype} {images.shape}.')
+    raise ValueError(f'The pictures are {images.dtype} {images.shape}; they must be uint8 {shape} and not empty.')
   return images
 
 
@@ -151,7 +162,7 @@ def _chunks(count: int, columns: int) -> Iterator[slice]:
 
 
 def _row(images: np.ndarray, cell: int, right: np.ndarray | None = None) -> Image.Image:
-  """Pictures [N, H, W, 3] beside each other, framed by the verdicts [N] where there are any."""
+  """Draw pictures [N, H, W, 3] in a row, with frames for the verdicts [N] if there are any."""
   pictures = [enlarge(image, cell) for image in images]
   if right is None:
     pictures = [ImageOps.expand(picture, 1, HAIRLINE) for picture in pictures]
@@ -165,33 +176,33 @@ def _row(images: np.ndarray, cell: int, right: np.ndarray | None = None) -> Imag
 
 
 def _rows(images: np.ndarray, cell: int, right: np.ndarray | None = None) -> Image.Image:
-  """As `_row`, broken into rows of at most MAX_COLUMNS."""
+  """Draw pictures like `_row`, but in rows of at most MAX_COLUMNS."""
   chunks = _chunks(len(images), MAX_COLUMNS)
-  return _stack([_row(images[chosen], cell, None if right is None else right[chosen]) for chosen in chunks], GAP)
+  return _stack([_row(images[chunk], cell, None if right is None else right[chunk]) for chunk in chunks], GAP)
 
 
 def _framed(picture: Image.Image, colour: Colour) -> Image.Image:
-  """The picture with a frame round it, and a white line between the two so that colours do not run together."""
+  """Add a frame to a picture, with a white line between them that separates the colours."""
   return ImageOps.expand(ImageOps.expand(picture, 1, WHITE), FRAME, colour)
 
 
 def _legend(right: np.ndarray) -> Image.Image:
   """One line that explains the frames and counts them."""
   count = int(right.sum())
-  entries = [(RIGHT, f'all attributes right: {count}'), (WRONG, f'not all right: {right.size - count}')]
-  pieces = []
-  for colour, words in entries:
-    swatch, label = Image.new('RGB', (LABEL_SIZE, LABEL_SIZE), colour), _label(words)
-    pieces.append(_labelled(swatch, label, swatch.width))
-  width, height = sum(p.width for p in pieces) + BLOCK_GAP, max(p.height for p in pieces)
+  texts = [(RIGHT, f'all attributes right: {count}'), (WRONG, f'not all right: {right.size - count}')]
+  entries = []
+  for colour, text in texts:
+    swatch, label = Image.new('RGB', (LABEL_SIZE, LABEL_SIZE), colour), _label(text)
+    entries.append(_labelled(swatch, label, swatch.width))
+  width, height = sum(entry.width for entry in entries) + BLOCK_GAP, max(entry.height for entry in entries)
   legend = Image.new('RGB', (width, height), WHITE)
-  legend.paste(pieces[0], (0, 0))
-  legend.paste(pieces[1], (pieces[0].width + BLOCK_GAP, 0))
+  legend.paste(entries[0], (0, 0))
+  legend.paste(entries[1], (entries[0].width + BLOCK_GAP, 0))
   return legend
 
 
 def _labelled(label: Image.Image, picture: Image.Image, left: int) -> Image.Image:
-  """The picture with a label at its left, centred on its height; pictures begin `left` + GAP pixels from the left."""
+  """Draw a label to the left of a picture, vertically centred. The picture starts `left` + GAP pixels from the left."""
   height = max(label.height, picture.height)
   block = Image.new('RGB', (left + GAP + picture.width, height), WHITE)
   block.paste(label, (left - label.width, (height - label.height) // 2))
@@ -211,9 +222,11 @@ def _text(text: str, width: int) -> Image.Image:
 
 
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-  """Pillow's own font, which has the letters of ASCII only; else matplotlib's, with Latin, Greek and Cyrillic."""
+  """Pillow's default font for ASCII; otherwise Matplotlib's font, which has Latin, Greek and Cyrillic letters."""
   if text.isascii():
-    return ImageFont.load_default(size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always, if a size is given
+    return font
   import matplotlib
 
   return ImageFont.truetype(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf', size)
@@ -230,7 +243,7 @@ def _lines(lines: Sequence[str], font: ImageFont.FreeTypeFont, colour: Colour, w
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-  """Lines no wider than `width` pixels, broken between words, and within a word that is wider than a line."""
+  """Wrap text to `width` pixels. Lines break between words, and within a word only if it is wider than a line."""
   lines = ['']
   for word in text.split():
     longer = f'{lines[-1]} {word}'.lstrip()
@@ -251,7 +264,7 @@ def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _stack(blocks: Sequence[Image.Image], gap: int) -> Image.Image:
-  """Blocks under each other, at the left."""
+  """Stack blocks vertically, aligned at the left."""
   height = sum(block.height for block in blocks) + gap * (len(blocks) - 1)
   stacked = Image.new('RGB', (max(block.width for block in blocks), height), WHITE)
   top = 0
@@ -262,7 +275,7 @@ def _stack(blocks: Sequence[Image.Image], gap: int) -> Image.Image:
 
 
 def _sheet(blocks: Sequence[Image.Image]) -> Image.Image:
-  """Blocks under each other on a white page with a margin."""
+  """Stack blocks vertically on a white page with a margin."""
   body = _stack(blocks, BLOCK_GAP)
   page = Image.new('RGB', (body.width + 2 * MARGIN, body.height + 2 * MARGIN), WHITE)
   page.paste(body, (MARGIN, MARGIN))
@@ -270,7 +283,7 @@ def _sheet(blocks: Sequence[Image.Image]) -> Image.Image:
 
 
 def lay_out(prompts: list[str], images: np.ndarray, right: np.ndarray | None = None) -> Image.Image:
-  """A sheet of images [P, N, H, W, 3] under their prompts, or, without prompts, in a grid."""
+  """Draw images uint8 [P, N, H, W, 3] under their prompts, or in a grid if there are no prompts."""
   if prompts:
     return sample_sheet(prompts, images, right)
   return contact_sheet(images.reshape(-1, *images.shape[2:]))

@@ -57,7 +57,7 @@ def from_pixels(keep: np.ndarray, size: int) -> np.ndarray:
   """Mark the cells whose pixels all stay, bool [size, size]; `keep` is bool [H, H], and `size` divides H."""
   side = len(keep) // size
   assert keep.shape == (size * side, size * side), (keep.shape, size)
-  return keep.reshape(size, side, size, side).all(axis=(1, 3))
+  return np.asarray(keep.reshape(size, side, size, side).all(axis=(1, 3)))
 
 
 def has_holes(keep: np.ndarray) -> bool:

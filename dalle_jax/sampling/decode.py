@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.models.sequence import SequenceModel, token_nll
-from dalle_jax.sampling.logits import guide, sample
+from dalle_jax.sampling.logits import Real, guide, sample
 
 
 class NotFiniteError(ValueError):
@@ -23,9 +23,9 @@ class NotFiniteError(ValueError):
 class Guidance(NamedTuple):
   """Classifier-free guidance whose scale can ramp up from 1 over the first tokens."""
 
-  scale: jax.Array | float  # the full scale
-  first: jax.Array | int  # the position at which the ramp starts
-  ramp: jax.Array | float  # the length of the ramp in positions; 0: the full scale at every position
+  scale: Real  # the full scale
+  first: jax.Array | np.integer | int  # the position at which the ramp starts
+  ramp: Real  # the length of the ramp in positions; 0: the full scale at every position
 
   def at(self, position: jax.Array) -> jax.Array:
     """The guidance scale at a position."""
@@ -38,14 +38,14 @@ class Given(NamedTuple):
 
   tokens: jax.Array  # int32 [B, length]
   forced: jax.Array  # bool [B, length]: positions where the known token is used instead of a sample
-  bonus: jax.Array | float | None = None  # added to the log odds of the known tokens at the other positions, in nats
+  bonus: Real | None = None  # added to the log odds of the known tokens at the other positions, in nats
 
 
 class Settings(NamedTuple):
   """Sampling settings; `sample` in `logits.py` explains them."""
 
-  temperature: jax.Array | float = 1.0
-  top_p: jax.Array | float | None = None
+  temperature: Real = 1.0
+  top_p: Real | None = None
   guidance: Guidance | None = None
 
 

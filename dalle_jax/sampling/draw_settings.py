@@ -1,6 +1,7 @@
 """Sampling settings from flags; the model's own settings are the defaults."""
 
 import dataclasses
+from typing import Any
 
 from dalle_jax.config import SamplingConfig
 from dalle_jax.config.running import check_sampling
@@ -47,7 +48,7 @@ class DrawSettings:
     )
 
   @property
-  def _overrides(self) -> dict[str, float]:
+  def _overrides(self) -> dict[str, Any]:
     """The sampling settings that are set, by name."""
     names = (field.name for field in dataclasses.fields(SamplingConfig))
     return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

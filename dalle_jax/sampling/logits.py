@@ -2,6 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Real = jax.Array | np.floating | float  # a number that may be an argument of a compiled program
 
 
 def filter_top_k(logits: jax.Array, top_k: int) -> jax.Array:
@@ -12,7 +15,7 @@ def filter_top_k(logits: jax.Array, top_k: int) -> jax.Array:
   return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def filter_top_p(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
+def filter_top_p(logits: jax.Array, top_p: Real) -> jax.Array:
   """Keep the smallest set of likeliest tokens whose probabilities sum to at least `top_p` (Holtzman et al. 2020).
 
   Args:
@@ -30,7 +33,7 @@ def filter_top_p(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
   return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def guide(conditional: jax.Array, unconditional: jax.Array, scale: jax.Array | float) -> jax.Array:
+def guide(conditional: jax.Array, unconditional: jax.Array, scale: Real) -> jax.Array:
   """Classifier-free guidance (Ho and Salimans 2021, equation 6; for tokens Make-A-Scene, section 3.3).
 
   Args:
@@ -50,9 +53,9 @@ def guide(conditional: jax.Array, unconditional: jax.Array, scale: jax.Array | f
 def sample(
   keys: jax.Array,
   logits: jax.Array,
-  temperature: jax.Array | float,
+  temperature: Real,
   top_k: int = 0,
-  top_p: jax.Array | float | None = None,
+  top_p: Real | None = None,
 ) -> jax.Array:
   """Sample one token per row, int32 [B].
 

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from dalle_jax import sharding
 from dalle_jax.models.dvae import Dvae
-from dalle_jax.models.stream import TokenStream
+from dalle_jax.models.prior import Prior
+from dalle_jax.models.stream import StreamModel
 from dalle_jax.sampling.decode import begin
 
 HEADROOM = 0.8  # share of the free memory that sampling may use
@@ -20,7 +21,7 @@ COPIES = 2  # copies of the largest intermediate array that exist at once: a lay
 CGROUP = Path('/sys/fs/cgroup')
 
 
-def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bool, num_known: int = 0) -> int:
+def row_bytes(model: Prior | StreamModel, dvae: Dvae, params: Any, part: str, guided: bool, num_known: int = 0) -> int:
   """Estimate the bytes that one more image adds to a batch.
 
   The estimate is the larger of two sums:
@@ -49,7 +50,7 @@ def row_bytes(model: TokenStream, dvae: Dvae, params: Any, part: str, guided: bo
   return max(state + COPIES * scores, image + COPIES * activations)
 
 
-def _growth_per_row(run: Callable[[Any, int], Any], params: Any) -> tuple[int, int]:
+def _growth_per_row(run: Callable[..., Any], params: Any) -> tuple[int, int]:
   """Trace `run(params, rows)` with 2 and 3 rows and compare the sizes of its arrays.
 
   Returns:

@@ -161,7 +161,7 @@ class Sampler:
       return self._programs.prepare(params[self._part])
 
   def _draw_batch(
-    self, params: Any, prepared: Any, rows: dict, seed: int, start: int, bonus: float | None, watch: '_Watch'
+    self, params: Any, prepared: Any, rows: dict, seed: int, start: int, bonus: np.float32 | None, watch: '_Watch'
   ) -> tuple:
     """Generate one batch: codes, images and nats. The first `start` codes of every image are kept."""
     model, programs, size, settings = self.model, self._programs, self.model.grid_size, self.settings
@@ -332,6 +332,7 @@ def jitted_programs(model: Prior | StreamModel, dvae: Dvae, mesh: Mesh, top_k: i
   def known_tokens(codes: jax.Array | None, keep: jax.Array | None, bonus: jax.Array | None) -> decode.Given | None:
     if codes is None:
       return None
+    assert keep is not None  # it comes with the codes
     front = ((0, 0), (model.text_length, 0))
     return decode.Given(jnp.pad(codes + model.text_vocab_size, front), jnp.pad(keep, front), bonus)
 

@@ -120,7 +120,7 @@ class Checkpoints:
         raise ValueError(
           f'Training cannot continue from the checkpoint {self.directory / str(step)}: {error}.'
         ) from error
-      except Exception as error:  # Orbax and its storage raise many types; any other one means damage
+      except Exception as error:  # Orbax and its storage raise many types; apart from out of memory, all mean damage
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
           raise  # out of memory: the checkpoint itself is not damaged
         # TensorStore states the cause in the first line and appends all of its settings.
@@ -202,8 +202,8 @@ class _NewestAndBest:
     self.losses: dict[int, float | None] = {}
 
   def best(self, steps: Sequence[int]) -> int | None:
-    measured = [step for step in steps if self.losses.get(step) is not None]
-    return min(measured, key=lambda step: self.losses[step], default=None)
+    losses = {step: loss for step in steps if (loss := self.losses.get(step)) is not None}
+    return min(losses, key=losses.__getitem__, default=None)
 
   def should_preserve(
     self,

@@ -86,14 +86,22 @@ def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct], recomputed: b
 
   flops = matmul_flops(jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(trained, frozen, batch).jaxpr)
   if 'dvae' in frozen:
-    encode_images = functools.partial(encode, task.config)
+    config = _config_of(task)
+    assert config is not None, 'a task with a frozen dVAE has a configuration'
+    encode_images = functools.partial(encode, config)
     flops -= matmul_flops(jax.make_jaxpr(encode_images)(params, batch['image']).jaxpr)
   return flops
 
 
-def _without_remat(task: Task) -> Task:
+def _config_of(task: Task) -> Config | None:
   config = getattr(task, 'config', None)
-  if not isinstance(config, Config):
+  return config if isinstance(config, Config) else None
+
+
+def _without_remat(task: Task) -> Task:
+  config = _config_of(task)
+  if config is None:
     return task
+  assert dataclasses.is_dataclass(task)
   groups = {name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')}
   return dataclasses.replace(task, config=dataclasses.replace(config, **groups))

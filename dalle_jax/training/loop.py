@@ -150,7 +150,7 @@ class _Run:
   train_step: Callable[..., Any]
   eval_step: Callable[..., Any]
 
-  state: TrainState | None = None
+  _state: TrainState | None = None
   step: int = 0
   history: dict[str, Any] = dataclasses.field(default_factory=dict)  # best held-out loss and its step
   totals: IntervalTotals = dataclasses.field(default_factory=IntervalTotals)
@@ -165,6 +165,12 @@ class _Run:
   # Model-FLOPs utilisation at one step per second; None if the peak FLOP/s of the devices is unknown.
   utilisation_per_rate: float | None = None
 
+  @property
+  def state(self) -> TrainState:
+    """The current state. There is none before `begin` and while a checkpoint is restored."""
+    assert self._state is not None
+    return self._state
+
   def begin(self, restored: Restored | None, excluded: Iterable[int] = ()) -> None:
     """Start from a checkpoint, or from the beginning if `restored` is None.
 
@@ -174,7 +180,7 @@ class _Run:
     """
     self.close()
     self.step = self.logged_step = restored.step if restored else 0
-    self.state = restored.state if restored else self.make_state()
+    self._state = restored.state if restored else self.make_state()
     self.logged_skipped = int(self.state.skipped)
     if restored or excluded:
       self._restore_position(restored, set(excluded))
@@ -232,7 +238,7 @@ class _Run:
     self.profiler.before(self.step + 1)
     if self.is_compiled:
       self.watchdog.set_activity('step', self.step)
-    self.state, metrics = self.train_step(self.state, batch)
+    self._state, metrics = self.train_step(self.state, batch)
     self.step += 1
     self.eval_loss = None
     self.totals.add(self.state.step, metrics)
@@ -403,7 +409,7 @@ class _Run:
     if self.config.nonfinite != 'rewind' or len(self.feed.excluded) >= self.config.max_nonfinite:
       raise error
     number = self.feed.number_of(error.step)
-    self.state = None  # free it first: device memory may not hold two states
+    self._state = None  # free it first: device memory may not hold two states
     restored = self.checkpoints.restore_latest(self.abstract)
     goal = f'step {restored.step}' if restored else 'the start'
     self.progress.message(f'{error.problem} Rewinding to {goal} and excluding batch {number}.')
@@ -411,6 +417,7 @@ class _Run:
 
   def _evaluate(self) -> None:
     """Evaluate on the held-out batches, write the results, and update the best loss."""
+    assert self.eval_batches is not None  # else no evaluation is due
     params = all_params(self.state, ema=True)
     means = evaluate_batches(self.eval_step, params, self.eval_batches(), self.mesh, self.seed, self.state.step)
     values = {name: float(value) for name, value in self.task.summarize(means).items()}

@@ -115,7 +115,9 @@ def _scale_by_shape(updates: Any, _: Any) -> Any:
   """Scale the steps of wide matrices by sqrt(columns / rows), so that outputs of all widths change equally fast."""
 
   def scale(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-    rows, columns = (math.prod(leaf.shape[axis] for axis in axes) for axes in _axes_of(path))
+    matrix_axes = _axes_of(path)
+    assert matrix_axes is not None, path  # `_labels` sends only matrices here
+    rows, columns = (math.prod(leaf.shape[axis] for axis in axes) for axes in matrix_axes)
     return leaf * max(1.0, columns / rows) ** 0.5
 
   return jax.tree_util.tree_map_with_path(scale, updates)

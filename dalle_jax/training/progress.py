@@ -52,7 +52,7 @@ class Progress:
     self._last = (done, now)
     self._metrics |= metrics
     if now - self._shown_at >= self._interval_s:
-      self._show()
+      self._show(done, now)
 
   def update_of(self, done: int, total: int) -> None:
     """Like `update`, for jobs that learn their total only while running."""
@@ -70,17 +70,17 @@ class Progress:
     """Show the final state and end the line. Calling it again does nothing."""
     if self._last is None:
       return
-    self._show()
+    self._show(*self._last)
     if self._enabled and self._is_terminal:
       self._stream.write('\n')
       self._stream.flush()
     self._last, self._bar_length = None, 0
 
-  def _show(self) -> None:
+  def _show(self, done: int, now: float) -> None:
     if not self._enabled:
       return
-    self._shown_at = self._last[1]
-    line = self._line()
+    self._shown_at = now
+    line = self._line(done, now)
     if self._is_terminal:
       self._clear()
       self._bar_length = len(line)
@@ -94,14 +94,14 @@ class Progress:
       self._stream.write('\r' + ' ' * self._bar_length + '\r')
       self._bar_length = 0
 
-  def _line(self) -> str:
-    done, now = self._last
+  def _line(self, done: int, now: float) -> str:
     parts = [f'{self._name}: {done}/{self._total} {self._unit}s']
     if self._is_terminal:
       filled = BAR_WIDTH * min(done, self._total) // max(1, self._total)
       parts[0] = f'{self._name} [{"=" * filled}{" " * (BAR_WIDTH - filled)}] {done}/{self._total} {self._unit}s'
-    elapsed = now - self._first[1]
-    rate = (done - self._first[0]) / elapsed if elapsed > 0 else 0.0
+    first_done, begin = self._first or (done, now)
+    elapsed = now - begin
+    rate = (done - first_done) / elapsed if elapsed > 0 else 0.0
     if rate > 0:
       parts.append(f'{format_rate(rate, self._unit)}, {format_duration((self._total - done) / rate)} left')
     parts += [f'{name} {value:.4g}' for name, value in self._metrics.items()]

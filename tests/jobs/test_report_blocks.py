@@ -18,7 +18,7 @@ from dalle_jax.sharding import make_mesh
 TOKENIZER = caption_tokenizer()
 PROMPTS = ['a red circle', 'a blue square']
 CONFIG = Config.from_dict(PICTURES)
-IMAGES_ALONE = Config.from_dict(
+NO_CAPTIONS = Config.from_dict(
   {
     **PICTURES,
     'task': 'sequence',
@@ -39,14 +39,14 @@ def _codes(*shape):
   return np.random.default_rng(1).integers(0, CONFIG.dvae.image_vocab_size, (*shape, grid, grid)).astype(np.int32)
 
 
-def _pictures(codes):
-  """Pictures that show which codes they belong to."""
-  first = codes.reshape(*codes.shape[:-2], -1)[..., :1]
-  numbers = 31 * first + np.arange(np.prod(codes.shape[:-2], dtype=int)).reshape(first.shape)
-  return np.broadcast_to(numbers[..., None, None].astype(np.uint8), (*codes.shape[:-2], 8, 8, 3)).copy()
+def _images(codes):
+  """Images of one value each, which identifies the image and its first code."""
+  first_codes = codes.reshape(*codes.shape[:-2], -1)[..., :1]
+  values = 31 * first_codes + np.arange(np.prod(codes.shape[:-2], dtype=int)).reshape(first_codes.shape)
+  return np.broadcast_to(values[..., None, None].astype(np.uint8), (*codes.shape[:-2], 8, 8, 3)).copy()
 
 
-def test_nats_of_tokens_are_those_that_training_minimises(params):
+def test_token_nats_equal_the_training_loss_of_each_token(params):
   model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2)
   nats = token_nats(model, params[part], text, codes, MESH)
@@ -56,49 +56,52 @@ def test_nats_of_tokens_are_those_that_training_minimises(params):
   np.testing.assert_allclose(nats[:, :6].sum(axis=1), prior_model.text_nats(text_logits, text), rtol=1e-5)
 
 
-def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_what_they_cost(params):
+def test_samples_are_ordered_by_likelihood_and_tokens_are_shown_with_their_nats(params):
   model, part = make_stream_model(CONFIG, TOKENIZER.vocab_size)
   text, codes = encode_prompts(TOKENIZER, PROMPTS, 6), _codes(2, 3)
-  drawn = PromptSamples(text, codes, _pictures(codes))
-  groups = [report_blocks.Group('Samples', 'As they came.', PROMPTS, drawn, None)]
-  held_out = report_blocks.HeldOut('picture', text, codes[:, 0], drawn.images[:, 0])
+  samples = PromptSamples(text, codes, _images(codes))
+  groups = [report_blocks.Group('Samples', 'Unordered.', PROMPTS, samples, None)]
+  held_out = report_blocks.HeldOut('validation image', text, codes[:, 0], samples.images[:, 0])
   blocks = dict(report_blocks.blocks(model, params[part], TOKENIZER, groups, held_out, MESH))
   assert list(blocks) == ['Samples', 'Likelihood of tokens']
   all_text = text.repeat(3, axis=0)
   nats = token_nats(model, params[part], all_text, codes.reshape(6, *codes.shape[2:]), MESH)
-  costs = nats[:, 6:].sum(axis=1).reshape(2, 3)
+  image_nats = nats[:, 6:].sum(axis=1).reshape(2, 3)
   page = Page(blocks['Samples'])
-  order = [(p, i) for p in range(2) for i in np.argsort(costs[p])]
+  order = [(p, i) for p in range(2) for i in np.argsort(image_nats[p])]
   for image, (p, i) in zip(page.of('img'), order, strict=True):
-    np.testing.assert_array_equal(image.pixels(), drawn.images[p, i])
-  assert page.text('figcaption')[0].startswith(f'−{costs[order[0]]:.2f}'[:4])
+    np.testing.assert_array_equal(image.pixels(), samples.images[p, i])
+  assert page.text('figcaption')[0].startswith(f'−{image_nats[order[0]]:.2f}'[:4])
   page = Page(blocks['Likelihood of tokens'])
-  # Both held-out pictures, and as many of the six images as there is room for.
+  # Both held-out images, then all six samples.
   titles = page.text('h4')
-  assert titles[:4] == ['picture 1', 'picture 2', 'Samples, prompt 1', 'Samples, prompt 2'] and len(titles) == 8
+  assert (
+    titles[:4] == ['validation image 1', 'validation image 2', 'Samples, prompt 1', 'Samples, prompt 2']
+    and len(titles) == 8
+  )
   for figure, row in zip(page.of('figure', 'reading')[:2], nats[::3], strict=True):
     assert f'image {row[6:].sum():.2f} nats' in figure.text
   pieces = [*(TOKENIZER.decode([i]) for i in TOKENIZER.encode(PROMPTS[0])), '(end)']
-  words = [f'{piece}{nats[0, i]:.2f}' for i, piece in enumerate(pieces)]
-  assert page.text('span', 'token')[: len(words)] == words
+  expected = [f'{piece}{nats[0, i]:.2f}' for i, piece in enumerate(pieces)]
+  assert page.text('span', 'token')[: len(expected)] == expected
 
 
-def test_images_alone_have_no_captions():
-  params = random_params(IMAGES_ALONE, 0)
-  model, part = make_stream_model(IMAGES_ALONE, 0)
+def test_a_model_without_captions_gets_blocks_without_captions():
+  params = random_params(NO_CAPTIONS, 0)
+  model, part = make_stream_model(NO_CAPTIONS, 0)
   codes = _codes(1, 4)
-  drawn = PromptSamples(np.zeros((1, 0), np.int32), codes, _pictures(codes))
-  held_out = report_blocks.HeldOut('picture', np.zeros((2, 0), np.int32), codes[0, :2], drawn.images[0, :2])
-  groups = [report_blocks.Group('Samples', '', [''], drawn, None)]
+  samples = PromptSamples(np.zeros((1, 0), np.int32), codes, _images(codes))
+  held_out = report_blocks.HeldOut('validation image', np.zeros((2, 0), np.int32), codes[0, :2], samples.images[0, :2])
+  groups = [report_blocks.Group('Samples', '', [''], samples, None)]
   blocks = dict(report_blocks.blocks(model, params[part], None, groups, held_out, MESH))
   page = Page(blocks['Likelihood of tokens'])
   assert page.text('h4')[2:] == [f'Samples, image {i}' for i in (1, 2, 3, 4)] and not page.of('span')
   assert not Page(blocks['Samples']).of('h3')
   ((title, block),) = report_blocks.blocks(model, params[part], None, [], held_out, MESH)
-  assert title == 'Likelihood of tokens' and Page(block).text('h4') == ['picture 1', 'picture 2']
+  assert title == 'Likelihood of tokens' and Page(block).text('h4') == ['validation image 1', 'validation image 2']
 
 
-def test_the_most_used_codes_are_shown_as_what_grids_of_them_decode_to(params):
+def test_each_of_the_most_used_codes_is_shown_as_a_decoded_grid_of_that_code(params):
   dvae, codes = make_dvae(CONFIG.dvae), np.array([[[5]], [[2]], [[5]]]).repeat(4, axis=1)
   title, block = report_blocks.codebook(dvae, params['dvae'], codes, MESH)
   page = Page(block)
@@ -109,8 +112,8 @@ def test_the_most_used_codes_are_shown_as_what_grids_of_them_decode_to(params):
   np.testing.assert_allclose(page.of('img')[0].pixels().astype(int), expected, atol=1)
 
 
-def test_reconstructions_are_ordered_by_what_they_lose():
-  originals = _pictures(_codes(3))
+def test_reconstructions_are_ordered_by_psnr():
+  originals = _images(_codes(3))
   decoded = originals + np.array([0, 9, 3], np.uint8)[:, None, None, None]
   title, block = report_blocks.reconstructions(originals, decoded)
   psnr = reconstruction.psnr(originals, decoded)

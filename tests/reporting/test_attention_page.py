@@ -66,15 +66,15 @@ def _unpack(packed):
   return weights
 
 
-def test_the_page_needs_nothing_from_outside_and_escapes_all_text(page):
+def test_the_page_needs_no_other_files_and_escapes_all_text(page):
   addresses = page.addresses()
   assert addresses and all(address.startswith('data:image/png;base64,') for address in addresses)
   scripts = [script.attrs for script in page.of('script')]
-  assert len(scripts) == 4 and sum(attrs == {} for attrs in scripts) == 1  # the colours, two sets of data, the program
+  assert len(scripts) == 4 and sum(attrs == {} for attrs in scripts) == 1  # the palette, two sets of data, the script
   assert NASTY in page.text('h1')[0] and any(NASTY in text for text in page.text('span', 'token'))
 
 
-def test_every_view_can_be_chosen_and_its_weights_are_on_the_page(page):
+def test_every_view_can_be_chosen_and_has_its_weights_on_the_page(page):
   picture, text = map(json.loads, page.text('script', 'data'))
   assert page.text('option') == [view.name for view in VIEWS] * 3
   for data in (picture, text):
@@ -85,8 +85,8 @@ def test_every_view_can_be_chosen_and_its_weights_are_on_the_page(page):
   assert picture['rank'] == _tokens(LENGTH).rank.tolist()
 
 
-def test_without_the_script_there_are_words_bars_maps_and_frames(page):
-  assert page.text('figure', 'word') == ['redishmean 100.0%, most 100.0%']
+def test_words_bars_maps_and_frames_are_shown_without_the_script(page):
+  assert page.text('figure', 'word') == ['redishmean 100.0%, maximum 100.0%']
   row = VIEWS[0].weights[TEXT + 4]
   shares = [row[0], row[1] + row[2], row[3], row[4], 0.09]
   bars = page.text('table', 'bars')[0]
@@ -96,17 +96,17 @@ def test_without_the_script_there_are_words_bars_maps_and_frames(page):
   assert 'Layer 1 of 1: row' in page.text('h3')
 
 
-def test_texts_without_attention_are_coloured_all_the_same(tmp_path):
+def test_texts_of_models_without_attention_are_coloured(tmp_path):
   attention_page.write(tmp_path / 'a.html', 'Text', [], [_text(views=[], layers=[])])
   page = Page((tmp_path / 'a.html').read_text())
   assert len(page.of('span', 'token')) == 2 * LENGTH and not page.of('select') and not page.of('script', 'data')
   assert any('no attention' in text for text in page.text('p'))
 
 
-def test_the_given_picture_stands_beside_what_its_tokens_say(tmp_path):
+def test_a_picture_file_is_shown_beside_its_reconstruction(tmp_path):
   attention_page.write(tmp_path / 'a.html', 'Picture', [], [_picture(original=np.zeros((6, 6, 3), np.uint8))])
   titles = Page((tmp_path / 'a.html').read_text()).text('h4')
-  assert titles[:2] == ['as given', 'as decoded from its tokens']
+  assert titles[:2] == ['original', 'decoded from its tokens']
 
 
 @pytest.mark.skipif(shutil.which('node') is None, reason='runs the script of the page, with node')

@@ -9,10 +9,10 @@ from dalle_jax.reporting import codebook
 def test_codes_are_ranked_by_how_often_they_occur():
   ranks, counts = codebook.rank_frequency(np.array([3, 0, 10, 1, 0]))
   np.testing.assert_array_equal([ranks, counts], [[1, 2, 3], [10, 3, 1]])
-  assert [len(part) for part in codebook.rank_frequency(np.zeros(4, int))] == [0, 0]
+  assert [len(values) for values in codebook.rank_frequency(np.zeros(4, int))] == [0, 0]
 
 
-def test_of_many_codes_some_are_drawn_at_even_distances_of_log_rank():
+def test_many_codes_are_thinned_evenly_in_log_rank():
   counts = np.random.default_rng(0).permutation(8192) + 1
   ranks, shown = codebook.rank_frequency(counts)
   np.testing.assert_array_equal(shown, 8193 - ranks)
@@ -21,12 +21,14 @@ def test_of_many_codes_some_are_drawn_at_even_distances_of_log_rank():
   np.testing.assert_allclose(np.diff(np.log(ranks[-9:])), np.log(8192) / (codebook.MOST_POINTS - 1), rtol=0.02)
 
 
-def test_the_use_is_drawn_and_told_and_the_most_used_codes_are_shown():
+def test_the_section_has_a_summary_a_curve_and_the_most_used_codes():
   counts = np.array([1, 0, 97, 2, 0, 0, 0, 0])
   decoded = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
   block = codebook.use(counts, 1.1766, [2, 3], decoded)
   page = Page(block)
-  assert page.text('p')[0].startswith('3 of 8 codes are used (37.5%) in 100 tokens. Their perplexity is 1.177:')
+  assert page.text('p')[0].startswith(
+    '3 of 8 codes are used (37.5%) in 100 tokens. The perplexity of their distribution is 1.177.'
+  )
   assert page.text('figcaption') == ['2: 97.0%', '3: 2%']
   for image, pixels in zip(page.of('img'), decoded, strict=True):
     np.testing.assert_array_equal(image.pixels(), pixels)

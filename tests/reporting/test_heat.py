@@ -5,7 +5,7 @@ from dalle_jax.reporting import heat
 RNG = np.random.default_rng(0)
 
 
-def test_colours_grow_lighter_from_none_to_most():
+def test_colours_get_lighter_from_low_to_high():
   palette = heat.palette()
   assert (palette.shape, palette.dtype) == ((256, 3), np.uint8)
   light = palette @ [0.2126, 0.7152, 0.0722]
@@ -13,32 +13,32 @@ def test_colours_grow_lighter_from_none_to_most():
   np.testing.assert_array_equal(heat.colours(np.array([0, 0.5, 1, 2]), 1.0), palette[[0, 128, 255, 255]])
 
 
-def test_maps_are_one_pixel_a_value_scaled_to_the_largest_or_to_what_is_given():
+def test_maps_have_one_pixel_per_value_scaled_to_the_maximum_or_an_argument():
   values = np.array([[0.0, 0.1, 0.2], [0.0, 0.05, 0.1]])
   np.testing.assert_array_equal(np.asarray(heat.heat(values)), heat.colours(values, 0.2))
   np.testing.assert_array_equal(np.asarray(heat.heat(values, 1.0)), heat.colours(values, 1.0))
   np.testing.assert_array_equal(np.asarray(heat.heat(np.zeros((2, 2)))), heat.palette()[np.zeros((2, 2), int)])
 
 
-def test_distances_that_are_never_seen_are_grey():
+def test_relative_positions_without_attention_are_grey():
   pixels = np.asarray(heat.offsets(np.array([[0.0, 0.04], [0.01, 0.0]])))
   np.testing.assert_array_equal(pixels[[0, 1], [0, 1]], [heat.BLIND] * 2)
   np.testing.assert_array_equal([pixels[0, 1], pixels[1, 0]], heat.palette()[[255, 128]])
 
 
-def test_light_falls_where_values_are_large():
+def test_pictures_are_bright_where_values_are_large():
   picture = RNG.integers(0, 256, (8, 8, 3), np.uint8)
-  shown = np.asarray(heat.lit(picture, np.array([[0.0, 0.3], [0.15, 0.0]])))
-  np.testing.assert_array_equal(shown[:4, 4:], picture[:4, 4:])
-  np.testing.assert_allclose(shown[:4, :4], heat.DARK * picture[:4, :4], atol=0.51)
-  np.testing.assert_allclose(shown[4:, :4], (1 + heat.DARK) / 2 * picture[4:, :4], atol=0.51)
+  lit = np.asarray(heat.lit(picture, np.array([[0.0, 0.3], [0.15, 0.0]])))
+  np.testing.assert_array_equal(lit[:4, 4:], picture[:4, 4:])
+  np.testing.assert_allclose(lit[:4, :4], heat.DARK * picture[:4, :4], atol=0.51)
+  np.testing.assert_allclose(lit[4:, :4], (1 + heat.DARK) / 2 * picture[4:, :4], atol=0.51)
 
 
 def _pixels(picture):
   return np.asarray(picture.convert('RGB')).astype(int)
 
 
-def test_matrices_show_roots_of_weights_what_is_out_of_sight_and_where_the_text_ends():
+def test_matrices_show_square_roots_of_weights_the_mask_and_the_end_of_the_text():
   mask = np.tri(100, dtype=bool)
   weights = np.where(mask, 1 / np.arange(1, 101)[:, None], 0)
   pixels = _pixels(heat.matrix(weights, mask, border=40))
@@ -50,7 +50,7 @@ def test_matrices_show_roots_of_weights_what_is_out_of_sight_and_where_the_text_
   assert _pixels(heat.matrix(weights[:20, :20], mask[:20, :20])).shape == (160, 160, 3)
 
 
-def test_long_matrices_are_drawn_in_blocks_with_the_largest_of_each():
+def test_long_matrices_show_the_largest_weight_of_each_block():
   mask = np.tri(600, dtype=bool)
   weights = np.zeros((600, 600))
   weights[500, 100] = 1.0

@@ -31,7 +31,7 @@ def write(path, **changes):
   return Page(path.read_text(encoding='utf-8'))
 
 
-def test_scores_are_the_numbers_given_grouped_by_prefix(tmp_path):
+def test_scores_are_exact_and_grouped_by_prefix(tmp_path):
   page = write(tmp_path / 'report.html')
   exact = [data.attrs['value'] for data in page.of('data')]
   assert exact == ['-1.23456789', '24.0', '0.8125', '123456.75', '']
@@ -57,11 +57,11 @@ def test_scores_are_the_numbers_given_grouped_by_prefix(tmp_path):
     (np.float32(0.25), '0.25'),
   ],
 )
-def test_numbers_are_shown_as_people_read_them(value, shown):
+def test_numbers_are_rounded_for_readers(value, shown):
   assert format_number(value) == shown
 
 
-def test_standard_errors_stand_beside_their_scores(tmp_path):
+def test_standard_errors_are_beside_their_scores(tmp_path):
   summary = {
     'a/x': 1.0,
     'a/x_stderr': 0.25,
@@ -76,7 +76,7 @@ def test_standard_errors_stand_beside_their_scores(tmp_path):
   assert page.text('th') == ['x', 'y', 'z', 'c_stderr'] and page.text('caption') == ['a', 'b', 'b/y']
 
 
-def test_everything_from_outside_is_escaped(tmp_path):
+def test_all_text_is_escaped(tmp_path):
   page = write(
     tmp_path / 'report.html',
     title=NASTY,
@@ -107,19 +107,19 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path):
   assert 'prefers-color-scheme: dark' in style and 'url(' not in style and '@import' not in style
 
 
-def test_pictures_are_embedded_whole():
+def test_pictures_are_embedded_without_loss():
   array = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
   (image,) = Page(inline_picture(Image.fromarray(array), NASTY)).of('img')
   assert (image.attrs['width'], image.attrs['height'], image.attrs['alt']) == ('5', '7', NASTY)
   np.testing.assert_array_equal(image.pixels(), array)
 
 
-def test_blocks_are_sections_and_go_in_as_they_are(tmp_path):
+def test_blocks_are_sections_and_not_escaped(tmp_path):
   page = write(tmp_path / 'report.html', blocks=[('A & B', '<p>a <b>block</b></p>'), ('C', '<p>another</p>')])
   assert page.text('h2') == ['Scores', 'A & B', 'C', 'Curves', 'Configuration'] and page.text('b') == ['block']
 
 
-def test_configuration_is_folded_and_complete(tmp_path):
+def test_configuration_is_collapsed_and_complete(tmp_path):
   page = write(tmp_path / 'report.html')
   assert [details.attrs for details in page.of('details')] == [{}]
   assert {'data', 'dvae', 'dvae_training', 'prior', 'mesh'} <= set(page.text('caption'))
@@ -130,12 +130,12 @@ def test_configuration_is_folded_and_complete(tmp_path):
   assert 'captioned_shapes' in page.text('td')
 
 
-def test_texts_are_shown_as_they_are(tmp_path):
+def test_texts_are_shown_verbatim(tmp_path):
   page = write(tmp_path / 'report.html', texts=[('Sample 0', 'a <b>\n  c')])
   assert page.text('pre') == ['a <b>\n  c'] and 'Sample 0' in page.text('h3')
 
 
-def test_empty_parts_have_no_heading(tmp_path):
+def test_empty_sections_have_no_heading(tmp_path):
   page = write(tmp_path / 'report.html', summary={}, config={}, curves=[], blocks=[], notes=[])
   assert page.text('h2') == [] and page.text('h1') == ['A run']
   assert len(write(tmp_path / 'report.html').text('h2')) == 4

@@ -1,4 +1,4 @@
-"""The curves of a run, from the metrics of its stages."""
+"""The curves of a run are drawn from the metrics of its stages."""
 
 import json
 
@@ -12,7 +12,7 @@ def write_metrics(path, *lines):
   path.write_text(''.join(json.dumps({'time': 0.0, **values}) + '\n' for values in lines), encoding='utf-8')
 
 
-def test_run_curves_draws_only_what_has_data(tmp_path):
+def test_only_curves_with_data_are_drawn(tmp_path):
   assert run_curves(tmp_path) == []
   write_metrics(
     tmp_path / 'dvae' / 'metrics.jsonl',
@@ -27,7 +27,7 @@ def test_run_curves_draws_only_what_has_data(tmp_path):
   assert [title for title, _ in run_curves(tmp_path)][2:] == ['Prior: loss', 'Prior: image bits per dimension']
 
 
-def test_every_curve_is_drawn_from_a_full_run(tmp_path):
+def test_every_declared_curve_is_drawn_if_all_metrics_have_data(tmp_path):
   curves = {stage: (*task_module(stage).CURVES, *COMMON) for stage in stages.names()}
   for stage, stage_curves in curves.items():
     metrics = {metric: 1.0 for curve in stage_curves for metric in curve.series.values()}

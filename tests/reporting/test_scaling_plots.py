@@ -18,7 +18,7 @@ def panels():
   return [first, second]
 
 
-def test_a_drawing_shows_everything_and_is_the_same_each_time(tmp_path):
+def test_the_plot_has_all_labels_and_is_reproducible(tmp_path):
   for name in ('a.svg', 'b.svg'):
     scaling_plots.draw(panels(), 'nats per token', tmp_path / name)
   svg = (tmp_path / 'a.svg').read_text()
@@ -28,7 +28,7 @@ def test_a_drawing_shows_everything_and_is_the_same_each_time(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['a.png'])
-def test_a_picture_is_wide_enough_to_read(tmp_path, name):
+def test_the_png_is_large_enough_to_read(tmp_path, name):
   scaling_plots.draw(panels(), 'nats per token', tmp_path / name)
   with Image.open(tmp_path / name) as image:
     assert image.width > 1_000 and image.height > 300

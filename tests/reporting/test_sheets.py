@@ -1,4 +1,4 @@
-"""Sheets are measured by the places of their colours: every picture of a test is one flat colour of its own."""
+"""Tests of sheets locate pictures by colour: every picture has a unique flat colour."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,21 @@ from dalle_jax.reporting import sheets
 
 
 def flat(count, size=32, first=0):
-  """Pictures [count, size, size, 3], the i-th of colour (10, 200, first + i), which no other part of a sheet has."""
+  """Pictures [count, size, size, 3]. Picture i has the colour (10, 200, first + i), which is unique in a sheet."""
   images = np.empty((count, size, size, 3), np.uint8)
   images[:] = np.array([(10, 200, first + i) for i in range(count)], np.uint8)[:, None, None]
   return images
 
 
 def box(sheet, colour):
-  """(left, top, right, bottom) of the pixels of a colour, which must fill that rectangle."""
+  """(left, top, right, bottom) of the rectangle of a colour. Fails if the colour does not fill a rectangle."""
   rows, columns = np.nonzero((np.asarray(sheet) == colour).all(-1))
   left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
   assert len(rows) == (right - left) * (bottom - top)
   return left, top, right, bottom
 
 
-def test_reconstructions_lie_under_their_originals_and_rows_wrap():
+def test_reconstructions_are_below_their_originals_and_rows_wrap():
   sheet = sheets.reconstruction_sheet(flat(5), flat(5, first=100), columns=3)
   above = [box(sheet, (10, 200, i)) for i in range(5)]
   below = [box(sheet, (10, 200, 100 + i)) for i in range(5)]
@@ -34,23 +34,23 @@ def test_reconstructions_lie_under_their_originals_and_rows_wrap():
     assert (l0, r0) == (l1, r1) and b0 < t1 < b0 + 20
   assert above[0][1] == above[1][1] == above[2][1] and above[0][0] < above[1][0] < above[2][0]
   assert above[3][0] == above[0][0] and above[3][1] > below[0][3]
-  # Labels: something dark stands left of both rows.
+  # There are dark labels to the left of both rows.
   for _, top, _, bottom in (above[0], below[0]):
     assert np.asarray(sheet)[top:bottom, : above[0][0] - 2].min() < 160
 
 
 @pytest.mark.parametrize(('size', 'expected'), [(32, 96), (40, 120), (96, 96), (128, 128), (1, 96)])
-def test_pictures_grow_by_a_whole_factor(size, expected):
+def test_pictures_are_enlarged_by_a_whole_factor(size, expected):
   assert box(sheets.contact_sheet(flat(1, size)), (10, 200, 0))[2:] == (sheets.MARGIN + 1 + expected,) * 2
 
 
-def test_enlarging_keeps_pixels_as_squares():
+def test_enlarged_pixels_are_squares():
   image = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
   enlarged = np.asarray(sheets.enlarge(image, cell=96))
   np.testing.assert_array_equal(enlarged, image.repeat(4, axis=0).repeat(4, axis=1))
 
 
-def test_frames_show_the_verdicts():
+def test_frames_have_the_colour_of_the_verdict():
   images = flat(6).reshape(2, 3, 32, 32, 3)
   right = np.array([[True, False, True], [False, False, True]])
   sheet = np.asarray(sheets.sample_sheet(['one', 'two'], images, right))
@@ -78,7 +78,7 @@ def test_legend_counts_right_and_wrong():
   assert (np.asarray(first)[legend] != np.asarray(second)[legend]).any()
 
 
-def test_prompts_stand_above_their_rows():
+def test_prompts_are_above_their_images():
   sheet = np.asarray(sheets.sample_sheet(['first', 'second'], flat(2).reshape(2, 1, 32, 32, 3)))
   first, second = (box(sheet, (10, 200, i)) for i in range(2))
   assert sheet[: first[1] - 2].min() < 100
@@ -94,23 +94,23 @@ def test_long_prompts_wrap_instead_of_widening_the_sheet():
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(alphabet='abW .', max_size=120), st.integers(20, 200))
-def test_wrapping_loses_nothing_and_fits(text, width):
+def test_wrapped_lines_keep_all_letters_and_fit_the_width(text, width):
   font = ImageFont.load_default(sheets.TEXT_SIZE)
   lines = sheets._wrap(text, font, width)
   assert ''.join(lines).replace(' ', '') == text.replace(' ', '')
   assert all(font.getlength(line) <= width for line in lines)
 
 
-def test_many_images_of_a_prompt_go_into_rows():
+def test_many_images_of_a_prompt_fill_several_rows():
   many, few = (sheets.sample_sheet(['a'], flat(n).reshape(1, n, 32, 32, 3)) for n in (33, 16))
   assert many.width == few.width
   assert many.height == few.height + 2 * (96 + 2 + sheets.GAP)
 
 
-def test_letters_beyond_ascii_are_drawn():
+def test_non_ascii_letters_are_drawn():
   images = flat(1).reshape(1, 1, 32, 32, 3)
   drawn = {np.asarray(sheets.sample_sheet([text], images)).tobytes() for text in ('ä', 'é', 'ж', '—')}
-  assert len(drawn) == 4  # a font without them draws the same box for all
+  assert len(drawn) == 4  # a font without these letters draws the same box for each
 
 
 def test_contact_sheet_is_near_square_and_takes_a_title():
@@ -121,7 +121,7 @@ def test_contact_sheet_is_near_square_and_takes_a_title():
   assert len({box(sheets.contact_sheet(flat(4), columns=1), (10, 200, i))[0] for i in range(4)}) == 1
 
 
-def test_wrong_arrays_are_refused_with_what_was_given():
+def test_invalid_arrays_are_refused_with_their_shape():
   with pytest.raises(ValueError, match=r'float32 \(2, 8, 8, 3\)'):
     sheets.contact_sheet(np.zeros((2, 8, 8, 3), np.float32))
   with pytest.raises(ValueError, match=r'\(0, 8, 8, 3\)'):

@@ -181,14 +181,20 @@ def _remove_unfinished(directory: Path) -> None:
       shutil.rmtree(path)
 
 
+def _redirected(progress: Progress, stdout: TextIO) -> Progress:
+  """Wraps a progress callback so that it prints to `stdout`."""
+
+  def report(done: int, total: int) -> None:
+    with contextlib.redirect_stdout(stdout):
+      progress(done, total)
+
+  return report
+
+
 def _write(config: ShapesConfig, data_dir: Path, progress: Progress | None) -> None:
   with _quiet() as stdout:
-
-    def report(done: int, total: int) -> None:
-      with contextlib.redirect_stdout(stdout):
-        progress(done, total)
-
-    builder = CaptionedShapes(config=config, data_dir=data_dir, progress=report if progress else None)
+    report = _redirected(progress, stdout) if progress else None
+    builder = CaptionedShapes(config=config, data_dir=data_dir, progress=report)
     # Without a download directory, TFDS would leave an empty one in data_dir.
     with tempfile.TemporaryDirectory() as download_dir:
       builder.download_and_prepare(download_dir=download_dir)

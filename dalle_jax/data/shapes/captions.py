@@ -9,6 +9,8 @@ The grammar has sentences for one object and for two objects. Brackets mark opti
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +31,14 @@ EXAMPLES = (
 )
 
 # The first wording of each is the most frequent one; see `_wording`.
-_SIZE_WORDS = {'small': ('small', 'little'), 'large': ('large', 'big')}
-_RELATION_WORDS = {
+_SIZE_WORDS: dict[str, tuple[str, ...]] = {'small': ('small', 'little'), 'large': ('large', 'big')}
+_RELATION_WORDS: dict[str, tuple[str, ...]] = {
   'above': ('above', 'over'),
   'below': ('below', 'under'),
   'left of': ('to the left of', 'left of'),
   'right of': ('to the right of', 'right of'),
 }
-_POSITION_WORDS = {
+_POSITION_WORDS: dict[str, tuple[str, ...]] = {
   'center': ('in the center', 'in the middle'),
   'left': ('on the left',),
   'right': ('on the right',),
@@ -83,11 +85,15 @@ class Claims:
       return False
     if self._match(scene.objects, scene.relation):
       return True
-    return len(scene.objects) == 2 and self._match(scene.objects[::-1], INVERSE.get(scene.relation))
+    return len(scene.objects) == 2 and self._match(scene.objects[::-1], _look_up(INVERSE, scene.relation))
 
   def _match(self, shapes: tuple[Shape, ...], relation: str | None) -> bool:
     objects_hold = all(claim.holds(shape) for claim, shape in zip(self.objects, shapes, strict=True))
     return objects_hold and self.relation in (None, relation)
+
+
+def _look_up(table: Mapping[str, str], key: str | None) -> str | None:
+  return None if key is None else table.get(key)
 
 
 # --- Writing captions ---
@@ -110,8 +116,9 @@ def _noun(shape: Shape, rng: np.random.Generator, with_size: bool) -> str:
 def _one_object(scene: Scene, rng: np.random.Generator) -> str:
   noun = _noun(scene.objects[0], rng, _chance(rng, 0.6))
   background = f'a {scene.background} background' if _chance(rng, 0.5) else ''
-  has_position = scene.position is not None and _chance(rng, 0.7)
-  position = _wording(rng, _POSITION_WORDS[scene.position]) if has_position else ''
+  position = ''
+  if scene.position is not None and _chance(rng, 0.7):
+    position = _wording(rng, _POSITION_WORDS[scene.position])
   if background and _chance(rng, 0.2):
     return f'{background} with {noun} {position}'.strip()
   if background:
@@ -122,10 +129,12 @@ def _one_object(scene: Scene, rng: np.random.Generator) -> str:
 def _two_objects(scene: Scene, rng: np.random.Generator) -> str:
   (first, second), relation = scene.objects, scene.relation
   if _chance(rng, 0.5):
-    first, second, relation = second, first, INVERSE.get(relation)
+    first, second, relation = second, first, _look_up(INVERSE, relation)
   # Always mention a held-out relation. Without it the caption would describe a combination that training shows.
-  omits_relation = relation is None or (_chance(rng, 0.08) and not relation_is_held_out(scene))
-  link = 'and' if omits_relation else _wording(rng, _RELATION_WORDS[relation])
+  if relation is None or (_chance(rng, 0.08) and not relation_is_held_out(scene)):
+    link = 'and'
+  else:
+    link = _wording(rng, _RELATION_WORDS[relation])
   with_sizes = _chance(rng, 0.6)
   nouns = f'{_noun(first, rng, with_sizes)} {link} {_noun(second, rng, with_sizes)}'
   if not _chance(rng, 0.35):
@@ -188,8 +197,8 @@ _PHRASES = (*_OPENINGS, *_SIZE_OF, *_RELATION_OF, *_POSITION_OF, *COLORS, *SHAPE
 VOCABULARY = frozenset(' '.join(('a an and on of with background', *_PHRASES)).split())
 
 
-def _object_claim(groups: dict[str, str | None], name: str) -> ObjectClaim:
-  size = _SIZE_OF.get(groups[f'{name}_size'])
+def _object_claim(groups: dict[str, Any], name: str) -> ObjectClaim:
+  size = _look_up(_SIZE_OF, groups[f'{name}_size'])
   return ObjectClaim(groups[f'{name}_shape'], groups[f'{name}_color'], size)
 
 
@@ -209,9 +218,9 @@ def parse(text: str) -> Claims:
       names = ('first', 'second') if 'second_shape' in groups else ('first',)
       return Claims(
         tuple(_object_claim(groups, name) for name in names),
-        _POSITION_OF.get(groups.get('position')),
+        _look_up(_POSITION_OF, groups.get('position')),
         groups.get('background'),
-        _RELATION_OF.get(groups.get('relation')),
+        _look_up(_RELATION_OF, groups.get('relation')),
       )
   unknown_words = [word for word in words if word not in VOCABULARY]
   reason = f'unknown words {unknown_words}' if unknown_words else 'its words are known, but not in this order'

@@ -32,7 +32,7 @@ def _triangle(dx, dy, radius):
 _DISTANCES = {'circle': _circle, 'square': _square, 'triangle': _triangle, 'diamond': _diamond}
 
 
-def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | np.floating | float) -> np.ndarray:
   """Returns the share of each pixel that a shape covers, in [0, 1].
 
   Args:

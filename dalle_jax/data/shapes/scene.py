@@ -146,11 +146,11 @@ def relation_of(first: Shape, second: Shape) -> str | None:
   return 'above' if dy > 0 else 'below'
 
 
-def _canonical(scene: Scene) -> tuple[str, Shape, Shape]:
+def _canonical(scene: Scene) -> tuple[str | None, Shape, Shape]:
   """Describes a two-object scene with 'left of' or 'above'. For example, 'a below b' becomes 'b above a'.
 
   Returns:
-    The relation, the first object and the second object.
+    The relation, if there is one, the first object and the second object.
   """
   first, second = scene.objects
   if scene.relation in ('right of', 'below'):

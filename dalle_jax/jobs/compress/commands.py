@@ -9,9 +9,9 @@ import math
 import os
 import platform as host
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import jax
 
@@ -20,12 +20,32 @@ from dalle_jax.bundle import Bundle, drawing_parts, holds_text
 from dalle_jax.compression.coders import CODERS
 from dalle_jax.compression.container import ContainerReader, ContainerWriter, Damaged, Header, Unreadable
 from dalle_jax.compression.settings import CompressionSettings
+from dalle_jax.config import Config
 from dalle_jax.evaluation.sequence_likelihood import num_values
 from dalle_jax.files import check_directory, check_file, finite_or_null, replacing, write_json
 from dalle_jax.hosts import say
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
 from dalle_jax.training.signals import terminations_as_interrupts
+
+
+class Job(Protocol):
+  """The interface of `TextJob` and `PictureJob`; `encode` and `baselines` take what `inputs` returned."""
+
+  kind: str
+
+  def __init__(self, loaded: Bundle): ...
+
+  @staticmethod
+  def inputs(source: Path, settings: CompressionSettings, config: Config) -> Any: ...
+
+  def encode(
+    self, inputs: Any, /, settings: CompressionSettings, start: Callable[..., ContainerWriter]
+  ) -> dict[str, Any]: ...
+
+  def decode(self, reader: ContainerReader, out: Path, size: int) -> None: ...
+
+  def baselines(self, inputs: Any, /) -> dict[str, int | None]: ...
 
 
 def encode(
@@ -167,7 +187,7 @@ def _processor() -> str:
     return host.processor() or host.machine()
 
 
-def _job_type(model: str) -> tuple[type[TextJob] | type[PictureJob], tuple[str, ...]]:
+def _job_type(model: str) -> tuple[type[Job], tuple[str, ...]]:
   """The job class for a model directory, and the parts of the directory that the job needs."""
   return (TextJob, ('model',)) if holds_text(model) else (PictureJob, drawing_parts(model))
 

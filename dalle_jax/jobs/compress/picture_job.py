@@ -52,9 +52,9 @@ class PictureJob:
   def __init__(self, loaded: Bundle):
     self._loaded = loaded
     self._size = loaded.config.data.image_size
-    self._part = loaded.drawing_part
-    self._model = loaded.prior if self._part == 'prior' else loaded.model
+    self._model, self._part = loaded.stream_model
     self._text_length = max(self._model.text_length - 1, 0)
+    self._tokenizer = loaded.caption_tokenizer if self._text_length else None
 
   @staticmethod
   def inputs(source: Path, settings: CompressionSettings, config: Config) -> Inputs:
@@ -125,8 +125,8 @@ class PictureJob:
     num_changed = 0
     for entry in inputs.listed:
       text = np.full(self._text_length, PAD, np.int32)
-      if entry.caption and self._text_length:
-        text = self._loaded.tokenizer.encode_padded(entry.caption, self._text_length, truncate=True)
+      if entry.caption and self._tokenizer is not None:
+        text = self._tokenizer.encode_padded(entry.caption, self._text_length, truncate=True)
         num_changed += self._caption(text) != entry.caption
       pixels = _read(entry.path, inputs.settings, self._loaded.config)
       if pixels.shape[:2] != entry.shape:
@@ -183,7 +183,7 @@ class PictureJob:
       raise Damaged(f'it has only {num_tiles} of {plan.num_tiles} tiles')
 
   def _caption(self, tokens: np.ndarray) -> str:
-    return self._loaded.tokenizer.decode(tokens[: self._text_length]) if self._text_length else ''
+    return '' if self._tokenizer is None else self._tokenizer.decode(tokens[: self._text_length])
 
   def baselines(self, inputs: Inputs) -> dict[str, int | None]:
     """Bytes that other lossless formats need for the same pixels."""

@@ -54,7 +54,7 @@ class TextJob:
     Returns:
       The sizes and costs by name.
     """
-    model, tokenizer = self._loaded.model, self._loaded.tokenizer
+    model, tokenizer = self._loaded.model, self._loaded.text_tokenizer
     capacity = settings.batch_size * model.length
     size = source.stat().st_size
     nats, num_tokens, num_bytes = 0.0, 0, 0
@@ -98,7 +98,7 @@ class TextJob:
         if sequences is None:
           _check_rows(chunk, header)
           sequences = self._sequences(header.batch_size)
-        content = self._loaded.tokenizer.decode(text.decode(chunk, sequences, header.coder))
+        content = self._loaded.text_tokenizer.decode(text.decode(chunk, sequences, header.coder))
         reader.accept(chunk, content)
         file.write(content)
         progress.update(reader.position)

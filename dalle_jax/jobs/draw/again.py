@@ -1,9 +1,8 @@
 """Generate an image again from the settings in its PNG file."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from PIL import Image
 
@@ -17,7 +16,7 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 # The facts that a PNG file must hold, with their types.
 _FACT_TYPES: dict[str, type] = {
   'seed': int, 'index': int, 'negative_prompt': str, 'truncate': bool, 'model': str,
-  **{field.name: field.type for field in dataclasses.fields(SamplingConfig)},
+  **get_type_hints(SamplingConfig),
 }  # fmt: skip
 
 

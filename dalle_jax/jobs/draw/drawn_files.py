@@ -106,13 +106,15 @@ class ImageWriter:
 
   def ranked(self, drawn: Drawing) -> None:
     """Writes the PNG files of the best candidates and the page of all candidates."""
+    scores = drawn.scores
+    assert scores is not None, 'ranked candidates have scores'
     for i, candidates in enumerate(drawn.kept):
       for place, candidate in enumerate(candidates):
-        image_facts = {'index': int(candidate), 'score': float(drawn.scores[i, candidate])}
+        image_facts = {'index': int(candidate), 'score': float(scores[i, candidate])}
         self._write(i, place, drawn.images[i, candidate], drawn.sampling, image_facts)
     page = self._directory / CANDIDATES
     gallery.write_candidates_page(
-      page, [prompt or 'without a prompt' for prompt in self._prompts], drawn.images, drawn.scores, drawn.kept,
+      page, [prompt or 'without a prompt' for prompt in self._prompts], drawn.images, scores, drawn.kept,
       score_name=SCORE_NAMES[self._facts['rank']], settings={**self._facts, **dataclasses.asdict(drawn.sampling)},
     )  # fmt: skip
     self._written.append(page)

@@ -64,6 +64,7 @@ class InputPicture:
       return completion.top(size, self.keep_top)
     if self.keep_box is not None:
       return completion.box(size, _four(self.keep_box, '--keep_box'))
+    assert self.redraw_box is not None, '__post_init__ checks that one field is set'
     return ~completion.touched(size, _four(self.redraw_box, '--redraw_box'), '--redraw_box')
 
   def facts(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.crops import fit
-from dalle_jax.data.tokenizer import PAD, shortened
+from dalle_jax.data.tokenizer import PAD, Tokenizer, shortened
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.jobs import ranker
 from dalle_jax.jobs.draw import ranking
@@ -59,7 +59,7 @@ class Model:
   """
 
   def __init__(self, loaded: bundle.Bundle, mesh: Mesh):
-    self.config, self.tokenizer, self.info = loaded.config, loaded.tokenizer, loaded.info
+    self.config, self.tokenizer, self.info = loaded.config, loaded.caption_tokenizer, loaded.info
     self.mesh, self._loaded = mesh, loaded
     self.part = loaded.drawing_part
 
@@ -101,10 +101,10 @@ class Model:
         f'Unknown setting {sorted(unknown)[0]!r}; allowed are the fields of '
         'dalle_jax.sampling.draw_settings.DrawSettings, and reranker, progress, preview and preview_every.'
       )
-    single = isinstance(prompts, str)
     draw_settings = DrawSettings(num_images=num_images, **settings)
-    drawn = self.draw([prompts] if single else prompts, draw_settings, known=known, **options)
-    return drawn.best[0] if single else drawn.best
+    if isinstance(prompts, str):
+      return self.draw([prompts], draw_settings, known=known, **options).best[0]
+    return self.draw(prompts, draw_settings, known=known, **options).best
 
   def draw(
     self,
@@ -149,22 +149,19 @@ class Model:
     rows = text.repeat(numbers.shape[1], axis=0)
     sampler = self._sampler(settings, len(rows))
     self._check_dvae()
-
-    def batch_finished(positions: np.ndarray, batch: SampledImages) -> None:
-      finished(positions, batch, _used_sampling(sampler))
-
     drawn = sampler.draw(
       self.params, rows, settings.seed, progress, index=numbers.reshape(-1),
       unconditional=self._unconditional(settings, rows), known=_repeated(known, len(rows)), preview=preview,
-      preview_every=preview_every, finished=finished and batch_finished,
+      preview_every=preview_every, finished=_with_sampling(finished, sampler) if finished else None,
     )  # fmt: skip
     codes, images, nats = (x.reshape(*numbers.shape, *x.shape[1:]) for x in drawn)
-    kept = ranking.best(None, *numbers.shape, numbers.shape[1])
+    num_prompts, num_drawn = numbers.shape
+    kept = ranking.best(None, num_prompts, num_drawn, num_drawn)
     candidates = Drawing(images, codes, nats, None, kept, settings, _used_sampling(sampler))
     if not rank:
       return candidates
     scores = self.scores(rank, prompts, candidates, reranker)
-    return candidates._replace(scores=scores, kept=ranking.best(scores, *numbers.shape, settings.num_images))
+    return candidates._replace(scores=scores, kept=ranking.best(scores, num_prompts, num_drawn, settings.num_images))
 
   def scores(
     self, rank: str, prompts: Sequence[str], drawn: Drawing, reranker: ranking.Scorer | None = None
@@ -182,6 +179,7 @@ class Model:
     """
     ranking.check(dataclasses.replace(drawn.settings, rank=rank), self.config, self.part, reranker, prompts)
     if rank == 'reranker':
+      assert reranker is not None, 'ranking.check refuses this rank without a reranker'
       return reranker.scores(prompts, drawn.images)
     if rank == 'likelihood':
       return -drawn.nats.sum(axis=(2, 3))
@@ -334,18 +332,19 @@ class Model:
     if optional and list(prompts) == ['']:
       return np.full((1, length - 1), PAD, np.int32)
     text = encode_prompts(self.tokenizer, prompts, length, truncate)
-    self._warn_of_prompts(prompts)
+    self._warn_of_prompts(self.tokenizer, prompts)
     return text
 
-  def _warn_of_prompts(self, prompts: Sequence[str]) -> None:
+  def _warn_of_prompts(self, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
     """Warns about prompts that are cut and about characters that the tokenizer has never seen."""
-    length, unseen = self.config.tokenizer.text_length - 1, {}
+    length = self.config.tokenizer.text_length - 1
+    unseen: dict[str, str] = {}  # each unseen character, and the first prompt that contains it
     for prompt in prompts:
-      ids = self.tokenizer.encode(prompt)
+      ids = tokenizer.encode(prompt)
       if len(ids) > length:
-        beginning = self.tokenizer.decode(ids[:length])
+        beginning = tokenizer.decode(ids[:length])
         logging.warning('A prompt of %d tokens is cut to %d tokens: %r.', len(ids), length, shortened(beginning))
-      unseen |= {character: prompt for character in self.tokenizer.unseen(prompt) if character not in unseen}
+      unseen |= {character: prompt for character in tokenizer.unseen(prompt) if character not in unseen}
     if unseen:
       logging.warning(
         'The captions that the model was trained on never contain %s, as in %r. Do not expect it to understand them.',
@@ -368,6 +367,13 @@ def _check_picture(image: Any) -> None:
   if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     kind = f'{image.dtype} {list(image.shape)}' if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f'An image must be a uint8 array [H, W, 3]; given {kind}.')
+
+
+def _with_sampling(
+  finished: Callable[[np.ndarray, SampledImages, SamplingConfig], None], sampler: Sampler
+) -> Callable[[np.ndarray, SampledImages], None]:
+  """A callback for the sampler that calls `finished` with the sampling settings in use."""
+  return lambda positions, batch: finished(positions, batch, _used_sampling(sampler))
 
 
 def _used_sampling(sampler: Sampler) -> SamplingConfig:

@@ -30,12 +30,12 @@ def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[li
   sampling = settings.sampling(loaded.config.sampling, settings.num_images)
   if sampling.top_k > loaded.model.vocab_size:
     raise ValueError(f'--top_k is {sampling.top_k}; the model has {loaded.model.vocab_size} tokens.')
-  ids = [loaded.tokenizer.encode(prompt.encode()) for prompt in prompts]
+  ids = [loaded.text_tokenizer.encode(prompt.encode()) for prompt in prompts]
   drawn = continue_text(
     loaded.model, loaded.params['model'], ids, settings.num_images, mesh, seed=settings.seed,
     temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, batch_size=sampling.batch_size,
   )  # fmt: skip
-  return [[_text(loaded.tokenizer.decode(sample)) for sample in samples] for samples in drawn]
+  return [[_text(loaded.text_tokenizer.decode(sample)) for sample in samples] for samples in drawn]
 
 
 def _text(content: bytes) -> str:

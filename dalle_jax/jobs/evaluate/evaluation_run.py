@@ -94,7 +94,7 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
     model_data: the data configuration of the model.
     model_path: the model directory; by default, generated data sets are kept beside it.
   """
-  changes = {'source': settings.source, 'path': settings.data}
+  changes: dict[str, Any] = {'source': settings.source, 'path': settings.data}
   config = dataclasses.replace(model_data, **{name: value for name, value in changes.items() if value is not None})
   return config, Path(settings.data_dir or model_data.data_dir or model_path.parent / 'data').absolute()
 

@@ -71,6 +71,7 @@ def load_extractor(settings: EvaluationSettings, mesh: Mesh, ranker: Ranker | No
     assert ranker is not None
     return Extractor('reranker', ranker.info.get('params', ''), ranker.image_features)
   if settings.features == 'inception':
+    assert settings.inception is not None, 'EvaluationSettings refuses --features=inception without --inception'
     inception = weights.load(Path(settings.inception))
     run = InceptionFeatures(inception.params, mesh, settings.rows)
     return Extractor('inception', inception.fingerprint, run, lambda features: features @ inception.classes)

@@ -64,13 +64,19 @@ class Measured:
     self._prompts, self._sample_seed, self._sampling = prompts, sample_seed, sampling
     self.source = dataset.open(settings.split)
 
+  @property
+  def needed_extractor(self) -> Extractor:
+    """The feature extractor, for a metric that needs one."""
+    assert self.extractor is not None, 'metrics.choose refuses a metric that needs features without an extractor'
+    return self.extractor
+
   def has(self, name: str) -> bool:
     """Whether a metric has used a cached property, such as 'samples'."""
     return name in vars(self)
 
   def batches(self) -> Any:
     """The images and captions in batches of one shape; see `examples.batches`."""
-    tokenizer = self.loaded.tokenizer
+    tokenizer = self.loaded.caption_tokenizer
     return examples.batches(self.config, tokenizer, self.source, self.count, self.settings.rows, self.mesh)
 
   def progress(self, name: str, total: int, unit: str = 'image') -> Progress:
@@ -161,13 +167,13 @@ class Measured:
 
   @functools.cached_property
   def _drawn_features(self) -> np.ndarray:
-    return self.extractor(self.samples.images, 'generated images')
+    return self.needed_extractor(self.samples.images, 'generated images')
 
   def drawn_features(self, radius: float = 0) -> np.ndarray:
     """Features of `samples.images` after a blur of `radius` pixels, float32 [N, F]."""
     if not radius:
       return self._drawn_features
-    return self.extractor(blur.gaussian(self.samples.images, radius), 'generated images')
+    return self.needed_extractor(blur.gaussian(self.samples.images, radius), 'generated images')
 
   @property
   def paired(self) -> bool:
@@ -181,16 +187,16 @@ class Measured:
 
   def real_features(self, radius: float = 0) -> np.ndarray:
     """Features of all real images after a blur of `radius` pixels, float32 [N, F], from the cache if possible."""
+    extractor, cache = self.needed_extractor, self._cache
+    assert cache is not None, 'an extractor comes with a cache'
     facts = {
-      'extractor': self.extractor.name, 'parameters of the extractor': self.extractor.fingerprint,
+      'extractor': extractor.name, 'parameters of the extractor': extractor.fingerprint,
       'data set': self._dataset.fingerprint, 'split': self.settings.split, 'number of pictures': self.count,
       'image size': self.config.data.image_size, 'crop': 'center', 'resampling': self.config.data.resampling,
       'blur': float(radius),
     }  # fmt: skip
-    name = f'{self.extractor.name}_{self.settings.split}_{self.count}' + (f'_blur{radius:g}' if radius else '')
-    return self._cache.get(
-      name, facts, lambda: self.extractor(blur.gaussian(self.pictures, radius), 'real images')
-    )  # fmt: skip
+    name = f'{extractor.name}_{self.settings.split}_{self.count}' + (f'_blur{radius:g}' if radius else '')
+    return cache.get(name, facts, lambda: extractor(blur.gaussian(self.pictures, radius), 'real images'))
 
 
 def encoded(loaded: Bundle, prompts: Sequence[str]) -> np.ndarray:

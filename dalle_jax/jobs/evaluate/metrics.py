@@ -91,7 +91,7 @@ def measure_fid(measured: Measured) -> Figures:
       'comparable only at the same number of images. The metric kid has no such bias.',
       len(drawn), real.shape[1],
     )  # fmt: skip
-  return {f'fid/{measured.extractor.name}': _frechet(real, drawn, measured.paired)}
+  return {f'fid/{measured.needed_extractor.name}': _frechet(real, drawn, measured.paired)}
 
 
 def measure_blurred_fid(measured: Measured) -> Figures:
@@ -99,7 +99,7 @@ def measure_blurred_fid(measured: Measured) -> Figures:
   distances = {}
   for radius in measured.settings.blur_radii:
     real, drawn = measured.compared_features(radius)
-    distances[f'blurred_fid/{measured.extractor.name}/{radius:g}'] = _frechet(real, drawn, measured.paired)
+    distances[f'blurred_fid/{measured.needed_extractor.name}/{radius:g}'] = _frechet(real, drawn, measured.paired)
   return distances
 
 
@@ -112,26 +112,27 @@ def _frechet(x: np.ndarray, y: np.ndarray, paired: bool) -> Figure:
 def measure_kid(measured: Measured) -> Figures:
   """The kernel distance between generated and real images."""
   distance = kernel.distance(*measured.compared_features(), measured.settings.seed, measured.paired)
-  return {f'kid/{measured.extractor.name}': distance}
+  return {f'kid/{measured.needed_extractor.name}': distance}
 
 
 def measure_precision_recall(measured: Measured) -> Figures:
   """The share of generated images that resemble a real one, and of real images that resemble a generated one."""
   precision, recall = manifold.precision_recall(*measured.compared_features())
-  name = measured.extractor.name
+  name = measured.needed_extractor.name
   return {f'precision/{name}': precision, f'recall/{name}': recall}
 
 
 def measure_inception_score(measured: Measured) -> Figures:
   """The Inception score of generated images and, as a reference, of real images."""
-  real, drawn = (
-    inception_score.score(measured.extractor.logits(features)) for features in measured.compared_features()
-  )
+  logits = measured.needed_extractor.logits
+  assert logits is not None, 'choose refuses this metric without --features=inception, which has classes'
+  real, drawn = (inception_score.score(logits(features)) for features in measured.compared_features())
   return {'inception_score/drawn': drawn, 'inception_score/real': real}
 
 
 def measure_clip_score(measured: Measured) -> Figures:
   """Cosines between captions and generated images and, as a reference, between captions and real images."""
+  assert measured.ranker is not None, 'choose refuses this metric without --reranker'
   samples, similarities = measured.samples, {}
   for name, images in (('drawn', samples.images), ('real', measured.pictures[measured.captioned])):
     cosines = measured.ranker.scores(samples.prompts, images[:, None])[:, 0]

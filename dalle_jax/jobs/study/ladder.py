@@ -59,12 +59,12 @@ class Rung:
   def cost(self, text_vocab_size: int | None = None) -> tuple[int, int, float]:
     """The trained parameters, the trained parameters outside embeddings, and the FLOPs of training.
 
-    The FLOPs are those of the matrix products in the loss and its gradient, counted in the traced program of a step.
+    The FLOPs are a count of the matrix products in the traced program of a step, which has the loss and its gradient.
 
     Args:
       text_vocab_size: the vocabulary size of the run's tokenizer; None for the configured size, which is its maximum.
     """
-    defaults = dict.fromkeys(self.config.training_groups, TrainingConfig())
+    defaults: dict[str, Any] = dict.fromkeys(self.config.training_groups, TrainingConfig())
     model = dataclasses.replace(self.config, seed=0, **defaults)  # so that all budgets of a size share a cache entry
     num_params, num_non_embedding, example_flops = _cost(model, self.stage, text_vocab_size)
     num_examples = self.training.num_steps * self.training.batch_size

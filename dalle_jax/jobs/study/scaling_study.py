@@ -61,8 +61,8 @@ def report(
     low, high = test.interval
     where = 'within' if low <= test.seen <= high else 'outside'
     lines.append(
-      f'Test: the largest run, {test.name}, has {test.factor:.1f} times the compute of the next largest. L(N, D), fitted '
-      f'without it, predicts {test.predicted:.4f} [{low:.4f}, {high:.4f}]. Its loss is {test.seen:.4f} '
+      f'Test: the largest run, {test.name}, has {test.factor:.1f} times the compute of the next largest. '
+      f'L(N, D), fitted without it, predicts {test.predicted:.4f} [{low:.4f}, {high:.4f}]. Its loss is {test.seen:.4f} '
       f'({test.seen / test.predicted - 1:+.2%}), {where} the interval.'
     )
   return '\n'.join(lines)
@@ -74,7 +74,8 @@ def fit(
   """Fit all laws.
 
   Returns:
-    The fits by name, a line for each law or test that is missing and why, and the test on the largest run or None.
+    The fits by name, a line with the reason for each missing law or test, and the test on the largest run. The test is
+    None if it is missing.
   """
   fits, missing = scaling_fits.fit_laws(table, num_samples, seed)
   try:

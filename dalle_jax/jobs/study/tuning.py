@@ -23,7 +23,7 @@ GRID = ('guidance_scale', 'guidance_ramp', 'temperature', 'top_k', 'top_p')
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """Captions of a split; half of them name one object and half name two."""
+  """Captions of one split, with one object or with two."""
 
   split: str
   texts: list[str]
@@ -126,7 +126,8 @@ def choosing(
     errors as SPLIT/KIND_stderr. The ranking 'any' is the share of prompts with at least one correct candidate, an upper
     bound for every ranking.
   """
-  counts, figures = candidates.powers_of_two(most), {}
+  counts = candidates.powers_of_two(most)
+  figures: dict[str, dict[str, list[float]]] = {}
   settings = dataclasses.replace(settings, num_images=most, candidates=most, rank='', truncate=True)
   for rank in ranks:
     ranking.check(dataclasses.replace(settings, rank=rank), model.config, model.part, reranker, prompts[0].texts)

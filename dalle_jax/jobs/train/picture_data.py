@@ -1,4 +1,4 @@
-"""Captioned pictures for training: the data set, the captions' tokenizer, batches, and n-grams of image tokens."""
+"""Captioned images for training: the data set, the captions' tokenizer, batches, and n-grams of image tokens."""
 
 import functools
 import itertools
@@ -25,24 +25,28 @@ from dalle_jax.stages import Stage
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.stage_tasks import task_module, training_of
+from dalle_jax.training.tasks.sequence import ImageTokensTask
+
+PictureExperiment = Experiment[Dataset, Tokenizer | None]
 
 
 def check(config: Config) -> None:
-  """Check what the configuration names besides its data, before anything is made.
+  """Check the tokenizer and the pretrained dVAE of a configuration before a run writes anything.
 
   Raises:
     ValueError: The tokenizer cannot be trained, or the dVAE in config.dvae.pretrained cannot be used.
   """
   if config.tokenizer.kind == 'clip':
     raise ValueError(
-      "config.tokenizer.kind is 'clip', which only tools/import_openai_clip.py makes; set it to 'captions' to train."
+      "config.tokenizer.kind is 'clip', which only models of tools/import_openai_clip.py have. Set it to 'captions' to "
+      'train a tokenizer.'
     )
   with hosts.together('checking the models that the configuration names'):
     pretrained.check(config)
 
 
 def prepare(config: Config, space: Workspace) -> Dataset:
-  """Make the data set on host 0 and open it on all hosts, which share one file system."""
+  """Prepare the data set on host 0, then open it on all hosts. The hosts share a file system."""
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
     make = functools.partial(registry.prepare, config.data, space.data(config))
     with hosts.together('making the data'):
@@ -56,9 +60,9 @@ def prepare(config: Config, space: Workspace) -> Dataset:
 
 
 def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Dataset, Tokenizer | None]:
-  """The data set, and the run's tokenizer; None if nothing reads captions.
+  """Return the data set unchanged, and the run's tokenizer; None if no stage reads captions.
 
-  Host 0 trains the tokenizer on the training captions unless an earlier start did.
+  Host 0 trains the tokenizer on the training captions, unless an earlier start has trained it.
   """
   if not config.reads_captions:
     return dataset, None
@@ -74,22 +78,23 @@ def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Datase
 
 
 def make_batches(
-  experiment: Experiment, stage: Stage
+  experiment: PictureExperiment, stage: Stage
 ) -> tuple[Batches, Callable[[], Iterator[dict[str, np.ndarray]]] | None]:
-  """The endless stream of training batches, and a maker of held-out passes; None if no split is held out."""
+  """Return the endless stream of training batches, and a function that starts a pass over held-out batches.
+
+  The function is None if the data set has no validation split.
+  """
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
   training, fields = training_of(config, stage.name), task_module(stage.name).batch_fields(config)
   transform = functools.partial(
     Preprocess, image_size=config.data.image_size, resampling=config.data.resampling,
     tokenizer=experiment.tokenizer if 'text' in fields else None, text_length=config.tokenizer.text_length,
   )  # fmt: skip
-  options = {
-    'batch_size': training.batch_size,
-    'rows': sharding.own_rows(mesh, training.batch_size),
-    'num_threads': config.data.num_threads,
-    'fingerprint': dataset.fingerprint,
-  }
-  # A mirrored picture may contradict its caption, which may name left, right or writing.
+  make = functools.partial(
+    Batches, batch_size=training.batch_size, rows=sharding.own_rows(mesh, training.batch_size),
+    num_threads=config.data.num_threads, fingerprint=dataset.fingerprint,
+  )  # fmt: skip
+  # A mirrored image may contradict its caption: captions mention left, right and written words.
   flip = config.data.flip and stage.mirrors
   crop = config.data.crop
   if crop == 'paper':
@@ -98,50 +103,55 @@ def make_batches(
   if 'wrong' in fields:
     wrong_captions = WrongCaptions(source[i]['caption'] for i in range(len(source)))
   augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, wrong_captions=wrong_captions)
-  stream = Batches(
-    source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=config.data.num_workers, **options
-  )
+  stream = make(source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=config.data.num_workers)
   if 'validation' not in dataset.splits:
     return stream, None
   held_out = dataset.open('validation')
   num_batches = min(training.eval_batches, -(-len(held_out) // training.batch_size))
 
   def evaluation() -> Iterator[dict[str, np.ndarray]]:
-    batches = Batches(held_out, transform(crop='center', flip=False), seed=0, shuffle=False, **options)
+    batches = make(held_out, transform(crop='center', flip=False), seed=0, shuffle=False)
     return itertools.islice(batches, num_batches)
 
   return stream, evaluation
 
 
-def token_streams(
-  experiment: Experiment, split: str, params: dict[str, Any], most: int | None = None
-) -> Iterator[np.ndarray]:
-  """The token streams of a split's first records, int32 [B, length] a batch; the devices encode the pictures.
+def image_tokens_task(experiment: PictureExperiment) -> ImageTokensTask:
+  """The task of a run of a sequence model of image tokens."""
+  task = experiment.task('sequence')
+  assert isinstance(task, ImageTokensTask)
+  return task
 
-  Every host reads all records. Pictures are cropped at the centre.
+
+def token_streams(
+  experiment: PictureExperiment, split: str, params: dict[str, Any], most: int | None = None
+) -> Iterator[np.ndarray]:
+  """Yield the token streams of a split's first records in batches, int32 [B, length].
+
+  The devices encode the images, cropped at the centre. Every host reads all records.
 
   Args:
     experiment: A run of a sequence model of image tokens.
     split: The split's name.
-    params: The parts of the model, the dVAE among them.
-    most: The number of records; None for all.
+    params: The parameters of each part, including the dVAE.
+    most: The maximum number of records; None for all.
   """
   config, mesh, tokenizer = experiment.config, experiment.mesh, experiment.tokenizer
   source = experiment.dataset.open(split)
-  number = min(most or len(source), len(source))
-  encode = jax.jit(experiment.task('sequence').tokens, out_shardings=sharding.replicated(mesh))
-  with Progress(f'encoding {split}', number, 'image', enabled=jax.process_index() == 0) as progress:
+  count = min(most or len(source), len(source))
+  encode = jax.jit(image_tokens_task(experiment).tokens, out_shardings=sharding.replicated(mesh))
+  with Progress(f'encoding {split}', count, 'image', enabled=jax.process_index() == 0) as progress:
     done = 0
-    for rows, batch in examples.batches(config, tokenizer, source, number, config.evaluation.batch_size, mesh):
+    for num_rows, batch in examples.batches(config, tokenizer, source, count, config.evaluation.batch_size, mesh):
       with sharding.use_mesh(mesh):
         streams = jax.device_get(encode(params, sharding.from_whole(batch, mesh)))
-      yield streams[:rows]
-      done += rows
+      yield streams[:num_rows]
+      done += num_rows
       progress.update(done)
 
 
-def count_ngrams(experiment: Experiment, params: dict[str, Any]) -> Any:
-  """The table of n-grams of the training split's token streams; each stream has a beginning."""
+def count_ngrams(experiment: PictureExperiment, params: dict[str, Any]) -> Any:
+  """Count the n-grams of the training split's token streams. Each stream starts at the first token of its sequence."""
   rows = (row for batch in token_streams(experiment, 'train', params) for row in batch)
-  vocab_size = experiment.task('sequence').model.vocab_size
+  vocab_size = image_tokens_task(experiment).model.vocab_size
   return estimate_ngrams(experiment.config.model, rows, vocab_size, experiment.mesh, starts=True)

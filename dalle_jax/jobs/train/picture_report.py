@@ -1,6 +1,6 @@
-"""Scores, sheets of pictures and the report of a model of pictures.
+"""Scores, sheets of images and the report of a model of images.
 
-The scores come from the metrics of `python -m dalle_jax.evaluate`, with a preset list and the names of a run's scores.
+The scores come from the metrics of `python -m dalle_jax.evaluate`: a fixed list, under the names in scores.json.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.measured import Measured
 from dalle_jax.jobs.sheet_samples import PromptSamples, draw_sheet
 from dalle_jax.jobs.train import reranker_scores
-from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.picture_data import PictureExperiment, image_tokens_task
 from dalle_jax.jobs.train.sheet_hooks import NUM_RECONSTRUCTIONS
 from dalle_jax.jobs.train.workspace import print_scores
 from dalle_jax.reporting import curves, gallery, html, sheets
@@ -32,20 +32,20 @@ from dalle_jax.training.metrics_log import FILE_NAME as METRICS
 from dalle_jax.training.metrics_log import read_metrics
 
 CONTRAST_NOTE = (
-  "Contrast: how often a caption's own picture scores above one that differs in a single thing that the caption names; "
-  "'all': above every such picture. The chance of one alone is 0.5."
+  'Contrast: how often a caption scores its own image above an image that differs in a single attribute. '
+  "'all': above every such image. A random score reaches 0.5 for a single attribute."
 )
 
 
 class SheetFile(NamedTuple):
-  """A sheet and the name of its file under the work directory."""
+  """A sheet, and its file name in the work directory."""
 
   name: str
   image: Image.Image
 
 
 class PictureResults(NamedTuple):
-  """What is measured of trained models: scores, sheets, blocks of the report, and curves as (title, SVG)."""
+  """Results of measuring a model: scores, sheets, blocks of the report, and curves as (title, SVG)."""
 
   scores: dict[str, float]
   sheets: list[SheetFile]
@@ -53,12 +53,12 @@ class PictureResults(NamedTuple):
   curves: list[tuple[str, str]]
 
 
-def measure(experiment: Experiment, params: dict[str, Any]) -> PictureResults:
-  """Measure the trained parts.
+def measure(experiment: PictureExperiment, params: dict[str, Any]) -> PictureResults:
+  """Measure a trained model.
 
   Args:
     experiment: The finished run.
-    params: The parameters of each part, as the bundle holds them.
+    params: The parameters of each part, as in the bundle.
   """
   if 'reranker' in params:
     return _measure_reranker(experiment, params)
@@ -72,16 +72,16 @@ def measure(experiment: Experiment, params: dict[str, Any]) -> PictureResults:
   scores['codebook/num_tokens'] = float(codes.size)
   sheet = sheets.reconstruction_sheet(measured.pictures[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
   results = PictureResults(scores, [SheetFile('reconstructions.png', sheet)], [], [])
-  drawing_blocks: list[report_blocks.Block] = []
+  sample_blocks: list[report_blocks.Block] = []
   if config.task == 'sequence':
     results = _joined(results, _measure_tokens(experiment, params, split))
   if measured.loaded.drawing_part:
-    samples, groups = _measure_samples(experiment, params)
-    results = _joined(results, samples)
-    drawing_blocks = report_blocks.token_blocks(measured, groups)
+    sample_results, groups = _measure_samples(experiment, params)
+    results = _joined(results, sample_results)
+    sample_blocks = report_blocks.token_blocks(measured, groups)
   blocks = [
     report_blocks.reconstructions(measured.pictures, decoded),
-    *drawing_blocks,
+    *sample_blocks,
     report_blocks.codebook(measured.loaded.dvae, params['dvae'], codes, experiment.mesh),
   ]
   return results._replace(blocks=blocks)
@@ -96,8 +96,8 @@ def _joined(first: PictureResults, second: PictureResults) -> PictureResults:
   )
 
 
-def _measured(experiment: Experiment, params: dict[str, Any], split: str, most: int, **options: Any) -> Measured:
-  """The model on at most `most` pictures of a split, with the settings of the experiment."""
+def _measured(experiment: PictureExperiment, params: dict[str, Any], split: str, most: int, **options: Any) -> Measured:
+  """The model on the first images of a split, at most `most`, with the experiment's settings."""
   config = experiment.config
   settings = EvaluationSettings(model='', split=split, batch_size=config.evaluation.batch_size, seed=config.seed)
   count = min(most, len(experiment.dataset.open(split)))
@@ -108,9 +108,12 @@ def _scores(figures: dict[str, Figure]) -> dict[str, float]:
   return {name: figure.value for name, figure in figures.items()}
 
 
-def _measure_tokens(experiment: Experiment, params: dict[str, Any], split: str) -> PictureResults:
-  """How well a sequence model predicts held-out image tokens; for images alone also by the length of context."""
-  model = experiment.task('sequence').model
+def _measure_tokens(experiment: PictureExperiment, params: dict[str, Any], split: str) -> PictureResults:
+  """Measure how well a sequence model predicts image tokens.
+
+  For a model without captions, also measure it by the length of the context.
+  """
+  model = image_tokens_task(experiment).model
   most = max(experiment.config.evaluation.num_tokens // model.length, 1)
   rows, nats = _measured(experiment, params, split, most).token_nats
   summary = token_likelihood.summarize(nats, np.asarray(model.counted(rows)), model.text_length)
@@ -125,15 +128,16 @@ def _measure_tokens(experiment: Experiment, params: dict[str, Any], split: str) 
 
 
 def _measure_samples(
-  experiment: Experiment, params: dict[str, Any]
+  experiment: PictureExperiment, params: dict[str, Any]
 ) -> tuple[PictureResults, list[report_blocks.Group]]:
-  """Images sampled for captions of each split, and how many show what their captions say if a judge can tell."""
+  """Sample images for captions of each split. For captioned shapes, also measure prompt accuracy."""
   config, dataset = experiment.config, experiment.dataset
   sampler = make_sampler(config, experiment.tokenizer, experiment.mesh, config.sampling)
   if experiment.tokenizer is None:
     return _uncaptioned_samples(config, sampler, params)
   is_judged = config.data.source == 'captioned_shapes'
-  scores, files, groups = {}, [], []
+  scores: dict[str, float] = {}
+  files, groups = [], []
   for split, title in examples.sheet_splits(dataset).items():
     prompts = _sheet_prompts(config, examples.captions(dataset, split), is_judged)
     samples = draw_sheet(config, experiment.tokenizer, sampler, params, prompts)
@@ -149,6 +153,7 @@ def _measure_samples(
 def _uncaptioned_samples(
   config: Config, sampler: Sampler, params: dict[str, Any]
 ) -> tuple[PictureResults, list[report_blocks.Group]]:
+  """Sample images from a model that reads no captions."""
   samples = draw_sheet(config, None, sampler, params, [])
   codes, images = (grids.reshape(1, -1, *grids.shape[2:]) for grids in (samples.codes, samples.images))
   row = PromptSamples(samples.text[:1], codes, images)
@@ -157,20 +162,23 @@ def _uncaptioned_samples(
 
 
 def _sheet_prompts(config: Config, captions: Sequence[str], is_judged: bool) -> list[str]:
+  """Choose the prompts of a sheet from a split's captions."""
   count = config.evaluation.sheet_prompts
-  if is_judged:  # half with one object and half with two, if there are both
+  if is_judged:  # half of the prompts with one object and half with two, if the split has both
     return prompt_accuracy.choose(captions, -(-count // 2))[:count]
   return examples.spread(captions, count)
 
 
 def _sampling_note(config: Config) -> str:
   settings = config.sampling
-  kept = f'the {settings.top_k} likeliest tokens' if settings.top_k else 'all tokens'
-  return f'Drawn at temperature {settings.temperature:g} from {kept}, seed {config.seed}; none was picked by hand.'
+  tokens = f'the {settings.top_k} most likely tokens' if settings.top_k else 'all tokens'
+  return (
+    f'Sampled at temperature {settings.temperature:g} from {tokens}, with seed {config.seed}. All samples are shown.'
+  )
 
 
-def _prompt_accuracy(experiment: Experiment, params: dict[str, Any], split: str) -> dict[str, float]:
-  """The share of images that show what their captions say, one image for each chosen caption of a split."""
+def _prompt_accuracy(experiment: PictureExperiment, params: dict[str, Any], split: str) -> dict[str, float]:
+  """Measure the share of images that show what their prompts say, with one image for each chosen caption."""
   config, captions = experiment.config, examples.captions(experiment.dataset, split)
   measured = _measured(
     experiment, params, split, len(captions), prompts=prompt_accuracy.choose(captions, config.evaluation.num_prompts),
@@ -178,31 +186,33 @@ def _prompt_accuracy(experiment: Experiment, params: dict[str, Any], split: str)
   )  # fmt: skip
   scores = {}
   for name, figure in metrics.measure_prompt_accuracy(measured).items():
-    place = f'{split}{name.removeprefix("prompt_accuracy")}'
-    scores[f'prompt_accuracy/{place}'] = figure.value
-    scores[f'prompt_accuracy_stderr/{place}'] = figure.stderr
-    scores[f'prompt_count/{place}'] = float(figure.count)
+    assert figure.stderr is not None, 'a share has a standard error'
+    subset = f'{split}{name.removeprefix("prompt_accuracy")}'  # such as 'validation/one_object'
+    scores[f'prompt_accuracy/{subset}'] = figure.value
+    scores[f'prompt_accuracy_stderr/{subset}'] = figure.stderr
+    scores[f'prompt_count/{subset}'] = float(figure.count)
   return scores
 
 
-def _measure_reranker(experiment: Experiment, params: dict[str, Any]) -> PictureResults:
-  """How often the reranker finds the right picture, and how well it tells similar pictures apart."""
+def _measure_reranker(experiment: PictureExperiment, params: dict[str, Any]) -> PictureResults:
+  """Measure how often the reranker retrieves the right image, and how well it tells similar images apart."""
   config = experiment.config
-  scores, found = reranker_scores.measure(config, experiment.dataset, experiment.bundle(params), experiment.mesh)
+  scores, retrieved = reranker_scores.measure(config, experiment.dataset, experiment.bundle(params), experiment.mesh)
   files, blocks = [], []
-  for split, (prompts, images, cosines) in found.items():
+  for split, (prompts, images, cosines) in retrieved.items():
     right = judge.judge_grid(prompts, images) if config.data.source == 'captioned_shapes' else None
-    number = int(scores[f'retrieval/{split}/num_captions'])
+    num_images = int(scores[f'retrieval/{split}/num_captions'])
     note = (
-      f'The best of {number} pictures of the {split} split for some of its captions: below each the cosine of the two.'
+      f'For some captions of the {split} split, the best of its {num_images} images. Below each image: the cosine '
+      'similarity of caption and image.'
     )
     files.append(SheetFile(f'found_{split}.png', sheets.lay_out(prompts, images, right)))
-    blocks.append((f'Found: {split}', gallery.samples(prompts, images, cosines, note, right)))
+    blocks.append((f'Retrieved images: {split}', gallery.samples(prompts, images, cosines, note, right)))
   return PictureResults(scores, files, blocks, [])
 
 
-def write(experiment: Experiment, results: PictureResults) -> dict[str, float]:
-  """Write the sheets, scores.json and report.html, print where they are, and return all scores."""
+def write(experiment: PictureExperiment, results: PictureResults) -> dict[str, float]:
+  """Write the sheets, scores.json and report.html, print their paths, and return all scores."""
   config, space = experiment.config, experiment.space
   scores = results.scores | _last_losses(space.path) | space.seconds()
   if jax.process_index() != 0:
@@ -224,8 +234,8 @@ def write(experiment: Experiment, results: PictureResults) -> dict[str, float]:
 
 
 def _last_losses(workdir: Path) -> dict[str, float]:
-  """The held-out metrics of each stage's last evaluation, as STAGE/NAME."""
-  scores = {}
+  """The held-out metrics of each stage's last evaluation, under the names STAGE/NAME."""
+  scores: dict[str, float] = {}
   for stage in stages.names():
     file = workdir / stage / METRICS
     for line in read_metrics(file) if file.exists() else []:
@@ -236,21 +246,25 @@ def _last_losses(workdir: Path) -> dict[str, float]:
 
 
 def _notes(config: Config) -> list[str]:
+  """Notes that explain the scores of the report."""
   is_judged = config.data.source == 'captioned_shapes'
   if config.task == 'reranker':
     return [
-      'A reranker. Retrieval: how often the right one of num_captions captions is the best for a picture, or among the '
-      'best 5, and the reverse. Captions that say the same in other words count as wrong.',
+      'A reranker. Retrieval: how often the right caption among num_captions scores best for an image, or is among the '
+      'best 5; and the same for the right image of a caption. Other captions with the same meaning count as wrong.',
       *([CONTRAST_NOTE] if is_judged else []),
     ]
   notes = []
   if config.task == 'sequence':
-    kinds = {'image': "a dVAE's codes", 'text_image': "captions and a dVAE's codes"}
-    notes.append(f'A model of kind {config.model.kind} of {kinds[config.model.tokens]}.')
-  notes.append(f'Scores are of the averaged parameters; PSNR is over {config.evaluation.num_reconstructions} pictures.')
+    tokens = {'image': "a dVAE's codes", 'text_image': "captions and a dVAE's codes"}[config.model.tokens]
+    notes.append(f'A model of kind {config.model.kind} over {tokens}.')
+  notes.append(
+    f'All scores use the averaged parameters. PSNR is the mean over at most {config.evaluation.num_reconstructions} '
+    'images.'
+  )
   if is_judged and config.reads_captions:
     notes.append(
-      'Prompt accuracy: one image is drawn for each prompt, and it counts if the judge, which sees nothing but the '
-      'image, reads back every attribute that the prompt names.'
+      'Prompt accuracy: the model samples one image for each prompt. A judge, which sees only the image, names the '
+      'attributes of its objects. The image counts if they match every attribute in the prompt.'
     )
   return notes

@@ -1,4 +1,4 @@
-"""A trained dVAE in place of stage 1."""
+"""A pretrained dVAE that replaces the first stage."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ FLAG = 'config.dvae.pretrained'
 
 
 def check(config: Config) -> None:
-  """Looks at the dVAE in config.dvae.pretrained, if one is named, before anything is made.
+  """Checks the dVAE in config.dvae.pretrained, if any, before the run writes anything.
 
   Raises:
-    ValueError: there is no such model, or its shape is another than the configuration's.
+    ValueError: The model is missing or damaged, or has another shape than the configuration.
   """
   if config.dvae.pretrained and not config.models_text:
     path = Path(config.dvae.pretrained)
@@ -27,21 +27,22 @@ def check(config: Config) -> None:
 
 
 def load(config: Config, space: Workspace, mesh: Mesh) -> dict[str, Any]:
-  """The parts that are trained already: {'dvae': parameters on the mesh}, or {} if config.dvae.pretrained is empty.
+  """Loads the pretrained parts: {'dvae': parameters on the mesh}, or {} if config.dvae.pretrained is empty.
 
   Raises:
-    ValueError: the run began with another.
+    ValueError: The model is missing or damaged, or an earlier start of the run used another dVAE.
   """
   if not config.dvae.pretrained or config.models_text:
     return {}
   path = Path(config.dvae.pretrained)
   loaded = bundle.load(path, mesh, needs=('dvae',), flag=FLAG)
-  # Not the names or sizes of files, which change when the same model is written again.
+  # We compare parameters, because the names and sizes of files change when the same model is written again.
   _check_same(space, {'params': loaded.info.get('params', '')})
   return {'dvae': loaded.params['dvae']}
 
 
 def _check_shape(config: Config, trained: Config, path: Path) -> None:
+  """Raises ValueError if the configuration of the dVAE in `path`, `trained`, has another shape than `config`."""
   lines = [
     f'config.dvae.{name}: {getattr(config.dvae, name)!r} -> {getattr(trained.dvae, name)!r}'
     for name in DVAE_SHAPE
@@ -49,16 +50,17 @@ def _check_shape(config: Config, trained: Config, path: Path) -> None:
   ]
   if lines:
     raise ValueError(
-      f'The dVAE in {path} ({FLAG}) has another shape than the configuration; set these keys:\n  ' + '\n  '.join(lines)
+      f'The dVAE in {path} ({FLAG}) has another shape than the configuration; change these keys (old -> new):\n  '
+      + '\n  '.join(lines)
     )
 
 
 def _check_same(space: Workspace, identity: dict[str, Any]) -> None:
-  """A run goes on with the dVAE it began with, whose codes its prior has learnt."""
+  """Raises ValueError if the run started with another dVAE, because its prior models the codes of that dVAE."""
   file = space.path / 'pretrained.json'
   if file.exists() and json.loads(file.read_text()) != identity:
     raise ValueError(
-      f'The run in {space.path} began with another dVAE than the one in {FLAG} now; take another --workdir, or put the '
-      'former dVAE back.'
+      f'The run in {space.path} began with another dVAE than the one in {FLAG} now. Set another --workdir, or set '
+      f'{FLAG} to the earlier dVAE.'
     )
   space.write('pretrained.json', identity)

@@ -1,4 +1,4 @@
-"""What a trained reranker can tell apart: retrieval in each held-out split, near misses, and the pictures it finds."""
+"""Scores of a trained reranker on held-out splits: retrieval, and telling similar images apart."""
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,54 +13,61 @@ from dalle_jax.jobs import examples
 from dalle_jax.jobs.ranker import Ranker
 from dalle_jax.training.keys import stream_seed
 
-# By split: prompts, their best pictures uint8 [P, N, H, W, 3], the best first, and the cosines [P, N].
-Found = dict[str, tuple[list[str], np.ndarray, np.ndarray]]
+# For each split: P prompts; the N best images for each, best first, uint8 [P, N, H, W, 3]; their cosines [P, N].
+Retrieved = dict[str, tuple[list[str], np.ndarray, np.ndarray]]
 
 
-def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tuple[dict[str, float], Found]:
-  """Flat figures, and what is found for some captions of each split among its pictures.
+def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tuple[dict[str, float], Retrieved]:
+  """Measures a reranker, and retrieves the best images for a few captions of each split.
 
   Args:
-    config: of the experiment.
-    dataset: its data.
-    loaded: the trained reranker, on the mesh.
-    mesh: of the devices.
+    config: The experiment's configuration.
+    dataset: The data set.
+    loaded: The trained reranker, on the mesh.
+    mesh: The device mesh.
+
+  Returns:
+    The scores by name, and the retrieved images.
   """
   ranker = Ranker(loaded, mesh, config.evaluation.batch_size)
-  figures, found = {}, {}
-  for split in [name for name in ('validation', 'held_out') if name in dataset.splits] or ['train']:
-    captions, images = _distinct(config, dataset, split)
-    texts, pictures = ranker.text_embeddings(captions), ranker.image_embeddings(images)
-    similarity = pictures @ texts.T
-    figures |= retrieval.scores(similarity, split)
+  scores: dict[str, float] = {}
+  retrieved: Retrieved = {}
+  splits: list[str] = [name for name in ('validation', 'held_out') if name in dataset.splits]
+  for split in splits or ['train']:
+    captions, images = _distinct_captions(config, dataset, split)
+    text_embeddings, image_embeddings = ranker.text_embeddings(captions), ranker.image_embeddings(images)
+    cosines = image_embeddings @ text_embeddings.T
+    scores |= retrieval.scores(cosines, split)
     prompts = examples.spread(captions, config.evaluation.sheet_prompts)
-    rows = similarity.T[[captions.index(prompt) for prompt in prompts]]
-    best = np.argsort(-rows, axis=1)[:, : config.evaluation.images_per_prompt]
-    found[split] = prompts, images[best], np.take_along_axis(rows, best, axis=1)
+    prompt_cosines = cosines.T[[captions.index(prompt) for prompt in prompts]]
+    best = np.argsort(-prompt_cosines, axis=1)[:, : config.evaluation.images_per_prompt]
+    retrieved[split] = prompts, images[best], np.take_along_axis(prompt_cosines, best, axis=1)
     if config.data.source == 'captioned_shapes':
-      figures |= _contrasts(config, dataset, ranker, split)
+      scores |= _contrasts(config, dataset, ranker, split)
     say(f'measured {split}: {len(captions)} captions')
-  return figures, found
+  return scores, retrieved
 
 
-def _distinct(config: Config, dataset: Dataset, split: str) -> tuple[list[str], np.ndarray]:
-  """The first config.evaluation.num_captions different captions of a split, each with its first picture."""
-  source, first = dataset.open(split), {}
+def _distinct_captions(config: Config, dataset: Dataset, split: str) -> tuple[list[str], np.ndarray]:
+  """The first config.evaluation.num_captions distinct captions of a split, each with its first image."""
+  source = dataset.open(split)
+  first_images: dict[str, np.ndarray] = {}
   transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
-  generator = np.random.default_rng(0)  # nothing is drawn from it: centre crop, no flip
+  generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
   for i in range(len(source)):
     record = source[i]
-    if record['caption'].strip() and record['caption'] not in first:
-      first[record['caption']] = transform(record, generator)['image']
-    if len(first) == config.evaluation.num_captions:
+    if record['caption'].strip() and record['caption'] not in first_images:
+      first_images[record['caption']] = transform(record, generator)['image']
+    if len(first_images) == config.evaluation.num_captions:
       break
-  return list(first), np.stack(list(first.values()))
+  return list(first_images), np.stack(list(first_images.values()))
 
 
 def _contrasts(config: Config, dataset: Dataset, ranker: Ranker, split: str) -> dict[str, float]:
+  """How often a caption scores its own image above an image that differs in one attribute."""
   pairs = contrasts.make_pairs(
     dataset.open(split), config.data.image_size, config.evaluation.num_prompts, stream_seed(config.seed, split)
   )
-  texts = ranker.text_embeddings(pairs.captions)
-  true, false = (ranker.image_embeddings(images) for images in (pairs.true, pairs.false))
-  return contrasts.scores(pairs, texts, true, false, split)
+  text_embeddings = ranker.text_embeddings(pairs.captions)
+  true_embeddings, false_embeddings = (ranker.image_embeddings(images) for images in (pairs.true, pairs.false))
+  return contrasts.scores(pairs, text_embeddings, true_embeddings, false_embeddings, split)

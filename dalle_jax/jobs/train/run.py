@@ -1,6 +1,6 @@
 """The training job: data, tokenizer, the stages of the task, the model directory, scores and a report.
 
-`stages.STAGES` says which stages a task has. Every stage continues where an earlier start of the same command left it.
+`stages.STAGES` lists the stages of each task. Every stage resumes where an earlier start of the same command stopped.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from dalle_jax.training.signals import EXIT_INTERRUPTED, Interrupted, terminatio
 from dalle_jax.training.stage_tasks import training_of
 from dalle_jax.training.state import all_params
 
-EXIT_DIVERGED = 1  # the last good checkpoint is kept
+EXIT_DIVERGED = 1  # exit status after a loss that is not finite; the last good checkpoint remains
 
 Params = dict[str, Any]
 
@@ -38,12 +38,12 @@ def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
   try:
     with terminations_as_interrupts(several_hosts=jax.process_count() > 1):
       run(config, workdir, stop_after)
-    hosts.barrier('end')  # a host that left earlier would abort hosts that still write
+    hosts.barrier('end')  # a host that exits earlier would abort hosts that are still writing
   except Interrupted as stop:
     say(str(stop))
     return EXIT_INTERRUPTED
   except KeyboardInterrupt:
-    say('Stopped on request. Finished work is kept; the same command continues from there.')
+    say('Stopped on request. Finished work is saved; the same command continues from there.')
     return EXIT_INTERRUPTED
   except NonFiniteError as error:
     say(f'error: {error}')
@@ -52,16 +52,16 @@ def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
 
 
 def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, float]:
-  """Run the stages and return the scores; no scores if stopped before the report.
+  """Run the stages and return the scores, or {} if `stop_after` comes before the report.
 
   Args:
     config: The experiment's configuration.
     workdir: The work directory.
-    stop_after: 'data', 'tokenizer', the name of a stage, or 'report'.
+    stop_after: The last step to run: 'data', 'tokenizer', the name of a stage, or 'report'.
 
   Raises:
     ValueError: The configuration, the data or the work directory cannot be used.
-    Interrupted: Ctrl-C or SIGTERM, after saving a checkpoint.
+    Interrupted: Ctrl-C or SIGTERM arrived; the loop saved a checkpoint.
     NonFiniteError: Training diverged.
   """
   hosts.agree(hosts.facts(config.to_dict(), workdir=workdir, stop_after=stop_after))
@@ -76,8 +76,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
     dataset = data.prepare(config, space)
   if stop_after == 'data':
     return {}
-  with space.timed('tokenizer'):
-    dataset, tokenizer = data.tokenize(config, space, dataset)
+  dataset, tokenizer = data.tokenize(config, space, dataset)
   if stop_after == 'tokenizer':
     return {}
   experiment = Experiment(config, space, mesh, dataset, tokenizer)
@@ -94,29 +93,31 @@ def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, f
 
 
 def _train_stages(experiment: Experiment, params: Params, stop_after: str) -> Params | None:
-  """The trained parts of the model, averaged; None if stopped before the last stage.
+  """Train the stages and return the averaged parameters of each part; None if stopped before the last stage.
 
   Args:
-    experiment: The opened experiment.
-    params: The parts that are trained already.
+    experiment: The experiment.
+    params: The parameters of pretrained parts.
     stop_after: The name of the last stage to run.
   """
-  *_, last = experiment.config.trained_stages
-  for stage in experiment.config.trained_stages:
-    with experiment.space.timed(stage.name):
-      params = params | _train_stage(experiment, stage, params)
+  config = experiment.config
+  *_, last = config.task_stages
+  for stage in config.task_stages:
+    if stage in config.trained_stages:  # a pretrained dVAE is not trained, but the run may stop after it
+      with experiment.space.timed(stage.name):
+        params = params | _train_stage(experiment, stage, params)
     if stage.name == stop_after and stage is not last:
       return None
   return params
 
 
 def _train_stage(experiment: Experiment, stage: Stage, params: Params) -> Params:
-  """The parts that one stage trains under WORKDIR/NAME, averaged.
+  """Train one stage in WORKDIR/NAME and return the averaged parameters of its parts.
 
   Args:
-    experiment: The opened experiment.
+    experiment: The experiment.
     stage: The stage.
-    params: The parts that are trained already.
+    params: The parameters of the parts that are already trained.
   """
   config, mesh = experiment.config, experiment.mesh
   data = text_data if config.models_text else picture_data

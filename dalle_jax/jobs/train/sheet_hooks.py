@@ -1,4 +1,4 @@
-"""Hooks of the training loop that draw sheets of pictures on the way."""
+"""Hooks that write sheets of images during training."""
 
 import functools
 from pathlib import Path
@@ -11,19 +11,20 @@ from dalle_jax.factory import make_dvae
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.sheet_samples import draw_sheet
 from dalle_jax.jobs.train.experiment import Experiment
+from dalle_jax.jobs.train.picture_data import PictureExperiment
 from dalle_jax.reporting import sheets
 from dalle_jax.sampling.sampler import Sampler, make_sampler
 from dalle_jax.stages import Stage
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.state import TrainState, all_params
 
-NUM_RECONSTRUCTIONS = 32  # pictures on a reconstruction sheet
+NUM_RECONSTRUCTIONS = 32  # images on a reconstruction sheet
 
 
 class ReconstructionHook:
-  """Write DIRECTORY/STEP.png: held-out pictures above their reconstructions."""
+  """Write DIRECTORY/STEP.png: held-out images above their reconstructions."""
 
-  def __init__(self, experiment: Experiment, directory: Path):
+  def __init__(self, experiment: PictureExperiment, directory: Path):
     self._experiment, self._directory = experiment, directory
 
   def __call__(self, state: TrainState, step: int) -> None:
@@ -31,14 +32,14 @@ class ReconstructionHook:
     images = examples.first_images(config, dataset, examples.held_out_split(dataset), NUM_RECONSTRUCTIONS)
     params = vector_quantizer.merged(all_params(state, ema=True))
     dvae, mesh = make_dvae(config.dvae), self._experiment.mesh
-    _, pictures = reconstruction.reconstruct(dvae, params, images, mesh, len(images))
-    _save(sheets.reconstruction_sheet(images, pictures), self._directory, step)
+    _, reconstructed = reconstruction.reconstruct(dvae, params, images, mesh, len(images))
+    _save(sheets.reconstruction_sheet(images, reconstructed), self._directory, step)
 
 
 class SampleHook:
   """Write DIRECTORY/STEP.png: images sampled for held-out captions, or without captions if the model reads none."""
 
-  def __init__(self, experiment: Experiment, directory: Path):
+  def __init__(self, experiment: PictureExperiment, directory: Path):
     self._experiment, self._directory = experiment, directory
 
   @functools.cached_property
@@ -61,11 +62,14 @@ class SampleHook:
     _save(sheets.lay_out(self._prompts, samples.images), self._directory, step)
 
 
-HOOKS = {'reconstructions': ReconstructionHook, 'samples': SampleHook}  # by the names in `Stage.sheets`
+HOOKS: dict[str, type[ReconstructionHook] | type[SampleHook]] = {  # keys: the names in `Stage.sheets`
+  'reconstructions': ReconstructionHook,
+  'samples': SampleHook,
+}
 
 
 def make_hooks(experiment: Experiment, stage: Stage) -> list[ReconstructionHook | SampleHook]:
-  """The hooks of a stage, which write to WORKDIR/STAGE/sheets, or to a directory below for each of several hooks."""
+  """Make the hooks of a stage. They write to WORKDIR/STAGE/sheets; several hooks each get a subdirectory of it."""
   if experiment.config.models_text:
     return []
   directory = experiment.space.path / stage.name / 'sheets'
@@ -74,6 +78,6 @@ def make_hooks(experiment: Experiment, stage: Stage) -> list[ReconstructionHook 
   return [HOOKS[name](experiment, directory / name) for name in stage.sheets]
 
 
-def _save(picture: Image.Image, directory: Path, step: int) -> None:
+def _save(sheet: Image.Image, directory: Path, step: int) -> None:
   if jax.process_index() == 0:
-    sheets.save_png(picture, directory / f'{step:08d}.png', None)
+    sheets.save_png(sheet, directory / f'{step:08d}.png', None)

@@ -1,4 +1,4 @@
-"""Text for training: the corpus, its tokenizer, batches of windows, and n-grams."""
+"""Text for training: the corpus, its tokenizer, batches of windows, and n-gram counts."""
 
 import dataclasses
 import functools
@@ -26,11 +26,11 @@ from dalle_jax.training.stage_tasks import training_of
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
-  """Text of each split: bytes until it is tokenized, then ids.
+  """The text of each split, first as bytes and after `tokenize` also as token ids.
 
   Attributes:
     texts: The documents of each split.
-    fingerprint: Of the text.
+    fingerprint: The fingerprint of the text.
     ids: The token ids of each split, int [N]; empty before `tokenize`.
   """
 
@@ -39,27 +39,30 @@ class TextData:
   ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+TextExperiment = Experiment[TextData, TextTokenizer]
+
+
 def prepare(config: Config, space: Workspace) -> TextData:
   """Read the corpus.
 
   Raises:
-    ValueError: A file is missing or cannot be read, or there is no text.
+    ValueError: A file is missing or unreadable, or there is no text.
   """
   del space
   data = config.data
   with hosts.together('reading the text'):
     texts = corpus.read_corpus(data.path, data.validation_path, data.validation_fraction)
-  say('data: ' + ', '.join(f'{sum(map(len, parts)):,} bytes {split}' for split, parts in texts.items()))
+  say('data: ' + ', '.join(f'{sum(map(len, documents)):,} bytes {split}' for split, documents in texts.items()))
   return TextData(texts, corpus.fingerprint(texts))
 
 
 def tokenize(config: Config, space: Workspace, dataset: TextData) -> tuple[TextData, TextTokenizer]:
-  """The data set with its token ids, and the run's tokenizer.
+  """Return the text with its token ids, and the run's tokenizer.
 
-  Host 0 trains the tokenizer on the training text unless an earlier start did.
+  Host 0 trains the tokenizer on the training text, unless an earlier start has trained it.
 
   Raises:
-    ValueError: A split has too little text for one window.
+    ValueError: A split is shorter than one window.
   """
   with space.timed('tokenizer'):
     with hosts.together('training the tokenizer'):
@@ -70,14 +73,17 @@ def tokenize(config: Config, space: Workspace, dataset: TextData) -> tuple[TextD
   counts = ', '.join(f'{len(split_ids):,} {split}' for split, split_ids in ids.items())
   say(f'tokenizer: {tokenizer.vocab_size} ids, {counts}')
   for split_ids in ids.values():
-    corpus.Windows(split_ids, config.model.length)  # refuses a split that is too short before training begins
+    corpus.Windows(split_ids, config.model.length)  # raises if the split is too short, before training starts
   return dataclasses.replace(dataset, ids=ids), tokenizer
 
 
 def make_batches(
-  experiment: Experiment, stage: Stage
+  experiment: TextExperiment, stage: Stage
 ) -> tuple[Batches, Callable[[], Iterator[dict[str, np.ndarray]]] | None]:
-  """The endless stream of training batches, and a maker of held-out passes; None if no text is held out."""
+  """Return the endless stream of training batches, and a function that starts a pass over held-out batches.
+
+  The function is None if no text is held out.
+  """
   config, data = experiment.config, experiment.dataset
   training, length = training_of(config, stage.name), config.model.length
   make = functools.partial(
@@ -98,8 +104,8 @@ def make_batches(
   return stream, evaluation
 
 
-def count_ngrams(experiment: Experiment, params: dict[str, Any]) -> Any:
-  """The table of n-grams of the training text, which has no beginning: windows start anywhere."""
+def count_ngrams(experiment: TextExperiment, params: dict[str, Any]) -> Any:
+  """Count the n-grams of the training text, where windows start anywhere in a document."""
   del params
   ids, vocab_size = experiment.dataset.ids['train'], experiment.text_vocab_size
   return estimate_ngrams(experiment.config.model, [ids], vocab_size, experiment.mesh, starts=False)
@@ -108,14 +114,16 @@ def count_ngrams(experiment: Experiment, params: dict[str, Any]) -> Any:
 def estimate_ngrams(
   model: SequenceConfig, sequences: Iterable[np.ndarray], vocab_size: int, mesh: Mesh, starts: bool
 ) -> Any:
-  """The table of n-grams of sequences, replicated over the mesh. Counting is fast, so nothing is saved on the way.
+  """Count n-grams and return the table of their estimated probabilities, replicated over the mesh.
+
+  Counting is fast, so it needs no checkpoints.
 
   Args:
-    model: The order and the smoothing.
-    sequences: The ids of each sequence, int [T_i]; read once.
-    vocab_size: Ids lie below it.
-    mesh: The devices.
-    starts: Whether sequences have a beginning, or are cut from longer ones at any place.
+    model: The configuration of the order and the smoothing.
+    sequences: The token ids of each sequence, int [T_i]; read once.
+    vocab_size: The size of the vocabulary.
+    mesh: The device mesh.
+    starts: Whether each sequence starts at a true beginning, not anywhere inside a longer text.
   """
   levels = ngram_counts.count(sequences, vocab_size, model.order, starts)
   table = ngram_counts.estimate(levels, smoothing=model.smoothing, discount=model.discount, add_k=model.add_k)

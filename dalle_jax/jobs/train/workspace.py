@@ -1,4 +1,4 @@
-"""The work directory: which experiment it belongs to, and the time spent on each stage over all its restarts."""
+"""The work directory of a run: its paths, its configuration, and the time spent in each stage over all restarts."""
 
 import contextlib
 import json
@@ -16,18 +16,24 @@ from dalle_jax.files import finite_or_null, replacing, write_json
 
 
 class Workspace:
-  """Paths of a run and its stopwatch.
-
-  Raises:
-    ValueError: the directory holds a run of another configuration, or is not the same for all hosts.
-  """
+  """The work directory of a run: its files, and a stopwatch for its stages."""
 
   def __init__(self, path: str, config: Config):
+    """Creates the directory, or opens the directory of an earlier start.
+
+    Args:
+      path: The value of --workdir.
+      config: The experiment's configuration.
+
+    Raises:
+      ValueError: The directory cannot be written, holds a run with another configuration, or differs between hosts.
+    """
     if not path:
-      raise ValueError('--workdir is empty; name a directory.')
+      raise ValueError('--workdir is empty; set it to a directory.')
     if '://' in path:
       raise ValueError(
-        f'--workdir {path} is not a path of this file system; mount the bucket, and give the mount point.'
+        f'--workdir {path} is a URL; it must be a path in the file system. Mount the bucket, and set --workdir to a '
+        'directory in the mounted file system.'
       )
     self.path = Path(path).absolute()
     self._is_main = jax.process_index() == 0
@@ -41,23 +47,27 @@ class Workspace:
 
   @property
   def model(self) -> Path:
+    """The path of the model directory."""
     return self.path / 'model'
 
   @property
   def tokenizer(self) -> Path:
+    """The path of the tokenizer's file."""
     return self.path / 'tokenizer.model'
 
   def data(self, config: Config) -> Path:
+    """The directory for generated data sets: config.data.data_dir, or WORKDIR/data."""
     return Path(config.data.data_dir).absolute() if config.data.data_dir else self.path / 'data'
 
   def _check_config(self, new: dict) -> None:
+    """Raises ValueError if an earlier start had another configuration, except for keys that may change."""
     old = self._read('config.json')
     if old and not self._is_bare():
       lines = difference(fixed(_with_defaults(old)), fixed(new))
       if lines:
         raise ValueError(
-          f'--workdir {self.path} holds a run of another configuration; take another directory, or the same values:\n  '
-          + '\n  '.join(lines)
+          f'--workdir {self.path} holds a run with another configuration. Set another --workdir, or go back to the old '
+          'values (old -> new):\n  ' + '\n  '.join(lines)
         )
 
   def _keep_config(self, new: dict) -> None:
@@ -67,7 +77,7 @@ class Workspace:
       raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
 
   def _is_bare(self) -> bool:
-    """Whether nothing has been made here yet: a first start was refused, perhaps for a mistyped path."""
+    """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
     return {file.name for file in self.path.iterdir()} <= {'config.json', 'seconds.json'}
 
   def _read(self, name: str) -> dict:
@@ -77,26 +87,28 @@ class Workspace:
     try:
       return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-      raise ValueError(f'{file} is damaged ({error}); remove it if this work directory is yours.') from None
+      raise ValueError(
+        f'{file} is damaged ({error}). Remove this file if --workdir {self.path} is the right directory.'
+      ) from None
 
   def write(self, name: str, values: dict) -> None:
-    """Writes a JSON file as a whole or not at all; does nothing in other processes than the first.
+    """Writes a JSON file atomically, on host 0 only.
 
-    Numbers that are not finite, which JSON cannot say, become null.
+    Numbers that are not finite become null, because JSON cannot represent them.
     """
     if not self._is_main:
       return
     write_json(self.path / name, finite_or_null(values))
 
   def keep_tokenizer(self, tokenizer: Any) -> None:
-    """Saves a tokenizer, as a whole or not at all; does nothing in other processes than the first."""
+    """Saves a tokenizer atomically, on host 0 only."""
     if self._is_main:
       with replacing(self.tokenizer) as partial:
         tokenizer.save(partial)
 
   @contextlib.contextmanager
   def timed(self, stage: str) -> Iterator[None]:
-    """Adds the time inside to the stage's, also when it ends with an exception."""
+    """Context manager that adds its duration to the stage's time, also if the body raises."""
     start = time.monotonic()
     try:
       yield
@@ -105,14 +117,14 @@ class Workspace:
       self.write('seconds.json', self._seconds)
 
   def seconds(self) -> dict[str, float]:
-    """Flat figures: seconds of each stage, and their total, over all restarts."""
+    """The scores 'seconds/STAGE' and 'seconds/total', summed over all restarts."""
     return {f'seconds/{stage}': value for stage, value in self._seconds.items()} | {
       'seconds/total': sum(self._seconds.values())
     }
 
 
 def _with_defaults(values: dict) -> dict:
-  """A configuration that an earlier version may have written, with the keys that have come since at their defaults."""
+  """Fills in defaults for keys that are newer than the version that wrote the configuration."""
   try:
     return json.loads(json.dumps(Config.from_dict(values).to_dict()))
   except ValueError:
@@ -120,7 +132,7 @@ def _with_defaults(values: dict) -> dict:
 
 
 def print_scores(workdir: Path, scores: Mapping[str, float], names: Sequence[str]) -> None:
-  """Prints scores, and where the files of those names are."""
+  """Prints the scores, and the paths of the files `names` in the work directory."""
   width = max(len(name) for name in scores)
   for name, value in scores.items():
     print(f'{name:<{width}}  {value:.4g}')

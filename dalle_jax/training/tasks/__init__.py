@@ -9,6 +9,7 @@ A task is one file here. `dalle_jax/stages.py` names the file in one entry, and 
 """
 
 import functools
+from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -36,7 +37,7 @@ class Curve(NamedTuple):
   log: bool = False
 
 
-class Task(Protocol):
+class Task(Hashable, Protocol):
   """Functions of a batch, and the names of the collections that training changes."""
 
   @property

@@ -64,7 +64,9 @@ class ImageTokensTask(SequenceTask):
 
   @property
   def model(self) -> StreamModel:
-    return make_sequence_model(self.config, self.vocab_size)
+    model = make_sequence_model(self.config, self.vocab_size)
+    assert isinstance(model, StreamModel), self.config.model.tokens
+    return model
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     model_key, dvae_key = jax.random.split(key)

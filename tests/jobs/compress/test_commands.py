@@ -1,4 +1,4 @@
-"""Compressing files and getting them back, as the command does."""
+"""Compression and decompression of files, as the command runs them."""
 
 import dataclasses
 import io
@@ -65,24 +65,24 @@ HARD = {
 
 @pytest.mark.parametrize('name', HARD)
 @pytest.mark.parametrize('kind', ['ngram', 'transformer'])
-def test_any_bytes_come_back(models, kind, name, tmp_path):
+def test_files_of_any_bytes_are_decoded_exactly(models, kind, name, tmp_path):
   figures = _round_trip(models[kind], HARD[name], tmp_path, batch_size=4)
   assert figures['original_bytes'] == len(HARD[name])
   assert figures['file_bytes'] == (tmp_path / 'coded').stat().st_size
 
 
 @pytest.mark.parametrize('coder', ['range', 'huffman'])
-def test_the_cost_is_the_entropy_and_the_coders_own(models, coder, tmp_path):
+def test_the_size_is_the_entropy_plus_the_overhead_of_the_coder(models, coder, tmp_path):
   figures = _round_trip(models['ngram'], TEXT, tmp_path, coder=coder)
   excess = 8 * figures['payload_bytes'] - figures['model_bits']
   assert figures['overhead_bits_per_token'] == pytest.approx(excess / figures['num_tokens'])
   if coder == 'range':
     assert -1 < excess < 1e-3 * figures['model_bits'] + 9
-  else:  # repeated text has less than a bit a token, and a Huffman code at least one
+  else:  # the text has less than one bit of entropy per token; a Huffman code needs at least one
     assert figures['bits_per_token'] >= 1 and 0 < figures['overhead_bits_per_token'] < 1
 
 
-def test_the_report_is_what_is_printed_and_other_programs_are_measured(models, tmp_path, capsys):
+def test_the_report_and_the_printed_figures_agree_and_include_other_programs(models, tmp_path, capsys):
   (tmp_path / 'in').write_bytes(TEXT)
   args = (models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
   figures = commands.encode(*args, compare=True, report=str(tmp_path / 'report.json'))
@@ -95,7 +95,7 @@ def test_the_report_is_what_is_printed_and_other_programs_are_measured(models, t
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_file(models, tmp_path):
+def test_memory_does_not_grow_with_the_file_size(models, tmp_path):
   peaks = []
   for times in (1, 8, 32):  # the first run compiles
     (tmp_path / 'in').write_bytes(TEXT * 15 * times)
@@ -118,7 +118,7 @@ def coded(models, tmp_path_factory):
   return (root / 'coded').read_bytes()
 
 
-def test_a_damaged_file_is_named_and_nothing_written(models, coded, tmp_path):
+def test_a_damaged_file_is_reported_by_name_and_nothing_is_written(models, coded, tmp_path):
   for name, data in {'cut': coded[:-70], 'changed': coded[:-70] + b'?' + coded[-69:]}.items():
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=f'{name}: (it is cut inside chunk|chunk [0-9]+ is damaged)'):
@@ -126,15 +126,15 @@ def test_a_damaged_file_is_named_and_nothing_written(models, coded, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ['changed', 'cut']
 
 
-def test_whole_chunks_before_a_damage_are_recovered(models, coded, tmp_path):
+def test_intact_chunks_before_the_damage_are_recovered(models, coded, tmp_path):
   (tmp_path / 'cut').write_bytes(coded[: len(coded) // 2])
   with pytest.raises(ValueError, match=r'whole chunk.* before that'):
     commands.decode(models['ngram'], str(tmp_path / 'cut'), str(tmp_path / 'out'), recover=True)
-  found = (tmp_path / 'out').read_bytes()
-  assert 100 < len(found) < len(TEXT) and TEXT.startswith(found)
+  recovered = (tmp_path / 'out').read_bytes()
+  assert 100 < len(recovered) < len(TEXT) and TEXT.startswith(recovered)
 
 
-def test_another_model_is_refused(models, coded, tmp_path):
+def test_decoding_with_another_model_is_refused(models, coded, tmp_path):
   (tmp_path / 'coded').write_bytes(coded)
   for other in ('transformer', 'pictures'):
     with pytest.raises(ValueError, match='was coded with the model'):
@@ -142,8 +142,8 @@ def test_another_model_is_refused(models, coded, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-def test_other_probabilities_are_named(models, coded, tmp_path, monkeypatch):
-  # As if this machine computed the model's logits a little differently.
+def test_probabilities_that_differ_from_those_of_the_encoder_are_reported(models, coded, tmp_path, monkeypatch):
+  # Simulate a machine that computes slightly different logits.
   from dalle_jax.compression import frequencies
 
   of_logits = frequencies.of_logits
@@ -154,7 +154,7 @@ def test_other_probabilities_are_named(models, coded, tmp_path, monkeypatch):
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_device_that_does_not_repeat_itself_is_found_before_anything_is_written(models, tmp_path, monkeypatch):
+def test_a_device_with_irreproducible_results_is_reported_before_anything_is_written(models, tmp_path, monkeypatch):
   from dalle_jax.compression import text
 
   decode = text.decode
@@ -173,7 +173,7 @@ def _command(*args, devices):
   return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_a_file_of_one_device_decodes_on_eight_in_another_process(models, tmp_path):
+def test_a_file_encoded_on_one_device_decodes_on_eight_in_another_process(models, tmp_path):
   (tmp_path / 'in').write_bytes(TEXT[:300])
   model = f'--model={models["transformer"]}'
   done = _command('encode', model, tmp_path / 'in', tmp_path / 'coded', devices=1)
@@ -183,14 +183,14 @@ def test_a_file_of_one_device_decodes_on_eight_in_another_process(models, tmp_pa
   assert (tmp_path / 'out').read_bytes() == TEXT[:300]
 
 
-def test_parts_of_other_files_are_not_taken_for_whole(models, coded, tmp_path):
-  # The second chunk of a file that differs in its header and in nothing else.
-  reader = commands.Reader(io.BytesIO(coded))
-  places = []
+def test_chunks_in_another_order_are_refused(models, coded, tmp_path):
+  # Swap the second and the third chunk.
+  reader = commands.ContainerReader(io.BytesIO(coded))
+  ends = []
   for chunk in reader.chunks():
     reader.skip(chunk)
-    places.append(reader.position)
-  swapped = coded[: places[0]] + coded[places[1] : places[2]] + coded[places[0] : places[1]] + coded[places[2] :]
+    ends.append(reader.position)
+  swapped = coded[: ends[0]] + coded[ends[1] : ends[2]] + coded[ends[0] : ends[1]] + coded[ends[2] :]
   (tmp_path / 'swapped').write_bytes(swapped)
   with pytest.raises(ValueError, match='chunk 1 is damaged, or belongs to another place or another file'):
     commands.decode(models['ngram'], str(tmp_path / 'swapped'), str(tmp_path / 'out'), recover=True)
@@ -208,9 +208,9 @@ def test_parts_of_other_files_are_not_taken_for_whole(models, coded, tmp_path):
   ],
 )
 def test_headers_that_do_not_fit_the_model_are_refused(models, coded, tmp_path, changes, message):
-  reader = commands.Reader(io.BytesIO(coded))
+  reader = commands.ContainerReader(io.BytesIO(coded))
   with (tmp_path / 'changed').open('wb') as file:
-    writer = commands.Writer(file, dataclasses.replace(reader.header, **changes))
+    writer = commands.ContainerWriter(file, dataclasses.replace(reader.header, **changes))
     for chunk in reader.chunks():
       writer.chunk(chunk.count, b'', chunk.payload)
       reader.skip(chunk)
@@ -228,7 +228,7 @@ def test_the_same_parameters_with_another_tokenizer_are_another_model(models, co
     commands.decode(str(other), str(tmp_path / 'coded'), str(tmp_path / 'out'))
 
 
-def test_ctrl_c_and_a_full_disk_leave_nothing(models, tmp_path, monkeypatch):
+def test_ctrl_c_and_a_full_disk_leave_no_output_file(models, tmp_path, monkeypatch):
   from dalle_jax.compression import text
 
   (tmp_path / 'in').write_bytes(TEXT)
@@ -239,7 +239,7 @@ def test_ctrl_c_and_a_full_disk_leave_nothing(models, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['in']
 
 
-def test_flags_and_arguments_that_do_not_fit_end_with_one_line(models, tmp_path):
+def test_wrong_flags_and_arguments_give_one_line_on_stderr(models, tmp_path):
   (tmp_path / 'in').write_bytes(TEXT[:100])
   for args, message in [
     (['decode', tmp_path / 'in'], 'decode takes IN OUT; given'),
@@ -270,7 +270,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('name', BAD)
-def test_bad_input_is_named_before_anything_is_done(models, name, tmp_path, monkeypatch):
+def test_bad_input_is_reported_before_the_model_is_loaded(models, name, tmp_path, monkeypatch):
   changes, options, message = BAD[name]
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'in').write_bytes(TEXT)

@@ -1,4 +1,4 @@
-"""Compressing pictures and getting them back, as the command does."""
+"""Compression and decompression of pictures, as the command runs them."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ from dalle_jax.jobs.compress import commands
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-  """Model directories: a prior, and 1-grams of image tokens that are all equally likely."""
+  """Model directories: a prior, and a unigram model of image tokens that are all equally likely."""
   root = tmp_path_factory.mktemp('models')
   tokenizer, config = caption_tokenizer(), Config.from_dict(PICTURES)
   params = random_params(config, tokenizer.vocab_size, 0.3)
@@ -45,7 +45,7 @@ def _pictures(root, *shapes):
 
 
 @pytest.mark.parametrize('coder', ['range', 'huffman'])
-def test_pictures_of_any_size_come_back_without_loss(models, coder, tmp_path):
+def test_pictures_of_any_size_are_decoded_exactly(models, coder, tmp_path):
   images = _pictures(tmp_path / 'in', (8, 8), (5, 19), (1, 1))
   (tmp_path / 'in' / 'metadata.jsonl').write_text('{"file_name": "1.png", "text": "A red circle"}\n')
   figures = commands.encode(
@@ -60,18 +60,18 @@ def test_pictures_of_any_size_come_back_without_loss(models, coder, tmp_path):
   assert -1 < excess < (9 * 3 if coder == 'range' else figures['num_pixels'] * 3 + figures['num_tokens'])
 
 
-def test_lossy_pictures_are_what_the_dvae_makes_of_them(models, tmp_path):
+def test_lossy_pictures_are_the_reconstructions_of_the_dvae(models, tmp_path):
   (pixels,) = _pictures(tmp_path / 'in', (8, 8))
   source = tmp_path / 'in' / '0.png'
   figures = commands.encode(models['pictures'], str(source), str(tmp_path / 'coded'), CompressionSettings(lossy=True))
   commands.decode(models['pictures'], str(tmp_path / 'coded'), str(tmp_path / 'out.png'))
-  found = np.asarray(Image.open(tmp_path / 'out.png'))
+  decoded = np.asarray(Image.open(tmp_path / 'out.png'))
   loaded = bundle.load(pathlib.Path(models['pictures']), commands.sharding.one_device_mesh())
   variables = {'params': loaded.params['dvae']}
   codes = loaded.dvae.apply(variables, pixels[None], method='encode')
   expected = np.asarray(loaded.dvae.apply(variables, codes, method='decode'))[0]
-  assert np.abs(found - expected).max() <= 0.51
-  error = np.mean((found.astype(float) - pixels) ** 2)
+  assert np.abs(decoded - expected).max() <= 0.51
+  error = np.mean((decoded.astype(float) - pixels) ** 2)
   assert figures['psnr_of_reconstructions'] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
   assert figures['pixel_bits'] == 0 and figures['bits_per_pixel'] == 8 * figures['file_bytes'] / 64
 
@@ -87,7 +87,7 @@ def test_models_of_image_tokens_compress_pictures_without_captions(models, tmp_p
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '0.png')), pixels)
 
 
-def test_transparent_pictures_need_to_be_resized_or_lossy(models, tmp_path):
+def test_transparent_pictures_need_resize_or_lossy(models, tmp_path):
   Image.new('RGBA', (20, 10), (255, 0, 0, 90)).save(tmp_path / 'in.png')
   args = (models['pictures'], str(tmp_path / 'in.png'), str(tmp_path / 'coded'))
   with pytest.raises(ValueError, match=r'in.png: it has transparency.*--resize or --lossy'):
@@ -99,7 +99,7 @@ def test_transparent_pictures_need_to_be_resized_or_lossy(models, tmp_path):
   assert np.asarray(Image.open(tmp_path / 'out')).shape == (8, 8, 3)
 
 
-def test_pictures_before_a_damage_are_recovered(models, tmp_path):
+def test_pictures_before_the_damage_are_recovered(models, tmp_path):
   images = _pictures(tmp_path / 'in', *[(8, 8)] * 4)
   commands.encode(models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
   data = (tmp_path / 'coded').read_bytes()
@@ -110,7 +110,7 @@ def test_pictures_before_a_damage_are_recovered(models, tmp_path):
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / '1.png')), images[1])
 
 
-def test_the_tiles_of_one_picture_that_are_there_are_recovered(models, tmp_path, capsys):
+def test_the_decoded_tiles_of_an_unfinished_picture_are_recovered(models, tmp_path, capsys):
   (pixels,) = _pictures(tmp_path / 'in', (8, 32))
   source = str(tmp_path / 'in' / '0.png')
   commands.encode(models['pictures'], source, str(tmp_path / 'coded'), CompressionSettings(batch_size=2))
@@ -122,9 +122,9 @@ def test_the_tiles_of_one_picture_that_are_there_are_recovered(models, tmp_path,
   assert (tmp_path / 'out').read_bytes() == b'former'
   with pytest.raises(ValueError, match='1 whole chunk'):
     commands.decode(*args, overwrite=True, recover=True)
-  found = np.asarray(Image.open(tmp_path / 'out'))
-  np.testing.assert_array_equal(found[:, :16], pixels[:, :16])
-  assert (found[:, 16:] == 128).all() and 'tiles are missing' in capsys.readouterr().out
+  recovered = np.asarray(Image.open(tmp_path / 'out'))
+  np.testing.assert_array_equal(recovered[:, :16], pixels[:, :16])
+  assert (recovered[:, 16:] == 128).all() and 'tiles are missing' in capsys.readouterr().out
 
 
 def test_pictures_are_only_written_to_a_new_or_empty_directory(models, tmp_path):
@@ -140,7 +140,7 @@ def test_pictures_are_only_written_to_a_new_or_empty_directory(models, tmp_path)
   assert [path.name for path in (tmp_path / 'out').iterdir()] == ['0.png']
 
 
-def test_pictures_that_could_not_be_written_again_are_refused(models, tmp_path, monkeypatch):
+def test_pictures_that_cannot_be_written_back_are_refused(models, tmp_path, monkeypatch):
   monkeypatch.setattr(bundle, 'load', lambda *a, **k: pytest.fail('the model was read'))
   args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
   (pixels,) = _pictures(tmp_path / 'in', (4, 4))
@@ -153,16 +153,16 @@ def test_pictures_that_could_not_be_written_again_are_refused(models, tmp_path, 
     commands.encode(*args, CompressionSettings())
 
 
-def test_a_picture_that_changes_meanwhile_is_named(models, tmp_path, monkeypatch):
+def test_a_picture_that_changes_during_encoding_is_reported(models, tmp_path, monkeypatch):
   from dalle_jax.jobs.compress.picture_job import PictureJob
 
   _pictures(tmp_path / 'in', (8, 8))
   inputs = PictureJob.inputs
 
   def change(source, settings, config):
-    found = inputs(source, settings, config)
+    listed = inputs(source, settings, config)
     Image.new('RGB', (20, 8)).save(source / '0.png')
-    return found
+    return listed
 
   monkeypatch.setattr(PictureJob, 'inputs', staticmethod(change))
   with pytest.raises(ValueError, match='has been changed since'):
@@ -170,7 +170,7 @@ def test_a_picture_that_changes_meanwhile_is_named(models, tmp_path, monkeypatch
   assert not (tmp_path / 'coded').exists()
 
 
-def test_captions_that_cannot_be_used_or_change_are_told(models, tmp_path, capsys):
+def test_captions_that_cannot_be_used_or_will_change_are_reported(models, tmp_path, capsys):
   _pictures(tmp_path / 'in', (8, 8))
   (tmp_path / 'in' / 'README.txt').write_text('my pictures')
   args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
@@ -181,7 +181,7 @@ def test_captions_that_cannot_be_used_or_change_are_told(models, tmp_path, capsy
   assert '1 caption(s) will come back' in capsys.readouterr().out
 
 
-def test_other_formats_are_measured_at_their_best(models, tmp_path):
+def test_other_formats_are_measured_with_their_best_settings(models, tmp_path):
   grey = np.random.default_rng(0).integers(0, 256, (16, 16, 1)).repeat(3, axis=2).astype(np.uint8)
   few = np.random.default_rng(0).choice([0, 255], (16, 16, 3)).astype(np.uint8)
   for name, pixels in (('few', few), ('grey', grey)):
@@ -190,4 +190,4 @@ def test_other_formats_are_measured_at_their_best(models, tmp_path):
     args = (models['pictures'], str(tmp_path / name), str(tmp_path / f'{name}.djxc'))
     sizes = commands.encode(*args, CompressionSettings(lossy=True, verify=False), compare=True)['baselines']
     assert set(sizes) == {'PNG, one by one', 'WebP lossless, one by one'}
-    assert sizes['PNG, one by one'] < (400 if name == 'grey' else 250)  # RGB takes 8 bits a value
+    assert sizes['PNG, one by one'] < (400 if name == 'grey' else 250)  # RGB needs 8 bits per value

@@ -28,7 +28,7 @@ PROMPT = 'A red circle'
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  """A model of random parameters with a layer of each pattern."""
+  """A model with random parameters and one layer of each attention pattern."""
   return save_random(tmp_path_factory.mktemp('run') / 'model', CONFIG, caption_tokenizer())
 
 
@@ -44,17 +44,17 @@ def _text_model(path, kind):
 
 @pytest.fixture(scope='module')
 def written():
-  """What was to be written on the last page."""
-  found = {}
+  """The title, notes and articles of the page that was written last."""
+  last_page = {}
 
   def write(path, title, notes, articles):
-    found.update(title=title, notes=notes, articles=articles)
+    last_page.update(title=title, notes=notes, articles=articles)
     real(path, title, notes, articles)
 
   real = page.write
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(page, 'write', write)
-    yield found
+    yield last_page
 
 
 @pytest.fixture(scope='module')
@@ -64,13 +64,13 @@ def articles(model, tmp_path_factory, written):
   return written['articles']
 
 
-def test_pictures_are_those_that_generate_draws(model, tmp_path, articles):
+def test_images_equal_those_of_generate(model, tmp_path, articles):
   *files, _ = draw(model, [PROMPT], DrawSettings(num_images=3, seed=4), out=str(tmp_path))
   for article, file in zip(articles, files, strict=False):
     np.testing.assert_array_equal(article.image, np.asarray(Image.open(file)))
 
 
-def test_pictures_grow_by_rows_to_the_whole(articles):
+def test_frames_grow_by_rows_to_the_full_picture(articles):
   first = articles[0]
   np.testing.assert_array_equal(first.frames[-1][1], first.image)
   assert [frame[0] for frame in first.frames] == ['0 of 9 tokens', '3 of 9 tokens', '6 of 9 tokens', '9 of 9 tokens']
@@ -88,12 +88,12 @@ def test_every_layer_and_head_of_a_small_model_is_shown(articles):
   assert len(first.views) == 1 + 3 * 3
 
 
-def test_words_are_found_in_the_slots_that_hold_them(articles):
+def test_each_word_has_the_slots_whose_input_it_is(articles):
   article = articles[0]
   labels = [label for label, _ in article.keys]
   assert labels[:4] == ['start of text', 'a', 'red', 'circle'] and labels[-1] == 'start of image'
   slots = [slot for _, group in article.keys for slot in group]
-  assert sorted(slots) == list(range(8 + 1))  # all text slots and the first of the image, each once
+  assert sorted(slots) == list(range(8 + 1))  # all text slots and the first image slot, each once
   assert article.keys[1][1] == [1] and article.keys[2][1] == [2]  # the slot after the one that predicts a token
   weights = article.views[0].weights
   np.testing.assert_allclose(article.word_maps[1, 0, 2], weights[8 + 2, 2], rtol=1e-6)
@@ -102,11 +102,11 @@ def test_words_are_found_in_the_slots_that_hold_them(articles):
   assert ''.join(label for label, _ in article.caption) == 'aredcircle(end)'
 
 
-def test_a_given_picture_is_resized_and_seen_as_its_tokens_in_the_layers_asked_for(model, tmp_path, written):
+def test_a_picture_file_is_resized_and_encoded_and_shown_in_the_requested_layers(model, tmp_path, written):
   pixels = np.random.default_rng(1).integers(0, 256, (24, 30, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'given.png')
-  given = {'image': str(tmp_path / 'given.png'), 'layers': [3], 'heads': [2]}
-  attention_study.show(model, PROMPT, out=str(tmp_path / 'a.html'), **given)
+  options = {'image': str(tmp_path / 'given.png'), 'layers': [3], 'heads': [2]}
+  attention_study.show(model, PROMPT, out=str(tmp_path / 'a.html'), **options)
   (article,) = written['articles']
   middle = pixels[:, 3:27].astype(float).reshape(12, 2, 12, 2, 3).mean(axis=(1, 3))
   np.testing.assert_allclose(article.original, middle, atol=0.51)
@@ -114,10 +114,10 @@ def test_a_given_picture_is_resized_and_seen_as_its_tokens_in_the_layers_asked_f
   assert [view.name for view in article.views[1:]] == [
     'layer 3 of 3 (conv), mean of all heads', 'layer 3 of 3 (conv), head 2'
   ]  # fmt: skip
-  assert 'Shown are layers 3 of 3 and heads 2 of 2.' in written['notes'][-1]
+  assert 'The page shows layers 3 of 3 and heads 2 of 2.' in written['notes'][-1]
 
 
-def test_models_of_text_are_continued_or_read_as_given(tmp_path, written):
+def test_text_models_continue_the_prompt_or_read_it_alone(tmp_path, written):
   model = _text_model(tmp_path, 'transformer')
   attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), num_images=2)
   first, second = written['articles']
@@ -128,7 +128,7 @@ def test_models_of_text_are_continued_or_read_as_given(tmp_path, written):
   assert article.pieces == list('to be') and article.layers[1].mask.sum() == 15
 
 
-def test_models_without_attention_tell_how_sure_they_are(tmp_path, written):
+def test_models_without_attention_get_a_page_of_certainty(tmp_path, written):
   model = _text_model(tmp_path, 'lstm')
   attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'))
   (article,) = written['articles']
@@ -148,17 +148,17 @@ def test_models_without_attention_tell_how_sure_they_are(tmp_path, written):
     ({'image': 'nowhere.png'}, '--image nowhere.png cannot be read'),
     ({'image': 'nowhere.png', 'num_images': 2}, 'with --num_images=1'),
     ({'num_images': 0}, '--num_images (--keep) is 0'),
-    ({'continuation': False}, '--nocontinuation looks at one text'),
+    ({'continuation': False}, '--nocontinuation analyses one text'),
     ({'model': 'nowhere'}, 'no model directory at nowhere'),
   ],
 )
-def test_what_cannot_be_shown_is_refused(model, tmp_path, changes, message):
+def test_arguments_that_cannot_be_used_are_refused(model, tmp_path, changes, message):
   values = {'model': model, 'prompt': PROMPT, 'out': str(tmp_path / 'a.html')}
   with pytest.raises(ValueError, match=re.escape(message)):
     attention_study.show(**{**values, **changes})
 
 
-def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_read(model, tmp_path, monkeypatch):
+def test_an_unwritable_page_is_refused_before_the_model_is_loaded(model, tmp_path, monkeypatch):
   monkeypatch.setattr(bundle, 'load', lambda *_: pytest.fail('the model was read'))
   (tmp_path / 'file').touch()
   for out in (tmp_path, tmp_path / 'file' / 'a.html'):
@@ -167,8 +167,8 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_read(model
 
 
 def test_a_dvae_alone_is_refused(model, tmp_path):
-  whole = bundle.load(model, attention_study.sharding.make_mesh())
-  bundle.save(tmp_path / 'dvae', CONFIG, None, {'dvae': whole.params['dvae']}, 'data')
+  loaded = bundle.load(model, attention_study.sharding.make_mesh())
+  bundle.save(tmp_path / 'dvae', CONFIG, None, {'dvae': loaded.params['dvae']}, 'data')
   with pytest.raises(ValueError, match='holds the dvae only'):
     attention_study.show(str(tmp_path / 'dvae'), PROMPT, out=str(tmp_path / 'a.html'))
 
@@ -179,18 +179,18 @@ def test_a_sequence_model_of_images_is_refused(model, tmp_path, monkeypatch):
     attention_study.show(model, PROMPT, out=str(tmp_path / 'a.html'))
 
 
-def test_long_texts_are_refused(tmp_path):
+def test_prompts_that_leave_no_room_for_a_continuation_are_refused(tmp_path):
   model = _text_model(tmp_path, 'transformer')
-  with pytest.raises(ValueError, match='--prompt has 16 tokens, and the model reads 16, some of which'):
+  with pytest.raises(ValueError, match='--prompt has 16 tokens; the model takes at most 15, to have room'):
     attention_study.show(model, 'x' * 16, out=str(tmp_path / 'a.html'))
 
 
-def test_small_models_are_shown_whole_and_large_ones_in_part():
+def test_small_models_are_shown_completely_and_large_ones_in_part():
   kinds = ['row', 'column', 'row', 'row'] * 16
   kinds[-1] = 'conv'
   assert attention_study.choose(kinds[:4], 4, 84, 1, None, None) == attention_study.Choice((0, 1, 2, 3), (0, 1, 2, 3))
   paper = attention_study.choose(kinds, 62, 1280, 1, None, None)
-  assert paper == attention_study.Choice((0, 1, 21, 63), (), reduced=True)  # one of each pattern among them
+  assert paper == attention_study.Choice((0, 1, 21, 63), (), reduced=True)  # includes the first layer of each pattern
   assert attention_study.choose(kinds, 62, 1280, 1, [5, 9], [1, 2, 3]) == attention_study.Choice((4, 8), (0, 1, 2))
   assert attention_study.choose(kinds, 62, 1280, 1, [5], None) == attention_study.Choice((4,), (), reduced=True)
   with pytest.raises(ValueError, match=r'page of about 71 MB; at most 40 MB .*--heads=mean'):

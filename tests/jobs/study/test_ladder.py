@@ -30,7 +30,7 @@ def parser(start=text, **fixed):
 SIZES = [{'config.model.embed_dim': '16'}, {'config.model.embed_dim': '32'}]
 
 
-def test_axes_are_read_side_by_side():
+def test_axes_combine_their_values_by_position():
   assert ladder.parse_axes(['config.model.embed_dim=16,32', 'config.model.num_layers=1,2']) == [
     {'config.model.embed_dim': '16', 'config.model.num_layers': '1'},
     {'config.model.embed_dim': '32', 'config.model.num_layers': '2'},
@@ -46,7 +46,7 @@ def test_axes_are_read_side_by_side():
       ladder.parse_axes(words)
 
 
-def test_every_size_meets_every_budget_and_ends_its_own_schedule():
+def test_every_size_has_every_budget_and_a_schedule_that_ends_with_it():
   rungs = ladder.build(parser(), SIZES, tokens=(12_800, 64_000), seeds=(0, 1))
   assert len(rungs) == len({rung.name for rung in rungs}) == 8
   for rung in rungs:
@@ -59,12 +59,12 @@ def test_every_size_meets_every_budget_and_ends_its_own_schedule():
   assert rungs[0].name == 'embed_dim16-steps100-seed0'
 
 
-def test_steps_in_place_of_tokens_and_runs_of_a_step():
+def test_budgets_in_steps_may_be_a_single_step():
   (rung, *_) = ladder.build(parser(), SIZES, steps=[1])
   assert (rung.training.num_steps, rung.training.warmup_steps) == (1, 0)
 
 
-def test_costs_are_counted_before_anything_runs():
+def test_costs_are_counted_before_training():
   small, large = ladder.build(parser(), SIZES, tokens=[12_800])
   assert small.cost()[1] < large.cost()[1] and small.cost()[0] > small.cost()[1]
   params, outside, flops = large.cost()
@@ -74,11 +74,11 @@ def test_costs_are_counted_before_anything_runs():
   assert twice.cost()[2] == 2 * flops
 
 
-def test_the_hash_tells_what_is_learnt_and_nothing_else():
-  (one, *_) = ladder.build(parser(), SIZES, steps=[10])
+def test_the_hash_depends_only_on_keys_that_affect_training():
+  (first, *_) = ladder.build(parser(), SIZES, steps=[10])
   (same, *_) = ladder.build(parser(**{'config.evaluation.num_prompts': '7'}), SIZES, steps=[10])
   (other, *_) = ladder.build(parser(**{'config.sequence_training.learning_rate': '0.01'}), SIZES, steps=[10])
-  assert one.config_hash == same.config_hash != other.config_hash
+  assert first.config_hash == same.config_hash != other.config_hash
 
 
 def images(task, pretrained=''):
@@ -93,7 +93,7 @@ def images(task, pretrained=''):
   return start
 
 
-def test_priors_and_dvaes_have_ladders_too():
+def test_priors_and_dvaes_have_ladders():
   (prior,) = ladder.build(parser(images('all', 'models/dvae')), [{'config.prior.num_layers': '1'}], steps=[3])
   assert prior.stage == 'prior'
   assert tokens_per_example(prior.config, prior.stage) == 8 + prior.config.image_length
@@ -103,7 +103,7 @@ def test_priors_and_dvaes_have_ladders_too():
 
 
 @pytest.mark.parametrize(('tokens', 'before'), [('image', 0), ('text_image', 8)])
-def test_models_of_image_tokens_have_ladders_too(tokens, before):
+def test_models_of_image_tokens_have_ladders(tokens, before):
   def start():
     config = images('sequence', 'models/dvae')()
     config.model.tokens = tokens
@@ -125,15 +125,15 @@ def test_models_of_image_tokens_have_ladders_too(tokens, before):
     (text, {'config.sequence_training.schedule': 'constant'}, {'steps': [3]}, "need 'cosine' and 0"),
     (text, {'config.sequence_training.schedule_steps': '900'}, {'steps': [3]}, 'schedule_steps 900'),
     (text, {'config.model.kind': 'ngram'}, {'steps': [3]}, 'counted, not trained'),
-    (images('all'), {}, {'steps': [3]}, 'trains one stage'),
+    (images('all'), {}, {'steps': [3]}, 'a ladder trains one stage'),
     (images('joint'), {}, {'steps': [3]}, 'measures the stages'),
   ],
 )
-def test_what_is_no_ladder_is_refused(start, fixed, options, message):
+def test_configurations_and_budgets_without_a_ladder_are_refused(start, fixed, options, message):
   with pytest.raises(ValueError, match=message):
     ladder.build(parser(start, **fixed), SIZES, **options)
 
 
-def test_no_sizes_are_no_ladder():
+def test_a_ladder_needs_sizes():
   with pytest.raises(ValueError, match='--axis'):
     ladder.build(parser(), [], steps=[3])

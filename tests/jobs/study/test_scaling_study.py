@@ -28,21 +28,21 @@ def results(tmp_path):
   return tmp_path
 
 
-def test_results_are_found_by_directory_or_file_and_what_is_wrong_is_said(results):
+def test_results_load_from_directory_or_file_and_damaged_lines_are_reported(results):
   file = results / scaling_runs.FILE_NAME
   file.write_text(file.read_text() + '{"half\n')
-  (table, said), (same, _) = scaling_study.load(results, 'non_embedding'), scaling_study.load(file, 'total')
+  (table, complaints), (same, _) = scaling_study.load(results, 'non_embedding'), scaling_study.load(file, 'total')
   assert len(table.losses) == 20 and (same.params == 2 * table.params).all()
-  assert len(said) == 1 and 'line 21 is damaged' in said[0]
+  assert len(complaints) == 1 and 'line 21 is damaged' in complaints[0]
   file.write_text('{"half\n')
   with pytest.raises(ValueError, match=r'holds no run with a loss.\n.*line 1 is damaged'):
     scaling_study.load(results, 'total')
 
 
-def test_everything_that_was_fitted_is_told_and_kept(results):
+def test_all_fits_are_reported_written_and_plotted(results):
   table, _ = scaling_study.load(results, 'non_embedding')
-  found = scaling_study.fit(table, 0.9, 20, 0)
-  text = scaling_study.report(*found, table, 0.9)
+  fits, missing, test = scaling_study.fit(table, 0.9, 20, 0)
+  text = scaling_study.report(fits, missing, test, table, 0.9)
   for words in (
     'L(N): 5 runs',
     'L(D): 4 runs',
@@ -53,19 +53,19 @@ def test_everything_that_was_fitted_is_told_and_kept(results):
     'Test: ',
   ):
     assert words in text
-  scaling_study.write(results / scaling_study.FITS, *found, 0.9)
-  kept = json.loads((results / scaling_study.FITS).read_text())
-  assert kept['fits']['L(N, D)']['num_runs'] == 20 and kept['missing'] == []
-  scaling_study.plot(table, found[0], 0.9, results / 'a.svg')
+  scaling_study.write(results / scaling_study.FITS, fits, missing, test, 0.9)
+  written = json.loads((results / scaling_study.FITS).read_text())
+  assert written['fits']['L(N, D)']['num_runs'] == 20 and written['missing'] == []
+  scaling_study.plot(table, fits, 0.9, results / 'a.svg')
   assert '>Loss and compute<' in (results / 'a.svg').read_text()
-  drawn = scaling_study.panels(table, found[0], 0.9)
-  assert [len(panel.series) for panel in drawn] == [5, 4, 5] and all(panel.law for panel in drawn)
+  panels = scaling_study.panels(table, fits, 0.9)
+  assert [len(panel.series) for panel in panels] == [5, 4, 5] and all(panel.law for panel in panels)
   for bad, message in (('a.pdf', 'must end in'), (f'{scaling_runs.FILE_NAME}/a.svg', 'cannot be written')):
     with pytest.raises(ValueError, match=message):
-      scaling_study.plot(table, found[0], 0.9, results / bad)
+      scaling_study.plot(table, fits, 0.9, results / bad)
 
 
-def test_a_plan_is_told_with_its_reach(results):
+def test_a_plan_says_how_far_it_extrapolates(results):
   table, _ = scaling_study.load(results, 'non_embedding')
   fits, _ = scaling_fits.fit_laws(table, num_samples=20)
   beyond = scaling_study.describe_plan(scaling_fits.plan(table, fits['L(N, D)'], 6e15, 0.9), table.unit, 0.9)
@@ -74,7 +74,7 @@ def test_a_plan_is_told_with_its_reach(results):
   assert 'within the ladder' in inside and 'warning' not in inside
 
 
-def test_a_ladder_too_small_says_so_and_has_no_test(tmp_path):
+def test_a_ladder_too_small_for_the_test_says_so(tmp_path):
   scaling_runs.write(tmp_path / 'results.jsonl', ladder(sizes=(1e4, 1e5)))
   table, _ = scaling_study.load(tmp_path, 'non_embedding')
   fits, missing, test = scaling_study.fit(table, 0.9, 20, 0)

@@ -31,7 +31,7 @@ def changed(config, overrides):
 
 
 class Trainer:
-  """Writes what the trainer would; `statuses` and `losses` by a word of the name."""
+  """Writes the files that training writes. `statuses` and `losses` are by a part of the run's name."""
 
   def __init__(self, statuses=(), losses=(), extra=0):
     self.statuses, self.losses, self.extra, self.names = dict(statuses), dict(losses), extra, []
@@ -61,7 +61,7 @@ def rungs():
   return ladder.build(text, SIZES, steps=[5, 10])
 
 
-def test_runs_are_made_once_and_cheapest_first(tmp_path, rungs, capsys):
+def test_runs_are_trained_once_and_cheapest_first(tmp_path, rungs, capsys):
   trainer = Trainer(losses={'embed_dim32-steps10': 1.5})
   runs = sweep.sweep(rungs, tmp_path, trainer)
   costs = [next(rung.cost()[2] for rung in rungs if rung.name == name) for name in trainer.names]
@@ -70,13 +70,13 @@ def test_runs_are_made_once_and_cheapest_first(tmp_path, rungs, capsys):
   last = runs[-1]
   assert (last.loss, last.status, last.unit, last.seconds) == (1.5, 'finished', 'nats per token', 1.5)
   assert (last.tokens, last.seed) == (10 * 4 * 32, 0)
-  assert (last.num_params, last.num_non_embedding, last.flops) == rungs[-1].cost(300)  # the tokenizer's own size
+  assert (last.num_params, last.num_non_embedding, last.flops) == rungs[-1].cost(300)  # vocabulary of 300
   assert '[4/4] embed_dim32-steps10-seed0: 1.5000 nats per token' in capsys.readouterr().out
   again = Trainer()
   assert sweep.sweep(rungs, tmp_path, again) == runs and again.names == []
 
 
-def test_a_damaged_row_is_measured_again_and_another_configuration_too(tmp_path, rungs, capsys):
+def test_runs_with_a_damaged_result_or_another_configuration_are_repeated(tmp_path, rungs, capsys):
   sweep.sweep(rungs, tmp_path, Trainer())
   file = tmp_path / scaling_runs.FILE_NAME
   first, *rest = file.read_text().splitlines(keepends=True)
@@ -85,7 +85,7 @@ def test_a_damaged_row_is_measured_again_and_another_configuration_too(tmp_path,
   sweep.sweep(rungs, tmp_path, trainer)
   assert trainer.names == [json.loads(first)['name']]
   assert 'line 1 is damaged' in capsys.readouterr().out
-  other = ladder.build(lambda own: text({**own, 'config.model.num_heads': '2'}), SIZES, steps=[5, 10])
+  other = ladder.build(lambda overrides: text({**overrides, 'config.model.num_heads': '2'}), SIZES, steps=[5, 10])
   trainer = Trainer()
   sweep.sweep(other, tmp_path, trainer)
   assert len(trainer.names) == 4
@@ -103,28 +103,28 @@ def test_runs_that_diverge_or_fail_do_not_end_the_sweep(tmp_path, rungs, capsys)
   assert 'embed_dim32-steps5-seed0 failed with status 2: error: what went wrong' in capsys.readouterr().out
   again = Trainer()
   sweep.sweep(rungs, tmp_path, again)
-  assert again.names == ['embed_dim32-steps5-seed0']  # what diverged would do so again
+  assert again.names == ['embed_dim32-steps5-seed0']  # a diverged run would diverge again
 
 
-def test_a_loss_that_was_not_measured_at_the_end_is_none(tmp_path, rungs):
+def test_a_run_without_a_loss_at_its_last_step_has_failed(tmp_path, rungs):
   runs = sweep.sweep(rungs[:1], tmp_path, Trainer(extra=1))
   assert (runs[0].status, runs[0].loss) == ('failed', None)
 
 
-def test_a_stopped_run_stops_the_sweep_and_keeps_what_is_done(tmp_path, rungs):
+def test_an_interrupted_run_stops_the_sweep_and_keeps_its_results(tmp_path, rungs):
   with pytest.raises(Interrupted, match='the same command continues'):
     sweep.sweep(rungs, tmp_path, Trainer({'dim32-steps10': EXIT_INTERRUPTED}))
   runs, _ = scaling_runs.read(tmp_path / scaling_runs.FILE_NAME)
   assert len(runs) == 3
 
 
-def test_bits_of_a_dvae_become_nats(tmp_path):
+def test_bits_of_a_dvae_are_converted_to_nats(tmp_path):
   (rung,) = ladder.build(pictures, [{'config.dvae.hidden_size': '8'}], steps=[3])
   (run,) = sweep.sweep([rung], tmp_path, Trainer())
   assert run.loss == pytest.approx(2 * math.log(2)) and run.unit.startswith('nats per dimension')
 
 
-def test_the_ladder_is_shown_before_it_is_climbed(rungs):
+def test_the_table_lists_the_runs_and_their_shares_of_the_compute(rungs):
   *lines, last = sweep.table(rungs).splitlines()
   assert len(lines) == 5 and lines[1].endswith('embed_dim16-steps5-seed0')
   assert last.startswith('4 runs, ')
@@ -132,7 +132,7 @@ def test_the_ladder_is_shown_before_it_is_climbed(rungs):
   assert sum(shares) == pytest.approx(100, abs=0.3)
 
 
-def test_the_time_left_is_a_part_for_each_run_and_one_for_its_compute():
+def test_the_remaining_time_has_a_fixed_part_and_a_part_proportional_to_compute():
   seconds = [10 + 2e-9 * cost for cost in (1e9, 4e9)]
   assert sweep._seconds_left([1e9, 4e9], seconds, [1e10, 2e10]) == pytest.approx(20 + 60)
   assert sweep._seconds_left([1e9], [10.0], []) == 0

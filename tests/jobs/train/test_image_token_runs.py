@@ -1,4 +1,4 @@
-"""The job of sequence models over a dVAE's codes, alone and after captions, and what their directories serve for."""
+"""Trains tiny models of image tokens, with and without captions, then loads and uses them."""
 
 import pathlib
 import runpy
@@ -28,7 +28,7 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sharding import make_mesh
 
 CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
-KINDS = {'image': 'ngram', 'text_image': 'lstm'}
+KINDS = {'image': 'ngram', 'text_image': 'lstm'}  # config.model.tokens -> config.model.kind
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def dvae(root):
-  """A dVAE of random parameters, as one alone: its codes differ from place to place."""
+  """The model directory of a dVAE with random parameters, so that its codes vary over the image."""
   values = runpy.run_path(str(CONFIGS / 'quickstart.py'))['get_config']('tiny').to_dict() | {'task': 'dvae'}
   config, rng = Config.from_dict(values), np.random.default_rng(0)
   shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(config, None)))
@@ -49,7 +49,7 @@ def dvae(root):
 
 @pytest.fixture(scope='module')
 def make_config(root, dvae):
-  """A tiny configuration; the runs of this module share data and dVAE."""
+  """A function that makes tiny configurations. All runs of this module share a data set and a dVAE."""
 
   def make(variant, **model):
     values = runpy.run_path(str(CONFIGS / 'image_tokens.py'))['get_config'](f'{variant},tiny').to_dict()
@@ -65,12 +65,12 @@ def make_config(root, dvae):
 
 @pytest.fixture(scope='module')
 def runs(root, make_config):
-  """Finished runs, by what their tokens are: configuration, work directory and scores."""
-  found = {}
+  """Finished runs: {config.model.tokens: (configuration, work directory, scores)}."""
+  runs = {}
   for tokens, kind in KINDS.items():
     config = make_config(f'{kind},text' if tokens == 'text_image' else kind)
-    found[tokens] = config, root / tokens, run.run(config, str(root / tokens))
-  return found
+    runs[tokens] = config, root / tokens, run.run(config, str(root / tokens))
+  return runs
 
 
 def _load(workdir, part='model'):
@@ -78,10 +78,10 @@ def _load(workdir, part='model'):
 
 
 @pytest.mark.parametrize('tokens', KINDS)
-def test_scores_samples_and_a_report_are_written(runs, tokens):
+def test_training_writes_scores_samples_and_a_report(runs, tokens):
   config, workdir, scores = runs[tokens]
   assert scores['validation/num_images'] == 84 * 20 // config.sequence_length
-  # Twelve steps from the uniform distribution over the 256 codes, or what was counted of them.
+  # A uniform distribution over 256 codes has 8 bits. Twelve steps of training may not get below that.
   assert 0 < scores['validation/bits_per_image_token'] < 8.1
   assert scores['validation/nats_per_image'] == pytest.approx(
     scores['validation/bits_per_image_token'] * 64 * np.log(2)
@@ -101,57 +101,56 @@ def test_scores_samples_and_a_report_are_written(runs, tokens):
 
 
 @pytest.mark.parametrize('tokens', KINDS)
-def test_the_directory_gives_back_the_model_and_its_dvae(runs, dvae, tokens):
+def test_the_model_directory_holds_the_model_and_the_pretrained_dvae(runs, dvae, tokens):
   config, workdir, scores = runs[tokens]
   loaded = _load(workdir)
   assert set(loaded.params) == {'dvae', 'model'} and (loaded.tokenizer is None) == (tokens == 'image')
-  former = bundle.load(dvae, make_mesh(MeshConfig()), needs=('dvae',)).params['dvae']
-  jax.tree.map(np.testing.assert_array_equal, loaded.params['dvae'], former)
+  pretrained = bundle.load(dvae, make_mesh(MeshConfig()), needs=('dvae',)).params['dvae']
+  jax.tree.map(np.testing.assert_array_equal, loaded.params['dvae'], pretrained)
   assert loaded.model.length == config.sequence_length == (84 if loaded.tokenizer else 64)
   dataset = registry.prepare(config.data, workdir / 'data')
   experiment = Experiment(config, Workspace(str(workdir), config), make_mesh(MeshConfig()), dataset, loaded.tokenizer)
-  again = picture_report.measure(experiment, loaded.params).scores
-  assert {name: scores[name] for name in again} == again
+  remeasured = picture_report.measure(experiment, loaded.params).scores
+  assert {name: scores[name] for name in remeasured} == remeasured
 
 
-def test_ngrams_are_counted_over_the_whole_training_split_from_its_images_beginnings(runs):
+def test_ngrams_are_counted_over_the_whole_training_split_and_start_at_the_first_token_of_an_image(runs):
   config, workdir, _ = runs['image']
   loaded, mesh = _load(workdir), make_mesh(MeshConfig())
   dataset = registry.prepare(config.data, workdir / 'data')
   experiment = Experiment(config, Workspace(str(workdir), config), mesh, dataset, None)
-  batches = list(picture_data.token_streams(experiment, 'train', loaded.params))
-  rows = np.concatenate(batches)
-  assert rows.shape == (64, 64) and rows.max() < 256
-  firsts = np.unique(rows[:, 0])
-  logits = np.asarray(loaded.model.prefill(loaded.params['model'], rows[:1, :0])[1])[0]
-  # The first token of an image is one that some image began with, but for what the discount leaves.
-  assert np.exp(logits)[firsts].sum() > 0.9
+  streams = np.concatenate(list(picture_data.token_streams(experiment, 'train', loaded.params)))
+  assert streams.shape == (64, 64) and streams.max() < 256
+  first_tokens = np.unique(streams[:, 0])
+  logits = np.asarray(loaded.model.prefill(loaded.params['model'], streams[:1, :0])[1])[0]
+  # Nearly all probability is on the first tokens of the training images. The discount leaves the rest.
+  assert np.exp(logits)[first_tokens].sum() > 0.9
 
 
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ('rnn', 'transformer')]
 
 
 @pytest.mark.parametrize('variant', ['neural_ngram,text', *SLOW])
-def test_the_other_kinds_are_trained_too(variant, make_config, tmp_path):
+def test_other_kinds_of_model_can_be_trained(variant, make_config, tmp_path):
   assert run.run(make_config(variant), str(tmp_path), stop_after='sequence') == {}
   loaded = _load(tmp_path)
   assert loaded.model.text_length == (20 if 'text' in variant else 0)
 
 
-def test_stages_can_be_stopped_after(make_config, tmp_path):
+def test_stop_after_dvae_writes_the_tokenizer_but_no_model(make_config, tmp_path):
   config = make_config('ngram,text')
   assert run.run(config, str(tmp_path), stop_after='dvae') == {}
   assert (tmp_path / 'tokenizer.model').exists() and not (tmp_path / 'model').exists()
 
 
-def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
+def test_generate_samples_images_with_and_without_prompts(runs, tmp_path):
   image, captioned = (str(runs[tokens][1] / 'model') for tokens in KINDS)
   assert (takes_prompts(image), takes_prompts(captioned)) == (False, True)
   assert not holds_text(image) and not holds_text(captioned)
   files = draw(image, [''], DrawSettings(num_images=3, seed=1), out=str(tmp_path / 'a'))
   assert [file.name for file in files] == [*(f'000_image_{i:03d}.png' for i in range(3)), 'contact_sheet.png']
-  again = draw(image, [''], DrawSettings(num_images=3, seed=1, batch_size=2), out=str(tmp_path / 'b'))
-  for a, b in zip(files, again, strict=True):
+  repeated = draw(image, [''], DrawSettings(num_images=3, seed=1, batch_size=2), out=str(tmp_path / 'b'))
+  for a, b in zip(files, repeated, strict=True):
     np.testing.assert_array_equal(np.asarray(Image.open(a)), np.asarray(Image.open(b)))
   files = draw(captioned, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'c'))
   assert files[0].name == '000_a_red_circle_000.png'
@@ -162,10 +161,10 @@ def test_pictures_are_drawn_without_prompts_or_with(runs, tmp_path):
 
 
 @pytest.mark.parametrize('tokens', KINDS)
-def test_evaluate_agrees_with_the_report_and_draws(runs, monkeypatch, tokens):
+def test_evaluate_agrees_with_the_scores_of_the_run_and_generates_images(runs, monkeypatch, tokens):
   _, workdir, scores = runs[tokens]
-  colours = Extractor('inception', 'mean colours', lambda images: images.mean(axis=(1, 2)).astype(np.float32))
-  monkeypatch.setattr(features, 'load_extractor', lambda *_: colours)
+  mean_colours = Extractor('inception', 'mean colours', lambda images: images.mean(axis=(1, 2)).astype(np.float32))
+  monkeypatch.setattr(features, 'load_extractor', lambda *_: mean_colours)
   settings = EvaluationSettings(
     model=str(workdir / 'model'), metrics=('elbo', 'likelihood', 'fid'), features='inception', inception='unused',
     num_images=int(scores['validation/num_images']),
@@ -180,7 +179,7 @@ def test_evaluate_agrees_with_the_report_and_draws(runs, monkeypatch, tokens):
   assert figures['fid/inception']['count'] == settings.num_images
 
 
-def test_a_missing_dvae_is_named(make_config, root):
+def test_a_missing_pretrained_dvae_is_named(make_config, root):
   values = make_config('lstm').to_dict()
   values['dvae']['pretrained'] = str(root / 'nowhere')
   with pytest.raises(ValueError, match=r'no model directory at .*nowhere \(config\.dvae\.pretrained\)'):

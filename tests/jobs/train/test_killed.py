@@ -1,4 +1,4 @@
-"""The main job, ended by SIGKILL at random moments of both stages, against one that nothing ended."""
+"""Kills a training run with SIGKILL at random times, and compares it with a run without interruption."""
 
 import json
 import random
@@ -13,7 +13,8 @@ from runs import learnt
 
 STAGES = ('dvae', 'prior')
 NUM_STEPS = 60
-KILLS = (('dvae', 4), ('dvae', 20), ('dvae', 50), ('prior', 2), ('prior', 16), ('prior', 40))  # stage and step
+# (stage, step): kill the run soon after the checkpoint of this step.
+KILLS = (('dvae', 4), ('dvae', 20), ('dvae', 50), ('prior', 2), ('prior', 16), ('prior', 40))
 
 
 def start(workdir):
@@ -42,7 +43,7 @@ def newest_checkpoint(workdir, stage):
 
 
 def kill_after(workdir, stage, step, delay):
-  """Starts the run, and ends it somewhat later than the checkpoint of that step."""
+  """Starts the run, and kills it `delay` seconds after the checkpoint of `step`."""
   process = start(workdir)
   process.wait_for(lambda: newest_checkpoint(workdir, stage) >= step, poll_s=0.01)
   time.sleep(delay)
@@ -51,17 +52,17 @@ def kill_after(workdir, stage, step, delay):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Sharding info not provided when restoring')
-def test_both_stages_end_as_if_nothing_had_ended_them(tmp_path):
-  finish(start(tmp_path / 'whole'))
-  delays = random.Random(0)
+def test_a_killed_run_ends_with_the_same_states_and_metrics_as_an_uninterrupted_run(tmp_path):
+  finish(start(tmp_path / 'uninterrupted'))
+  rng = random.Random(0)
   for stage, step in KILLS:
-    kill_after(tmp_path / 'killed', stage, step, delays.uniform(0, 0.3))
+    kill_after(tmp_path / 'killed', stage, step, rng.uniform(0, 0.3))
   finish(start(tmp_path / 'killed'))
   for stage in STAGES:
-    assert learnt(tmp_path / 'killed' / stage) == learnt(tmp_path / 'whole' / stage)
-    killed, whole = (last_state(tmp_path / name, stage) for name in ('killed', 'whole'))
-    assert jax.tree.structure(killed) == jax.tree.structure(whole)
-    for a, b in zip(jax.tree.leaves(killed), jax.tree.leaves(whole), strict=True):
+    assert learnt(tmp_path / 'killed' / stage) == learnt(tmp_path / 'uninterrupted' / stage)
+    killed, uninterrupted = (last_state(tmp_path / name, stage) for name in ('killed', 'uninterrupted'))
+    assert jax.tree.structure(killed) == jax.tree.structure(uninterrupted)
+    for a, b in zip(jax.tree.leaves(killed), jax.tree.leaves(uninterrupted), strict=True):
       np.testing.assert_array_equal(a, b)
-  infos = [json.loads((tmp_path / name / 'model' / 'bundle.json').read_text()) for name in ('killed', 'whole')]
+  infos = [json.loads((tmp_path / name / 'model' / 'bundle.json').read_text()) for name in ('killed', 'uninterrupted')]
   assert infos[0]['params'] == infos[1]['params']

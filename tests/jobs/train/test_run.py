@@ -1,4 +1,4 @@
-"""The main job from end to end, with configs/quickstart.py:tiny."""
+"""Trains configs/quickstart.py:tiny from end to end."""
 
 import dataclasses
 import json
@@ -44,12 +44,12 @@ CONFIG = _config()
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """A finished run: its directory and its scores."""
+  """A finished run: its work directory and its scores."""
   workdir = tmp_path_factory.mktemp('runs') / 'quickstart'
   return workdir, run.run(CONFIG, str(workdir))
 
 
-def test_scores_are_written_under_their_names(finished):
+def test_scores_json_has_the_expected_names_and_plausible_values(finished):
   workdir, scores = finished
   assert json.loads((workdir / 'scores.json').read_text()) == scores
   assert {
@@ -62,11 +62,11 @@ def test_scores_are_written_under_their_names(finished):
   assert 0 <= scores['prompt_accuracy/validation'] <= 1
   assert scores['prompt_count/validation'] == 8
   assert 1 <= scores['codebook/perplexity'] <= CONFIG.dvae.image_vocab_size
-  parts = [value for name, value in scores.items() if name.startswith('seconds/') and name != 'seconds/total']
-  assert scores['seconds/total'] == pytest.approx(sum(parts))
+  seconds = [value for name, value in scores.items() if name.startswith('seconds/') and name != 'seconds/total']
+  assert scores['seconds/total'] == pytest.approx(sum(seconds))
 
 
-def test_pictures_and_the_report_are_written(finished):
+def test_training_writes_sheets_and_a_report(finished):
   workdir, scores = finished
   for name in ('reconstructions.png', 'samples_validation.png', 'samples_held_out.png'):
     with Image.open(workdir / name) as image:
@@ -79,11 +79,11 @@ def test_pictures_and_the_report_are_written(finished):
     'Likelihood of tokens', 'Codebook', 'Curves', 'Configuration',
   ]  # fmt: skip
   assert 'prompt_accuracy/validation' in report.text('caption')
-  exact = {float(data.attrs['value']) for data in report.of('data')}
-  assert {scores['reconstruction/psnr'], scores['prompt_accuracy/validation']} <= exact
-  size = CONFIG.evaluation
-  marked = report.of('img', 'right') + report.of('img', 'wrong')
-  assert len(marked) == 2 * size.sheet_prompts * size.images_per_prompt
+  exact_values = {float(data.attrs['value']) for data in report.of('data')}
+  assert {scores['reconstruction/psnr'], scores['prompt_accuracy/validation']} <= exact_values
+  settings = CONFIG.evaluation
+  judged_images = report.of('img', 'right') + report.of('img', 'wrong')
+  assert len(judged_images) == 2 * settings.sheet_prompts * settings.images_per_prompt
   assert len(report.of('figure', 'reading')) == 16 and report.of('span', 'token')
 
 
@@ -96,7 +96,7 @@ def test_metrics_are_written_for_both_stages(finished):
     assert any('loss' in line for line in lines)
 
 
-def test_the_model_is_whole_and_its_parameters_are_the_averages(finished):
+def test_the_model_directory_is_complete_and_can_be_loaded(finished):
   workdir, _ = finished
   model = bundle.load(workdir / 'model', make_mesh(MeshConfig()))
   assert model.config == CONFIG
@@ -105,17 +105,19 @@ def test_the_model_is_whole_and_its_parameters_are_the_averages(finished):
   assert not (workdir / 'model.partial').exists()
 
 
-def test_the_model_draws(finished, tmp_path):
+def test_the_model_generates_images(finished, tmp_path):
   settings = DrawSettings(num_images=2, seed=1, batch_size=2)
-  *pictures, sheet = draw(str(finished[0] / 'model'), ['a red circle'], settings, out=str(tmp_path))
-  assert len(pictures) == 2
-  with Image.open(pictures[0]) as image, Image.open(sheet) as whole:
+  *image_files, sheet_file = draw(str(finished[0] / 'model'), ['a red circle'], settings, out=str(tmp_path))
+  assert len(image_files) == 2
+  with Image.open(image_files[0]) as image, Image.open(sheet_file) as sheet:
     assert image.size == (32, 32)
-    assert whole.size[0] > 64
+    assert sheet.size[0] > 64
 
 
 @pytest.fixture
 def no_training(monkeypatch):
+  """Makes a test fail if it trains anything."""
+
   def fail(*args, **kwargs):
     raise AssertionError('trained again')
 
@@ -123,19 +125,19 @@ def no_training(monkeypatch):
   monkeypatch.setattr(picture_data, 'train_tokenizer', fail)
 
 
-def _facts(workdir):
-  """What a model directory says of itself, but for its files, whose names are random."""
+def _info(workdir):
+  """The contents of bundle.json without 'files', because Orbax gives files random names."""
   return {name: value for name, value in bundle.check(workdir / 'model').items() if name != 'files'}
 
 
 def test_a_finished_run_does_not_train_again(finished, no_training):
   workdir, _ = finished
-  before = _facts(workdir)
+  info = _info(workdir)
   assert run.main(CONFIG, str(workdir), 'prior') == 0
-  assert _facts(workdir) == before
+  assert _info(workdir) == info
 
 
-def test_a_finished_run_refuses_another_configuration(finished, no_training):
+def test_a_finished_run_rejects_another_configuration(finished, no_training):
   other = dataclasses.replace(CONFIG, prior=dataclasses.replace(CONFIG.prior, num_layers=7))
   with pytest.raises(ValueError, match=r'config\.prior\.num_layers: 2 -> 7'):
     run.run(other, str(finished[0]))
@@ -143,14 +145,14 @@ def test_a_finished_run_refuses_another_configuration(finished, no_training):
 
 @pytest.fixture
 def without_prior(finished, tmp_path):
-  """The finished run as it was before the second stage."""
+  """A copy of the finished run without the results of the second stage."""
   workdir = shutil.copytree(finished[0], tmp_path / 'run')
   for name in ('prior', 'model'):
     shutil.rmtree(workdir / name)
   return workdir
 
 
-def test_an_interrupted_run_continues_to_the_same_model(finished, without_prior, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_to_the_same_model(finished, without_prior, monkeypatch, capsys):
   with monkeypatch.context() as patch:
     patch.setattr(sheet_hooks.SampleHook, '__call__', lambda hook, state, step: os.kill(os.getpid(), signal.SIGTERM))
     assert run.main(CONFIG, str(without_prior), 'prior') == EXIT_INTERRUPTED
@@ -159,7 +161,7 @@ def test_an_interrupted_run_continues_to_the_same_model(finished, without_prior,
   with monkeypatch.context() as patch:
     patch.setattr(sheet_hooks.SampleHook, '__call__', lambda hook, state, step: None)
     assert run.main(CONFIG, str(without_prior), 'prior') == 0
-  assert _facts(without_prior) == _facts(finished[0])
+  assert _info(without_prior) == _info(finished[0])
   mesh = make_mesh(MeshConfig())
   models = [bundle.load(workdir / 'model', mesh).params for workdir in (finished[0], without_prior)]
   jax.tree.map(np.testing.assert_array_equal, *models)
@@ -167,7 +169,7 @@ def test_an_interrupted_run_continues_to_the_same_model(finished, without_prior,
   assert steps == sorted(set(steps))
 
 
-def test_divergence_is_an_exit_status_and_a_message(monkeypatch, capsys, tmp_path):
+def test_divergence_prints_an_error_and_returns_its_exit_status(monkeypatch, capsys, tmp_path):
   def diverge(*args):
     raise NonFiniteError('the loss is not finite', '', 1)
 
@@ -177,22 +179,22 @@ def test_divergence_is_an_exit_status_and_a_message(monkeypatch, capsys, tmp_pat
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_between_the_stages_is_no_failure(monkeypatch, capsys, tmp_path, number):
+def test_a_signal_between_stages_ends_the_run_with_the_status_of_an_interruption(monkeypatch, capsys, tmp_path, number):
   monkeypatch.setattr(run, 'run', lambda *args: os.kill(os.getpid(), number))
-  # A process started in the background by a shell is born deaf to SIGINT.
-  former = signal.signal(signal.SIGINT, signal.default_int_handler)
+  # A process that a shell starts in the background ignores SIGINT, so the test installs the default handler.
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     assert run.main(CONFIG, str(tmp_path)) == EXIT_INTERRUPTED
   finally:
-    signal.signal(signal.SIGINT, former)
+    signal.signal(signal.SIGINT, previous)
   assert 'the same command continues' in capsys.readouterr().out
 
 
-def test_checkpoints_are_not_continued_with_other_data(folder, tmp_path):
+def test_a_checkpoint_is_not_restored_with_other_data(folder, tmp_path):
   config = _folder_config(folder)
   streams = []
-  for data in ('one', 'another'):
-    dataset = dataclasses.replace(registry.prepare(config.data, tmp_path), fingerprint=data)
+  for fingerprint in ('one', 'another'):
+    dataset = dataclasses.replace(registry.prepare(config.data, tmp_path), fingerprint=fingerprint)
     experiment = Experiment(config, Workspace(str(tmp_path / 'run'), config), make_mesh(MeshConfig()), dataset, None)
     streams.append(picture_data.make_batches(experiment, stages.find('dvae'))[0])
   streams[0].restore(streams[0].state())
@@ -207,7 +209,7 @@ def _folder_config(path, **data):
 
 
 @pytest.mark.parametrize('make', [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text('')])
-def test_data_that_cannot_be_read_are_refused_by_name(tmp_path, make):
+def test_a_missing_or_unusable_data_folder_is_named(tmp_path, make):
   make(tmp_path / 'pictures')
   with pytest.raises(ValueError, match='pictures'):
     run.run(_folder_config(tmp_path / 'pictures'), str(tmp_path / 'run'), 'data')
@@ -215,7 +217,7 @@ def test_data_that_cannot_be_read_are_refused_by_name(tmp_path, make):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Pictures of one color, darker on the left, with captions."""
+  """A folder of captioned grey images that are darker on the left."""
   path = tmp_path / 'pictures'
   path.mkdir()
   for i in range(8):
@@ -234,7 +236,7 @@ def _batches(config, workdir, stage='dvae'):
   return dataset, picture_data.make_batches(experiment, stages.find(stage))
 
 
-def test_folders_are_split_and_evaluated_in_one_order(folder, tmp_path):
+def test_folders_are_split_and_evaluated_in_a_fixed_order(folder, tmp_path):
   config = _folder_config(folder)
   dataset, (stream, evaluation) = _batches(config, tmp_path / 'run')
   assert set(dataset.splits) == {'train', 'validation'}
@@ -246,26 +248,26 @@ def test_folders_are_split_and_evaluated_in_one_order(folder, tmp_path):
     np.testing.assert_array_equal(a['image'], b['image'])
 
 
-def test_without_held_out_data_nothing_is_evaluated(folder, tmp_path):
+def test_without_a_validation_split_nothing_is_evaluated(folder, tmp_path):
   dataset, (_, evaluation) = _batches(_folder_config(folder, validation_fraction=0.0), tmp_path / 'run')
   assert dataset.splits == ('train',)
   assert evaluation is None
   assert examples.sheet_splits(dataset) == {'train': 'captions seen in training'}
 
 
-def test_only_the_dvae_sees_mirrored_pictures(folder, tmp_path):
+def test_only_the_dvae_trains_on_mirrored_images(folder, tmp_path):
   config = _folder_config(folder, flip=True)
 
-  def mirrored(stage):
+  def mirrored_share(stage):
     _, (stream, _) = _batches(config, tmp_path / stage, stage)
     images = np.concatenate([next(stream)['image'] for _ in range(6)]).astype(int)
     return np.mean(images[:, 0, 0, 0] > images[:, 0, -1, 0])
 
-  assert 0.1 < mirrored('dvae') < 0.9
-  assert mirrored('prior') == 0
+  assert 0.1 < mirrored_share('dvae') < 0.9
+  assert mirrored_share('prior') == 0
 
 
-def test_spread_takes_different_items_at_even_distances():
+def test_spread_selects_distinct_items_at_even_distances():
   assert examples.spread('aabbccdd', 2) == ['a', 'c']
   assert examples.spread('aab', 5) == ['a', 'b']
   assert examples.spread(map(str, range(100)), 4) == ['0', '25', '50', '75']

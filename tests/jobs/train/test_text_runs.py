@@ -1,4 +1,4 @@
-"""The job of models of text, and what their directories serve for."""
+"""Trains tiny models of text from end to end, then loads and uses them."""
 
 import os
 import pathlib
@@ -35,13 +35,13 @@ def _config(kind, **changes):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """Finished runs of two kinds: work directory and scores."""
+  """Finished runs of two kinds of model: {kind: (work directory, scores)}."""
   root = tmp_path_factory.mktemp('runs')
   return {kind: (root / kind, run.run(_config(kind), str(root / kind))) for kind in ('ngram', 'lstm')}
 
 
 @pytest.mark.parametrize('kind', ['ngram', 'lstm'])
-def test_scores_samples_and_a_report_are_written(runs, kind):
+def test_training_writes_scores_samples_and_a_report(runs, kind):
   workdir, scores = runs[kind]
   names = {'validation/bits_per_token', 'validation/bits_per_byte', 'context/0', 'context/15', 'model/num_values'}
   assert names <= set(scores) and scores['validation/num_tokens'] == 320
@@ -51,7 +51,7 @@ def test_scores_samples_and_a_report_are_written(runs, kind):
 
 
 @pytest.mark.parametrize('kind', ['ngram', 'lstm'])
-def test_the_directory_gives_back_the_model(runs, kind):
+def test_the_model_directory_can_be_loaded_and_used(runs, kind):
   workdir, _ = runs[kind]
   loaded = bundle.load(workdir / 'model', make_mesh(MeshConfig()), needs=('model',))
   text = 'The "for" statement \u2581\0'.encode()
@@ -62,14 +62,14 @@ def test_the_directory_gives_back_the_model(runs, kind):
 
 
 @pytest.mark.parametrize('kind', [kind for kind in KINDS if kind not in ('ngram', 'lstm')])
-def test_the_other_kinds_are_trained_too(kind, tmp_path):
+def test_other_kinds_of_model_can_be_trained(kind, tmp_path):
   config = _config(kind, tokenizer={'kind': 'bytes'})
   assert run.run(config, str(tmp_path), stop_after='sequence') == {}
   loaded = bundle.load(tmp_path / 'model', make_mesh(MeshConfig()), needs=('model',))
   assert loaded.model.vocab_size == 256 and holds_text(str(tmp_path / 'model'))
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not(runs, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_scores(runs, tmp_path, monkeypatch):
   from dalle_jax.training.tasks.sequence import SequenceTask
 
   summarize = SequenceTask.summarize
@@ -86,20 +86,20 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not(runs, tmp_path, monkeypatc
   assert scores['validation/bits_per_token'] == runs['lstm'][1]['validation/bits_per_token']
 
 
-def test_texts_begin_with_the_prompt_and_depend_on_the_seed_not_on_the_batch(runs, capsys):
+def test_texts_start_with_the_prompt_and_depend_on_the_seed_but_not_on_the_batch_size(runs, capsys):
   model = str(runs['lstm'][0] / 'model')
   texts = text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=1))
   assert [len(samples) for samples in texts] == [3, 3] and all(text.startswith('The') for text in texts[0])
   assert text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=1, batch_size=1)) == texts
   assert text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=2)) != texts
   assert len(set(text_samples.write(model, ['The'], DrawSettings(num_images=2, seed=1, temperature=0.0))[0])) == 1
-  long = text_samples.write(model, ['a long prompt ' * 30], DrawSettings(num_images=1, seed=1))
-  assert len(long[0][0]) > 8
+  long_texts = text_samples.write(model, ['a long prompt ' * 30], DrawSettings(num_images=1, seed=1))
+  assert len(long_texts[0][0]) > 8
   text_samples.show(['The', ''], texts)
   assert capsys.readouterr().out.count("---- prompt 0 ('The'), text") == 3
 
 
-def test_models_of_the_other_kind_are_refused(runs, tmp_path):
+def test_generate_rejects_models_of_the_wrong_kind_and_values_out_of_range(runs, tmp_path):
   model = str(runs['ngram'][0] / 'model')
   with pytest.raises(ValueError, match='holds a model of text, but this needs a model of images'):
     draw(model, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path))
@@ -109,7 +109,7 @@ def test_models_of_the_other_kind_are_refused(runs, tmp_path):
     text_samples.write(model, [''], DrawSettings(num_images=1, seed=-1))
 
 
-def test_a_text_that_is_too_short_is_refused_before_anything_long(tmp_path):
+def test_a_text_shorter_than_one_window_is_rejected_before_training(tmp_path):
   (tmp_path / 'a.txt').write_bytes(b'too short')
   config = _config('lstm', data={'source': 'text', 'path': str(tmp_path / 'a.txt'), 'validation_fraction': 0.0})
   with pytest.raises(ValueError, match=r'tokens, fewer than the 16 of one sequence \(config\.model\.length\)'):

@@ -11,14 +11,14 @@ def _config(**groups):
   return Config.from_dict(groups)
 
 
-def test_the_directory_keeps_the_configuration(tmp_path):
+def test_the_directory_stores_the_configuration(tmp_path):
   space = Workspace(str(tmp_path / 'a' / 'run'), _config(seed=3))
   assert Config.from_dict(json.loads((space.path / 'config.json').read_text())) == _config(seed=3)
   assert space.path == tmp_path / 'a' / 'run'
   assert space.model.parent == space.tokenizer.parent == space.path
 
 
-def test_another_configuration_is_refused_with_every_difference(tmp_path):
+def test_another_configuration_is_rejected_and_every_difference_listed(tmp_path):
   Workspace(str(tmp_path), _config(seed=3))
   (tmp_path / 'data').mkdir()
   with pytest.raises(ValueError) as error:
@@ -33,7 +33,7 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path):
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 3
 
 
-def test_a_directory_in_which_nothing_was_made_takes_another_configuration(tmp_path):
+def test_a_directory_without_results_accepts_another_configuration(tmp_path):
   with Workspace(str(tmp_path), _config(seed=3)).timed('data'):
     pass
   Workspace(str(tmp_path), _config(seed=4))
@@ -52,13 +52,13 @@ def test_a_directory_in_which_nothing_was_made_takes_another_configuration(tmp_p
     {'prior_training': {'nonfinite': 'rewind', 'max_nonfinite': 3, 'fusion_mib': 64}},
   ],
 )
-def test_what_changes_nothing_that_is_learnt_may_change(tmp_path, groups):
+def test_keys_that_do_not_affect_the_trained_model_may_change(tmp_path, groups):
   Workspace(str(tmp_path), _config())
   Workspace(str(tmp_path), _config(**groups))
   assert Config.from_dict(json.loads((tmp_path / 'config.json').read_text())) == _config(**groups)
 
 
-def test_a_directory_of_an_earlier_version_lacks_keys_that_are_at_their_defaults(tmp_path):
+def test_keys_missing_in_the_configuration_of_an_earlier_version_have_their_defaults(tmp_path):
   space = Workspace(str(tmp_path), _config())
   (tmp_path / 'data').mkdir()
   values = json.loads((space.path / 'config.json').read_text())
@@ -69,26 +69,26 @@ def test_a_directory_of_an_earlier_version_lacks_keys_that_are_at_their_defaults
     Workspace(str(tmp_path), _config(prior_training={'ema_every': 2}))
 
 
-def test_numbers_that_json_cannot_say_are_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
   space = Workspace(str(tmp_path), _config())
   space.write('scores.json', {'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': 2})
   text = (tmp_path / 'scores.json').read_text()
   assert json.loads(text, parse_constant=pytest.fail) == {'a': None, 'b': None, 'c': 1.5, 'd': 2}
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_configuration_file_is_named(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed"')
   with pytest.raises(ValueError, match=r'config\.json is damaged'):
     Workspace(str(tmp_path), _config())
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+def test_a_directory_that_cannot_be_created_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(ValueError, match=r'--workdir .*file/run cannot be made'):
     Workspace(str(tmp_path / 'file' / 'run'), _config())
 
 
-def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
   def fail(path, text):
     raise PermissionError(13, 'Permission denied')
 
@@ -97,18 +97,18 @@ def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     Workspace(str(tmp_path / 'run'), Config())
 
 
-def test_an_empty_name_is_refused():
+def test_an_empty_workdir_is_rejected():
   with pytest.raises(ValueError, match='--workdir is empty'):
     Workspace('', Config())
 
 
-def test_generated_data_lie_inside_or_where_they_are_told(tmp_path):
+def test_generated_data_are_in_the_work_directory_unless_data_dir_is_set(tmp_path):
   space = Workspace(str(tmp_path), _config())
   assert space.data(_config()) == tmp_path / 'data'
   assert space.data(_config(data={'data_dir': str(tmp_path / 'shared')})) == tmp_path / 'shared'
 
 
-def test_times_add_up_over_restarts_and_interruptions(tmp_path, monkeypatch):
+def test_stage_times_add_up_over_restarts_and_exceptions(tmp_path, monkeypatch):
   clock = iter([10, 12, 100, 103.5, 7, 8])
   monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
   space = Workspace(str(tmp_path), _config())
@@ -116,15 +116,15 @@ def test_times_add_up_over_restarts_and_interruptions(tmp_path, monkeypatch):
     pass
   with pytest.raises(RuntimeError), space.timed('dvae'):
     raise RuntimeError
-  again = Workspace(str(tmp_path), _config())
-  with again.timed('prior'):
+  restarted = Workspace(str(tmp_path), _config())
+  with restarted.timed('prior'):
     pass
   assert Workspace(str(tmp_path), _config()).seconds() == {
     'seconds/dvae': 5.5, 'seconds/prior': 1, 'seconds/total': 6.5,
   }  # fmt: skip
 
 
-def test_files_are_written_as_a_whole(tmp_path):
+def test_a_failed_write_keeps_the_earlier_file(tmp_path):
   space = Workspace(str(tmp_path), _config())
   space.write('scores.json', {'a': 1})
   with pytest.raises(TypeError):
