@@ -1,4 +1,4 @@
-"""Coordination of several hosts: check that they run the same, share a work directory, and fail together.
+"""Coordination of several hosts: check that they run the same program, share a work directory, and fail together.
 
 A host is a process of `jax.distributed`. With a single process, nothing here communicates. All hosts must call these
 functions in the same order.
@@ -153,7 +153,7 @@ def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def _check_devices(device_hosts: list[int]) -> None:
-  """Checks that all hosts have the same number of devices. Each host loads the same number of rows of a batch.
+  """Checks that all hosts have the same number of devices, because each loads the same number of rows of a batch.
 
   Args:
     device_hosts: the host's index for each device.

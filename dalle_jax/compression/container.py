@@ -148,7 +148,7 @@ class ContainerReader:
     self.end: End | None = None
     start = file.read(_PREFIX.size)
     if start[: len(MAGIC)] != MAGIC:
-      raise Unreadable('it is no file that `compress encode` wrote (its first four bytes are not DJXC)')
+      raise Unreadable('it was not written by `compress encode` (its first four bytes are not DJXC)')
     if len(start) < _PREFIX.size:
       raise Damaged('it is cut inside its header')
     _, version, size = _PREFIX.unpack(start)
@@ -196,7 +196,7 @@ class ContainerReader:
         raise Damaged(f'{name} is damaged')
       payload = self._exactly(size, name)
       if _checksum(self._header_crc, self._chunks, start, payload) != crc:
-        raise Damaged(f'{name} is damaged, or was not written there')
+        raise Damaged(f'{name} is damaged, or belongs to another place or another file')
       yield Chunk(count, content_crc, payload)
 
   def accept(self, chunk: Chunk, content: bytes) -> None:
@@ -253,7 +253,7 @@ class ContainerReader:
     """
     assert self.end is not None
     if (self.end.num_bytes, self.end.sha256) != (self._bytes, self._digest.digest()):
-      raise Damaged('its content has another length or SHA-256 than its end says')
+      raise Damaged('its content has another length or SHA-256 than its end record says')
 
 
 def _checksum(header_crc: int, number: int, fields: bytes, payload: bytes = b'') -> bytes:

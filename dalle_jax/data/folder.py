@@ -1,4 +1,4 @@
-"""A folder of captioned images: list them, check that they can be read, and split them by name.
+"""A folder of captioned images: list them, check that they can be read, and split them by `name_of`.
 
 Captions come from one of three layouts. All subfolders are searched.
   * `metadata.jsonl`: one JSON object per line, with the keys `file_name` and `text` or `caption`. The file name is

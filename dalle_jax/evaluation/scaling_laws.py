@@ -254,7 +254,8 @@ def fit(
     num_samples: resamples of the bootstrap.
     seed: the seed of the bootstrap.
     threshold: the Huber threshold in ln L; None uses three times the noise.
-    chosen: from the runs in a resample, bool [N], to the runs to fit, bool [N]; None fits all.
+    chosen: function from the mask of the runs in a resample, bool [N], to the mask of the runs to fit, bool [N]; None
+      fits all.
 
   Raises:
     ValueError: there are too few runs, or too few different values of an input.
@@ -299,7 +300,9 @@ def _check(names: Sequence[str], inputs: np.ndarray, losses: np.ndarray) -> None
   """Check that a law has enough runs and enough different values of each input."""
   for name, values in zip(names, inputs, strict=True):
     if len(np.unique(values)) < 3:
-      raise ValueError(f'A law in {name} needs runs at three different {name} or more; given {len(np.unique(values))}.')
+      raise ValueError(
+        f'A law in {name} needs runs with at least three different values of {name}; given {len(np.unique(values))}.'
+      )
   least = 2 + 2 * len(inputs)
   if len(losses) < least:
     raise ValueError(f'A law in {", ".join(names)} needs {least} runs or more; given {len(losses)}.')

@@ -99,7 +99,7 @@ class _Plan:
     return x.reshape(*x.shape[:-2], self.num_blocks, self.block, x.shape[-1])
 
   def chunks(self) -> tuple['_Plan', int, int]:
-    """How to split a long sequence into chunks, along the classes or within each class.
+    """How to split a long sequence into chunks: groups of whole classes, or parts of every class.
 
     Returns:
       The plan of one chunk, the number of classes in a chunk, and the number of chunks per class.

@@ -36,7 +36,7 @@ IN_FLIGHT = 2
 class Hook:
   """A function called during training, for example to save a sheet of samples."""
 
-  every: int  # steps between calls; 0: no calls between the steps
+  every: int  # steps between calls; 0: no calls except after the last step if `last` is True
   fn: Callable[[TrainState, int], None]  # fn(state, step); must not keep references to the state's arrays
   last: bool = False  # whether to call it after the last step too
 
@@ -354,7 +354,8 @@ class _Run:
     """Print a message if the learning rate was halved since the last log line.
 
     Args:
-      halved_after: updates made before the first one at this rate, not counting skipped updates; 0: never halved.
+      halved_after: number of updates made when the current rate came into force, not counting skipped updates; 0 if the
+        rate was never halved.
       rate: the learning rate in force.
     """
     if halved_after and halved_after >= self.logged_step - self.logged_skipped:

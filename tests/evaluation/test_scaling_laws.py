@@ -148,7 +148,7 @@ def test_reasons_to_doubt_a_fit_are_warnings(inputs, losses, words):
 
 
 def test_too_few_runs_or_sizes_are_refused():
-  with pytest.raises(ValueError, match='needs runs at three different N or more; given 2'):
+  with pytest.raises(ValueError, match='needs runs with at least three different values of N; given 2'):
     scaling_laws.fit(['N'], np.array([[1.0, 2.0] * 3]), np.ones(6))
   with pytest.raises(ValueError, match='needs 6 runs or more; given 4'):
     scaling_laws.fit(['N', 'D'], np.arange(1.0, 9).reshape(2, 4), np.ones(4))

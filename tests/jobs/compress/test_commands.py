@@ -192,7 +192,7 @@ def test_chunks_in_another_order_are_refused(models, coded, tmp_path):
     ends.append(reader.position)
   swapped = coded[: ends[0]] + coded[ends[1] : ends[2]] + coded[ends[0] : ends[1]] + coded[ends[2] :]
   (tmp_path / 'swapped').write_bytes(swapped)
-  with pytest.raises(ValueError, match='chunk 1 is damaged, or was not written there'):
+  with pytest.raises(ValueError, match='chunk 1 is damaged, or belongs to another place or another file'):
     commands.decode(models['ngram'], str(tmp_path / 'swapped'), str(tmp_path / 'out'), recover=True)
   assert TEXT.startswith((tmp_path / 'out').read_bytes())
 
@@ -246,7 +246,7 @@ def test_wrong_flags_and_arguments_give_one_line_on_stderr(models, tmp_path):
     ([], 'one of encode, decode, info'),
     (['encode', tmp_path / 'in', tmp_path / 'coded'], 'encode needs --model=DIR'),
     (['decode', '--lossy', '--coder=range', tmp_path / 'in', tmp_path / 'out'], '--coder, --lossy: not for decode'),
-    (['info', tmp_path / 'in'], 'is no file that `compress encode` wrote'),
+    (['info', tmp_path / 'in'], 'was not written by `compress encode`'),
   ]:
     done = _command(*args, devices=1)
     assert (done.returncode, message in done.stderr, done.stderr.count('\n')) == (2, True, 1), done.stderr
