@@ -173,7 +173,7 @@ class PriorConfig(BlocksConfig):
   attention_pattern: tuple[str, ...] = ('full',)
   last_attention_pattern: str = ''  # pattern of the last layer; empty: the next one of attention_pattern
   conv_kernel_size: int = 11  # side of the 'conv' pattern's window, in image tokens; an odd number
-  attention_block: int = 32  # queries per block in sparse patterns, which share a window of keys; use 128 on TPUs
+  attention_block: int = 32  # sparse patterns: queries in a block, which share a window of keys; use 128 on TPUs
   # Improvements after the paper; training.tasks.prior names the sources.
   z_loss_weight: float = 0.0  # weight of the square of the logits' log-partition function
   caption_drop: float = 0.0  # share of training captions replaced by padding, for classifier-free guidance
