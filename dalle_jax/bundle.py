@@ -3,7 +3,7 @@
     bundle.json       format version, version of dalle_jax, names of the parts, file sizes, and fingerprints of the
                       parameters, the tokenizer and the training data
     config.json       the configuration that the model was trained with
-    tokenizer.model   the SentencePiece model, or CLIP's merges; an empty file for a tokenizer of bytes
+    tokenizer.model   the SentencePiece model, or CLIP's merges; an empty file for the byte tokenizer
     params/           the parameters of each part, such as {'dvae': ..., 'prior': ...}, written by Orbax
 
 A bundle has one of these sets of parts:
@@ -315,7 +315,7 @@ def load(path: Path, mesh: Mesh, needs: tuple[str, ...] = ('dvae', 'prior'), fla
   Args:
     path: The bundle's directory.
     mesh: The device mesh for the parameters.
-    needs: The parts that the bundle must hold; () accepts any parts. All parts are loaded, also those not in `needs`.
+    needs: The parts that the bundle must hold; () accepts any parts. Other parts are loaded too.
     flag: The flag or configuration key that names the directory, for error messages.
 
   Raises:
@@ -353,7 +353,7 @@ def _read_params(path: Path, abstract: Any) -> Any:
       differences = trees.differences(checkpointer.metadata(path / 'params').item_metadata.tree, abstract)
       if not differences:
         return checkpointer.restore(path / 'params', abstract)
-  except Exception as error:  # Orbax and its storage raise many types; the first line says the cause
+  except Exception as error:  # Orbax and its storage raise many types; the first line gives the cause
     cause = str(error).strip().partition('\n')[0]
     raise ValueError(
       f'The parameters in {path / "params"} cannot be read: {cause[:300]} Copy the directory again or run the training '

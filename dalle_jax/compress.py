@@ -58,7 +58,7 @@ def main(action: str, argv: list[str]) -> int:
     raise ValueError(f'{action} takes {USAGE[action]}; given {" ".join(paths) or "no path"}.')
   misplaced = [name for name in _REFUSED[action] if flags.FLAGS[name].present]
   if misplaced:
-    raise ValueError(f'--{", --".join(misplaced)}: not for {action}.')
+    raise ValueError(f'--{", --".join(misplaced)}: not for {action}; omit when running {action}.')
   model = _MODEL.value
   if action != 'info' and model is None:
     raise ValueError(f'{action} needs --model=DIR, the directory WORKDIR/model of a training run.')

@@ -1,4 +1,4 @@
-"""Measures a trained model on a split of its data; prints the figures and writes JSON and a page.
+"""Measures a trained model on a split of its data; prints a table, and writes a JSON file and an HTML page.
 
 python -m dalle_jax.evaluate --model=runs/quickstart/model --metrics=elbo,likelihood,prompt_accuracy
 """
@@ -11,13 +11,13 @@ _DEFAULT = "Default: the model's own setting."
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.', required=True)
 _METRICS = flags.DEFINE_list(
   'metrics', ['elbo'],
-  'Metrics to measure, with commas between: elbo, reconstruction, codebook, likelihood, fid, kid, precision_recall, '
-  'inception_score, blurred_fid, clip_score, prompt_accuracy, diversity. all: whatever model, data and flags allow.',
+  'Metrics to measure, separated by commas: elbo, reconstruction, codebook, likelihood, fid, kid, precision_recall, '
+  'inception_score, blurred_fid, clip_score, prompt_accuracy, diversity. all: all that model, data and flags allow.',
 )  # fmt: skip
 _SPLIT = flags.DEFINE_string('split', 'validation', 'Split of the data, such as train or validation.')
 _NUM_IMAGES = flags.DEFINE_integer(
   'num_images', None,
-  'Number of images to measure on, the first of the split; one image is generated for each caption. 0: the whole '
+  'Number of images to measure on, from the start of the split; one image is generated for each caption. 0: the whole '
   'split. Default: 1024, or the whole split if it is smaller.',
 )  # fmt: skip
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -34,7 +34,7 @@ _DATA_DIR = flags.DEFINE_string(
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the figures. Default: evaluation_SPLIT.json beside the model.')
 _TEMPERATURE = flags.DEFINE_float('temperature', None, f'Temperature of the generated images. {_DEFAULT}')
 _TOP_K = flags.DEFINE_integer('top_k', None, f'Number of likeliest tokens to sample from; 0: all. {_DEFAULT}')
-_TOP_P = flags.DEFINE_float('top_p', None, f'Share of the probability to sample from, above 0; 1: all. {_DEFAULT}')
+_TOP_P = flags.DEFINE_float('top_p', None, f'Probability mass to sample from, above 0; 1: all. {_DEFAULT}')
 _GUIDANCE_SCALE = flags.DEFINE_float(
   'guidance_scale', None, f"Factor on the caption's effect on the logits; 1: no guidance. {_DEFAULT}"
 )
@@ -64,7 +64,7 @@ def _radii() -> tuple[float, ...]:
   try:
     return tuple(float(radius) for radius in _BLUR_RADII.value)
   except ValueError:
-    raise ValueError(f'--blur_radii is {",".join(_BLUR_RADII.value)!r}; give numbers with commas between.') from None
+    raise ValueError(f'--blur_radii is {",".join(_BLUR_RADII.value)!r}; give numbers separated by commas.') from None
 
 
 def main(argv: list[str]) -> int:

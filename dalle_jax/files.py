@@ -1,4 +1,4 @@
-"""Output files: check them before any work, and write them whole or not at all."""
+"""Output files: check them before any work, and write them atomically."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
     out: The file.
     overwrite: Whether it may exist.
     what: The flag or argument that named it, for messages.
-    others: Files and directories that the command also reads or writes.
+    others: Files and directories that the command also reads or writes, so that `out` must differ from them.
 
   Raises:
     ValueError: The file exists, is not a regular file, is one of `others`, or its directory is not writable.
@@ -32,11 +32,11 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
       raise ValueError(f'{what}: {out} exists; give another name, or --overwrite.')
   same = [other for other in others if out.resolve() == other.resolve()]
   if same:
-    raise ValueError(f'{what}: {out} is {same[0]}, which the command needs itself; give another name.')
+    raise ValueError(f'{what}: {out} is {same[0]}, which the command also reads or writes; give another name.')
 
 
 def check_out(out: Path) -> None:
-  """Check that the file of --out can be written, also over an existing one, and make its directory.
+  """Check that the file of --out can be written or overwritten, and create its directory.
 
   Raises:
     ValueError: It is a directory or cannot be written.
@@ -53,7 +53,7 @@ def check_out(out: Path) -> None:
 
 
 def make_directory(out: str) -> Path:
-  """The directory of --out, made if it does not exist. Raises ValueError if it cannot be made."""
+  """The directory of --out, created if it does not exist. Raises ValueError if it cannot be created."""
   directory = Path(out)
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def make_directory(out: str) -> Path:
 
 
 def check_directory(out: Path, what: str) -> None:
-  """Check that a directory may be made. Raises ValueError if it exists and is not empty, or cannot be made."""
+  """Check that a directory may be created. Raises ValueError if it exists and is not empty, or cannot be created."""
   _check_parent(out, what)
   if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
     raise ValueError(f'{what}: {out} exists; several pictures need a directory that is new or empty.')
@@ -72,12 +72,12 @@ def check_directory(out: Path, what: str) -> None:
 def _check_parent(out: Path, what: str) -> None:
   parent = out.absolute().parent
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-    raise ValueError(f'{what}: {out} cannot be written: {parent} is no directory, or is read-only.')
+    raise ValueError(f'{what}: {out} cannot be written: {parent} is not a directory, or is read-only.')
 
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-  """A temporary path for a file or a directory, which replaces `out` on success and is removed on failure."""
+  """Yield a temporary path for a file or a directory, which replaces `out` on success and is removed on failure."""
   scratch = Path(tempfile.mkdtemp(prefix='.writing-', dir=out.absolute().parent))
   try:
     yield scratch / 'out'
@@ -90,7 +90,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-  """Write a file whole or not at all: beside its place, then renamed. Missing directories are made."""
+  """Write a file atomically: write a file beside it, then rename that. Create missing directories."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
@@ -102,7 +102,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-  """Write a JSON file whole or not at all; see `write_whole`."""
+  """Write a JSON file atomically; see `write_whole`."""
   write_whole(path, (json.dumps(values, indent=2) + '\n').encode())
 
 

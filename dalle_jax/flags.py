@@ -23,7 +23,7 @@ EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130  # the status that a shell reports for a program ended by SIGINT
 JOIN_S = 300  # seconds that a starting host waits for the other hosts
 REMIND_S = 30  # seconds until a waiting host prints what to check
-LEAVE_S = 60  # seconds that an exiting host waits for the other hosts; then it leaves, which ends them too
+LEAVE_S = 60  # seconds that an exiting host waits for the other hosts; then it exits, which aborts them
 
 
 def find_config(path: str) -> str:
@@ -151,7 +151,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def essence(error: Exception) -> str:
-  """Shortens an error message of absl or ml_collections: no traceback, and only the nearest of a group's keys."""
+  """Shortens an error message of absl or ml_collections: no traceback, and only the nearest key if a key is unknown."""
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   lines = [line for line in text.replace('\\n', '\n').splitlines() if line.strip()]
   if any('Traceback' in line for line in lines):
@@ -232,7 +232,7 @@ def _cpu_features() -> int:
 def _join(coordinator: str | None, hosts: int | None, host: int | None) -> None:
   """Joins the other hosts; see `start_jax` for arguments and errors.
 
-  If hosts are still missing at the end, JAX aborts the process from C++. All advice is therefore printed before that.
+  If hosts are still missing at the timeout, JAX aborts the process from C++. The advice is therefore printed earlier.
   """
   import jax
 
@@ -264,7 +264,7 @@ def _check_coordinator(coordinator: str, hosts: int | None, host: int | None) ->
   """Checks for mistakes that would crash JAX: a malformed address, an unknown host name, or a port in use.
 
   Raises:
-    ValueError: the mistake that was found.
+    ValueError: there is such a mistake.
   """
   name, colon, port = coordinator.rpartition(':')
   if not (name and colon and port.isdecimal() and 0 < int(port) < 2**16):

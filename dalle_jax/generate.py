@@ -16,7 +16,7 @@ _PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text prompt; repeat the flag 
 _PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt per line.')
 _OUT = flags.DEFINE_string('out', 'samples', 'Directory for the images.')
 _PREVIEW_EVERY = flags.DEFINE_integer(
-  'preview_every', 0, 'Rows of tokens between two previews, unfinished images in OUT/previews; 0: no previews.'
+  'preview_every', 0, 'Rows of tokens between two previews of the unfinished images, in OUT/previews; 0: no previews.'
 )
 
 _DEFAULT = "Default: the model's own setting."
@@ -29,7 +29,7 @@ flags.DEFINE_integer('seed', 0, 'Seed of the noise. Image i of a seed is always 
 flags.DEFINE_integer('batch_size', None, f'Largest number of images per batch. {_DEFAULT}')
 flags.DEFINE_float('temperature', None, f'Divides the logits; 0 takes the likeliest tokens. {_DEFAULT}')
 flags.DEFINE_integer('top_k', None, f'Number of likeliest tokens to sample from; 0: all. {_DEFAULT}')
-flags.DEFINE_float('top_p', None, f'Share of the probability to sample from, above 0; 1: all. {_DEFAULT}')
+flags.DEFINE_float('top_p', None, f'Probability mass to sample from, above 0; 1: all. {_DEFAULT}')
 flags.DEFINE_float('guidance_scale', None, f"Factor on the prompt's effect on the logits; 1: no guidance. {_DEFAULT}")
 flags.DEFINE_float(
   'guidance_ramp', None, f'Share of the image, 0 to 1, over which the guidance scale grows from 1. {_DEFAULT}'
@@ -52,7 +52,7 @@ _IMAGE = flags.DEFINE_string(
 flags.DEFINE_string(
   'mask',
   '',
-  'Mask file of the size of --image. Light pixels are generated; in a mask with transparency, transparent pixels are.',
+  'Mask file of the size of --image. Light pixels are generated; if the mask has transparent pixels, only those are.',
 )
 flags.DEFINE_float('keep_top', None, 'Share of the image, from the top, that is kept, 0 to 1.')
 flags.DEFINE_list('keep_box', None, 'Rectangle that is kept: LEFT,TOP,RIGHT,BOTTOM as shares of the image, 0 to 1.')

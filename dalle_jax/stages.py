@@ -1,6 +1,7 @@
 """The stages of training, one entry for each. Everything that lists stages reads this list.
 
-A leaf: it imports nothing from the package, so that the configuration, the doors and the jobs can all read it.
+This module imports nothing from the package, so that the configuration, the command-line programs and the jobs can all
+read it.
 CONTRIBUTING.md says how to add a task.
 """
 
@@ -14,18 +15,19 @@ class Stage:
   """One stage of training.
 
   Attributes:
-    name: The stage's directory under the work directory and its name in seeds. A new name changes every result.
+    name: The stage's directory under the work directory and its name in seeds. Renaming it changes every result.
     title: What reports call it.
     task: The value of `config.task` whose last stage this is.
     module: The module that defines the task; `dalle_jax/training/tasks/__init__.py` lists what it must hold.
     model_groups: The configuration groups that describe its model.
     reads: What its batches may hold: 'image', 'text' (ids of captions), 'wrong' (ids of wrong captions) or 'tokens'.
     follows: The stages before it, whose parameters it uses.
-    parts: What the model directory holds after it: name of the part -> 'module:function' that makes its parameters
-      from (config, text_vocab_size, ngrams, key).
-    sheets: The pictures that the stage draws on the way: 'reconstructions', 'samples' or both.
+    parts: The parts of the model directory after this stage, as pairs (name, 'module:function'). The function makes the
+      part's initial parameters from (config, text_vocab_size, ngrams, key).
+    sheets: The sheets of images that the stage writes during training: 'reconstructions', 'samples' or both.
     training_group: The configuration group of its training; '' means NAME_training.
-    mirrors: Whether `config.data.flip` applies. Captions may name what is left, right or written.
+    mirrors: Whether `config.data.flip` applies. Stages that read captions must not mirror images, because captions may
+      mention left, right or written words.
   """
 
   name: str
@@ -86,18 +88,18 @@ def tasks() -> tuple[str, ...]:
 
 
 def find(name: str) -> Stage:
-  """The stage of a name. Raises KeyError if there is none."""
+  """The stage with this name. Raises KeyError if there is none."""
   return {stage.name: stage for stage in STAGES}[name]
 
 
 def of_task(task: str) -> tuple[Stage, ...]:
-  """The stages of a value of `config.task`, in the order in which they run."""
+  """The stages that a value of `config.task` needs, in the order in which they run."""
   (last,) = [stage for stage in STAGES if stage.task == task]
   return (*map(find, last.follows), last)
 
 
 def training_groups() -> tuple[str, ...]:
-  """The configuration groups of all stages' training, each once."""
+  """The training configuration groups of all stages, each once."""
   return tuple(dict.fromkeys(stage.training_group for stage in STAGES))
 
 

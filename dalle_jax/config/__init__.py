@@ -1,7 +1,7 @@
-"""The configuration: typed groups, their checks, and the way in from `configs/*.py`.
+"""The configuration: typed groups, their checks, and their construction from `configs/*.py`.
 
 A configuration file starts from `base_config()`, a locked `ml_collections.ConfigDict` that holds every key with its
-default, and assigns existing keys only. `Config.from_dict` turns the result into frozen dataclasses which refuse
+default, and assigns existing keys only. `Config.from_dict` turns the result into frozen dataclasses, which refuse
 unknown keys and validate themselves; every message names the key to change. Nothing here imports JAX.
 """
 

@@ -25,11 +25,11 @@ class DataConfig:
   resampling: str = 'area'  # downscaling: 'area' averages over exact areas; 'box' averages whole pixels and is faster
   flip: bool = False  # flip images left to right at random while the dVAE trains (Listing 1)
   caption_key: str = 'caption'  # 'tfds': the feature that holds the caption
-  # Share of the data to hold out. 'folder': of the images' names (see group_separator). 'tfds': of the examples, if the
-  # data set has no held-out split. 'text': of the bytes, if validation_path is empty.
+  # Share of the data to hold out. 'folder': of the groups of images (see group_separator). 'tfds': of the examples, if
+  # the data set has no held-out split. 'text': of the bytes, if validation_path is empty.
   validation_fraction: float = 0.1
-  # 'folder': an image's name is its caption up to this text; empty: the full caption. Images with the same name are in
-  # the same split.
+  # 'folder': images whose captions are equal up to this text form a group, and a group is in one split. Empty: compare
+  # full captions.
   group_separator: str = ''
   num_train: int = 20_000  # 'captioned_shapes': examples in the train split
   num_validation: int = 1_000  # 'captioned_shapes': examples in the validation split

@@ -263,7 +263,7 @@ def choose(variant: str, *groups: Sequence[str]) -> tuple[str, ...]:
     One word of each group.
 
   Raises:
-    ValueError: A word is unknown, or a group has two of the words.
+    ValueError: A word is unknown, or two of the words are in the same group.
   """
   words = [word for word in variant.split(',') if word]
   chosen = [[word for word in words if word in group] for group in groups]

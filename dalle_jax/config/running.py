@@ -92,8 +92,8 @@ class EvaluationConfig:
   """What is measured and generated at the end of training."""
 
   num_reconstructions: int = 256  # held-out images for PSNR and codebook statistics
-  num_prompts: int = 128  # 'captioned_shapes': captions per split and number of objects whose images are judged
-  num_captions: int = 500  # reranker: captions per split, each with one image, among which to find the matching ones
+  num_prompts: int = 128  # 'captioned_shapes': judged captions for each split and each number of objects
+  num_captions: int = 500  # reranker: captions per split for retrieval, each with one image
   sheet_prompts: int = 8  # captions on a sample sheet
   images_per_prompt: int = 8  # images per caption on a sample sheet
   batch_size: int = 64  # examples measured at a time

@@ -16,7 +16,7 @@ class TrainingConfig:
 
   num_steps: int = 1_000  # optimizer steps
   batch_size: int = 32  # examples per optimizer step, over all devices and hosts
-  accumulation_steps: int = 1  # parts in which a batch is processed one after the other, to save memory
+  accumulation_steps: int = 1  # micro-batches that a batch is split into, processed one after the other to save memory
   # On TPU v5e and v5p: on-chip memory for one fused operation, in MiB. 64 makes steps faster but compiles much longer.
   fusion_mib: int = 24
   optimizer: str = 'adamw'  # 'adamw' as in the paper; or 'muon' for the matrices of blocks and AdamW for the rest

@@ -57,7 +57,7 @@ def _fingerprint(path: Path) -> str:
   """The first 16 digits of the file's SHA-256. If the file name ends in a hash, as torch's names do, compare it.
 
   Raises:
-    ValueError: the file cannot be read, or it has another hash than its name says.
+    ValueError: the file cannot be read, or its hash differs from the hash in its name.
   """
   try:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -76,7 +76,7 @@ def _layer(tensors: dict[str, np.ndarray], name: str, shape: tuple, problems: li
     tensors: tensors by published name; the layer's tensors are removed.
     name: the layer's published name.
     shape: the kernel's shape [H, W, in, out].
-    problems: gets a message for each tensor that is missing or wrong.
+    problems: a list; a message is appended for each tensor that is missing or wrong.
   """
   height, width, num_in, num_out = shape
   kernel = _take(tensors, f'{name}.conv.weight', (num_out, num_in, height, width), problems)

@@ -51,7 +51,7 @@ def load(path: Path, vocab_size: int) -> tuple[Config, dict[str, Any]]:
 
   Args:
     path: the file of weights.
-    vocab_size: number of the tokenizer's ids; the model must have the same number.
+    vocab_size: number of ids of the tokenizer, which must equal the model's.
 
   Returns:
     A configuration with the model's sizes, and its parameters (numpy, float32).
@@ -83,7 +83,7 @@ def _widened(tensor: np.ndarray) -> np.ndarray:
 
 
 def _published_names(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Rename tensors with the names of transformers to the published names. Other tensors stay unchanged."""
+  """Rename tensors from the names in transformers to the published names. Other tensors stay unchanged."""
   if not any(name.startswith('vision_model.') for name in tensors):
     return tensors
   renamed: dict[str, Any] = {}
@@ -156,7 +156,8 @@ def _config(path: Path, tensors: dict[str, np.ndarray]) -> Config:
 def _num_blocks(tensors: dict[str, np.ndarray], prefix: str) -> int:
   """Count the blocks of a transformer, at least 1.
 
-  We count the names and ignore their numbers, so that a file with a huge number cannot make us expect as many blocks.
+  We count the names and ignore the block numbers in them. Otherwise a file with one huge number would make us expect
+  that many blocks.
   The later comparison of names reports blocks that are missing or have wrong numbers.
   """
   start = f'{prefix}.resblocks.'

@@ -90,7 +90,7 @@ def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndar
       TorchScript.
 
   Returns:
-    Tensors by name, such as `blocks.input.w`. A module that occurs in several places only counts in the first one.
+    Tensors by name, such as `blocks.input.w`. A module that occurs in several places counts once, at the first place.
 
   Raises:
     ValueError: the file cannot be read, has another format, is damaged, or names a class or function that is not
@@ -131,7 +131,7 @@ class _Unpickler(pickle.Unpickler):
     """Make an unpickler for the next pickle in the file, after a scan of its instructions.
 
     A pickle stores objects in a memo by number, and Python allocates a table up to the highest number. A number above
-    the count of instructions so far has no use but to exhaust the memory, so we refuse it before unpickling.
+    the count of instructions so far can only serve to exhaust the memory, so we refuse it before unpickling.
 
     Raises:
       ValueError: such a number occurs.
@@ -220,7 +220,7 @@ def _named_tensors(loaded: Any) -> list[tuple[str, _Tensor]]:
   """Names and tensors of a module or a state dict.
 
   Raises:
-    ValueError: the object is neither of these.
+    ValueError: the object is neither.
   """
   if isinstance(loaded, Record):
     return _module_tensors(loaded, '', set())
@@ -237,7 +237,7 @@ def _module_tensors(module: Record, prefix: str, seen: set[int]) -> list[tuple[s
   Args:
     module: the module.
     prefix: start of the tensors' names.
-    seen: ids of the modules that were visited already; gets the new ones.
+    seen: ids of the modules visited so far, updated in place.
   """
   if id(module) in seen:
     return []

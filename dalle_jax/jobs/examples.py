@@ -15,7 +15,7 @@ MOST_CAPTIONS = 5_000  # limit on records read for captions; some data sets deco
 
 
 def first_images(config: Config, dataset: Dataset, split: str, count: int) -> np.ndarray:
-  """The first `count` images of a split, cropped and scaled as for the models: uint8 [N, H, W, 3]."""
+  """The first `count` images of a split, cropped and resized to the models' input: uint8 [N, H, W, 3]."""
   source = dataset.open(split)
   transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
   generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
@@ -34,7 +34,7 @@ def batches(
     tokenizer: The captions' tokenizer; None for batches of 'image' without 'text'.
     source: The records.
     count: The number of records.
-    batch_size: Records per batch, rounded up to a multiple of the devices that split it.
+    batch_size: Records per batch, rounded up to a multiple of the number of devices that split it.
     mesh: The device mesh.
   """
   transform = Preprocess(

@@ -27,7 +27,7 @@ class Ranker:
     Args:
       loaded: A bundle with the part 'reranker'.
       mesh: The device mesh that holds its parameters.
-      batch_size: Images or prompts per batch, rounded up to a multiple of the devices that split it.
+      batch_size: Images or prompts per batch, rounded up to a multiple of the number of devices that split it.
     """
     self.info: dict[str, Any] = loaded.info  # the contents of bundle.json
     tokenizer = loaded.tokenizer

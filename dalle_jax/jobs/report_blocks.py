@@ -16,7 +16,7 @@ from dalle_jax.reporting import gallery, likelihood_maps
 
 Block = tuple[str, str]  # (title, HTML)
 
-NUM_READINGS = 8  # held-out images whose likelihood maps are shown; about as many generated images are shown
+NUM_READINGS = 8  # held-out images with a likelihood map; about as many generated images get one too
 NUM_CODES = 16  # number of most used codes that are decoded and shown
 
 
@@ -25,7 +25,7 @@ class Group(NamedTuple):
 
   Attributes:
     title: The title of their block in the report.
-    note: How they were sampled.
+    note: A sentence on how they were sampled.
     prompts: The prompts; [''] for a model without prompts.
     samples: The images and their tokens.
     right: The judge's verdicts, bool [P, N]: whether an image shows what its prompt says. None if there is no judge.

@@ -17,7 +17,7 @@ from dalle_jax.reporting.blocks import inline_picture, paragraph, section, title
 from dalle_jax.reporting.html import write_page
 
 SLOTS = (
-  'Slot t predicts token t. Its input is the token before, and it attends to itself and to earlier slots. So "token A '
+  'Slot t predicts token t. Its input is token t - 1, and it attends to itself and to earlier slots. So "token A '
   'attends to token B" means: the slot that predicts A attends to the slot whose input is B.'
 )
 
@@ -63,7 +63,7 @@ class PictureArticle(NamedTuple):
   grid_size: int
   text_length: int
   caption: Sequence[tuple[str, int]]  # text tokens, and the slots that predict them
-  keys: Sequence[tuple[str, Sequence[int]]]  # labels of the inputs of the text slots and start-of-image, with the slots
+  keys: Sequence[tuple[str, Sequence[int]]]  # (label, slots) of each input before the first image token
   words: Sequence[int]  # indices of the keys that are words
   word_maps: np.ndarray  # [W, g, g], attention to each word in the first view
   chosen: int  # the image token that is selected first
@@ -85,7 +85,7 @@ class Text(NamedTuple):
 
 
 def write(path: Path, title: str, notes: Sequence[str], articles: Sequence[PictureArticle | Text]) -> None:
-  """Write the page, whole or not at all. All text is escaped."""
+  """Write the page atomically. All text is escaped."""
   parts = [f'<script type="application/json" id="palette">{_json(_css_palette())}</script>']
   for article in articles:
     parts += _picture(article) if isinstance(article, PictureArticle) else _text(article)
@@ -214,8 +214,8 @@ def _text(t: Text) -> list[str]:
   bits = -np.log2(np.maximum(t.tokens.probability, 1e-300))
   facts = (
     f'{len(t.pieces)} tokens; the first {t.given} are the prompt. Mean {bits.mean():.2f} bits per token, mean '
-    f'entropy {t.tokens.entropy.mean():.2f} bits. {_percent(np.mean(t.tokens.rank == 1))} of the tokens are the '
-    'likeliest one.'
+    f'entropy {t.tokens.entropy.mean():.2f} bits. {_percent(np.mean(t.tokens.rank == 1))} of the tokens have '
+    'rank 1, the likeliest.'
   )
   parts = [
     paragraph(facts),

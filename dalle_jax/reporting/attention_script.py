@@ -1,8 +1,8 @@
 """Style sheet and script of the page of attention weights.
 
 The page is readable without the script. With the script, a reader can choose layers and heads, step through the growing
-image, and select single tokens. `views` in an article's data are attention matrices as `attention_page.pack` encodes
-them.
+image, and select single tokens. `views` in an article's data are attention matrices, encoded by
+`attention_page.pack`.
 """
 
 STYLE = """
@@ -99,7 +99,7 @@ function grow(article) {
   });
 }
 
-// Keeps all view selectors of an article in step.
+// Keeps all view selectors of an article on the same view.
 function onView(article, show) {
   const selects = [...article.querySelectorAll('.views')];
   selects.forEach(select => select.addEventListener('change', () => {
@@ -126,7 +126,7 @@ function pictures(article, data) {
 
   function showChosen() {
     const place = article.querySelector('.asked'), query = text + chosen;
-    // The input of the slot after the one that predicts token i is token i.
+    // Slot text + i predicts token i, and the next slot has token i as its input.
     const values = cells.map(i => i < cells.length - 1 ? weight(view, query, text + 1 + i) : 0);
     drawMap(place, values, side);
     drawLit(place, values, side, picture);

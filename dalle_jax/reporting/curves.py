@@ -59,7 +59,7 @@ def curve_svg(
     series: label -> (steps [N], values [N]). Empty series are left out. A single series gets no legend.
     title: the title, which is also the name for screen readers.
     y_label: the label of the y axis.
-    log: whether the y axis is logarithmic; values that are not above 0 become gaps.
+    log: whether the y axis is logarithmic; values of 0 or below become gaps.
     x_label: the label of the x axis.
     log_x: whether the x axis is logarithmic.
   """
@@ -73,8 +73,7 @@ def context_svg(series: Mapping[str, Series], title: str = CONTEXT_TITLE) -> str
   """Draw bits per token over the context length.
 
   `evaluation.sequence_likelihood.by_context` measures the same tokens with each context length.
-  `evaluation.token_likelihood.by_position` (with POSITION_TITLE) measures, for each number, the tokens that have this
-  many tokens before them.
+  `evaluation.token_likelihood.by_position` (with POSITION_TITLE) groups the tokens by the number of tokens before them.
 
   Args:
     series: label -> (context lengths [N], bits per token [N]). A length of 0 is drawn at 0.5 on the logarithmic axis.
@@ -88,7 +87,7 @@ def bars_svg(bars: Mapping[str, Mapping[str, float]], title: str, y_label: str) 
   """Draw groups of bars, each bar with its value on top, as an inline <svg>.
 
   Args:
-    bars: group -> name of the bar -> height. Groups may lack some of the bars.
+    bars: group -> name of the bar -> height. A group may lack some of the bars.
     title: the title, which is also the name for screen readers.
     y_label: the label of the y axis.
   """

@@ -12,11 +12,11 @@ from PIL import Image
 from dalle_jax.reporting.blocks import config_details, inline_picture, paragraph, section
 from dalle_jax.reporting.html import write_page
 
-# Pixels of all pictures of a section together. Pictures with more are reduced, so that browsers can show the page.
+# Maximum total number of pixels in a section. Pictures of larger sections are shrunk, so that browsers can show them.
 MOST_PIXELS = 4_000_000
 MOST_REJECTED = 2_000  # rejected candidates on a page
 THUMBNAIL = 64  # pixels: approximate shorter side of a rejected candidate; smaller pictures keep their size
-ENLARGED = 128  # pixels: pictures with longer sides up to this are enlarged, and their pixels shown as squares
+ENLARGED = 128  # pixels: a picture whose longer side is at most this is enlarged, with its pixels as squares
 
 
 def reconstructions(originals: np.ndarray, reconstructed: np.ndarray, psnr: np.ndarray, count: int = 18) -> str:
@@ -69,7 +69,8 @@ def samples(
   if right is not None:
     count = int(np.sum(right))
     legend = (
-      f'Green and ✓: the image shows everything that the prompt names ({count} of {scores.size}). Red and ✗: not.'
+      f'Green and ✓: the image shows everything that the prompt names ({count} of {scores.size}). Red and ✗: it does '
+      'not.'
     )
     blocks.append(paragraph(legend))
   for p, prompt in enumerate(prompts):
@@ -100,7 +101,7 @@ def candidates(prompts: Sequence[str], images: np.ndarray, scores: np.ndarray, k
       f'kept of shape {kept.shape} must have indices of images from 0 to {count - 1} for {len(prompts)} prompts.'
     )
   if any(len(set(row)) < len(row) for row in kept.tolist()):
-    raise ValueError('kept has the index of an image of a prompt twice; each index may occur once.')
+    raise ValueError('kept lists an image of a prompt twice; each index may occur once per prompt.')
   rejected = [np.setdiff1d(np.arange(count), row) for row in kept]
   large = _fitted(np.take_along_axis(images, kept[..., None, None, None], axis=1))
   blocks = []
@@ -122,10 +123,10 @@ def write_candidates_page(
   settings: Mapping[str, Any] | None = None,
   notes: Sequence[str] = (),
 ) -> None:
-  """Write a page of `candidates`, whole or not at all.
+  """Write the page that shows `candidates`, atomically.
 
   Args:
-    path: the file to write; missing directories are made.
+    path: the file to write; missing directories are created.
     prompts, images, scores, kept: see `candidates`, which also lists the errors.
     score_name: the name of the scores, such as 'log-likelihood in nats'.
     settings: the settings for sampling, shown in a collapsed table.
@@ -179,7 +180,10 @@ def _tiles(tiles: Sequence[str], style: str = '') -> str:
 
 
 def _scored(image: np.ndarray, number: int, score: float, right: np.ndarray | None = None, before: str = '') -> str:
-  """A picture with its score and, if `right` has verdicts [N], its verdict. `number` is its index for the prompt."""
+  """A picture with its score and, if `right` has verdicts [N], its verdict.
+
+  `number` is the picture's index among the images of its prompt.
+  """
   frame, mark = ('', '') if right is None else ('right', '✓ ') if right[number] else ('wrong', '✗ ')
   caption = f'{before}{mark}{score_text(float(score))}'
   img = picture(image, f'image {number + 1}', frame)
@@ -187,7 +191,7 @@ def _scored(image: np.ndarray, number: int, score: float, right: np.ndarray | No
 
 
 def _rejected(images: np.ndarray, scores: np.ndarray, order: np.ndarray, num_prompts: int) -> str:
-  """The rejected candidates of one prompt, collapsed. If the page would have too many, only the best."""
+  """The rejected candidates of one prompt, collapsed; only the best of them if the page would have too many."""
   if not len(order):
     return ''
   shown = order[: max(1, MOST_REJECTED // num_prompts)]
@@ -198,12 +202,12 @@ def _rejected(images: np.ndarray, scores: np.ndarray, order: np.ndarray, num_pro
 
 
 def _fitted(images: np.ndarray) -> np.ndarray:
-  """Reduce pictures uint8 [..., H, W, 3] by a whole factor if together they have more than MOST_PIXELS."""
+  """Shrink pictures uint8 [..., H, W, 3] by an integer factor if they have more than MOST_PIXELS pixels in total."""
   return _shrunk(images, math.ceil(math.sqrt(images.size / 3 / MOST_PIXELS)))
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
-  """Reduce pictures uint8 [..., H, W, 3]: each square of `factor` x `factor` pixels becomes its mean."""
+  """Shrink pictures uint8 [..., H, W, 3]: each square of `factor` x `factor` pixels becomes its mean."""
   if factor <= 1:
     return images
   flat = [np.asarray(Image.fromarray(image).reduce(factor)) for image in images.reshape(-1, *images.shape[-3:])]

@@ -8,12 +8,12 @@ from PIL import Image
 BLIND = (200, 200, 206)  # masked entries of a matrix
 LINE = (235, 70, 60)  # between text and image
 DARK = 0.15  # brightness of a picture where the value is 0
-MAX_MATRIX = 256  # pixels: largest side of a matrix; one pixel shows a block of a longer sequence
+MAX_MATRIX = 256  # pixels: maximum side of a drawn matrix; for longer sequences, each pixel shows a block of entries
 
 
 @functools.cache
 def palette() -> np.ndarray:
-  """The colours from low to high values, uint8 [256, 3]: viridis, whose lightness increases throughout."""
+  """The colours from low to high values, uint8 [256, 3]: viridis, whose lightness increases monotonically."""
   import matplotlib
 
   return matplotlib.colormaps['viridis'](np.arange(256), bytes=True)[:, :3].copy()

@@ -21,13 +21,13 @@ def write_report(
   blocks: Sequence[tuple[str, str]] = (),
   texts: Sequence[tuple[str, str]] = (),
 ) -> None:
-  """Write a report that needs no other files, whole or not at all. All text is escaped.
+  """Write a report that needs no other files, atomically. All text is escaped.
 
   Args:
-    path: the file to write; missing directories are made.
+    path: the file to write; missing directories are created.
     title: the heading of the page.
-    summary: scores by name. The scores PREFIX/NAME of one prefix share a table. The standard error of a score NAME or
-      GROUP/NAME is shown beside it if the summary has NAME_stderr or GROUP_stderr/NAME.
+    summary: scores by name. Scores PREFIX/NAME with the same prefix share a table. The standard error NAME_stderr or
+      GROUP_stderr/NAME, if there is one, is shown beside the score NAME or GROUP/NAME.
     config: the nested configuration or settings, shown in collapsed tables.
     curves: (title, SVG element) of each curve, as from `curves.curve_svg`. The SVG is inserted unescaped.
     notes: paragraphs under the heading.
@@ -48,10 +48,10 @@ def write_report(
 def write_page(
   path: Path, *, title: str, notes: Sequence[str], parts: Sequence[str], style: str = '', script: str = ''
 ) -> None:
-  """Write an HTML file, whole or not at all.
+  """Write an HTML file atomically.
 
   Args:
-    path: the file to write; missing directories are made.
+    path: the file to write; missing directories are created.
     title: the heading of the page, as unescaped text.
     notes: paragraphs under the heading, as unescaped text.
     parts: the HTML of the page after the notes.

@@ -23,14 +23,14 @@ class Panel:
   def __init__(self, title: str, x_label: str):
     self.title, self.x_label = title, x_label
     self.series: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # label -> (x [N], losses [N])
-    self.marked: tuple[np.ndarray, np.ndarray] | None = None  # x [M] and losses [M] of the runs with a circle
+    self.marked: tuple[np.ndarray, np.ndarray] | None = None  # x [M] and losses [M] of the runs to circle
     # x [M], losses [M], and the lower and upper end of the losses' interval, [M] each
     self.law: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
     self.label = ''  # the label of the law in the legend
 
 
 def draw(panels: list[Panel], unit: str, path: Path) -> None:
-  """Draw the panels side by side and write them to a file. The file is reproducible.
+  """Draw the panels side by side and write them to a file. The same panels give the same bytes.
 
   Args:
     panels: the plots, from left to right.

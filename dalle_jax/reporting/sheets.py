@@ -13,8 +13,8 @@ from dalle_jax.files import write_whole
 Colour = tuple[int, int, int]
 
 # Sizes are in pixels.
-MIN_CELL = 96  # smaller pictures are enlarged to at least this side
-MIN_WIDTH = 384  # width of text; on a narrower sheet it would wrap after every other word
+MIN_CELL = 96  # smaller pictures are enlarged until their shorter side is at least this
+MIN_WIDTH = 384  # minimum width of text, which would otherwise wrap after every other word on narrow sheets
 MARGIN = 20
 MAX_COLUMNS = 16  # pictures of one prompt in a row
 GAP = 6  # between neighbouring pictures or frames
@@ -43,7 +43,7 @@ def reconstruction_sheet(
     cell: minimum pixels of the shorter side of a picture; see `enlarge`.
 
   Raises:
-    ValueError: the arrays have another type or shape, differ in shape or are empty; or `columns` is below 1.
+    ValueError: an array has a wrong type or shape or is empty; the shapes differ; or `columns` is below 1.
   """
   originals, reconstructions = _pictures(originals, 4), _pictures(reconstructions, 4)
   if originals.shape != reconstructions.shape:
@@ -69,11 +69,11 @@ def sample_sheet(
     prompts: P prompts, which are wrapped to the width of the sheet.
     images: uint8 [P, N, H, W, 3].
     right: bool [P, N], whether a judge found all attributes of the prompt in the image. Images then get green or red
-      frames, and the sheet a legend with counts. None if there is no judge.
+      frames, and the sheet gets a legend with counts. None if there is no judge.
     cell: minimum pixels of the shorter side of a picture; see `enlarge`.
 
   Raises:
-    ValueError: the arrays have another type or shape, are empty, or do not fit the prompts.
+    ValueError: an array has a wrong type or shape, is empty, or does not fit the prompts.
   """
   images = _pictures(images, 5)
   if len(prompts) != len(images):
@@ -101,7 +101,7 @@ def contact_sheet(
     cell: minimum pixels of the shorter side of a picture; see `enlarge`.
 
   Raises:
-    ValueError: the array has another type or shape or is empty; or `columns` is below 1.
+    ValueError: the array has a wrong type or shape or is empty; or `columns` is below 1.
   """
   images = _pictures(images, 4)
   if columns is None:
@@ -111,7 +111,7 @@ def contact_sheet(
 
 
 def enlarge(image: np.ndarray, cell: int = MIN_CELL) -> Image.Image:
-  """Enlarge a picture uint8 [H, W, 3] by the smallest whole factor that makes its shorter side at least `cell` pixels.
+  """Enlarge a picture uint8 [H, W, 3] by the smallest integer factor so that both sides have at least `cell` pixels.
 
   Pixels become squares (nearest neighbour), because interpolation would show details that the model did not generate.
   """
@@ -128,7 +128,7 @@ def encode_png(image: Image.Image | np.ndarray, text: Mapping[str, str] | None =
     text: PNG text entries, keyword -> value.
 
   Raises:
-    ValueError: the array has another type or shape, or a keyword is not 1 to 79 Latin-1 characters (a rule of PNG).
+    ValueError: the array has a wrong type or shape, or a keyword is not 1 to 79 Latin-1 characters (a rule of PNG).
   """
   if not isinstance(image, Image.Image):
     image = Image.fromarray(_pictures(image, 3))
@@ -143,7 +143,7 @@ def encode_png(image: Image.Image | np.ndarray, text: Mapping[str, str] | None =
 
 
 def save_png(image: Image.Image | np.ndarray, path: Path, text: Mapping[str, str] | None = None) -> None:
-  """Write a PNG file, whole or not at all; see `encode_png` and `files.write_whole`."""
+  """Write a PNG file atomically; see `encode_png` and `files.write_whole`."""
   write_whole(path, encode_png(image, text))
 
 

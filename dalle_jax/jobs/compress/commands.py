@@ -71,7 +71,7 @@ def encode(
     report: a JSON file for the figures; None for no report.
 
   Returns:
-    The sizes, costs and settings by name, as the report has them.
+    The sizes, costs and settings by name, as in the report.
 
   Raises:
     ValueError: the model, a file or a setting cannot be used.
@@ -139,7 +139,7 @@ def decode(model: str, source: str, out: str, *, recover: bool = False, overwrit
           raise
         damage = error
     if damage:
-      raise Damaged(f'{damage}. The content of the {reader.num_chunks} whole chunk(s) before that is in {out}.')
+      raise Damaged(f'{damage}. The content of the {reader.num_chunks} whole chunk(s) before that damage is in {out}.')
   say(out)
 
 
@@ -149,7 +149,7 @@ def info(source: str) -> dict[str, Any]:
   All checksums are verified. No model is needed.
 
   Raises:
-    ValueError: the file is damaged or is no compressed file.
+    ValueError: the file is damaged or is not a compressed file.
   """
   with _readable_errors(source), Path(source).open('rb') as file:
     reader = ContainerReader(file)
@@ -239,7 +239,7 @@ def _readable_errors(source: str) -> Iterator[None]:
     raise ValueError(f'{error.filename or source}: {error.strerror or error}') from None
   except jax.errors.JaxRuntimeError as error:
     first_line = str(error).splitlines()[0]
-    raise ValueError(f'{source}: {first_line} Encode with a lower --batch_size to need less memory.') from error
+    raise ValueError(f'{source}: {first_line} Encode with a lower --batch_size to use less memory.') from error
   except Unreadable as error:
     raise type(error)(f'{source}: {error}') from None
 

@@ -92,7 +92,7 @@ class PictureJob:
     Args:
       inputs: the pictures.
       settings: the settings of the encoder.
-      start: makes the writer of the compressed file from `batch_size`, `length` and `facts`, the header's settings.
+      start: makes the writer of the compressed file from `batch_size`, `length` and `facts` (the header's settings).
 
     Returns:
       The sizes and costs by name.
@@ -200,7 +200,7 @@ class _PicturePlan:
     self.num_pixels = sum(height * width for height, width in shapes)
 
   def chunks(self, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield, for each chunk, the height and width of the part of each tile that is not padding."""
+    """Yield, for each chunk, the (height, width) of each tile without its padding."""
     chunk: list[tuple[int, int]] = []
     for shape in self._shapes:
       for size in pictures.tile_sizes(*shape, self._size):
@@ -300,7 +300,7 @@ def _read(path: Path, settings: CompressionSettings, config: Config) -> np.ndarr
   """The pixels to code, uint8 [H, W, 3].
 
   Raises:
-    ValueError: the file is no picture, or cannot be converted to RGB without loss.
+    ValueError: the file is not a picture, or cannot be converted to RGB without loss.
   """
   data = path.read_bytes()
   try:

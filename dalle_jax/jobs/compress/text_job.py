@@ -28,17 +28,19 @@ class TextJob:
     """Validate the input of `encode` before the parameters are loaded.
 
     Returns:
-      The file, which `encode` takes.
+      The file to pass to `encode`.
 
     Raises:
-      ValueError: `source` is no file, or a setting is for pictures only.
+      ValueError: `source` is not a file, or a setting is for pictures only.
     """
     del config
     if not source.is_file():
       raise ValueError(f'{source} is no file; a text model (--model) compresses one file.')
     picture_flags = [f'--{name}' for name in ('lossy', 'resize', 'caption') if getattr(settings, name)]
     if picture_flags:
-      raise ValueError(f'{", ".join(picture_flags)}: for pictures; the model in --model is a text model.')
+      raise ValueError(
+        f'{", ".join(picture_flags)}: for pictures only, but --model is a text model; omit for text models.'
+      )
     return source
 
   def encode(
@@ -49,7 +51,7 @@ class TextJob:
     Args:
       source: the file.
       settings: the settings of the encoder.
-      start: makes the writer of the compressed file from `batch_size`, `length` and `facts`, the header's settings.
+      start: makes the writer of the compressed file from `batch_size`, `length` and `facts` (the header's settings).
 
     Returns:
       The sizes and costs by name.

@@ -1,4 +1,4 @@
-"""Encode an image file into a file of dVAE codes, and decode it."""
+"""Encode an image file to a file of dVAE codes, and decode such a file."""
 
 from pathlib import Path
 

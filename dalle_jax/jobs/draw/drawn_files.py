@@ -79,15 +79,17 @@ def carried_facts(
 
 
 class ImageWriter:
-  """Writes PNG files, either batch by batch or after ranking, then a page of candidates or a contact sheet.
+  """Writes the PNG files, either batch by batch or after ranking, and then a contact sheet.
+
+  After ranking, it also writes a page of all candidates.
 
   Args:
     directory: the output directory. The page of candidates of an earlier command is removed from it.
     prompts: the P prompts.
     count: the number of images per prompt.
-    index: the number of the only image under its seed; None numbers the images 0, 1, ...
-    again: the file name of the only image; '' names files by prompt and place and adds a contact sheet.
-    facts: what `carried_facts` returned.
+    index: the number under the seed, if there is only one image; None numbers the images 0, 1, ...
+    again: the file name, if there is only one image; '' names files by prompt and place and adds a contact sheet.
+    facts: the facts to store in every PNG file, from `carried_facts`.
   """
 
   def __init__(

@@ -67,11 +67,11 @@ def draw(
     settings: the sampling settings, the number of images and the ranking.
     out: the directory for the images.
     given: the input image to complete or to vary, if any.
-    index: generates only the image of this number under the seed.
+    index: the number of the only image to generate under the seed; None for all images.
     reranker: the model directory of the reranker that ranks candidates; '' for none.
     preview_every: rows of tokens between two sheets of unfinished images in OUT/previews/; 0 for no sheets.
     mesh_config: the device mesh; None splits the batch over all devices.
-    again: the file name of the only image, without a contact sheet; '' names files by prompt and place.
+    again: the file name of the only image, which then gets no contact sheet; '' names files by prompt and place.
 
   Returns:
     The files written: images, then the page of all candidates if they were ranked, then the contact sheet.

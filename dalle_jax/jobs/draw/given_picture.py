@@ -13,7 +13,7 @@ from dalle_jax.jobs.draw.model import Model
 from dalle_jax.sampling import completion
 from dalle_jax.sampling.sampler import Known
 
-WHITE = 128  # from this value on, of 255, a mask pixel counts as light (grey) or opaque (alpha)
+WHITE = 128  # of 255: mask pixels of at least this value are light (grey) or opaque (alpha)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class InputPicture:
   The fields are flags of `python -m dalle_jax.generate`. Exactly one field besides `image` must be set.
 
   Raises:
-    ValueError: no such field or several are set, or a value or file cannot be used.
+    ValueError: none or several of these fields are set, or a value or file cannot be used.
   """
 
   image: str
@@ -59,7 +59,7 @@ class InputPicture:
     return model.known(picture, read_mask(self.mask) if self.mask else self._cells(model.config.grid_size))
 
   def _cells(self, size: int) -> np.ndarray:
-    """Marks the codes to keep, bool [size, size], for the fields that name a share or a rectangle."""
+    """The codes to keep, bool [size, size], according to keep_top, keep_box or redraw_box."""
     if self.keep_top is not None:
       return completion.top(size, self.keep_top)
     if self.keep_box is not None:

@@ -39,8 +39,8 @@ class Drawing(NamedTuple):
   images: np.ndarray  # uint8 [P, N, H, W, 3]
   codes: np.ndarray  # int32 [P, N, h, w]
   nats: np.ndarray  # float32 [P, N, h, w], as in `sampling.sampler.SampledImages`
-  scores: np.ndarray | None  # float32 [P, N], more is better; None if there was no ranking
-  kept: np.ndarray  # int [P, K], positions of the kept candidates among the N, best first
+  scores: np.ndarray | None  # float32 [P, N], higher is better; None if there was no ranking
+  kept: np.ndarray  # int [P, K], indices of the kept candidates of each prompt, best first
   settings: DrawSettings  # the settings used, with the candidates that a completion adds
   sampling: SamplingConfig  # all sampling settings, with the batch size that fitted in memory
 
@@ -65,7 +65,7 @@ class Model:
 
   @property
   def reads_captions(self) -> bool:
-    """Whether the model has read captions, so that it generates images for prompts."""
+    """Whether the model was trained with captions, and so generates images for prompts."""
     return self.tokenizer is not None
 
   @property
@@ -125,11 +125,11 @@ class Model:
       prompts: the prompts; '' if the model reads no captions or, with `known`, for no caption.
       settings: the sampling settings, the number of images and the ranking.
       known: known codes [1, h, w], shared by all images, from `known` or `varied`.
-      index: the images' numbers under the seed, [N] for all prompts or [P, N]; None for 0, 1, ...
+      index: the images' numbers under the seed, [N] shared by all prompts, or [P, N]; None for 0, 1, ...
       reranker: scores images for `rank='reranker'`.
       progress: called with (tokens done, tokens in all).
-      preview: called with a batch's unfinished images. An image's number is its position among the P N images: the
-        images of the first prompt come first, then those of the second.
+      preview: called with a batch's unfinished images. An image's number is its position among all P * N images: the
+        images of the first prompt come first, then the images of the second.
       preview_every: rows of tokens between two previews.
       finished: called after each batch with the positions of its images, as for `preview`, the images, and the
         sampling settings.
@@ -166,7 +166,7 @@ class Model:
   def scores(
     self, rank: str, prompts: Sequence[str], drawn: Drawing, reranker: ranking.Scorer | None = None
   ) -> np.ndarray:
-    """Scores all candidates, float32 [P, N]; more is better.
+    """Scores all candidates, float32 [P, N]; higher is better.
 
     Args:
       rank: one of `draw_settings.RANKS`.
@@ -199,7 +199,8 @@ class Model:
 
     Args:
       image: uint8 [H, W, 3] of any size; only the central square is used.
-      keep: True for what is kept, bool [H, W] in pixels or [h, w] in codes. A code is kept if all its pixels are.
+      keep: a mask that is True for what to keep, bool [H, W] of pixels or [h, w] of codes. A code is kept if all its
+        pixels are.
       prompts: captions of the whole image; '' for no caption.
       num_images: the number of images per prompt.
       **settings: as in `generate`. If a kept code follows a sampled code in raster order, the default is 8 candidates
@@ -277,7 +278,7 @@ class Model:
     """Decodes codes, int [N, h, w], to images, uint8 [N, H, W, 3].
 
     Raises:
-      ValueError: the codes have another shape or type, there are none, or a code is not in the vocabulary.
+      ValueError: the codes have a wrong shape or type, the array is empty, or a code is not in the vocabulary.
     """
     codes, size, vocab = np.asarray(codes), self.config.grid_size, self.config.dvae.image_vocab_size
     if codes.ndim != 3 or codes.shape[1:] != (size, size) or not np.issubdtype(codes.dtype, np.integer):

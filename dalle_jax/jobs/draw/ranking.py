@@ -19,7 +19,7 @@ class Scorer(Protocol):
   info: dict[str, Any]  # facts about the model; 'params' is the fingerprint of its parameters
 
   def scores(self, prompts: Sequence[str], images: np.ndarray) -> np.ndarray:
-    """Scores images, uint8 [P, N, H, W, 3], by their P prompts: float32 [P, N]; more is better."""
+    """Scores images, uint8 [P, N, H, W, 3], by their P prompts: float32 [P, N]; higher is better."""
 
 
 def check(
@@ -88,10 +88,10 @@ def check_scores(scores: np.ndarray) -> None:
 
 
 def best(scores: np.ndarray | None, num_prompts: int, num_drawn: int, num_kept: int) -> np.ndarray:
-  """The positions of the candidates to keep, int [P, num_kept], best first.
+  """The indices of the candidates to keep, int [P, num_kept], best first.
 
   Args:
-    scores: float32 [P, N], more is better; None keeps the first candidates.
+    scores: float32 [P, N], higher is better; None keeps the first candidates.
     num_prompts: P.
     num_drawn: N, the number of candidates per prompt.
     num_kept: the number of candidates to keep per prompt.

@@ -13,7 +13,7 @@ def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[li
 
   Args:
     model: a model directory of `config.task='sequence'`.
-    prompts: the beginnings of the texts; '' for an empty one. Of a prompt that fills a sequence, only the last
+    prompts: the beginnings of the texts; '' for an empty one. If a prompt fills a sequence, only its last
       `config.model.length // 2` tokens are used.
     settings: the sampling settings; guidance and candidates have no effect on texts.
 

@@ -17,7 +17,9 @@ NUM_PROMPTS = 8  # the page shows images of at most this many prompts
 
 
 def blocks(measured: Measured) -> list[report_blocks.Block]:
-  """The page's blocks of reconstructions, codebook, samples and likelihoods, as far as the metrics needed them.
+  """The page's blocks: reconstructions, codebook, samples and likelihoods.
+
+  Blocks that show data which no metric used are left out.
 
   All processes must call this function together.
   """

@@ -38,8 +38,8 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
     mesh: the device mesh; None uses all devices.
 
   Raises:
-    ValueError: the model, the data or a setting cannot be used. Settings are checked before any metric is measured,
-      images and captions when a metric reads them.
+    ValueError: the model, the data or a setting cannot be used. Settings are checked before any metric is measured;
+      images and captions are checked when a metric reads them.
   """
   model_path = Path(settings.model).absolute()
   info = bundle.check(model_path, needs=('dvae',))
@@ -90,7 +90,7 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
   """The configuration of the data to measure on, and the directory for generated data sets.
 
   Args:
-    settings: settings whose `source` and `data` replace those of the model.
+    settings: the settings of the evaluation; its `source` and `data`, if set, replace the model's.
     model_data: the data configuration of the model.
     model_path: the model directory; by default, generated data sets are kept beside it.
   """
@@ -102,7 +102,7 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
 def _measure(chosen: list[str], measured: Measured) -> tuple[dict[str, Figure], dict[str, float]]:
   """The figures, and the seconds that each metric took.
 
-  Metrics share images and features. The first metric that needs them takes the time to make them.
+  Metrics share images and features. The time to make these counts for the first metric that needs them.
   """
   figures: dict[str, Figure] = {}
   seconds = {}

@@ -38,8 +38,8 @@ class EvaluationSettings:
   reranker: str | None = None  # model directory
   inception: str | None = None  # file of weights
   cache: str | None = None  # directory for features of real images; None: features beside the model
-  images_per_prompt: int = 8  # for `diversity`
-  diversity_prompts: int = 64  # for `diversity`, at most
+  images_per_prompt: int = 8  # for `diversity`: number of images per prompt
+  diversity_prompts: int = 64  # for `diversity`: maximum number of prompts
   blur_radii: tuple[float, ...] = tuple(range(9))  # for `blurred_fid`: standard deviations in pixels
 
   def __post_init__(self) -> None:

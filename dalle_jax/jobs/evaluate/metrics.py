@@ -87,8 +87,8 @@ def measure_fid(measured: Measured) -> Figures:
   real, drawn = measured.compared_features()
   if len(drawn) <= real.shape[1]:
     logging.warning(
-      'Fréchet distance of %d images with %d features: without more images than features it is far too large, and '
-      'comparable only at the same number of images. The metric kid has no such bias.',
+      'The Fréchet distance of %d images with %d features is far too large, because there are no more images than '
+      'features. Compare it only at the same number of images, or use the metric kid, which has no such bias.',
       len(drawn), real.shape[1],
     )  # fmt: skip
   return {f'fid/{measured.needed_extractor.name}': _frechet(real, drawn, measured.paired)}
@@ -173,7 +173,7 @@ def _num_dims(config: Config) -> int:
   return 3 * config.data.image_size**2
 
 
-# --- The needs of metrics: each function returns what is missing, in words, or '' ---
+# --- The needs of metrics. Each function returns what is missing, in words, or '' if nothing is. ---
 
 
 def _draws(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> str:
@@ -254,7 +254,7 @@ def choose(settings: EvaluationSettings, config: Config, parts: Sequence[str]) -
 
 
 def _missing(metric: Metric, settings: EvaluationSettings, config: Config, parts: Sequence[str]) -> list[str]:
-  """Everything that a metric needs and that is missing, in words."""
+  """The needs of a metric that are not met, in words."""
   return [missing for need in metric.needs if (missing := need(settings, config, parts))]
 
 

@@ -1,4 +1,4 @@
-"""An HTML page of a model's attention weights for a prompt, from the prompt to the written file."""
+"""Make the HTML page of a model's attention weights for a prompt."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sampling.sampler import encode_prompts, make_sampler, paint_rows
 
 BUDGET = 6_000_000  # bytes of weights on a page, unless the user chooses both layers and heads
-MOST = 40_000_000  # bytes of weights that a page may have at most
+MOST = 40_000_000  # maximum bytes of weights on a page
 MAX_FRAMES = 16  # steps in which a picture grows on the page
 
 
@@ -225,7 +225,7 @@ def _choice_notes(choice: Choice, group: Any) -> list[str]:
   why = ' Showing all would make the page too large; choose others with --layers and --heads.' if choice.reduced else ''
   return [
     f'The page shows layers {", ".join(str(i + 1) for i in choice.layers)} of {group.num_layers} and {heads} of '
-    f'{group.num_heads}.{why} Means are over all heads; the first view is the mean over all layers too.'
+    f'{group.num_heads}.{why} Means are over all heads; the first view is also the mean over all layers.'
   ]
 
 

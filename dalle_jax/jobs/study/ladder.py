@@ -52,14 +52,14 @@ class Rung:
 
   @property
   def config_hash(self) -> str:
-    """A hash of the keys that a work directory is bound to."""
+    """A hash of the configuration keys that must not change when a run resumes; see `config.binding`."""
     bound_keys = json.dumps(fixed(self.config.to_dict()), sort_keys=True)
     return hashlib.sha256(bound_keys.encode()).hexdigest()[:16]
 
   def cost(self, text_vocab_size: int | None = None) -> tuple[int, int, float]:
     """The trained parameters, the trained parameters outside embeddings, and the FLOPs of training.
 
-    The FLOPs are a count of the matrix products in the traced program of a step, which has the loss and its gradient.
+    The FLOPs count the matrix products in the traced program of a training step: the loss and its gradient.
 
     Args:
       text_vocab_size: the vocabulary size of the run's tokenizer; None for the configured size, which is its maximum.
@@ -115,7 +115,9 @@ def parse_axes(words: Sequence[str]) -> list[Overrides]:
     axes[key] = values.split(',')
   lengths = {key: len(values) for key, values in axes.items()}
   if len(set(lengths.values())) > 1:
-    raise ValueError(f'--axis: the axes have different numbers of values, {lengths}; all must have as many values.')
+    raise ValueError(
+      f'--axis: the axes have different numbers of values, {lengths}; each must have as many values as the others.'
+    )
   return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
 
 

@@ -45,7 +45,7 @@ class Experiment(Generic[Data, DataTokenizer]):
     return make_task(self.config, stage, self.text_vocab_size)
 
   def bundle(self, params: dict) -> Bundle:
-    """Returns the trained parts in the form that `bundle.load` returns.
+    """Returns the trained parts as a `Bundle`, as `bundle.load` does.
 
     Args:
       params: The parameters of each part, on the mesh.

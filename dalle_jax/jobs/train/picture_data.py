@@ -38,15 +38,15 @@ def check(config: Config) -> None:
   """
   if config.tokenizer.kind == 'clip':
     raise ValueError(
-      "config.tokenizer.kind is 'clip', which only models of tools/import_openai_clip.py have. Set it to 'captions' to "
-      'train a tokenizer.'
+      "config.tokenizer.kind is 'clip', which only models imported by tools/import_openai_clip.py have. Set it to "
+      "'captions' to train a tokenizer."
     )
   with hosts.together('checking the models that the configuration names'):
     pretrained.check(config)
 
 
 def prepare(config: Config, space: Workspace) -> Dataset:
-  """Prepare the data set on host 0, then open it on all hosts. The hosts share a file system."""
+  """Prepare the data set on host 0, then open it on all hosts, which share a file system."""
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
     make = functools.partial(registry.prepare, config.data, space.data(config))
     with hosts.together('making the data'):

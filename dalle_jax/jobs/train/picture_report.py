@@ -1,6 +1,6 @@
 """Scores, sheets of images and the report of a model of images.
 
-The scores come from the metrics of `python -m dalle_jax.evaluate`: a fixed list, under the names in scores.json.
+The scores are a fixed list of metrics of `python -m dalle_jax.evaluate`. Some have other names in scores.json.
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def _joined(first: PictureResults, second: PictureResults) -> PictureResults:
 
 
 def _measured(experiment: PictureExperiment, params: dict[str, Any], split: str, most: int, **options: Any) -> Measured:
-  """The model on the first images of a split, at most `most`, with the experiment's settings."""
+  """The data for metrics: the first images of a split, at most `most`, with the experiment's settings."""
   config = experiment.config
   settings = EvaluationSettings(model='', split=split, batch_size=config.evaluation.batch_size, seed=config.seed)
   count = min(most, len(experiment.dataset.open(split)))
@@ -111,7 +111,7 @@ def _scores(figures: dict[str, Figure]) -> dict[str, float]:
 def _measure_tokens(experiment: PictureExperiment, params: dict[str, Any], split: str) -> PictureResults:
   """Measure how well a sequence model predicts image tokens.
 
-  For a model without captions, also measure it by the length of the context.
+  For a model without captions, also measure the bits per token by context length.
   """
   model = image_tokens_task(experiment).model
   most = max(experiment.config.evaluation.num_tokens // model.length, 1)

@@ -119,8 +119,8 @@ def estimate_ngrams(
   Counting is fast, so it needs no checkpoints.
 
   Args:
-    model: The configuration of the order and the smoothing.
-    sequences: The token ids of each sequence, int [T_i]; read once.
+    model: The configuration of the n-gram model, with its order and smoothing.
+    sequences: The token ids of each sequence, int [T_i]; iterated once.
     vocab_size: The size of the vocabulary.
     mesh: The device mesh.
     starts: Whether each sequence starts at a true beginning, not anywhere inside a longer text.

@@ -108,7 +108,7 @@ class Workspace:
 
   @contextlib.contextmanager
   def timed(self, stage: str) -> Iterator[None]:
-    """Context manager that adds its duration to the stage's time, also if the body raises."""
+    """Context manager that adds its duration to the stage's time, even if the body raises."""
     start = time.monotonic()
     try:
       yield
