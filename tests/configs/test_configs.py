@@ -1,5 +1,6 @@
 """Builds the models of every shipped configuration and its variants, as shapes only."""
 
+import functools
 import pathlib
 import runpy
 
@@ -33,6 +34,22 @@ def _name(value):
   return value.stem if isinstance(value, pathlib.Path) else value
 
 
+@functools.cache
+def _shapes(task):
+  """The shapes of a task's parameters. Tests share them, because tracing a large model takes seconds."""
+  return nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+
+
+@functools.cache
+def _trace(task, image_size, text_length):
+  """The shapes of a task's loss and of its evaluation."""
+  batch = {'image': jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.uint8)}
+  if task.name == 'prior':
+    batch['text'] = jax.ShapeDtypeStruct((2, text_length - 1), jnp.int32)
+  arguments = (_shapes(task), batch, jax.random.key(0), jnp.asarray(0))
+  return jax.eval_shape(task.loss, *arguments)[0], jax.eval_shape(task.evaluate, *arguments)
+
+
 def _load(file, variant):
   values = runpy.run_path(str(file))['get_config'](variant)
   return values, Config.from_dict(values)
@@ -44,15 +61,10 @@ def test_dvae_and_prior_can_be_built(file, variant):
   assert values.is_locked
   dvae = DvaeTask(config.dvae, config.data.image_size)
   prior = PriorTask(config, config.tokenizer.vocab_size)
-  image = jax.ShapeDtypeStruct((2, config.data.image_size, config.data.image_size, 3), jnp.uint8)
-  text = jax.ShapeDtypeStruct((2, config.tokenizer.text_length - 1), jnp.int32)
-  for task, batch in ((dvae, {'image': image}), (prior, {'image': image, 'text': text})):
-    boxed = jax.eval_shape(task.init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, 'names'))
-    arguments = (params, batch, jax.random.key(0), jnp.asarray(0))
-    loss, _ = jax.eval_shape(task.loss, *arguments)
+  for task in (dvae, prior):
+    loss, evaluated = _trace(task, config.data.image_size, config.tokenizer.text_length)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
-    assert 'histogram' in jax.eval_shape(task.evaluate, *arguments) or task is prior
+    assert 'histogram' in evaluated or task is prior
   sharding.check(config, sharding.make_mesh(MeshConfig()))
 
 
@@ -67,8 +79,7 @@ def test_sequence_models_can_be_built(file, variant):
     'image': jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8),
     'text': jax.ShapeDtypeStruct((2, width), jnp.int32),
   }
-  params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
-  loss, _ = jax.eval_shape(task.loss, params, batch, jax.random.key(0), jnp.asarray(0))
+  loss, _ = jax.eval_shape(task.loss, _shapes(task), batch, jax.random.key(0), jnp.asarray(0))
   assert (loss.shape, loss.dtype) == ((), jnp.float32)
   sharding.check(config, sharding.make_mesh(MeshConfig()))
 
@@ -82,8 +93,7 @@ def test_a_reranker_can_be_built(variant):
     'image': jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8),
     'text': jax.ShapeDtypeStruct((2, config.tokenizer.text_length - 1), jnp.int32),
   }
-  params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
-  loss, _ = jax.eval_shape(task.loss, params, batch, jax.random.key(0), jnp.asarray(0))
+  loss, _ = jax.eval_shape(task.loss, _shapes(task), batch, jax.random.key(0), jnp.asarray(0))
   assert (loss.shape, loss.dtype) == ((), jnp.float32)
   sharding.check(config, sharding.make_mesh(MeshConfig()))
 
@@ -120,7 +130,7 @@ def test_the_docstring_gives_the_command_and_the_configuration_changes_a_default
 
 
 def _count(task):
-  return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))['prior']))
+  return sum(leaf.size for leaf in jax.tree.leaves(_shapes(task)['prior']))
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def test_slots_are_embedded_as_documented_in_the_module(params, tokens):
 # Prefixes that are empty, end within the text, before and after its last slot, and within and at the end of the image.
 @pytest.mark.parametrize('prefix', [0, 2, TEXT_LENGTH - 1, TEXT_LENGTH, TEXT_LENGTH + 1, 9, 12])
 def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(params, tokens, logits, step, prefix):
-  expected = logits(params, tokens)
-  decode_params = TINY.decode_params(params)
+  expected = np.asarray(logits(params, tokens))
+  decode_params = jax.jit(TINY.decode_params)(params)
   cache, next_logits = jax.jit(TINY.prefill)(decode_params, tokens[:, :prefix])
   np.testing.assert_allclose(next_logits, expected[:, prefix], atol=2e-5)
   for t in range(prefix, TINY.length - 1):
@@ -123,11 +123,11 @@ SCHEMES = {
 def test_prefill_and_steps_equal_the_whole_sequence_for_all_patterns_and_options(tokens, scheme, kinds):
   prior = _tiny(*kinds, **SCHEMES[scheme])
   params, prefix = _random_params(prior), TEXT_LENGTH + 1
-  expected = jax.jit(prior.logits)(params, tokens)
-  decode_params = prior.decode_params(params)
-  step = jax.jit(prior.step)
+  expected = np.asarray(jax.jit(prior.logits)(params, tokens))
+  decode_params = jax.jit(prior.decode_params)(params)
+  prefill, step = jax.jit(prior.prefill), jax.jit(prior.step)
   for rows in (slice(0, 2), slice(1, 2)):
-    cache, next_logits = prior.prefill(decode_params, tokens[rows, :prefix])
+    cache, next_logits = prefill(decode_params, tokens[rows, :prefix])
     for t in range(prefix, prior.length):
       np.testing.assert_allclose(next_logits, expected[rows, t], atol=5e-5)
       if t < prior.length - 1:

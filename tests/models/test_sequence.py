@@ -51,6 +51,11 @@ def params(model):
   return jax.tree.map(lambda leaf: jnp.asarray(0.6 * rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
+@pytest.fixture(scope='module')
+def logits_of(model):
+  return jax.jit(model.logits)
+
+
 def _finite(logits):
   """Clip the logits at -100, because -inf cannot be subtracted."""
   return np.maximum(np.asarray(logits), -100)
@@ -61,21 +66,22 @@ def tokens():
   return jnp.asarray(np.random.default_rng(1).integers(0, VOCAB, (3, LENGTH)), jnp.int32)
 
 
-def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(model, params, tokens):
-  logits = jax.jit(model.logits)(params, tokens)
-  assert logits.shape == (3, LENGTH, VOCAB) and logits.dtype == jnp.float32
-  decode_params, step = model.decode_params(params), jax.jit(model.step)
+def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(model, params, tokens, logits_of):
+  logits = np.asarray(logits_of(params, tokens))
+  assert logits.shape == (3, LENGTH, VOCAB) and logits.dtype == np.float32
+  decode_params = jax.jit(model.decode_params)(params)
+  prefill, step = jax.jit(model.prefill), jax.jit(model.step)
   for start in (0, 1, 5):
-    cache, next_logits = model.prefill(decode_params, tokens[:, :start])
+    cache, next_logits = prefill(decode_params, tokens[:, :start])
     np.testing.assert_allclose(next_logits, logits[:, start], atol=2e-5)
     for t in range(start, LENGTH - 1):
       cache, next_logits = step(decode_params, cache, tokens[:, t])
       np.testing.assert_allclose(next_logits, logits[:, t + 1], atol=2e-5)
 
 
-def test_logits_do_not_depend_on_the_predicted_or_later_tokens(model, params, tokens):
-  logits = _finite(model.logits(params, tokens))
-  changed = _finite(model.logits(params, tokens.at[:, 4].set((tokens[:, 4] + 1) % VOCAB)))
+def test_logits_do_not_depend_on_the_predicted_or_later_tokens(model, params, tokens, logits_of):
+  logits = _finite(logits_of(params, tokens))
+  changed = _finite(logits_of(params, tokens.at[:, 4].set((tokens[:, 4] + 1) % VOCAB)))
   np.testing.assert_array_equal(logits[:, :5], changed[:, :5])
   memory = getattr(getattr(model, 'inner', model), 'order', LENGTH) - 1
   if memory:
@@ -83,9 +89,9 @@ def test_logits_do_not_depend_on_the_predicted_or_later_tokens(model, params, to
   np.testing.assert_array_equal(logits[:, 5 + memory :], changed[:, 5 + memory :])
 
 
-def test_initial_model_is_uniform_and_names_the_axes_of_its_parameters(model, tokens):
-  boxed = model.init(jax.random.key(0))
-  logits = model.logits(nn.unbox(boxed), tokens)
+def test_initial_model_is_uniform_and_names_the_axes_of_its_parameters(model, tokens, logits_of):
+  boxed = jax.jit(model.init)(jax.random.key(0))
+  logits = logits_of(nn.unbox(boxed), tokens)
   possible = np.isfinite(logits)
   assert possible.all() == (getattr(model, 'text_length', 0) == 0) and possible.any(-1).all()
   expected = np.where(possible, 1 / possible.sum(-1, keepdims=True), 0)
@@ -107,6 +113,6 @@ def test_bfloat16_model_has_close_float32_logits(tokens):
     rng = np.random.default_rng(0)
     shapes = nn.unbox(jax.eval_shape(full.init, jax.random.key(0)))
     params = jax.tree.map(lambda leaf, rng=rng: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
-    logits = half.logits(params, tokens)
+    logits = jax.jit(half.logits)(params, tokens)
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, full.logits(params, tokens), atol=0.1)
+    np.testing.assert_allclose(logits, jax.jit(full.logits)(params, tokens), atol=0.1)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +17,15 @@ def _qkv(pattern, dtype=jnp.float32):
   return [jax.random.normal(key, (1, pattern.length, 2, 4), dtype) for key in keys]
 
 
+def _sparse(pattern):
+  return jax.jit(functools.partial(sparse_attention.attend_in_blocks, pattern))
+
+
 def _losses(pattern, block=sparse_attention.BLOCK):
   """Two functions, of dense and of sparse attention, that return a nonlinear loss, the output and the gradients."""
-  mask = pattern.mask()
 
   def dense(*qkv):
-    return attention.attend(*qkv, mask)
+    return attention.attend(*qkv, pattern.mask())  # only if traced: the mask of a long sequence is large
 
   def sparse(*qkv):
     return sparse_attention.attend_in_blocks(pattern, *qkv, block)
@@ -81,26 +86,32 @@ def test_output_and_gradients_equal_dense_attention_in_chunks(monkeypatch, kind,
 @pytest.mark.parametrize('kind', KINDS)
 def test_outputs_of_prefixes_equal_dense_attention(kind):
   pattern = Pattern(kind, 3, 9, 5)
-  qkv, mask = _qkv(pattern), pattern.mask()
-  for length in (1, 2, 3, 4, 12, 40, 80):
-    prefix = [x[:, :length] for x in qkv]
-    expected = attention.attend(*prefix, mask[:length, :length])
-    np.testing.assert_allclose(
-      sparse_attention.attend_in_blocks(pattern, *prefix), expected, atol=1e-5, err_msg=str(length)
-    )
+  mask, lengths = pattern.mask(), (1, 2, 3, 4, 12, 40, 80)
+
+  @jax.jit
+  def outputs(*qkv):
+    prefixes = [[x[:, :length] for x in qkv] for length in lengths]
+    sparse = [sparse_attention.attend_in_blocks(pattern, *prefix) for prefix in prefixes]
+    dense = [
+      attention.attend(*prefix, mask[:length, :length]) for length, prefix in zip(lengths, prefixes, strict=True)
+    ]
+    return sparse, dense
+
+  for length, out, expected in zip(lengths, *outputs(*_qkv(pattern)), strict=True):
+    np.testing.assert_allclose(out, expected, atol=1e-5, err_msg=str(length))
 
 
 def test_large_scores_do_not_overflow():
   pattern = Pattern('row', 3, 8)
   query, key, value = _qkv(pattern)
-  out = sparse_attention.attend_in_blocks(pattern, 200 * query, 50 * key, value)
+  out = _sparse(pattern)(200 * query, 50 * key, value)
   np.testing.assert_allclose(out, attention.attend(200 * query, 50 * key, value, pattern.mask()), atol=1e-4)
 
 
 def test_bfloat16_output_is_bfloat16_and_close():
   pattern = Pattern('row', 3, 8)
   qkv = _qkv(pattern, jnp.bfloat16)
-  out = sparse_attention.attend_in_blocks(pattern, *qkv)
+  out = _sparse(pattern)(*qkv)
   assert out.dtype == jnp.bfloat16
   full = attention.attend(*(x.astype(jnp.float32) for x in qkv), pattern.mask())
   np.testing.assert_allclose(out.astype(jnp.float32), full, atol=0.03)
@@ -158,5 +169,5 @@ def test_attend_equals_attend_in_blocks():
   for kind in KINDS:
     pattern = Pattern(kind, 3, 17, 5)
     qkv = _qkv(pattern)
-    expected = sparse_attention.attend_in_blocks(pattern, *qkv)
-    np.testing.assert_allclose(sparse_attention.attend(pattern, *qkv), expected, atol=1e-5)
+    attend = jax.jit(functools.partial(sparse_attention.attend, pattern))
+    np.testing.assert_allclose(attend(*qkv), _sparse(pattern)(*qkv), atol=1e-5)

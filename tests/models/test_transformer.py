@@ -119,13 +119,20 @@ def test_block_with_all_options_matches_a_numpy_reference(x):
   np.testing.assert_allclose(out, y + norm(branch, 'mlp_end_norm'), atol=1e-4)
 
 
-@pytest.mark.parametrize('policy', ['full', 'dots', 'attention'])
-def test_rematerialisation_changes_neither_values_nor_gradients(params, x, policy):
-  def loss(model):
-    return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.sin(model.apply({'params': p}, x)))))(params)
+def _loss_and_gradient(model, params, x):
+  return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.sin(model.apply({'params': p}, x)))))(params)
 
-  value, gradient = loss(TINY)
-  other_value, other_gradient = loss(TINY.clone(remat=policy))
+
+@pytest.fixture(scope='module')
+def stored(params, x):
+  """The loss and the gradient if the forward pass stores every activation."""
+  return _loss_and_gradient(TINY, params, x)
+
+
+@pytest.mark.parametrize('policy', ['full', 'dots', 'attention'])
+def test_rematerialisation_changes_neither_values_nor_gradients(params, x, stored, policy):
+  value, gradient = stored
+  other_value, other_gradient = _loss_and_gradient(TINY.clone(remat=policy), params, x)
   np.testing.assert_allclose(value, other_value, rtol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, other_gradient)
   assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-3
@@ -157,8 +164,8 @@ def test_size_of_the_program_does_not_grow_with_depth(x):
 def test_prefill_and_steps_equal_the_outputs_of_the_whole_sequence(shape, x, prefix):
   model = TINY.clone(shape=shape)
   params = _random_params(model)
-  expected = _apply(model, params, x)
-  decode_params = transformer.unstack(model, params)
+  expected = np.asarray(_apply(model, params, x))
+  decode_params = jax.jit(lambda p: transformer.unstack(model, p))(params)
   cache, out = jax.jit(lambda p, x: transformer.prefill(model, p, x))(decode_params, x[:, :prefix])
   np.testing.assert_allclose(out, expected[:, :prefix], atol=5e-5)
   step = jax.jit(lambda p, x, cache, index: transformer.step(model, p, x, cache, index))
@@ -209,12 +216,15 @@ def test_block_with_sparse_attention_equals_dense_attention(kind, rotary):
   assert pattern.length > sparse_attention.SHORT
   block, shape = Block(BlockShape(1, 4, 1, rotary=rotary), pattern), (1, pattern.length, 4)
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  p = nn.unbox(block.init(jax.random.key(0), x)['params'])
-  query, key, value = block.apply({'params': p}, x, jnp.arange(pattern.length), method='_qkv')
-  mixed = attention.attend(query, key, value, pattern.mask())
-  np.testing.assert_allclose(
-    block.apply({'params': p}, x), block.apply({'params': p}, x, mixed, method='_finish'), atol=1e-5
-  )
+
+  @jax.jit
+  def outputs(x):
+    p = nn.unbox(block.init(jax.random.key(0), x)['params'])
+    query, key, value = block.apply({'params': p}, x, jnp.arange(pattern.length), method='_qkv')
+    mixed = attention.attend(query, key, value, pattern.mask())
+    return block.apply({'params': p}, x), block.apply({'params': p}, x, mixed, method='_finish')
+
+  np.testing.assert_allclose(*outputs(x), atol=1e-5)
 
 
 @pytest.mark.parametrize('shape', [SHAPE, MODERN], ids=['paper', 'modern'])
@@ -224,13 +234,16 @@ def test_observe_returns_the_attention_weights_of_the_layer(shape, pattern, x):
   params = nn.unbox(jax.eval_shape(block.init, jax.random.key(0), x)['params'])
   rng = np.random.default_rng(4)
   params = jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), params)
-  out, weights = jax.jit(lambda p, x: block.apply({'params': p}, x, method='observe'))(params, x)
-  np.testing.assert_allclose(out, jax.jit(lambda p, x: block.apply({'params': p}, x))(params, x), atol=1e-5)
+
+  @jax.jit
+  def outputs(p, x):
+    observed, weights = block.apply({'params': p}, x, method='observe')
+    value = block.bind({'params': p})._qkv(x, jnp.arange(LENGTH))[2]
+    mixed = block.bind({'params': p})._finish(x, jnp.einsum('bnts,bsnh->btnh', weights, value))
+    return observed, weights, mixed, block.apply({'params': p}, x)
+
+  out, weights, mixed, expected = outputs(params, x)
+  np.testing.assert_allclose(out, expected, atol=1e-5)
   np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
   assert not np.asarray(weights)[:, :, ~pattern.mask()].any()
-
-  def mix(p, x, weights):
-    value = block.bind({'params': p})._qkv(x, jnp.arange(LENGTH))[2]
-    return block.bind({'params': p})._finish(x, jnp.einsum('bnts,bsnh->btnh', weights, value))
-
-  np.testing.assert_allclose(jax.jit(mix)(params, x, weights), out, atol=1e-5)
+  np.testing.assert_allclose(mixed, out, atol=1e-5)

@@ -8,6 +8,7 @@ it starts.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -102,11 +103,16 @@ def batches():
     yield {'image': image, 'text': text[:, :3], 'wrong': text[:, 2::-1], 'tokens': text[:, 3:]}
 
 
+@functools.cache
+def shapes(task) -> dict:
+  """The shapes of a task's parameters. The meshes share them."""
+  return nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+
+
 def initial(task) -> dict:
   """Random parameters from NumPy, because compiling the modules' initialisers would take most of the time."""
   rng = np.random.default_rng(2)
-  shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
-  return jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+  return jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32), shapes(task))
 
 
 def remember_gradients() -> optax.GradientTransformation:

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -40,8 +42,13 @@ def means(params, batch):
   return jax.device_get(jax.jit(TASK.evaluate)(params, batch, jax.random.key(0), jnp.asarray(3)))
 
 
+@functools.cache
+def _jitted(method):
+  return jax.jit(lambda params, x: TASK.model.apply({'params': params['dvae']}, x, method=method))
+
+
 def _apply(params, argument, method):
-  return jax.jit(lambda p, x: TASK.model.apply({'params': p['dvae']}, x, method=method))(params, argument)
+  return _jitted(method)(params, argument)
 
 
 def test_cosine_ramp_is_half_a_cosine_and_then_constant():
@@ -116,7 +123,8 @@ def test_losses_of_deterministic_codes(task, batch, random_params):
 def test_commitment_is_the_mean_squared_distance_to_the_nearest_code(batch, random_params):
   params = random_params(VQ, 0.3)
   _, metrics = jax.jit(VQ.loss)(params, batch, jax.random.key(0), jnp.asarray(3))
-  z = np.asarray(VQ.apply(params, batch['image'], method='encode_latents'), np.float64)
+  encode = jax.jit(lambda params, image: VQ.apply(params, image, method='encode_latents'))
+  z = np.asarray(encode(params, batch['image']), np.float64)
   codebook = np.asarray(params['codebook']['codebook'], np.float64)
   squares = (z[..., None, :] - codebook) ** 2
   assert metrics['commitment'] == pytest.approx(squares.sum(-1).min(-1).mean() / z.shape[-1], rel=1e-4)
@@ -124,27 +132,28 @@ def test_commitment_is_the_mean_squared_distance_to_the_nearest_code(batch, rand
 
 
 def test_all_parameters_but_the_codebook_are_trained_by_gradients(batch, random_params):
-  grads = jax.grad(lambda p: VQ.loss(p, batch, jax.random.key(0), jnp.asarray(3))[0])(random_params(VQ, 0.3))
+  grads = jax.jit(jax.grad(lambda p: VQ.loss(p, batch, jax.random.key(0), jnp.asarray(3))[0]))(random_params(VQ, 0.3))
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads['dvae']):
     assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
   # The NLL has a gradient with respect to the codebook, but the collection is not trained.
   assert VQ.trainable == ('dvae',) and VQ.updated == ('codebook',)
 
 
-def _trained(task, batch, num_steps, **changes):
+def _trained(task, batch, num_steps, initial, **changes):
   training = TrainingConfig(learning_rate=3e-3, warmup_steps=0, schedule='constant', num_steps=num_steps, **changes)
   mesh = make_mesh(MeshConfig())
   with use_mesh(mesh):
     tx = make_optimizer(training)
-    state = create_state(task, tx, mesh, 0, use_ema=True)
+    state = create_state(task, tx, mesh, 0, use_ema=True, initial=initial)
     step = make_train_step(task, tx, training, mesh, seed=0)
     for _ in range(num_steps):
       state, metrics = step(state, to_global(batch, mesh))
   return state, metrics
 
 
-def test_a_step_updates_the_codebook_and_its_average(batch):
-  state, metrics = _trained(VQ, batch, 2, accumulation_steps=2)
+def test_a_step_updates_the_codebook_and_its_average(batch, random_params):
+  initial = {'dvae': random_params(VQ, 0.3)['dvae']}  # the module's own initialisation takes long to compile
+  state, metrics = _trained(VQ, batch, 2, initial, accumulation_steps=2)
   codebook = state.frozen['codebook']
   assert codebook['started'] == 1
   assert codebook['share'].sum() == pytest.approx(1, abs=0.3)
