@@ -32,7 +32,7 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
       raise ValueError(f'{what}: {out} exists; give another name, or --overwrite.')
   same = [other for other in others if out.resolve() == other.resolve()]
   if same:
-    raise ValueError(f'{what}: {out} is {same[0]}, which the command also reads or writes; give another name.')
+    raise ValueError(f'{what}: {out} is {same[0]}, which the command needs for another purpose; give another name.')
 
 
 def check_out(out: Path) -> None:
