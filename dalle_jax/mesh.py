@@ -55,17 +55,19 @@ def heads_and_widths(config: Config) -> list[tuple[str, int, str, int]]:
     For each stack: the key of its number of heads, that number, the key of its width, and that width. Keys are
     relative to `config`, such as 'prior.num_heads'.
   """
-  if config.task == 'reranker':
+  model_groups = config.task_stages[-1].model_groups
+  if 'reranker' in model_groups:
     group = config.reranker
     return [
       ('reranker.image_num_heads', group.image_num_heads, 'reranker.image_width', group.image_width),
       ('reranker.text_num_heads', group.text_num_heads, 'reranker.text_width', group.text_width),
     ]
-  if config.task == 'dvae' or (config.task == 'sequence' and config.model.kind != 'transformer'):
-    return []
-  name = 'model' if config.task == 'sequence' else 'prior'
-  group = getattr(config, name)
-  return [(f'{name}.num_heads', group.num_heads, f'{name}.embed_dim', group.embed_dim)]
+  blocks = {'prior': config.prior, 'model': config.model}
+  return [
+    (f'{name}.num_heads', group.num_heads, f'{name}.embed_dim', group.embed_dim)
+    for name, group in blocks.items()
+    if name in model_groups and getattr(group, 'kind', 'transformer') == 'transformer'
+  ]
 
 
 def _num_slices(devices: Sequence[Any]) -> int | None:

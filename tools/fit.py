@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dalle_jax import flags as doors
+from dalle_jax import stages
 from dalle_jax.files import write_whole
 
 EXIT_DOES_NOT_FIT = 3
@@ -37,7 +38,7 @@ _TASK = flags.DEFINE_enum(
   'task', 'train', ['train', 'sample'], 'Program to compile: an optimizer step, or the generation of a batch of images.'
 )
 _STAGE = flags.DEFINE_enum(
-  'stage', None, ['dvae', 'prior', 'joint', 'sequence', 'reranker'],
+  'stage', None, list(stages.names()),
   'Stage whose training step is compiled. Default: the last stage that the configuration trains.',
 )  # fmt: skip
 _JSON = flags.DEFINE_string('json', None, 'JSON file to write the figures to.')

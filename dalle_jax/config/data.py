@@ -5,6 +5,7 @@ import dataclasses
 from dalle_jax.config.checks import require, require_choice, require_fraction, require_positive
 
 SOURCES = ('captioned_shapes', 'folder', 'tfds', 'text')
+SOURCES_WITHOUT_PATH = ('captioned_shapes', 'text')  # they make their own data if config.data.path is empty
 TOKENIZERS = ('captions', 'clip', 'bytes', 'pieces')
 
 
@@ -57,7 +58,7 @@ class DataConfig:
         f'config.data.image_size is {self.image_size}; config.data.source=captioned_shapes needs at least 32, '
         'so that generated images can be judged.',
       )
-    elif self.source != 'text':
+    elif self.source not in SOURCES_WITHOUT_PATH:
       require(bool(self.path), f'config.data.source={self.source!r} needs config.data.path, the directory to read.')
     require(
       self.source == 'text' or not self.validation_path,

@@ -115,7 +115,7 @@ class Config:
     self._check_image_tokens()
     if self.task == 'reranker':
       self._check_reranker()
-    else:
+    if any('dvae' in stage.model_groups for stage in self.task_stages):
       self._check_grid()
 
   def _check_reranker(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from dalle_jax import sharding
+from dalle_jax import sharding, stages
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.planning.estimate import Estimate, exchange_seconds
 from dalle_jax.planning.hlo import Collective
@@ -72,7 +72,9 @@ def _plain(config: Config, stage: str) -> Config:
   groups: dict[str, Any] = {
     name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')
   }
-  groups[f'{stage}_training'] = dataclasses.replace(training_of(config, stage), batch_size=1, accumulation_steps=1)
+  groups[stages.find(stage).training_group] = dataclasses.replace(
+    training_of(config, stage), batch_size=1, accumulation_steps=1
+  )
   return dataclasses.replace(config, mesh=MeshConfig(), **groups)
 
 

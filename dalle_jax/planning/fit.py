@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from dalle_jax import sharding
+from dalle_jax import sharding, stages
 from dalle_jax.config import Config
 from dalle_jax.planning import arithmetic, drawing, programs, topologies
 from dalle_jax.planning.compile import Compiled, OutOfMemoryError, compile_program
@@ -123,17 +123,15 @@ def fit_drawing(config: Config, topology: Topology, log: Log = print) -> Report:
 
 def settings_of(config: Config, stage: str) -> dict[str, Any]:
   """The configuration keys that matter most for memory, with their values."""
-  training = training_of(config, stage)
+  training, group = training_of(config, stage), stages.find(stage).training_group
   settings: dict[str, Any] = {
-    f'{stage}_training.batch_size': training.batch_size,
-    f'{stage}_training.accumulation_steps': training.accumulation_steps,
-    f'{stage}_training.fusion_mib': training.fusion_mib,
+    f'{group}.batch_size': training.batch_size,
+    f'{group}.accumulation_steps': training.accumulation_steps,
+    f'{group}.fusion_mib': training.fusion_mib,
   }
-  if stage in ('prior', 'joint'):
-    settings['prior.remat'] = config.prior.remat
-  if stage == 'sequence':
-    settings['model.remat'] = config.model.remat
-  return settings
+  blocks = {'prior': config.prior, 'model': config.model}
+  model_groups = stages.find(stage).model_groups
+  return settings | {f'{name}.remat': blocks[name].remat for name in blocks if name in model_groups}
 
 
 def make_mesh(config: Config, topology: Topology, devices: list[Any]) -> Any:

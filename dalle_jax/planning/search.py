@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dalle_jax import sharding
+from dalle_jax import sharding, stages
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.config.models import BLOCK_CHOICES
 from dalle_jax.hardware import GIB
@@ -98,7 +98,8 @@ def _on_meshes(
 
 
 def _with_training(config: Config, stage: str, **values: Any) -> Config:
-  groups: dict[str, Any] = {f'{stage}_training': dataclasses.replace(training_of(config, stage), **values)}
+  training = dataclasses.replace(training_of(config, stage), **values)
+  groups: dict[str, Any] = {stages.find(stage).training_group: training}
   return dataclasses.replace(config, **groups)
 
 

@@ -258,10 +258,11 @@ def _notes(config: Config) -> list[str]:
   if config.task == 'sequence':
     tokens = {'image': "a dVAE's codes", 'text_image': "captions and a dVAE's codes"}[config.model.tokens]
     notes.append(f'A model of kind {config.model.kind} over {tokens}.')
-  notes.append(
-    f'All scores use the averaged parameters. PSNR is the mean over at most {config.evaluation.num_reconstructions} '
-    'images.'
-  )
+  if 'dvae' in dict(config.task_stages[-1].parts):
+    notes.append(
+      f'All scores use the averaged parameters. PSNR is the mean over at most {config.evaluation.num_reconstructions} '
+      'images.'
+    )
   if is_judged and config.reads_captions:
     notes.append(
       'Prompt accuracy: the model samples one image for each prompt. A judge, which sees only the image, names the '
