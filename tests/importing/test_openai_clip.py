@@ -260,7 +260,7 @@ def test_training_with_the_imported_configuration_is_refused(path, tmp_path):
     ValueError, match=r'config\.tokenizer\.kind is .clip., which only models imported by tools/import_openai_clip\.py'
   ):
     run.run(config, str(tmp_path / 'run'))
-  with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'clip'; config\.task 'all' takes 'captions'"):
+  with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'clip', but config\.task=all needs 'captions'"):
     dataclasses.replace(config, task='all')
 
 
