@@ -219,7 +219,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
       kwargs[name] = _build(kind, value, f'{path}.{name}')
     else:
       kwargs[name] = _cast(value, kind, f'{path}.{name}')
-  if cls is TrainingConfig:  # All stages share this class. `group` makes its messages name the right one.
+  if cls is TrainingConfig:  # All stages share this class. Its messages name the `group`.
     kwargs['group'] = path.removeprefix('config.')
   return cls(**kwargs)
 

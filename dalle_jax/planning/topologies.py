@@ -121,7 +121,7 @@ def _by_shape(generation: str, words: str) -> tuple[int, ...] | None:
 
 
 def _unknown(name: str) -> ValueError:
-  return ValueError(f'--topology={name} is unknown. There are:\n{known_names()}')
+  return ValueError(f'--topology={name} is unknown. Known names:\n{known_names()}')
 
 
 def compiler_version() -> str:
@@ -187,6 +187,6 @@ def devices(topology: Topology) -> list[Any]:
     compile_devices = topologies.get_topology_desc(topology.name, platform='tpu', **options).devices
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
-    raise ValueError(f'--topology={topology.name}: {reason}. There are:\n{known_names()}') from error
+    raise ValueError(f'--topology={topology.name}: {reason}. Known names:\n{known_names()}') from error
   assert len(compile_devices) == topology.num_devices, (topology, len(compile_devices))
   return list(compile_devices)

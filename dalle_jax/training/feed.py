@@ -10,7 +10,7 @@ from dalle_jax.training import nonfinite
 
 
 class BatchStream(Protocol):
-  """An endless stream of numpy batches, holding this process's rows, whose position can be saved."""
+  """An endless stream of numpy batches that hold this process's rows. The position of the stream can be saved."""
 
   def __next__(self) -> Any: ...
 
@@ -19,7 +19,7 @@ class BatchStream(Protocol):
   def restore(self, state: dict[str, Any]) -> None: ...
 
   def records(self, number: int, most: int) -> list[str]:
-    """Names of the first records, at most `most`, in the global batch `number`, counted from 0."""
+    """Names of the first records of a global batch, up to `most` names. Batches are numbered from 0."""
 
 
 class Feed:

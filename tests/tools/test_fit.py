@@ -24,7 +24,7 @@ def fit(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (('--config=configs/dalle.py:12b,tiny', '--topology=v9:3x3'), '--topology=v9:3x3 is unknown. There are:\n'),
+    (('--config=configs/dalle.py:12b,tiny', '--topology=v9:3x3'), '--topology=v9:3x3 is unknown. Known names:\n'),
     (('--config=configs/dalle.py:12b,tiny',), '--topology=NAME'),
     (
       ('--config=configs/dalle.py:12b,tiny', '--topology=h100:8', '--search', '--task=sample'),
@@ -104,4 +104,4 @@ def test_sampling_compiles_for_a_pod(tmp_path):
 def test_an_unknown_topology_shape_is_refused_with_the_known_ones():
   done = fit('--config=configs/dalle.py:12b,tiny', '--topology=v5p:3x3x3')
   assert done.returncode == 2
-  assert 'There are:' in done.stderr
+  assert 'Known names:' in done.stderr

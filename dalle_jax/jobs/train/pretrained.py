@@ -42,7 +42,7 @@ def load(config: Config, space: Workspace, mesh: Mesh) -> dict[str, Any]:
 
 
 def _check_shape(config: Config, trained: Config, path: Path) -> None:
-  """Raises ValueError if the configuration of the dVAE in `path`, `trained`, has another shape than `config`."""
+  """Raises ValueError if the dVAE in `path`, with the configuration `trained`, has another shape than `config`."""
   lines = [
     f'config.dvae.{name}: {getattr(config.dvae, name)!r} -> {getattr(trained.dvae, name)!r}'
     for name in DVAE_SHAPE

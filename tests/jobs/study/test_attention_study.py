@@ -143,8 +143,8 @@ def test_models_without_attention_get_a_page_of_certainty(tmp_path, written):
   [
     ({'prompt': ' '}, '--prompt is empty'),
     ({'prompt': 'a red circle ' * 9}, 'takes at most 7'),
-    ({'layers': [4]}, '--layers: there is no 4; the model has 1 to 3'),
-    ({'heads': [0]}, '--heads: there is no 0; the model has 1 to 2'),
+    ({'layers': [4]}, '--layers=4: the numbers must be from 1 to 3'),
+    ({'heads': [0]}, '--heads=0: the numbers must be from 1 to 2'),
     ({'image': 'nowhere.png'}, '--image nowhere.png cannot be read'),
     ({'image': 'nowhere.png', 'num_images': 2}, 'with --num_images=1'),
     ({'num_images': 0}, '--num_images (--keep) is 0'),
