@@ -213,7 +213,9 @@ def choose(
 def _check_range(flag: str, numbers: Sequence[int] | None, count: int) -> None:
   wrong = [number for number in numbers or () if not 1 <= number <= count]
   if wrong:
-        raise ValueError(f'{flag}={wrong[0]}: the numbers must be from 1 to {count}, as many as the model has. Change {flag}.')
+    raise ValueError(
+      f'{flag}={wrong[0]}: the numbers must be from 1 to {count}, as many as the model has. Change {flag}.'
+    )
 
 
 def _choice_notes(choice: Choice, group: Any) -> list[str]:
