@@ -8,9 +8,9 @@ import shutil
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# NumPy's arrays are small here. Threads that wait for more of them would only take the other worker's core.
+# Idle threads of OpenBLAS spin, which takes the other worker's core. The arrays here are too small to need them.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-# Compiled programs are kept for one worker and the programs that it starts, not from run to run.
+# Each worker and the processes that it starts share a cache of compiled programs, which is deleted at the end.
 if 'DALLE_JAX_TEST_CACHE' not in os.environ:
   os.environ['DALLE_JAX_TEST_CACHE'] = tempfile.mkdtemp(prefix='dalle_jax_programs_')
   atexit.register(shutil.rmtree, os.environ['DALLE_JAX_TEST_CACHE'], ignore_errors=True)
@@ -28,11 +28,11 @@ QUICK_XLA = (
   '--xla_backend_optimization_level=0',
   '--xla_llvm_disable_expensive_passes=true',
   '--xla_cpu_parallel_codegen_split_count=1',
-  # Half of the time on jax 0.10. Later versions have no other emitters, and ignore it.
+  # Halves the compile time on jax 0.10. Later versions ignore it.
   '--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters',
 )
 TESTS = pathlib.Path(__file__).parent
-# What is marked `core`: the mathematics and the contracts that the rest relies on. Directories, files and tests.
+# Directories, files and tests that are marked `core`: the mathematics and the contracts that the rest relies on.
 CORE = (
   'compression/test_container.py',
   'compression/test_range_coder.py',
@@ -60,9 +60,8 @@ CORE = (
 def pytest_configure(config: pytest.Config) -> None:
   """Sets how well XLA optimizes, before anything is compiled.
 
-  The tests compile much and compute little. With QUICK_XLA a program compiles in a quarter of the time, also in the
-  processes that tests start. `-m core` keeps the normal optimizations: it tests what users run. XLA_FLAGS, when set,
-  has precedence.
+  The tests compile much and compute little. QUICK_XLA divides compile times by four, also in the processes that tests
+  start. `-m core` keeps the normal optimizations, because it tests what users run. XLA_FLAGS, if set, takes precedence.
   """
   if not re.match(r'core\b', config.option.markexpr):
     os.environ.setdefault('XLA_FLAGS', ' '.join(QUICK_XLA))
@@ -72,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   missing = [name for name in CORE if not (TESTS / name.partition('::')[0]).exists()]
   if missing:
-    raise pytest.UsageError(f'CORE in tests/conftest.py names what does not exist: {", ".join(missing)}')
+    raise pytest.UsageError(f'CORE in tests/conftest.py names files that do not exist: {", ".join(missing)}')
   for item in items:
     node = item.nodeid.removeprefix(f'{TESTS.name}/')
     is_core = any(re.match(rf'{re.escape(name)}($|[/:[])', node) for name in CORE)

@@ -1,7 +1,7 @@
-"""Checkpoints and bundles that one Python and JAX wrote are read by another.
+"""Checkpoints and bundles written under one version of Python and JAX are read under another.
 
-DALLE_JAX_OTHER_PYTHON is the interpreter of an environment in which the package is installed with other versions.
-`.ci/run` sets it where it finds a second Python.
+DALLE_JAX_OTHER_PYTHON names the interpreter of a second environment, which has this package with another version of
+JAX. `.ci/run` sets it if it finds a second Python.
 """
 
 import json
@@ -20,13 +20,13 @@ SCRIPT = ROOT / 'tests' / 'helpers' / 'other_python.py'
 def pythons():
   other = os.environ.get('DALLE_JAX_OTHER_PYTHON')
   if not other:
-    pytest.skip('no second Python; set DALLE_JAX_OTHER_PYTHON to one that has this package')
+    pytest.skip('needs a second Python with this package; set DALLE_JAX_OTHER_PYTHON to its path')
   return {'this': sys.executable, 'other': other}
 
 
 @pytest.fixture(scope='module')
 def written(pythons, tmp_path_factory):
-  """A directory written by each of them."""
+  """The directory that each Python wrote, by name."""
   paths = {name: tmp_path_factory.mktemp(name) for name in pythons}
   for name, path in paths.items():
     run(pythons[name], 'write', path)
@@ -43,17 +43,17 @@ def run(python, command, directory):
 
 
 def read(python, directory, copy):
-  """What a Python reads from a copy of the directory, in which it trains on."""
+  """What a Python reads from a copy of the directory. It trains on in the copy."""
   return json.loads(run(python, 'read', shutil.copytree(directory, copy)).splitlines()[-1])
 
 
 @pytest.mark.parametrize('writer', ['this', 'other'])
-def test_checkpoints_and_bundles_of_one_version_are_read_by_the_other(pythons, written, tmp_path, writer):
+def test_checkpoints_and_bundles_of_one_version_are_read_under_the_other(pythons, written, tmp_path, writer):
   reader = {'this': 'other', 'other': 'this'}[writer]
   expected = read(pythons[writer], written[writer], tmp_path / 'writer')
   result = read(pythons[reader], written[writer], tmp_path / 'reader')
   assert expected.pop('versions') != result.pop('versions')
-  # Two versions of XLA round differently.
+  # The versions of XLA may round differently.
   for leaf, same in zip(result.pop('trained'), expected.pop('trained'), strict=True):
     assert leaf == pytest.approx(same, rel=1e-5)
   assert result == expected

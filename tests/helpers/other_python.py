@@ -1,4 +1,4 @@
-"""Writes and reads checkpoints and bundles, for a test that does one of them under another Python and another JAX.
+"""Write or read checkpoints and bundles. A test runs one of the two under another version of Python and of JAX.
 
 python other_python.py write DIRECTORY    trains the toy task for 4 steps and saves a model of random parameters
 python other_python.py read DIRECTORY     restores both, trains on to step 8, and prints what it read as JSON
@@ -48,7 +48,7 @@ def write(directory: Path) -> None:
 
 
 def read(directory: Path) -> dict:
-  """What is in the directory: digests of all that must be the same to the last bit, and what is trained from there."""
+  """Digests of what must be read bit for bit, and the parameters after training on."""
   mesh = make_mesh(MeshConfig())
   with use_mesh(mesh):
     abstract = abstract_state(TASK, make_optimizer(settings(WRITTEN)), mesh, use_ema=True)
