@@ -90,8 +90,15 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-  """Write a file atomically: write a file beside it, then rename that. Create missing directories."""
+  """Write a file atomically: write a file beside it, then rename that. Create missing directories.
+
+  A symbolic link stays: its target is replaced. A device or a pipe, such as /dev/stdout, is written to directly.
+  """
   path = Path(path)
+  if path.exists() and not path.is_file() and not path.is_dir():
+    path.write_bytes(content)
+    return
+  path = path.resolve()
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
   try:

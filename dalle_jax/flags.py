@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
@@ -110,11 +110,19 @@ def read_config(name: str = 'config') -> 'Config':
   Raises:
     ValueError: A value is not allowed, or the configuration's task does not read a key that was set.
   """
+  return check_overrides(flags.FLAGS[name])
+
+
+def check_overrides(flag: Any) -> 'Config':
+  """The configuration of a flag of ml_collections, after the check of `read_config`.
+
+  Args:
+    flag: A parsed flag from `config_flags.DEFINE_config_file`, as `flags.FLAGS` holds it.
+  """
   from ml_collections import config_flags
 
   from dalle_jax.config import Config, overrides
 
-  flag = flags.FLAGS[name]
   config = Config.from_dict(flag.value)
   overrides.check(config, config_flags.get_override_values(flag))
   return config

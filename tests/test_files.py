@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -43,3 +44,16 @@ def test_a_check_of_an_output_file_leaves_nothing_behind(tmp_path):
   assert list((tmp_path / 'new').iterdir()) == []
   with pytest.raises(ValueError, match=r'--out .* cannot be written'):
     files.check_out(tmp_path / 'new')
+
+
+def test_links_stay_and_pipes_are_written_to(tmp_path):
+  target, link, pipe = tmp_path / 'target', tmp_path / 'link', tmp_path / 'pipe'
+  target.write_text('old')
+  link.symlink_to(target)
+  files.write_whole(link, b'new')
+  assert link.is_symlink() and target.read_text() == 'new'
+  os.mkfifo(pipe)
+  reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+  files.write_whole(pipe, b'text')
+  assert os.read(reader, 10) == b'text' and pipe.is_fifo()
+  os.close(reader)

@@ -1,5 +1,7 @@
 """The configuration keys that must stay the same when a run resumes in its work directory."""
 
+from collections.abc import Collection
+
 # Groups and keys that may change between restarts, because they do not change what a model learns.
 _FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
 _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
@@ -8,13 +10,16 @@ _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir')
 _FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite', 'fusion_mib')
 
 
-def fixed(config: dict) -> dict:
+def fixed(config: dict, groups: Collection[str] | None = None) -> dict:
   """The groups and keys of a configuration that must not change between restarts.
 
   Args:
     config: A configuration as nested dicts, as `Config.to_dict` returns it.
+    groups: The groups that the task reads; None for all groups. A group that the task does not read may change.
   """
-  bound = {name: value for name, value in config.items() if name not in _FREE_GROUPS}
+  bound = {
+    name: value for name, value in config.items() if name not in _FREE_GROUPS and (groups is None or name in groups)
+  }
   for name, group in bound.items():
     free_keys = _FREE_DATA_KEYS if name == 'data' else _FREE_TRAINING_KEYS if name.endswith('_training') else ()
     if free_keys:

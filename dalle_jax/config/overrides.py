@@ -30,7 +30,7 @@ def check(config: Config, keys: Iterable[str]) -> None:
   """
   read = groups_read(config)
   for key in keys:
-    group, _, name = key.partition('.')
+    group, _, name = key.partition('[')[0].partition('.')
     if group in read:
       continue
     reason = f'config.task={config.task} does not read config.{group}'

@@ -96,11 +96,6 @@ class Config:
       not self.profile or (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]),
       f'config.profile is {self.profile}; give the first and the last step to trace, such as --config.profile=100,105.',
     )
-    require(
-      self.sampling.top_k <= self.dvae.image_vocab_size,
-      f'config.sampling.top_k is {self.sampling.top_k}; it must be at most config.dvae.image_vocab_size, '
-      f'{self.dvae.image_vocab_size}, or 0 to keep all tokens.',
-    )
     require(self.task in stages.tasks(), f'config.task is {self.task!r}; allowed are {", ".join(stages.tasks())}.')
     require(
       self.task != 'dvae' or not self.dvae.pretrained,
@@ -130,7 +125,12 @@ class Config:
     )
 
   def _check_grid(self) -> None:
-    """Checks that the image size and the attention patterns fit the dVAE's grid of codes."""
+    """Checks that the image size, the attention patterns and top-k sampling fit the dVAE's grid of codes."""
+    require(
+      self.sampling.top_k <= self.dvae.image_vocab_size,
+      f'config.sampling.top_k is {self.sampling.top_k}; it must be at most config.dvae.image_vocab_size, '
+      f'{self.dvae.image_vocab_size}, or 0 to keep all tokens.',
+    )
     size, factor = self.data.image_size, self.dvae.downsampling
     require(
       size % factor == 0,
@@ -138,8 +138,9 @@ class Config:
       f'(config.dvae.patch_size * 2 ** (config.dvae.num_groups - 1)); change one of the two, for instance '
       f'config.data.image_size={max(factor, round(size / factor) * factor)}.',
     )
+    has_prior = any('prior' in stage.model_groups for stage in self.task_stages)
     require(
-      not self.prior.uses_conv or self.prior.conv_kernel_size <= self.grid_size,
+      not (has_prior and self.prior.uses_conv) or self.prior.conv_kernel_size <= self.grid_size,
       f'config.prior.conv_kernel_size {self.prior.conv_kernel_size} does not fit the grid of {self.grid_size} x '
       f'{self.grid_size} codes; set a smaller odd number, or leave conv out of config.prior.attention_pattern and '
       'config.prior.last_attention_pattern.',

@@ -66,11 +66,12 @@ def reconstruction(stats: jax.Array) -> jax.Array:
   return unmap_pixels(jax.nn.sigmoid(mu))
 
 
-def psnr(mean_squared_error: Any, xp: Any = jnp) -> Any:
-  """Peak signal-to-noise ratio in dB of values in [0, 1]; an error of 0 counts as 1e-10, which is 100 dB.
+def psnr(mean_squared_error: Any, xp: Any = jnp, least: float = 1e-10) -> Any:
+  """Peak signal-to-noise ratio in dB of values in [0, 1]; an error of 0 counts as `least`, by default 100 dB.
 
   Args:
     mean_squared_error: An array or a number.
     xp: The array library to compute with: `jax.numpy`, or `numpy` for float64.
+    least: A smaller error counts as this.
   """
-  return -10 * xp.log10(xp.maximum(mean_squared_error, 1e-10))
+  return -10 * xp.log10(xp.maximum(mean_squared_error, least))

@@ -47,3 +47,18 @@ def test_a_key_that_the_task_ignores_is_refused_with_the_key_that_was_meant(valu
 )
 def test_keys_that_the_task_reads_are_accepted(values, keys):
   overrides.check(Config.from_dict(values), keys)
+
+
+def test_an_element_of_a_tuple_belongs_to_its_key():
+  overrides.check(Config.from_dict({'profile': (1, 2)}), ['profile[0]', 'prior_training.halving_steps[0]'])
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'task': 'dvae', 'data': {'image_size': 64}, 'prior': {'attention_pattern': ('conv',)}},
+    {**TEXT, 'sampling': {'top_k': 10_000}},
+  ],
+)
+def test_checks_leave_out_groups_that_the_task_does_not_read(values):
+  Config.from_dict(values)

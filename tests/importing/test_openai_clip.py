@@ -256,9 +256,11 @@ def test_a_missing_package_is_reported_when_the_model_is_loaded(path, tmp_path, 
 
 def test_training_with_the_imported_configuration_is_refused(path, tmp_path):
   config, _ = openai_clip.load(path, VOCAB)
-  with pytest.raises(ValueError, match=r'config\.tokenizer\.kind is .clip., which tools/import_openai_clip\.py gives'):
+  with pytest.raises(
+    ValueError, match=r'config\.tokenizer\.kind is .clip., which only models imported by tools/import_openai_clip\.py'
+  ):
     run.run(config, str(tmp_path / 'run'))
-  with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'clip'; config\.task 'all' takes 'captions'"):
+  with pytest.raises(ValueError, match=r"config\.tokenizer\.kind is 'clip', but config\.task=all needs 'captions'"):
     dataclasses.replace(config, task='all')
 
 

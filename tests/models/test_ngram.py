@@ -40,21 +40,23 @@ def test_probabilities_sum_to_one_after_every_context(order, smoothing):
 def test_prefill_and_steps_equal_the_logits_of_the_whole_sequence(order):
   model, table = _model(order)
   tokens = _sequences(order)
-  logits = jax.jit(model.logits)(table, tokens)
-  params = model.decode_params(table)
+  logits = np.asarray(jax.jit(model.logits)(table, tokens))
+  params = jax.jit(model.decode_params)(table)
+  prefill, step = jax.jit(model.prefill), jax.jit(model.step)
   for start in (0, 1, 3):
-    cache, next_logits = jax.jit(model.prefill)(params, tokens[:, :start])
+    cache, next_logits = prefill(params, tokens[:, :start])
     np.testing.assert_allclose(next_logits, logits[:, start], atol=1e-6)
     for t in range(start, 7):
-      cache, next_logits = jax.jit(model.step)(params, cache, tokens[:, t])
+      cache, next_logits = step(params, cache, tokens[:, t])
       np.testing.assert_allclose(next_logits, logits[:, t + 1], atol=1e-6)
 
 
 def test_logits_depend_on_the_previous_order_minus_one_tokens():
   model, table = _model(3)
   tokens = _sequences(3)[:1]
-  first = model.logits(table, tokens)
-  changed = model.logits(table, np.concatenate([(tokens[:, :2] + 1) % VOCAB, tokens[:, 2:]], axis=1))
+  logits_of = jax.jit(model.logits)
+  first = logits_of(table, tokens)
+  changed = logits_of(table, np.concatenate([(tokens[:, :2] + 1) % VOCAB, tokens[:, 2:]], axis=1))
   assert np.abs(first[:, 2:4] - changed[:, 2:4]).max() > 0.01
   np.testing.assert_array_equal(first[:, 4:], changed[:, 4:])
 
@@ -62,5 +64,5 @@ def test_logits_depend_on_the_previous_order_minus_one_tokens():
 @pytest.mark.parametrize('order', [1, 3])
 def test_initial_table_makes_all_tokens_equally_likely(order):
   model = Ngram(VOCAB, 8, order)
-  logits = model.logits(model.init(jax.random.key(0)), _sequences(order))
+  logits = jax.jit(model.logits)(model.init(jax.random.key(0)), _sequences(order))
   np.testing.assert_allclose(logits, -np.log(VOCAB), rtol=1e-6)

@@ -326,5 +326,5 @@ def _figures(
     'file_bytes': writer.num_bytes, 'payload_bytes': writer.payload_bytes, 'model_bits': model_bits,
     'code_bits': costs.codes, 'pixel_bits': costs.pixels, 'overhead_bits_per_symbol': (bits - model_bits) / symbols,
     'model_bits_per_token': costs.codes / costs.num_tokens, 'bits_per_pixel': 8 * writer.num_bytes / plan.num_pixels,
-    'psnr_of_reconstructions': float(likelihood.psnr(mean_error / 255**2, np)) if mean_error else math.inf,
+    'psnr_of_reconstructions': float(likelihood.psnr(mean_error / 255**2, np, least=0)) if mean_error else math.inf,
   }  # fmt: skip

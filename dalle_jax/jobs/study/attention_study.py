@@ -213,7 +213,9 @@ def choose(
 def _check_range(flag: str, numbers: Sequence[int] | None, count: int) -> None:
   wrong = [number for number in numbers or () if not 1 <= number <= count]
   if wrong:
-    raise ValueError(f'{flag}={wrong[0]}: the numbers must be from 1 to {count}, which the model has. Change {flag}.')
+    raise ValueError(
+      f'{flag}={wrong[0]}: the numbers must be from 1 to {count}, as many as the model has. Change {flag}.'
+    )
 
 
 def _choice_notes(choice: Choice, group: Any) -> list[str]:
@@ -258,7 +260,7 @@ def _pictures(
 
 
 def _frames(loaded: bundle.Bundle, codes: np.ndarray) -> list[tuple[str, np.ndarray]]:
-  """Decode the first rows of codes [g, g], for increasing numbers of rows, to labelled images. Other rows are grey."""
+  """Decode the first rows of codes [g, g], for increasing numbers of rows. Returns labelled images with grey rests."""
   side = len(codes)
   rows = np.unique(np.linspace(0, side, min(side, MAX_FRAMES) + 1).round().astype(int))
   paint = jax.jit(functools.partial(paint_rows, loaded.dvae))

@@ -12,6 +12,7 @@ import jax
 from dalle_jax import hosts
 from dalle_jax.config import Config, difference
 from dalle_jax.config.binding import fixed
+from dalle_jax.config.overrides import groups_read
 from dalle_jax.files import finite_or_null, replacing, write_json
 
 
@@ -63,7 +64,8 @@ class Workspace:
     """Raises ValueError if an earlier start had another configuration, except for keys that may change."""
     old = self._read('config.json')
     if old and not self._is_bare():
-      lines = difference(fixed(_with_defaults(old)), fixed(new))
+      groups = groups_read(Config.from_dict(new))
+      lines = difference(fixed(_with_defaults(old), groups), fixed(new, groups))
       if lines:
         raise ValueError(
           f'--workdir {self.path} holds a run with another configuration. Set another --workdir, or go back to the old '

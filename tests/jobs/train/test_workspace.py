@@ -130,3 +130,11 @@ def test_a_failed_write_keeps_the_earlier_file(tmp_path):
   with pytest.raises(TypeError):
     space.write('scores.json', {'a': object()})
   assert json.loads((tmp_path / 'scores.json').read_text()) == {'a': 1}
+
+
+def test_a_group_that_the_task_does_not_read_may_change(tmp_path):
+  Workspace(str(tmp_path), _config(model={'embed_dim': 64}))
+  (tmp_path / 'data').mkdir()
+  Workspace(str(tmp_path), _config())
+  with pytest.raises(ValueError, match=r'config\.prior\.num_layers'):
+    Workspace(str(tmp_path), _config(prior={'num_layers': 3}))
