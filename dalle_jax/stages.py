@@ -17,7 +17,7 @@ class Stage:
   Attributes:
     name: The stage's directory under the work directory and its name in seeds. Renaming it changes every result.
     title: What reports call it.
-    task: The value of `config.task` whose last stage this is.
+    task: The value of `config.task` for which this stage runs last.
     module: The module that defines the task; `dalle_jax/training/tasks/__init__.py` lists what it must hold.
     model_groups: The configuration groups that describe its model.
     reads: What its batches may hold: 'image', 'text' (ids of captions), 'wrong' (ids of wrong captions) or 'tokens'.

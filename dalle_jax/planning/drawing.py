@@ -71,7 +71,7 @@ def programs(config: Config, mesh: Mesh, compiled: Any) -> list[Program]:
     config: the experiment's configuration.
     mesh: its devices may be compile-only devices.
     compiled: compiles a `Program` and returns its `jax.stages.Compiled`. The compiler chooses the shardings of a
-      program's results, and the next program takes these as arguments.
+      program's results. The next program takes the results, with these shardings, as its arguments.
   """
   model, part_name = make_stream_model(config, config.tokenizer.vocab_size)
   jitted = jitted_programs(model, make_dvae(config.dvae), mesh, config.sampling.top_k)

@@ -92,7 +92,7 @@ class Sampler:
         'leave --guidance_scale (config.sampling.guidance_scale) at 1 for this model.'
       )
     self._programs = jitted_programs(model, dvae, mesh, settings.top_k)
-    self._most_known = -1  # the most known codes for which `_cut_to_memory` has checked the batch size
+    self._most_known = -1  # the largest number of known codes for which `_cut_to_memory` has checked the batch size
 
   def __call__(
     self, params: dict[str, Any], text: np.ndarray, seed: int, progress: Callable[[int, int], None] | None = None

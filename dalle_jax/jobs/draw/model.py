@@ -28,7 +28,8 @@ from dalle_jax.sampling import completion
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sampling.sampler import Known, Preview, SampledImages, Sampler, encode_prompts, make_sampler
 
-CANDIDATES_OF_HOLES = 8  # candidates per image if a kept code follows a sampled code, which cannot see it
+# Candidates per image if a kept code follows a sampled code. The sampled code is chosen without seeing the kept one.
+CANDIDATES_OF_HOLES = 8
 
 ProgressOf = Callable[[int, int], None]
 
@@ -131,8 +132,8 @@ class Model:
       preview: called with a batch's unfinished images. An image's number is its position among all P * N images: the
         images of the first prompt come first, then the images of the second.
       preview_every: rows of tokens between two previews.
-      finished: called after each batch with the positions of its images, as for `preview`, the images, and the
-        sampling settings.
+      finished: called after each batch with (the positions of its images, numbered as for `preview`; the images; the
+        sampling settings).
 
     Raises:
       ValueError: a prompt or a setting cannot be used.
