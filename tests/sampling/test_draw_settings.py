@@ -8,7 +8,7 @@ OUT_OF_RANGE = [
   ('temperature', float('nan'), 'it must be 0 to 1,000,000.'),
   ('top_k', -1, 'it must be 0 (all tokens) or more.'),
   ('top_p', 0.0, 'it must be above 0 and at most 1 (all).'),
-  ('guidance_scale', -1.0, 'it must be 0 to 1,000,000; 1 is none.'),
+  ('guidance_scale', -1.0, 'it must be 0 to 1,000,000; 1 means no guidance.'),
   ('guidance_ramp', 2.0, 'it must lie in [0, 1].'),
   ('batch_size', 0, 'it must be above 0.'),
 ]
