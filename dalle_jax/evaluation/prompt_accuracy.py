@@ -1,6 +1,6 @@
 """Prompt accuracy on captioned_shapes: the share of images in which the exact judge finds all that the prompt names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,8 +51,13 @@ def shares(captions: Sequence[str], right: np.ndarray) -> dict[str, Figure]:
 
 def scores(captions: Sequence[str], right: np.ndarray, split: str) -> dict[str, float]:
   """The accuracies of `shares` as flat metrics of a split, with standard errors and counts."""
+  return flat_scores(shares(captions, right), split)
+
+
+def flat_scores(accuracies: Mapping[str, Figure], split: str) -> dict[str, float]:
+  """Accuracies by the names of `shares` as flat metrics of a split, with standard errors and counts."""
   result: dict[str, float] = {}
-  for name, figure in shares(captions, right).items():
+  for name, figure in accuracies.items():
     assert figure.stderr is not None  # a share has one
     suffix = f'{split}/{name}'.rstrip('/')
     result[f'prompt_accuracy/{suffix}'] = figure.value

@@ -184,14 +184,9 @@ def _prompt_accuracy(experiment: PictureExperiment, params: dict[str, Any], spli
     experiment, params, split, len(captions), prompts=prompt_accuracy.choose(captions, config.evaluation.num_prompts),
     sample_seed=stream_seed(config.seed, split), sampling=config.sampling,
   )  # fmt: skip
-  scores = {}
-  for name, figure in metrics.measure_prompt_accuracy(measured).items():
-    assert figure.stderr is not None, 'a share has a standard error'
-    subset = f'{split}{name.removeprefix("prompt_accuracy")}'  # such as 'validation/one_object'
-    scores[f'prompt_accuracy/{subset}'] = figure.value
-    scores[f'prompt_accuracy_stderr/{subset}'] = figure.stderr
-    scores[f'prompt_count/{subset}'] = float(figure.count)
-  return scores
+  figures = metrics.measure_prompt_accuracy(measured)
+  accuracies = {name.removeprefix('prompt_accuracy').removeprefix('/'): figure for name, figure in figures.items()}
+  return prompt_accuracy.flat_scores(accuracies, split)
 
 
 def _measure_reranker(experiment: PictureExperiment, params: dict[str, Any]) -> PictureResults:
