@@ -1,0 +1,1 @@
+"""Campaigns of damaged inputs and killed runs; see tools/soak.py."""
