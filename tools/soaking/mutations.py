@@ -12,7 +12,8 @@ _EXTREME_WORDS = (
 )  # fmt: skip
 _EXTREME_VALUES: tuple[Any, ...] = (
   None, True, False, 0, -1, 1, 7, 2**31, 2**60, -(2**63), 10**400, 0.5, -0.0, 1e308, float('nan'), float('inf'), '',
-  'x', '\x00', '\u202e', '../../x', '\x1b[31m', 'a' * 5000, [], {}, [[]], [None] * 100, {'x': {}}, [1, 2, 3], {'': None},
+  'x', '\x00', '\u202e', '../../x', '\x1b[31m', 'a' * 5000, [], {}, [[]], [None] * 100, {'x': {}}, [1, 2],
+  {'': None},
 )  # fmt: skip
 _PNG = b'\x89PNG\r\n\x1a\n'
 
