@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from dalle_jax.config import Config
 
 EXIT_USER_ERROR = 2
+MAX_IMAGE_PIXELS = 89_478_485  # the default of `dalle_jax.data.image`, which doors do not import
 EXIT_CTRL_C = 130  # the status that a shell reports for a program ended by SIGINT
 JOIN_S = 300  # seconds that a starting host waits for the other hosts
 REMIND_S = 30  # seconds until a waiting host prints what to check
@@ -126,6 +127,16 @@ def check_overrides(flag: Any) -> 'Config':
   config = Config.from_dict(flag.value)
   overrides.check(config, config_flags.get_override_values(flag))
   return config
+
+
+def define_max_image_pixels() -> 'flags.FlagHolder[int]':
+  """Defines --max_image_pixels, for the commands that open picture files."""
+  return flags.DEFINE_integer(
+    'max_image_pixels', MAX_IMAGE_PIXELS,
+    'Largest number of pixels, rows times columns, of a picture file that is opened. Decoding takes about 10 bytes per '
+    'pixel.',
+    lower_bound=1,
+  )  # fmt: skip
 
 
 def take_subject(argv: list[str], subjects: Sequence[str]) -> str:

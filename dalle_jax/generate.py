@@ -61,6 +61,8 @@ flags.DEFINE_list(
 )
 flags.DEFINE_float('variation', None, 'Generate variations of --image. Near 0 keeps the image; 1 ignores it.')
 
+_MAX_IMAGE_PIXELS = doors.define_max_image_pixels()
+
 _FROM = flags.DEFINE_string('from', '', 'PNG file that this program wrote. Generates its image again.')
 _ENCODE = flags.DEFINE_bool(
   'encode', False, 'Only encode --image: write its codes as OUT/NAME.npy and their reconstruction.'
@@ -85,14 +87,17 @@ def main(argv: list[str]) -> int:
   settings = DrawSettings(num_images=_num_images(), **values)
   if _ENCODE.value or _DECODE.value:
     doors.start_jax(distributed=False)
-    convert = code_files.encode if _ENCODE.value else code_files.decode
-    for file in convert(_MODEL.value, _IMAGE.value if _ENCODE.value else _DECODE.value, _OUT.value):
+    if _ENCODE.value:
+      files = code_files.encode(_MODEL.value, _IMAGE.value, _OUT.value, _MAX_IMAGE_PIXELS.value)
+    else:
+      files = code_files.decode(_MODEL.value, _DECODE.value, _OUT.value)
+    for file in files:
       print(file)
     return 0
   input_picture = _input_picture()
   if _FROM.value:
     doors.start_jax(distributed=False)
-    files = again.draw_again(_MODEL.value, _FROM.value, _OUT.value, input_picture)
+    files = again.draw_again(_MODEL.value, _FROM.value, _OUT.value, input_picture, _MAX_IMAGE_PIXELS.value)
     print(files[0])
     return 0
   return _draw(settings, input_picture)
@@ -172,7 +177,7 @@ def _input_picture() -> Any:
       values[name] = None if values[name] is None else tuple(float(side) for side in values[name])
     except ValueError:
       raise ValueError(f'--{name} is {",".join(values[name])}; give four numbers, LEFT,TOP,RIGHT,BOTTOM.') from None
-  return InputPicture(image=_IMAGE.value, **values)
+  return InputPicture(image=_IMAGE.value, max_image_pixels=_MAX_IMAGE_PIXELS.value, **values)
 
 
 if __name__ == '__main__':

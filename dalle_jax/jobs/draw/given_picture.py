@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_jax.data.image import read_picture
+from dalle_jax.data.image import MAX_PIXELS, decode_file, opacity, read_picture
 from dalle_jax.jobs.draw.model import Model
 from dalle_jax.sampling import completion
 from dalle_jax.sampling.sampler import Known
@@ -20,7 +20,8 @@ WHITE = 128  # of 255: mask pixels of at least this value are light (grey) or op
 class InputPicture:
   """An input image, and which part of it is kept or how much the result may vary.
 
-  The fields are flags of `python -m dalle_jax.generate`. Exactly one field besides `image` must be set.
+  The fields are flags of `python -m dalle_jax.generate`. Exactly one field besides `image` and `max_image_pixels` must
+  be set.
 
   Raises:
     ValueError: none or several of these fields are set, or a value or file cannot be used.
@@ -32,6 +33,7 @@ class InputPicture:
   keep_box: tuple[float, ...] | None = None
   redraw_box: tuple[float, ...] | None = None
   variation: float | None = None
+  max_image_pixels: int = MAX_PIXELS  # of the image and of the mask
 
   def __post_init__(self) -> None:
     names = ('mask', 'keep_top', 'keep_box', 'redraw_box', 'variation')
@@ -40,12 +42,12 @@ class InputPicture:
       options = ', '.join(f'--{name}' for name in names)
       raise ValueError(f'With --image give exactly one of {options}; given {", ".join(present) or "none"}.')
     if self.mask:
-      read_mask(self.mask)
+      read_mask(self.mask, self.max_image_pixels)
     elif self.variation is not None:
       completion.variation_bonus(self.variation)
     else:
       self._cells(1)
-    read_picture(self.image)
+    self._picture()
 
   def known(self, model: Model) -> Known:
     """Encodes the image and marks the codes that are kept.
@@ -53,10 +55,15 @@ class InputPicture:
     Raises:
       ValueError: image and mask differ in size, or no code is kept.
     """
-    picture = read_picture(self.image)
+    picture = self._picture()
     if self.variation is not None:
       return model.varied(picture, self.variation)
-    return model.known(picture, read_mask(self.mask) if self.mask else self._cells(model.config.grid_size))
+    if self.mask:
+      return model.known(picture, read_mask(self.mask, self.max_image_pixels))
+    return model.known(picture, self._cells(model.config.grid_size))
+
+  def _picture(self) -> np.ndarray:
+    return read_picture(self.image, max_pixels=self.max_image_pixels)
 
   def _cells(self, size: int) -> np.ndarray:
     """The codes to keep, bool [size, size], according to keep_top, keep_box or redraw_box."""
@@ -70,6 +77,7 @@ class InputPicture:
   def facts(self) -> dict[str, Any]:
     """The fields that are set, ready for JSON, with the hash of each file's contents instead of its path."""
     values = {name: value for name, value in dataclasses.asdict(self).items() if value not in ('', None)}
+    del values['max_image_pixels']
     for name in ('image', 'mask'):
       if name in values:
         values[name] = hashlib.sha256(Path(values[name]).read_bytes()).hexdigest()[:16]
@@ -83,7 +91,7 @@ def _four(sides: tuple[float, ...], flag: str) -> tuple[float, float, float, flo
   return sides
 
 
-def read_mask(file: str) -> np.ndarray:
+def read_mask(file: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """Reads a mask: the pixels to keep, bool [H, W].
 
   These are the dark pixels or, if the mask has transparent pixels, the opaque ones.
@@ -91,12 +99,7 @@ def read_mask(file: str) -> np.ndarray:
   Raises:
     ValueError: the file cannot be read.
   """
-  try:
-    with Image.open(file) as image:
-      if 'A' in image.getbands() or 'transparency' in image.info:
-        opaque = np.asarray(image.convert('RGBA'))[..., 3] >= WHITE
-        if not opaque.all():
-          return opaque
-    return np.asarray(Image.fromarray(read_picture(file, '--mask')).convert('L')) < WHITE
-  except (OSError, Image.DecompressionBombError) as error:
-    raise ValueError(f'--mask {file} cannot be read: {error}') from None
+  alpha = decode_file(file, '--mask', opacity, max_pixels)
+  if alpha is not None and not np.all(alpha >= WHITE):
+    return alpha >= WHITE
+  return np.asarray(Image.fromarray(read_picture(file, '--mask', max_pixels)).convert('L')) < WHITE
