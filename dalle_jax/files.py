@@ -12,6 +12,18 @@ from pathlib import Path
 from typing import Any
 
 
+def shown(text: object, most: int = 200) -> str:
+  """A text from outside for a message: control and invisible characters escaped, cut after `most` characters.
+
+  Characters that move the cursor, that colour, or that change the direction of writing could forge what a terminal
+  shows.
+  """
+  text = str(text)
+  cut = text[:most]
+  printed = ''.join(char if char.isprintable() else char.encode('unicode_escape', 'replace').decode() for char in cut)
+  return printed if len(text) <= most else f'{printed}... ({len(text)} characters)'
+
+
 def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] = ()) -> None:
   """Check that a file may be written.
 
@@ -102,10 +114,23 @@ def write_whole(path: Path, content: bytes) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
   try:
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with naming(path):
+      partial.write_bytes(content)
+      os.replace(partial, path)
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+  """Put the path into errors of writing, which name no file if the disk is full."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is not None and error.filename is None:
+      error.filename = str(path)
+    raise
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dalle_jax import bundle, sharding
+from dalle_jax import bundle, precision, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD, Tokenizer, shortened
@@ -400,6 +400,7 @@ def load(path: str | Path, mesh_config: MeshConfig | None = None) -> Model:
   Raises:
     ValueError: the directory is missing, incomplete, damaged, of a newer version, or has no dVAE.
   """
+  precision.use_32_bits()
   bundle.check(Path(path), needs=('dvae',))
   mesh = sharding.make_mesh(mesh_config)
   return Model(bundle.load(Path(path), mesh, needs=('dvae',)), mesh)
