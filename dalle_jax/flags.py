@@ -203,6 +203,15 @@ def essence(error: Exception) -> str:
   return f'Unknown configuration key {key!r}' + (f'; did you mean {nearest!r}?' if nearest else '.')
 
 
+def define_overwrite(what: str) -> flags.FlagHolder[bool]:
+  """The flag --overwrite of a command; without it, existing files are refused before any work.
+
+  Args:
+    what: what is replaced, for the help.
+  """
+  return flags.DEFINE_bool('overwrite', False, f'Replace {what}.')  # type: ignore[no-any-return]
+
+
 def start_jax(
   distributed: bool, coordinator: str | None = None, hosts: int | None = None, host: int | None = None
 ) -> None:

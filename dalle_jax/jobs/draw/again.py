@@ -44,7 +44,9 @@ def read_facts(file: str) -> tuple[str, dict[str, Any]]:
   return prompt, facts
 
 
-def draw_again(path: str, file: str, out: str, given: InputPicture | None = None) -> list[Path]:
+def draw_again(
+  path: str, file: str, out: str, given: InputPicture | None = None, overwrite: bool = False
+) -> list[Path]:
   """Generates the image in a PNG file again, from the settings in the file.
 
   Args:
@@ -52,6 +54,7 @@ def draw_again(path: str, file: str, out: str, given: InputPicture | None = None
     file: a PNG file that `draw` wrote.
     out: the directory for the image, NAME_again.png.
     given: the input image and mask, if the image is a completion or a variation.
+    overwrite: whether a file of the same name is replaced.
 
   Returns:
     The file, as a list of one path.
@@ -77,5 +80,6 @@ def draw_again(path: str, file: str, out: str, given: InputPicture | None = None
   except ValueError as error:
     raise ValueError(f'--from={file}: {error}') from None
   return draw(
-    path, [prompt], settings, out=out, given=given, index=facts['index'], again=f'{Path(file).stem}_again.png'
-  )
+    path, [prompt], settings, out=out, given=given, index=facts['index'], again=f'{Path(file).stem}_again.png',
+    overwrite=overwrite,
+  )  # fmt: skip

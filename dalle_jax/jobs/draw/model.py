@@ -24,8 +24,9 @@ from dalle_jax.data.tokenizer import PAD, Tokenizer, shortened
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.jobs import ranker
 from dalle_jax.jobs.draw import ranking
-from dalle_jax.sampling import completion
+from dalle_jax.sampling import completion, memory
 from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.prompt_text import check_prompt
 from dalle_jax.sampling.sampler import Known, Preview, SampledImages, Sampler, encode_prompts, make_sampler
 
 # Candidates per image if a kept code follows a sampled code. The sampled code is chosen without seeing the kept one.
@@ -141,6 +142,9 @@ class Model:
     settings = self.effective(settings, known)
     if not len(prompts):
       raise ValueError('There are no prompts; give at least one.')
+    for prompt in prompts:
+      check_prompt(prompt)
+    memory.check_images(len(prompts) * (settings.num_drawn if index is None else np.shape(index)[-1]), self.config)
     text = self._encode(prompts, settings.truncate, known is not None)
     rank = ranking.check(settings, self.config, self.part, reranker, prompts)
     index = np.arange(settings.num_drawn) if index is None else np.asarray(index)
