@@ -23,15 +23,15 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import flags
+from absl import flags, logging
 
 from dalle_jax.files import naming, shown
 
 EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130  # the status that a shell reports for a program ended by SIGINT
 EXIT_CLOSED_PIPE = 141  # the status that a shell reports for a program ended by SIGPIPE
-LONGEST = 2000  # characters of a message; the rest is left out
-LONGEST_LINE = 600  # characters of a message that another library wrote
+LONGEST, LONGEST_LINE = 2000, 800  # characters of a message and of a line of it; the middle of longer ones is left out
+LONGEST_REASON = 400  # characters of a message that another library wrote
 
 # What to do about an error number of the operating system.
 _FULL = 'Free some space, or name a directory on another disk.'
@@ -86,6 +86,7 @@ def run(program: Callable[[], int | None], verbose: Callable[[], bool]) -> NoRet
   """
   try:
     _open_streams()
+    _make_logs_printable()
     try:
       status = program()
     except SystemExit as end:
@@ -118,14 +119,18 @@ def fail(message: str) -> int:
 
 
 def printable(message: str) -> str:
-  """A message without control characters, whose further lines are indented, cut if it is longer than LONGEST."""
-  message = message.strip()
-  if len(message) > LONGEST:
-    head, tail = message[: LONGEST * 3 // 4], message[-LONGEST // 4 :]
-    message = f'{head} [{len(message) - LONGEST} characters left out] {tail}'
-  first, *lines = message.split('\n')
+  """A message without control characters, whose further lines are indented; long lines and messages are cut."""
+  first, *lines = (_cut(line, LONGEST_LINE) for line in _cut(message.strip(), LONGEST).split('\n'))
   lines = [line if line.startswith(' ') else f'  {line}' for line in lines]
   return '\n'.join(shown(line, len(line)) for line in (first, *lines))
+
+
+def _cut(text: str, most: int) -> str:
+  """The text without its middle if it is longer than `most`; the end says what to do."""
+  if len(text) <= most:
+    return text
+  end = most * 2 // 5
+  return f'{text[: most - end]} [{len(text) - most} characters left out] {text[-end:]}'
 
 
 def explain(error: BaseException) -> str | None:
@@ -163,6 +168,8 @@ def _outside(error: BaseException) -> str | None:
     return _os_message(error)
   if isinstance(error, ImportError):
     return _import_message(error)
+  if isinstance(error, RuntimeError) and str(error).startswith('Symlink loop'):  # from Path.resolve
+    return f'{_short(error)}. {ADVICE["ELOOP"]}'
   if isinstance(error, HTTPException):
     return f'The network connection failed: {type(error).__name__}: {_short(error)}. {_NETWORK}'
   if type(error).__name__ == 'BrokenProcessPool' or 'was terminated unexpectedly' in str(error):
@@ -189,7 +196,7 @@ def _coded(error: BaseException) -> str | None:
     return no_accelerator(error)
   status = re.match(r'([A-Z_]+): ', text)
   if status and status.group(1) in _CODES and type(error).__module__.partition('.')[0] in ('jax', 'jaxlib'):
-    return f'{_CODES[status.group(1)]} The error: {_short(error)}'
+    return f'{_CODES[status.group(1)]} JAX reports: {_short(error)}'
   return None
 
 
@@ -215,6 +222,8 @@ def _import_message(error: ImportError) -> str | None:
   name = (error.name or '').partition('.')[0]
   if name == _PACKAGE or (not name and _PACKAGE in str(error)):
     return None
+  if 'failed to map segment' in str(error) or os.strerror(errno.ENOMEM) in str(error):
+    return _too_little_memory(str(error))
   if isinstance(error, ModuleNotFoundError) and name:
     extra = f' (pip install "dalle_jax[{_EXTRAS[name]}]")' if name in _EXTRAS else ''
     return f'The Python package {shown(name)} is not installed here. Install it{extra} for {shown(sys.executable)}.'
@@ -253,7 +262,7 @@ def _free_space(path: str) -> str:
   return ''
 
 
-def _short(value: Any, most: int = LONGEST_LINE) -> str:
+def _short(value: Any, most: int = LONGEST_REASON) -> str:
   """The text of an error of another library: its first lines as one, without the tail that TensorStore adds."""
   text = str(value).partition(' [tensorstore_spec=')[0].partition('\nTraceback')[0]
   return shown(' '.join(text.split()), most).rstrip('.')
@@ -284,6 +293,18 @@ def _open_streams() -> None:
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(AttributeError, OSError, ValueError):
       stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+
+
+def _make_logs_printable() -> None:
+  """Escapes control characters in log lines, which may hold names of files; cuts long lines."""
+
+  def escape(record: Any) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+  handler = logging.get_absl_handler().python_handler
+  if not handler.filters:
+    handler.addFilter(escape)
 
 
 def _flush() -> None:
