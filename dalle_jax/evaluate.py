@@ -32,6 +32,7 @@ _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Directory for generated data sets. Default: config.data.data_dir, or data beside the model.'
 )
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the figures. Default: evaluation_SPLIT.json beside the model.')
+_OVERWRITE = doors.define_overwrite('the figures of an earlier evaluation')
 _TEMPERATURE = flags.DEFINE_float('temperature', None, f'Temperature of the generated images. {_DEFAULT}')
 _TOP_K = flags.DEFINE_integer('top_k', None, f'Number of likeliest tokens to sample from; 0: all. {_DEFAULT}')
 _TOP_P = flags.DEFINE_float('top_p', None, f'Probability mass to sample from, above 0; 1: all. {_DEFAULT}')
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> int:
     blur_radii=_radii(),
   )
   doors.start_jax(distributed=False)
-  evaluation_run.evaluate(settings)
+  evaluation_run.evaluate(settings, overwrite=_OVERWRITE.value)
   return 0
 
 

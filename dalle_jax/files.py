@@ -7,9 +7,21 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def shown(text: object, most: int = 200) -> str:
+  """A text from outside for a message: control and invisible characters escaped, cut after `most` characters.
+
+  Characters that move the cursor, that colour, or that change the direction of writing could forge what a terminal
+  shows.
+  """
+  text = str(text)
+  cut = text[:most]
+  printed = ''.join(char if char.isprintable() else char.encode('unicode_escape', 'replace').decode() for char in cut)
+  return printed if len(text) <= most else f'{printed}... ({len(text)} characters)'
 
 
 def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] = ()) -> None:
@@ -35,31 +47,78 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
     raise ValueError(f'{what}: {out} is {same[0]}, which the command needs for another purpose; give another name.')
 
 
-def check_out(out: Path) -> None:
-  """Check that the file of --out can be written or overwritten, and create its directory.
+def check_out(out: Path, overwrite: bool, what: str = '--out') -> None:
+  """Check that an output file can be written, and create its directory.
+
+  Args:
+    out: The file; a device or a pipe, such as /dev/stdout, may exist.
+    overwrite: Whether the file may exist.
+    what: The flag that named it, for messages.
 
   Raises:
-    ValueError: It is a directory or cannot be written.
+    ValueError: The name is empty, the file exists, is a directory or cannot be written, or its disk is full.
   """
+  if str(out) in ('', '.'):
+    raise ValueError(f'{what} is empty; name a file.')
+  if out.is_file() and not overwrite:
+    raise ValueError(f'{what}: {shown(out)} exists; give another name, or --overwrite.')
   try:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(out) and not out.is_file() and not out.is_dir() and out.exists():
+      return  # a device or a pipe
     existed = out.exists()
-    with out.open('a'):
+    with out.open('a') if existed else contextlib.nullcontext():
       pass
-    if not existed:  # leave nothing behind if the command fails later
-      out.unlink()
-  except OSError as error:
-    raise ValueError(f'--out {out} cannot be written: {error}. Name a file in a writable directory.') from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _try_to_write(out.resolve().parent)
+  except (OSError, RuntimeError, ValueError) as error:  # a circle of links; a NUL character
+    raise ValueError(f'{what} {shown(out)} cannot be written: {error}. Name a file in a writable directory.') from None
 
 
-def make_directory(out: str) -> Path:
-  """The directory of --out, created if it does not exist. Raises ValueError if it cannot be created."""
+def make_directory(out: str, size: int = 0, what: str = '--out') -> Path:
+  """The directory of an output flag, created if it does not exist.
+
+  Args:
+    out: The directory.
+    size: Bytes that will be written at least.
+    what: The flag that named it, for messages.
+
+  Raises:
+    ValueError: The name is empty, or the directory cannot be created or written, or its disk has too little space.
+  """
+  if not out.strip():
+    raise ValueError(f'{what} is empty; name a directory.')
   directory = Path(out)
   try:
     directory.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f'--out {out} cannot be made: {error}. Name a writable directory.') from None
+    _try_to_write(directory)
+    free = shutil.disk_usage(directory).free
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{what} {shown(out)} cannot be made or written: {error}. Name a writable directory.') from None
+  if size > free:
+    raise ValueError(
+      f'{what} {shown(out)}: the output takes at least {size / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free. '
+      'Ask for less, or name a directory on another disk.'
+    )
   return directory
+
+
+def _try_to_write(directory: Path) -> None:
+  """Raise OSError if no file can be written in a directory."""
+  with tempfile.TemporaryFile(prefix='.writing-', dir=directory) as file:
+    file.write(bytes(4096))
+
+
+def check_new(paths: Iterable[Path], overwrite: bool) -> None:
+  """Check that files that a command will write do not exist.
+
+  Raises:
+    ValueError: One exists, and `overwrite` is not set; or a directory has its name.
+  """
+  for path in paths:
+    if path.is_dir():
+      raise ValueError(f'{shown(path)} is a directory, but a file of this name is to be written; use another --out.')
+    if not overwrite and os.path.lexists(path):
+      raise ValueError(f'{shown(path)} exists; use another --out or another --seed, or --overwrite to replace files.')
 
 
 def check_directory(out: Path, what: str) -> None:
@@ -102,10 +161,23 @@ def write_whole(path: Path, content: bytes) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
   try:
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with naming(path):
+      partial.write_bytes(content)
+      os.replace(partial, path)
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+  """Put the path into errors of writing, which name no file if the disk is full."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is not None and error.filename is None:
+      error.filename = str(path)
+    raise
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -6,22 +6,25 @@ Importing this module is cheap; it does not import JAX.
 import os
 import platform
 import re
+import runpy
 import socket
 import sys
+import tempfile
 import threading
+import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
+
+from dalle_jax import boundary, precision
 
 if TYPE_CHECKING:
   from dalle_jax.config import Config
 
-EXIT_USER_ERROR = 2
 MAX_IMAGE_PIXELS = 89_478_485  # the default of `dalle_jax.data.image`, which doors do not import
-EXIT_CTRL_C = 130  # the status that a shell reports for a program ended by SIGINT
 JOIN_S = 300  # seconds that a starting host waits for the other hosts
 REMIND_S = 30  # seconds until a waiting host prints what to check
 LEAVE_S = 60  # seconds that an exiting host waits for the other hosts; then it exits, which aborts them
@@ -73,36 +76,33 @@ def _resolve_config_flag(argv: list[str]) -> list[str]:
   return resolved
 
 
-def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
+def run(main: Callable[[list[str]], int | None], positional: bool = False) -> NoReturn:
   """Parses the flags and runs a program; it exits with the status that `main` returns.
 
-  A ValueError is a user's mistake: its message is printed without a traceback (with one at --verbosity=1), and the
-  status is 2.
+  What the user or the outside world does wrong, also while flags are parsed, ends in one message and status 2; see
+  `boundary`. --verbosity=1 also prints the traceback.
 
   Args:
     main: gets the program's name followed by the arguments that are not flags.
     positional: whether the program accepts arguments that are not flags.
   """
 
-  def guarded(argv: list[str]) -> int | None:
+  def checked(argv: list[str]) -> int | None:
     if len(argv) > 1 and not positional:
-      return _fail(f'Unknown arguments: {" ".join(argv[1:])}. Write flags as --name=value.')
-    try:
-      return main(argv)
-    except KeyboardInterrupt:
-      print('Stopped on request.', file=sys.stderr)
-      return EXIT_CTRL_C
-    except ValueError as error:
-      if logging.get_verbosity() >= logging.DEBUG:
-        raise
-      return _fail(str(error))
+      raise ValueError(f'Unknown arguments: {" ".join(argv[1:])}. Write flags as --name=value.')
+    return main(argv)
 
-  logging.set_verbosity(logging.WARNING)
-  try:
-    argv = _resolve_config_flag(sys.argv)
-  except ValueError as error:
-    sys.exit(_fail(str(error)))
-  app.run(guarded, argv=argv, flags_parser=_parse_flags)
+  def program() -> None:
+    logging.set_verbosity(logging.WARNING)
+    app.run(checked, argv=_resolve_config_flag(sys.argv), flags_parser=_parse_flags)
+
+  boundary.run(program, _is_verbose)
+
+
+def _is_verbose() -> bool:
+  """Whether --verbosity=1 is given, perhaps among flags that cannot be parsed."""
+  given = re.findall(r'^--?(?:verbosity|v)[= ](\d+)$', '\n'.join(sys.argv), re.MULTILINE)
+  return logging.get_verbosity() >= logging.DEBUG or any(int(number) for number in given)
 
 
 def read_config(name: str = 'config') -> 'Config':
@@ -152,21 +152,52 @@ def take_subject(argv: list[str], subjects: Sequence[str]) -> str:
   if asked_for_help:
     return subjects[0]
   given = f'given {argv[1]!r}' if len(argv) > 1 else 'given nothing'
-  sys.exit(_fail(f'The first argument must be one of {", ".join(subjects)}; {given}.'))
-
-
-def _fail(message: str) -> int:
-  """Prints an error message and returns the exit status."""
-  print(f'error: {message}', file=sys.stderr)
-  return EXIT_USER_ERROR
+  sys.exit(boundary.fail(f'The first argument must be one of {", ".join(subjects)}; {given}.'))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags with absl, and shortens errors of flags, of the configuration file and of its overrides."""
+  """Parses flags with absl, and shortens errors of flags, of the configuration file and of its overrides.
+
+  Raises:
+    ValueError: a flag or its value is wrong, or the configuration file cannot be run.
+  """
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
+      flags.FLAGS['config'].value.items()  # of a file that fails with some errors, the value is something else
+    return rest
   except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-    sys.exit(_fail(essence(error)))
+    raise ValueError(_config_file_error(argv) or essence(error)) from error
+  except (Exception, SystemExit) as error:
+    message = _config_file_error(argv)
+    if message is None:
+      raise
+    raise ValueError(message) from error
+
+
+def _config_file_error(argv: list[str]) -> str | None:
+  """Runs the file of --config alone: the message for the error that it raises; None without an error."""
+  given = next((argument.partition('=')[2] for argument in argv if argument.startswith(('--config=', '-config='))), '')
+  if not given and '--config' in argv[:-1]:
+    given = argv[argv.index('--config') + 1]
+  if not given:
+    return None
+  file, colon, variant = given.partition(':')
+  try:
+    get_config = runpy.run_path(file).get('get_config')
+    if not callable(get_config):
+      return f'--config={file} has no function get_config(); it must return a configuration, as in configs/.'
+    values = get_config(variant) if colon else get_config()
+    if callable(getattr(values, 'items', None)):
+      return None
+    return f'--config={file}: get_config() returns {type(values).__name__}; it must return a configuration.'
+  except ValueError as error:
+    return str(error)
+  except (Exception, SystemExit) as error:
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    line = error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
+    place = f', line {line}' if line else ''
+    return f'--config={file}{place}: {type(error).__name__}: {error}. Correct the file, or name another one.'
 
 
 def essence(error: Exception) -> str:
@@ -181,6 +212,15 @@ def essence(error: Exception) -> str:
     return message
   key, nearest = unknown_key.groups()
   return f'Unknown configuration key {key!r}' + (f'; did you mean {nearest!r}?' if nearest else '.')
+
+
+def define_overwrite(what: str) -> flags.FlagHolder[bool]:
+  """The flag --overwrite of a command; without it, existing files are refused before any work.
+
+  Args:
+    what: what is replaced, for the help.
+  """
+  return flags.DEFINE_bool('overwrite', False, f'Replace {what}.')  # type: ignore[no-any-return]
 
 
 def start_jax(
@@ -202,11 +242,15 @@ def start_jax(
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   import jax
 
+  precision.use_32_bits()
   if distributed:
     _join(coordinator, hosts, host)
   cache = _enable_compilation_cache()
-  if jax.process_index() == 0:
+  try:
     devices = jax.devices()
+  except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts if jaxlib is built without CUDA
+    raise ValueError(boundary.no_accelerator(error)) from error
+  if jax.process_index() == 0:
     print(
       f'JAX {jax.__version__} on {len(devices)} {devices[0].device_kind} device(s), {jax.process_count()} host(s)'
       + (f', compilation cache in {cache}' if cache else ''),
@@ -228,11 +272,13 @@ def _enable_compilation_cache() -> str:
 
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return os.environ['JAX_COMPILATION_CACHE_DIR']
-  home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-  directory = home / 'dalle_jax' / 'programs' / f'{platform.machine()}_{_cpu_features():08x}'
   try:
+    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    directory = home / 'dalle_jax' / 'programs' / f'{platform.machine()}_{_cpu_features():08x}'
     directory.mkdir(parents=True, exist_ok=True)
-  except OSError:
+    with tempfile.TemporaryFile(dir=directory):
+      pass
+  except (OSError, RuntimeError):  # there is no home directory, or it cannot be written
     return ''
   jax.config.update('jax_compilation_cache_dir', str(directory))
   return str(directory)

@@ -2,7 +2,7 @@
 
 python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a large red circle above a small blue square"
 python -m dalle_jax.generate --model=runs/quickstart/model --prompt="a red circle" --image=a.png --keep_top=0.5
-python -m dalle_jax.generate --model=runs/quickstart/model --from=samples/000_a_red_circle_000.png --out=again
+python -m dalle_jax.generate --model=runs/quickstart/model --from=samples/000_a_red_circle_seed0_000.png --out=again
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ _MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text prompt; repeat the flag for more prompts.')
 _PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt per line.')
 _OUT = flags.DEFINE_string('out', 'samples', 'Directory for the images.')
+_OVERWRITE = doors.define_overwrite('files of the same names in OUT, which hold the prompt and the seed')
 _PREVIEW_EVERY = flags.DEFINE_integer(
   'preview_every', 0, 'Rows of tokens between two previews of the unfinished images, in OUT/previews; 0: no previews.'
 )
@@ -88,16 +89,18 @@ def main(argv: list[str]) -> int:
   if _ENCODE.value or _DECODE.value:
     doors.start_jax(distributed=False)
     if _ENCODE.value:
-      files = code_files.encode(_MODEL.value, _IMAGE.value, _OUT.value, _MAX_IMAGE_PIXELS.value)
+      files = code_files.encode(_MODEL.value, _IMAGE.value, _OUT.value, _MAX_IMAGE_PIXELS.value, _OVERWRITE.value)
     else:
-      files = code_files.decode(_MODEL.value, _DECODE.value, _OUT.value)
+      files = code_files.decode(_MODEL.value, _DECODE.value, _OUT.value, _OVERWRITE.value)
     for file in files:
       print(file)
     return 0
   input_picture = _input_picture()
   if _FROM.value:
     doors.start_jax(distributed=False)
-    files = again.draw_again(_MODEL.value, _FROM.value, _OUT.value, input_picture, _MAX_IMAGE_PIXELS.value)
+    files = again.draw_again(
+      _MODEL.value, _FROM.value, _OUT.value, input_picture, _MAX_IMAGE_PIXELS.value, _OVERWRITE.value
+    )
     print(files[0])
     return 0
   return _draw(settings, input_picture)
@@ -143,7 +146,7 @@ def _draw(settings: Any, input_picture: Any) -> int:
     prompts = generation.read_prompts(_PROMPT.value, '')  # raises the error for missing prompts
   doors.start_jax(distributed=False)
   if is_text_model:
-    names = ['out', 'preview_every', 'reranker', 'image', 'truncate', 'guidance_scale', 'guidance_ramp']
+    names = ['out', 'overwrite', 'preview_every', 'reranker', 'image', 'truncate', 'guidance_scale', 'guidance_ramp']
     names += ['negative_prompt', 'candidates', 'keep', 'rank']
     ignored = [name for name in names if flags.FLAGS[name].present]
     if ignored:
@@ -152,7 +155,7 @@ def _draw(settings: Any, input_picture: Any) -> int:
     return 0
   files = generation.draw(
     _MODEL.value, prompts, settings, out=_OUT.value, given=input_picture, reranker=_RERANKER.value,
-    preview_every=_PREVIEW_EVERY.value,
+    preview_every=_PREVIEW_EVERY.value, overwrite=_OVERWRITE.value,
   )  # fmt: skip
   *images_and_pages, sheet = files
   pages = [file for file in images_and_pages if file.suffix == '.html']

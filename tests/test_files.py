@@ -1,8 +1,10 @@
 """Output files: whole or not at all."""
 
+import errno
 import json
 import math
 import os
+import pathlib
 
 import pytest
 
@@ -40,10 +42,54 @@ def test_numbers_that_json_cannot_hold_become_null():
 
 
 def test_a_check_of_an_output_file_leaves_nothing_behind(tmp_path):
-  files.check_out(tmp_path / 'new' / 'a.html')
+  files.check_out(tmp_path / 'new' / 'a.html', overwrite=False)
   assert list((tmp_path / 'new').iterdir()) == []
   with pytest.raises(ValueError, match=r'--out .* cannot be written'):
-    files.check_out(tmp_path / 'new')
+    files.check_out(tmp_path / 'new', overwrite=True)
+  with pytest.raises(ValueError, match='--json is empty; name a file'):
+    files.check_out(pathlib.Path(''), overwrite=True, what='--json')
+  (tmp_path / 'circle').symlink_to('circle')
+  with pytest.raises(ValueError, match=r'--out .*circle cannot be written: '):
+    files.check_out(tmp_path / 'circle', overwrite=True)
+  (tmp_path / 'a').write_text('')
+  with pytest.raises(ValueError, match=r'--out: .*a exists; give another name, or --overwrite'):
+    files.check_out(tmp_path / 'a', overwrite=False)
+  files.check_out(tmp_path / 'a', overwrite=True)
+  files.check_out(pathlib.Path('/dev/null'), overwrite=False)
+
+
+def test_a_full_disk_is_found_before_any_work(tmp_path, monkeypatch):
+  class Full:
+    def __init__(self, **options):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(files.tempfile, 'TemporaryFile', Full)
+  for check in (lambda: files.make_directory(str(tmp_path)), lambda: files.check_out(tmp_path / 'a', overwrite=False)):
+    with pytest.raises(ValueError, match=r'--out .* No space left on device'):
+      check()
+
+
+def test_errors_of_writing_name_the_file(tmp_path, monkeypatch):
+  def fail(path, content):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', fail)
+  with pytest.raises(OSError, match=r'No space left on device: .*a\.json'):
+    files.write_json(tmp_path / 'a.json', {})
+
+
+@pytest.mark.parametrize(
+  ('text', 'printed'),
+  [
+    ('a\x1b[31mb\r\n\t', r'a\x1b[31mb\r\n\t'),
+    ('\u202eabc\u200b\ud800', r'\u202eabc\u200b\ud800'),
+    ('ein Käfer, 漢字 🦊', 'ein Käfer, 漢字 🦊'),
+    ('x' * 201, 'x' * 200 + '... (201 characters)'),
+    (b'a\0', r"b'a\x00'"),
+  ],
+)
+def test_texts_from_outside_are_printable_and_short(text, printed):
+  assert files.shown(text) == printed
 
 
 def test_links_stay_and_pipes_are_written_to(tmp_path):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from dalle_jax import flags
+from dalle_jax import boundary, flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ def _door(name, *arguments, cwd):
 
 def _error(finished):
   """The error message of a command that was refused with a single message."""
-  assert finished.returncode == flags.EXIT_USER_ERROR, finished.stdout + finished.stderr
+  assert finished.returncode == boundary.EXIT_USER_ERROR, finished.stdout + finished.stderr
   assert 'Traceback' not in finished.stderr
   lines = [line for line in finished.stderr.splitlines() if line.startswith('error: ')]
   assert len(lines) == 1, finished.stderr
@@ -132,7 +132,7 @@ def test_ctrl_c_prints_one_line_and_exits_with_130(monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['door'])
   with pytest.raises(SystemExit) as end:
     flags.run(stop)
-  assert end.value.code == flags.EXIT_CTRL_C == 130
+  assert end.value.code == boundary.EXIT_CTRL_C == 130
   assert capsys.readouterr().err == 'Stopped on request.\n'
 
 

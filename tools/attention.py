@@ -21,6 +21,7 @@ from dalle_jax import flags as doors
 _MODEL = flags.DEFINE_string('model', None, 'Model directory written by training (WORKDIR/model).')
 _PROMPT = flags.DEFINE_string('prompt', '', 'Caption of the images to generate or of --image, or text to continue.')
 _OUT = flags.DEFINE_string('out', 'attention.html', 'HTML file to write.')
+_OVERWRITE = doors.define_overwrite('the file of --out')
 _IMAGE = flags.DEFINE_string(
   'image', '', 'Image file to analyse instead of a generated image; its central square is resized.'
 )
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
   path = attention_study.show(
     _MODEL.value, _PROMPT.value, out=_OUT.value, image=_IMAGE.value, num_images=_NUM_IMAGES.value, seed=_SEED.value,
     temperature=_TEMPERATURE.value, top_k=_TOP_K.value, layers=layers, heads=heads, truncate=_TRUNCATE.value,
-    continuation=_CONTINUATION.value,
+    continuation=_CONTINUATION.value, overwrite=_OVERWRITE.value,
   )  # fmt: skip
   print(f'{path}, {path.stat().st_size / 1e6:.1f} MB')
   return 0

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from dalle_jax import flags as doors
 from dalle_jax import stages
-from dalle_jax.files import write_whole
+from dalle_jax.files import check_out, write_whole
 
 EXIT_DOES_NOT_FIT = 3
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration file, such as configs/dalle.py:12b.')
@@ -43,6 +43,7 @@ _STAGE = flags.DEFINE_enum(
 )  # fmt: skip
 _JSON = flags.DEFINE_string('json', None, 'JSON file to write the figures to.')
 _HLO = flags.DEFINE_string('hlo', None, 'File to write the HLO text of the compiled programs to.')
+_OVERWRITE = doors.define_overwrite('the files of --json and --hlo')
 _EXPLAIN = flags.DEFINE_bool('explain', False, 'Also print the most expensive instructions.')
 _SEARCH = flags.DEFINE_bool('search', False, 'Search for fast meshes, remat policies and batch sizes.')
 _BATCH_SIZES = flags.DEFINE_list(
@@ -89,6 +90,9 @@ def main(argv: list[str]) -> int:
   if _SEARCH.value and _TASK.value == 'sample':
     raise ValueError('--search compiles training steps only; leave --task=sample out.')
   sizes = batch_sizes()
+  for flag, file in (('--json', _JSON.value), ('--hlo', _HLO.value)):
+    if file is not None:
+      check_out(Path(file), _OVERWRITE.value, flag)
   from dalle_jax.planning import topologies
 
   config = doors.read_config()

@@ -21,6 +21,7 @@ _REPORT = flags.DEFINE_multi_string(
   'report', [], 'JSON file that `compress encode --report` wrote for a text; repeat the flag for more reports.'
 )
 _OUT = flags.DEFINE_string('out', 'compression.svg', 'SVG file to write.')
+_OVERWRITE = doors.define_overwrite('the file of --out')
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -61,9 +62,10 @@ def main(argv: list[str]) -> int:
   del argv
   if not _REPORT.value:
     raise ValueError('Give --report=FILE once for each report.')
-  from dalle_jax.files import write_whole
+  from dalle_jax.files import check_out, write_whole
   from dalle_jax.reporting import curves
 
+  check_out(Path(_OUT.value), _OVERWRITE.value)
   bars = grouped([read(Path(path)) for path in _REPORT.value])
   write_whole(
     Path(_OUT.value), curves.bars_svg(bars, 'Bits per symbol, by theory and coded', 'bits per symbol').encode()

@@ -19,6 +19,7 @@ _RUN = flags.DEFINE_multi_string(
   'run', [], 'Work directory of a run with config.task=sequence; repeat the flag for more runs.'
 )
 _OUT = flags.DEFINE_string('out', 'context.svg', 'SVG file to write.')
+_OVERWRITE = doors.define_overwrite('the file of --out')
 PREFIX = 'context/'
 
 
@@ -42,9 +43,10 @@ def main(argv: list[str]) -> int:
   del argv
   if not _RUN.value:
     raise ValueError('Give --run=WORKDIR once for each run.')
-  from dalle_jax.files import write_whole
+  from dalle_jax.files import check_out, write_whole
   from dalle_jax.reporting import curves
 
+  check_out(Path(_OUT.value), _OVERWRITE.value)
   series = {Path(run).name: read(Path(run)) for run in _RUN.value}
   if len(series) < len(_RUN.value):
     raise ValueError(

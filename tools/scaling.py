@@ -40,6 +40,7 @@ _WARMUP = flags.DEFINE_float(
 )  # fmt: skip
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'sweep: print the planned runs without training them.')
 _OUT = flags.DEFINE_string('out', None, 'sweep: directory for runs and results. plot: file to write, .svg or .png.')
+_OVERWRITE = doors.define_overwrite('the file of --out (plot)')
 _RESULTS = flags.DEFINE_string('results', None, 'fit, plot, plan: directory of a sweep, or its results.jsonl.')
 _PARAMS = flags.DEFINE_enum(
   'params', 'non_embedding', ['non_embedding', 'total'], 'fit, plot, plan: the parameters that N counts.'
@@ -133,9 +134,12 @@ def after_sweep(subject: str) -> int:
     raise ValueError('plot needs --out=FILE.svg or FILE.png.')
   if subject == 'plan' and _COMPUTE.value is None:
     raise ValueError('plan needs --compute=FLOPS, such as 1e15.')
+  from dalle_jax import files
   from dalle_jax.evaluation import scaling_fits
   from dalle_jax.jobs.study import scaling_study
 
+  if subject == 'plot':
+    files.check_out(Path(_OUT.value), _OVERWRITE.value)
   path, coverage = Path(_RESULTS.value), _COVERAGE.value
   table, left_out = scaling_study.load(path, _PARAMS.value)
   for line in left_out:

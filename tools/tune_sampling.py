@@ -29,6 +29,7 @@ _NUM_PROMPTS = flags.DEFINE_integer('num_prompts', 200, 'Prompts per split and n
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed for sampling.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Maximum number of images generated at a time.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
+_OVERWRITE = doors.define_overwrite('the files of --out')
 _VALUES = {
   'guidance_scale': flags.DEFINE_list(
     'guidance_scale', None, 'Guidance scales to try, separated by commas; 1: no guidance. `candidates` takes one value.'
@@ -72,7 +73,8 @@ def main(action: str, argv: list[str]) -> int:
     raise ValueError(f'--out={out} must end in .json.')
   if _MOST.value < 1:
     raise ValueError(f'--most is {_MOST.value}; it must be at least 1.')
-  files.check_out(out)
+  for path in (out, out.with_suffix('.svg')) if action == 'candidates' else (out,):
+    files.check_out(path, _OVERWRITE.value)
   doors.start_jax(distributed=False)
   from dalle_jax.jobs.study import tuning
 

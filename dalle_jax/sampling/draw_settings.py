@@ -5,6 +5,7 @@ from typing import Any
 
 from dalle_jax.config import SamplingConfig
 from dalle_jax.config.running import check_sampling
+from dalle_jax.sampling.prompt_text import check_prompt
 
 RANKS = ('reranker', 'likelihood', 'caption_likelihood')
 
@@ -37,6 +38,9 @@ class DrawSettings:
 
   def __post_init__(self) -> None:
     _require(self.num_images >= 1, f'--num_images (--keep) is {self.num_images}; it must be at least 1.')
+    most = max(self.num_images, self.candidates or 0)
+    _require(most < 2**31, f'--num_images or --candidates is {most}; it must be below 2^31.')
+    check_prompt(self.negative_prompt, '--negative_prompt')
     _require(0 <= self.seed < 2**31, f'--seed is {self.seed}; it must lie in [0, 2^31).')
     check_sampling(self._overrides, prefix='--')
     if self.rank and self.rank not in RANKS:

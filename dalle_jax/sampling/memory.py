@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
+from dalle_jax.config import Config
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.stream import StreamModel
@@ -88,6 +89,27 @@ def free_bytes(mesh: Mesh) -> int | None:
     return None
   limits = [size for size in (_free_in_machine(), _free_in_cgroup()) if size is not None]
   return min(limits) // len(mesh.local_devices) if limits else None  # CPU devices share the machine's memory
+
+
+def check_images(count: int, config: Config) -> None:
+  """Check that the memory of this machine can hold the images that a command generates.
+
+  Args:
+    count: the number of images of all prompts, candidates included.
+    config: the model's configuration.
+
+  Raises:
+    ValueError: the images, their codes and one copy of them take more than the free memory.
+  """
+  tokens = config.tokenizer.text_length + config.image_length
+  needed = count * COPIES * (3 * config.data.image_size**2 + 4 * tokens)
+  limits = [size for size in (_free_in_machine(), _free_in_cgroup()) if size is not None]
+  if limits and needed > min(limits):
+    raise ValueError(
+      f'{count:,} images of {config.data.image_size} x {config.data.image_size} pixels take {needed / 1e9:,.0f} GB of '
+      f'memory, but only {min(limits) / 1e9:,.0f} GB are free. Ask for fewer (--num_images, --candidates, prompts), '
+      'and draw the others with another --seed.'
+    )
 
 
 def _free_in_machine() -> int | None:

@@ -48,7 +48,12 @@ def read_facts(file: str, max_pixels: int = MAX_PIXELS) -> tuple[str, dict[str, 
 
 
 def draw_again(
-  path: str, file: str, out: str, given: InputPicture | None = None, max_pixels: int = MAX_PIXELS
+  path: str,
+  file: str,
+  out: str,
+  given: InputPicture | None = None,
+  max_pixels: int = MAX_PIXELS,
+  overwrite: bool = False,
 ) -> list[Path]:
   """Generates the image in a PNG file again, from the settings in the file.
 
@@ -58,6 +63,7 @@ def draw_again(
     out: the directory for the image, NAME_again.png.
     given: the input image and mask, if the image is a completion or a variation.
     max_pixels: the largest number of pixels of the PNG file.
+    overwrite: whether a file of the same name is replaced.
 
   Returns:
     The file, as a list of one path.
@@ -84,5 +90,6 @@ def draw_again(
   except ValueError as error:
     raise ValueError(f'--from={shown(file)}: {shown(error, 300)}') from None
   return draw(
-    path, [prompt], settings, out=out, given=given, index=facts['index'], again=f'{Path(file).stem}_again.png'
-  )
+    path, [prompt], settings, out=out, given=given, index=facts['index'], again=f'{Path(file).stem}_again.png',
+    overwrite=overwrite,
+  )  # fmt: skip

@@ -6,13 +6,18 @@ from pathlib import Path
 from dalle_jax import bundle
 from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import MeshConfig
-from dalle_jax.files import make_directory
-from dalle_jax.jobs.draw.drawn_files import PREVIEWS, ImageWriter, Previews, carried_facts
+from dalle_jax.files import check_new, make_directory, shown
+from dalle_jax.jobs.draw.drawn_files import DrawnNames, ImageWriter, Previews, carried_facts
 from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.jobs.draw.model import Model, load
 from dalle_jax.jobs.draw.ranking import Scorer
+from dalle_jax.sampling import memory
 from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.prompt_text import check_prompt
 from dalle_jax.training.progress import Progress
+
+LARGEST_PROMPTS_FILE = 16 * 2**20  # bytes
+LEAST_PNG_BYTES = 512  # of a PNG file with its settings
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str) -> list[str]:
@@ -27,23 +32,32 @@ def read_prompts(prompts: Sequence[str], prompts_file: str) -> list[str]:
   """
   all_prompts = list(prompts)
   if prompts_file:
-    try:
-      lines = Path(prompts_file).read_text(encoding='utf-8-sig').split('\n')
-    except (OSError, UnicodeDecodeError) as error:
-      raise ValueError(f'--prompts_file {prompts_file} cannot be read: {error}') from None
-    all_prompts += [line.strip() for line in lines if line.strip()]
+    all_prompts += [line.strip() for line in _read_text(prompts_file).split('\n') if line.strip()]
   if not all_prompts:
     raise ValueError(
       'No prompt was given; use --prompt="..." (repeatable), or --prompts_file=FILE with one prompt per line.'
     )
   if any(not prompt.strip() for prompt in all_prompts):
     raise ValueError('A prompt is empty; --prompt needs at least one word.')
-  for prompt in all_prompts:
-    try:
-      prompt.encode()
-    except UnicodeEncodeError:
-      raise ValueError(f'A prompt is not valid UTF-8: {prompt[:80]!r} (--prompt).') from None
+  for number, prompt in enumerate(all_prompts):
+    check_prompt(prompt, '--prompt' if number < len(prompts) else f'--prompts_file={shown(prompts_file)}')
   return all_prompts
+
+
+def _read_text(file: str) -> str:
+  """The text of --prompts_file, which may also be a pipe."""
+  try:
+    with Path(file).open('rb') as stream:
+      content = stream.read(LARGEST_PROMPTS_FILE + 1)
+    if len(content) > LARGEST_PROMPTS_FILE:
+      raise ValueError(f'it has more than {LARGEST_PROMPTS_FILE // 2**20} MB; split it')
+    return content.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'--prompts_file {shown(file)} cannot be read: it is not UTF-8 text (byte {error.start}); save it as UTF-8.'
+    ) from None
+  except (OSError, ValueError) as error:
+    raise ValueError(f'--prompts_file {shown(file)} cannot be read: {error}') from None
 
 
 def draw(
@@ -58,6 +72,7 @@ def draw(
   preview_every: int = 0,
   mesh_config: MeshConfig | None = None,
   again: str = '',
+  overwrite: bool = False,
 ) -> list[Path]:
   """Generates images for each prompt; writes the kept images and a contact sheet.
 
@@ -72,12 +87,14 @@ def draw(
     preview_every: rows of tokens between two sheets of unfinished images in OUT/previews/; 0 for no sheets.
     mesh_config: the device mesh; None splits the batch over all devices.
     again: the file name of the only image, which then gets no contact sheet; '' names files by prompt and place.
+    overwrite: whether files of the same names, from an earlier command, are replaced.
 
   Returns:
     The files written: images, then the page of all candidates if they were ranked, then the contact sheet.
 
   Raises:
-    ValueError: the model, a prompt, the input image or a setting cannot be used.
+    ValueError: the model, a prompt, the input image or a setting cannot be used, a file exists already, or memory or
+      disk are too small for the images.
   """
   drawing_parts(path)
   if reranker:
@@ -86,15 +103,20 @@ def draw(
     raise ValueError(
       f'--preview_every is {preview_every}; it must be a number of rows of tokens, or 0 for no previews.'
     )
-  directory = make_directory(out)
+  count = settings.num_drawn if index is None else 1
+  memory.check_images(len(prompts) * count, bundle.read_config(Path(path)))
+  directory = make_directory(out, size=LEAST_PNG_BYTES * len(prompts) * min(settings.num_images, count))
+  names = DrawnNames(directory, prompts, settings.seed, again)
+  ranked = bool(settings.rank) or settings.num_drawn > settings.num_images
+  check_new(names.all(min(settings.num_images, count), ranked or given is not None), overwrite)
   model = load(path, mesh_config)
   ranker = _load_reranker(reranker, model)
   known = given.known(model) if given else None
   settings = model.effective(settings, known)
   count = settings.num_drawn if index is None else 1
-  previews = Previews(directory / PREVIEWS, prompts, count) if preview_every else None
+  previews = Previews(names, count, overwrite) if preview_every else None
   ranked = bool(settings.rank) or settings.num_drawn > settings.num_images
-  writer = ImageWriter(directory, prompts, count, index, again, carried_facts(model, settings, ranker, given))
+  writer = ImageWriter(names, count, index, carried_facts(model, settings, ranker, given))
   with Progress('sampling', len(prompts) * count * model.config.image_length, 'token') as progress:
     progress.message('compiling')
     drawn = model.draw(

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dalle_jax import bundle, sharding
+from dalle_jax import bundle, precision, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
 from dalle_jax.data.captions import shortened
 from dalle_jax.data.crops import fit
@@ -25,8 +25,9 @@ from dalle_jax.data.tokenizer import PAD, Tokenizer
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.jobs import ranker
 from dalle_jax.jobs.draw import ranking
-from dalle_jax.sampling import completion
+from dalle_jax.sampling import completion, memory
 from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.prompt_text import check_prompt
 from dalle_jax.sampling.sampler import Known, Preview, SampledImages, Sampler, encode_prompts, make_sampler
 
 # Candidates per image if a kept code follows a sampled code. The sampled code is chosen without seeing the kept one.
@@ -142,6 +143,9 @@ class Model:
     settings = self.effective(settings, known)
     if not len(prompts):
       raise ValueError('There are no prompts; give at least one.')
+    for prompt in prompts:
+      check_prompt(prompt)
+    memory.check_images(len(prompts) * (settings.num_drawn if index is None else np.shape(index)[-1]), self.config)
     text = self._encode(prompts, settings.truncate, known is not None)
     rank = ranking.check(settings, self.config, self.part, reranker, prompts)
     index = np.arange(settings.num_drawn) if index is None else np.asarray(index)
@@ -401,6 +405,7 @@ def load(path: str | Path, mesh_config: MeshConfig | None = None) -> Model:
   Raises:
     ValueError: the directory is missing, incomplete, damaged, of a newer version, or has no dVAE.
   """
+  precision.use_32_bits()
   bundle.check(Path(path), needs=('dvae',))
   mesh = sharding.make_mesh(mesh_config)
   return Model(bundle.load(Path(path), mesh, needs=('dvae',)), mesh)

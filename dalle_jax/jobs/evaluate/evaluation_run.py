@@ -27,15 +27,17 @@ from dalle_jax.jobs.ranker import load as load_ranker
 from dalle_jax.jobs.report_blocks import Block
 from dalle_jax.reporting import curves
 
+DRAWINGS = ('blurred_fid',)  # metrics that get a drawing of their own
 SCHEMA = 2  # version of the JSON file's format, described in docs/evaluation.md
 
 
-def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str, Any]:
+def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: bool = False) -> dict[str, Any]:
   """Measures the metrics, prints a table, writes the output files, and returns the contents of the JSON file.
 
   Args:
     settings: what to measure, and how.
     mesh: the device mesh; None uses all devices.
+    overwrite: whether files of an earlier evaluation are replaced.
 
   Raises:
     ValueError: the model, the data or a setting cannot be used. Settings are checked before any metric is measured;
@@ -46,7 +48,10 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
   config = bundle.read_config(model_path)
   chosen = metrics.choose(settings, config, info['parts'])
   out = Path(settings.out) if settings.out else model_path.parent / f'evaluation_{settings.split}.json'
-  check_out(out)
+  if jax.process_index() == 0:
+    pages = (out.with_suffix('.html'), *(_drawing_path(out, name) for name in DRAWINGS if name in chosen))
+    for path in (out, *pages):
+      check_out(path, overwrite)
   if settings.reranker:
     bundle.check(Path(settings.reranker), needs=('reranker',), flag='--reranker')
   mesh = mesh or sharding.make_mesh()
@@ -132,7 +137,7 @@ def _write(
   written = [out]
   drawings = _drawings(figures)
   for name, svg in drawings.items():
-    path = out.with_name(f'{out.stem}_{name}.svg')
+    path = _drawing_path(out, name)
     write_whole(path, svg.encode())
     written.append(path)
   evaluation_page.write(out.with_suffix('.html'), result, figures, drawings, shown)
@@ -140,6 +145,10 @@ def _write(
   print_table(figures, settings.split)
   for path in written:
     say(str(path))
+
+
+def _drawing_path(out: Path, name: str) -> Path:
+  return out.with_name(f'{out.stem}_{name}.svg')
 
 
 def _drawings(figures: Mapping[str, Figure]) -> dict[str, str]:
@@ -152,7 +161,7 @@ def _drawings(figures: Mapping[str, Figure]) -> dict[str, str]:
   order = np.argsort(radii)
   series = {extractor: (radii[order], np.array(list(points.values()))[order])}
   title = f'Fréchet distance ({extractor}) of blurred images'
-  return {'blurred_fid': curves.curve_svg(series, title, 'distance', x_label='blur radius in pixels')}
+  return {DRAWINGS[0]: curves.curve_svg(series, title, 'distance', x_label='blur radius in pixels')}
 
 
 def print_table(figures: Mapping[str, Figure], split: str) -> None:

@@ -27,6 +27,7 @@ from dalle_jax.reporting import attention_page as page
 from dalle_jax.reporting.attention_page import PictureArticle
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.prompt_text import check_prompt
 from dalle_jax.sampling.sampler import encode_prompts, make_sampler, paint_rows
 
 BUDGET = 6_000_000  # bytes of weights on a page, unless the user chooses both layers and heads
@@ -57,6 +58,7 @@ def show(
   heads: Sequence[int] | None = None,
   truncate: bool = False,
   continuation: bool = True,
+  overwrite: bool = False,
 ) -> Path:
   """Write the page for one prompt, and return its path.
 
@@ -73,13 +75,15 @@ def show(
     heads: heads to show, from 1; empty for only the mean of each layer; None for all, or for as many as fit.
     truncate: whether to cut a caption that is too long.
     continuation: whether a text model continues the prompt; False analyses the prompt alone.
+    overwrite: whether `out` may exist.
 
   Raises:
     ValueError: the model, the prompt, the picture or a setting cannot be used, or the file cannot be written.
   """
   draw_settings = DrawSettings(num_images=num_images, seed=seed, temperature=temperature, top_k=top_k)
   is_text_model = _check(model, prompt, image, num_images, continuation)
-  check_out(Path(out))
+  check_prompt(prompt)
+  check_out(Path(out), overwrite)
   config = bundle.read_config(Path(model))
   picture = _read_picture(config, image) if image else None
   group = config.model if is_text_model else config.prior

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ from PIL import Image
 from random_models import PICTURES, caption_tokenizer, save_random
 
 import dalle_jax
-from dalle_jax import bundle
+from dalle_jax import bundle, files
 from dalle_jax.config import Config
-from dalle_jax.jobs.draw import drawn_files
+from dalle_jax.jobs.draw import drawn_files, generation
 from dalle_jax.jobs.draw.again import draw_again
 from dalle_jax.jobs.draw.generation import draw, read_prompts
 from dalle_jax.jobs.draw.given_picture import InputPicture
@@ -32,7 +33,7 @@ def drawn(model, tmp_path_factory):
 
 
 def _draw(model, prompts, out, **values):
-  names = ('given', 'index', 'reranker', 'preview_every')
+  names = ('given', 'index', 'reranker', 'preview_every', 'overwrite')
   options = {name: values.pop(name) for name in names if name in values}
   return draw(model, prompts, DrawSettings(**values), out=str(out), **options)
 
@@ -48,8 +49,8 @@ def _pixels(files):
 
 def test_draw_writes_the_images_and_a_contact_sheet(drawn):
   assert [file.name for file in drawn] == [
-    '000_a_red_circle_000.png', '000_a_red_circle_001.png', '001_a_blue_square_000.png', '001_a_blue_square_001.png',
-    'contact_sheet.png',
+    '000_a_red_circle_seed4_000.png', '000_a_red_circle_seed4_001.png',
+    '001_a_blue_square_seed4_000.png', '001_a_blue_square_seed4_001.png', 'contact_sheet_a_red_circle_seed4.png',
   ]  # fmt: skip
   *pictures, sheet = _pixels(drawn)
   assert {picture.shape for picture in pictures} == {(8, 8, 3)}
@@ -112,7 +113,7 @@ def test_bad_arguments_are_refused_before_any_image_is_written(model, tmp_path, 
 
 def test_an_image_is_generated_again_from_its_png_file(drawn, model, tmp_path):
   again = draw_again(model, str(drawn[3]), str(tmp_path))
-  assert [file.name for file in again] == ['001_a_blue_square_001_again.png']
+  assert [file.name for file in again] == ['001_a_blue_square_seed4_001_again.png']
   np.testing.assert_array_equal(*_pixels([drawn[3], again[0]]))
   assert _facts(again[0]) == _facts(drawn[3])
 
@@ -130,18 +131,74 @@ def test_png_files_with_changed_settings_are_refused(drawn, model, tmp_path, cha
     draw_again(model, str(tmp_path / 'a.png'), str(tmp_path))
 
 
+def test_another_seed_adds_files_and_no_file_is_replaced_unasked(model, tmp_path, monkeypatch):
+  first = _draw(model, PROMPTS, tmp_path, num_images=1, candidates=2, preview_every=4)
+  contents = {file: file.read_bytes() for file in tmp_path.rglob('*.*')}
+  other = _draw(model, PROMPTS, tmp_path, num_images=1, candidates=2, seed=1, preview_every=4)
+  assert not set(first) & set(other)
+  assert all(file.read_bytes() == content for file, content in contents.items())
+  with monkeypatch.context() as patch, pytest.raises(ValueError, match=r'seed0_000\.png exists; .* --overwrite'):
+    patch.setattr(generation, 'load', None)  # refused before the model is loaded
+    _draw(model, PROMPTS, tmp_path, num_images=1)
+  first[0].unlink(), first[1].unlink()  # the page and the sheet are refused too
+  with pytest.raises(ValueError, match=r'candidates_a_red_circle_seed0\.html exists'):
+    _draw(model, PROMPTS, tmp_path, num_images=1, candidates=2)
+  with pytest.raises(ValueError, match=r'contact_sheet_a_red_circle_seed0\.png exists'):
+    _draw(model, PROMPTS, tmp_path, num_images=1)
+  (tmp_path / 'contact_sheet_a_red_circle_seed0.png').unlink()
+  with pytest.raises(ValueError, match=r'previews/a_red_circle_seed0_.*\.png exists'):
+    _draw(model, PROMPTS, tmp_path, num_images=1, preview_every=4)
+  again = _draw(model, PROMPTS, tmp_path, num_images=1, candidates=2, preview_every=4, overwrite=True)
+  assert again == first
+  assert all(file.read_bytes() == content for file, content in contents.items() if file.suffix == '.png')
+
+
+def test_what_cannot_fit_in_memory_or_on_the_disk_is_refused_before_the_model_is_loaded(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(generation, 'load', None)
+  with pytest.raises(ValueError, match=r'--num_images or --candidates is 3000000000; it must be below 2\^31'):
+    _draw(model, PROMPTS, tmp_path, num_images=3_000_000_000)
+  with pytest.raises(ValueError, match=r'4,000,000,000 images of 8 x 8 pixels take .* GB of memory'):
+    _draw(model, PROMPTS, tmp_path, num_images=2_000_000_000)
+  monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+  with pytest.raises(ValueError, match=r'--out .* takes at least 0 MB, but only 0 MB are free'):
+    _draw(model, PROMPTS, tmp_path, num_images=1)
+  with pytest.raises(ValueError, match='--out is empty'):
+    _draw(model, PROMPTS, '', num_images=1)
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'message'),
+  [
+    ('a \udcff', 'not valid UTF-8'),
+    ('a\0b', 'NUL character'),
+    ('\u200b\u3164\ufe0f', 'shows nothing'),
+    ('a' * 100_001, '100,001 char'),
+  ],
+)
+def test_prompts_that_no_model_can_read_are_refused(prompt, message, tmp_path):
+  with pytest.raises(ValueError, match=rf'{message}.*--prompt'):
+    read_prompts([prompt], '')
+  with pytest.raises(ValueError, match=rf'{message}.*--negative_prompt'):
+    DrawSettings(negative_prompt=prompt)
+  (tmp_path / 'a').write_text(prompt, 'utf-8', 'surrogatepass')
+  with pytest.raises(ValueError, match=r'--prompts_file'):
+    read_prompts([], str(tmp_path / 'a'))
+
+
 def test_a_large_contact_sheet_is_cut_and_an_old_page_of_candidates_is_removed(model, tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(drawn_files, 'SHEET_IMAGES', 2)
-  (tmp_path / 'candidates.html').write_text('of other images')
+  page = tmp_path / 'candidates_a_red_circle_seed0.html'
+  page.write_text('of other images')
   files = _draw(model, PROMPTS, tmp_path, num_images=2)
   assert len(files) == 5 and 'shows only the first 2 of 4 images' in caplog.text
-  assert not (tmp_path / 'candidates.html').exists()
+  assert not page.exists()
 
 
 def test_a_guided_candidate_is_generated_again_from_its_png_file(model, tmp_path):
   settings = {'num_images': 2, 'candidates': 5, 'guidance_scale': 3.0, 'guidance_ramp': 0.5, 'top_p': 0.9}
   files = _draw(model, PROMPTS[:1], tmp_path, **settings, negative_prompt='a blue square')
-  assert [file.name for file in files[2:]] == ['candidates.html', 'contact_sheet.png']
+  pages = ['candidates_a_red_circle_seed0.html', 'contact_sheet_a_red_circle_seed0.png']
+  assert [file.name for file in files[2:]] == pages
   facts = [_facts(file) for file in files[:2]]
   assert [fact['candidates'] for fact in facts] == [5, 5] and facts[0]['score'] >= facts[1]['score']
   again = draw_again(model, str(files[1]), str(tmp_path / 'again'))
@@ -179,7 +236,7 @@ def test_images_from_elsewhere_or_from_another_model_are_not_generated_again(dra
 def test_previews_are_written_row_by_row(model, tmp_path):
   _draw(model, PROMPTS, tmp_path, num_images=2, batch_size=3, preview_every=3)
   names = sorted(file.name for file in (tmp_path / 'previews').iterdir())
-  assert names == [f'{first:06d}_row_{row:03d}.png' for first in (0, 3) for row in (3, 4)]
+  assert names == [f'a_red_circle_seed0_{first:06d}_row_{row:03d}.png' for first in (0, 3) for row in (3, 4)]
 
 
 def test_a_warning_shows_what_is_left_of_a_truncated_prompt(model, tmp_path, caplog):

@@ -85,7 +85,7 @@ def test_sampling_flags_override_the_model_settings(evaluation, tmp_path):
 
 
 def test_elbo_is_printed_and_written_and_does_not_depend_on_the_batch_size(model, capsys):
-  result = evaluate(EvaluationSettings(model=str(model), num_images=10, batch_size=4))
+  result = evaluate(EvaluationSettings(model=str(model), num_images=10, batch_size=4), overwrite=True)
   printed = capsys.readouterr().out
   assert 'elbo/sampled/gain/nats' in printed and '+-' in printed
   assert json.loads((model.parent / 'evaluation_validation.json').read_text()) == result
@@ -97,7 +97,11 @@ def test_elbo_is_printed_and_written_and_does_not_depend_on_the_batch_size(model
   )
   for name, figure in figures.items():
     assert again['figures'][name] == pytest.approx(figure, rel=1e-5, abs=1e-9)
-  assert (model.parent / 'x' / 'y.json').exists()
+  page = model.parent / 'x' / 'y.html'
+  assert (model.parent / 'x' / 'y.json').exists() and page.exists()
+  (model.parent / 'x' / 'y.json').unlink()
+  with pytest.raises(ValueError, match=r'y\.html exists; give another name, or --overwrite'):
+    evaluate(EvaluationSettings(model=str(model), num_images=10, out=str(page.with_suffix('.json'))))
 
 
 def test_every_metric_gives_its_figures_with_counts(evaluation):
@@ -148,7 +152,7 @@ def test_a_second_evaluation_uses_cached_features_and_agrees(evaluation, model, 
   seen = []
   run = Ranker.image_features
   monkeypatch.setattr(Ranker, 'image_features', lambda self, images: seen.append(len(images)) or run(self, images))
-  again = evaluate(dataclasses.replace(settings, metrics=('fid', 'kid')))
+  again = evaluate(dataclasses.replace(settings, metrics=('fid', 'kid')), overwrite=True)
   assert seen == [12]  # the generated images only
   # Without the further images for diversity, the first image of each caption is the same.
   for name, figure in again['figures'].items():
@@ -170,7 +174,7 @@ def test_blurred_fid_is_plotted_by_radius(evaluation, model):
 
 
 def test_fewer_images_than_features_give_a_warning(evaluation, caplog):
-  evaluate(dataclasses.replace(evaluation[0], metrics=('fid',), num_images=5))
+  evaluate(dataclasses.replace(evaluation[0], metrics=('fid',), num_images=5), overwrite=True)
   assert 'Fréchet distance of 5 images with 8 features' in caplog.text
 
 
@@ -206,5 +210,5 @@ def test_a_dvae_without_a_prior_is_measured_with_the_uniform_prior(dvae_alone, t
 )
 def test_bad_settings_are_refused(model, changes, message):
   with pytest.raises(ValueError, match=message):
-    evaluate(EvaluationSettings(**{'model': str(model), **changes}))
+    evaluate(EvaluationSettings(**{'model': str(model), **changes}), overwrite=True)
   assert not (model.parent / 'evaluation_test.json').exists()

@@ -123,7 +123,7 @@ def test_text_models_continue_the_prompt_or_read_it_alone(tmp_path, written):
   first, second = written['articles']
   assert len(first.pieces) == 16 and first.pieces[:5] == second.pieces[:5] == list('to be') and first.given == 5
   assert first.pieces != second.pieces and first.views[0].weights.shape == (16, 16)
-  attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), continuation=False)
+  attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), continuation=False, overwrite=True)
   (article,) = written['articles']
   assert article.pieces == list('to be') and article.layers[1].mask.sum() == 15
 
@@ -135,7 +135,7 @@ def test_models_without_attention_get_a_page_of_certainty(tmp_path, written):
   assert article.views == [] and len(article.tokens.probability) == 16
   assert 'no attention' in (tmp_path / 'a.html').read_text()
   with pytest.raises(ValueError, match='kind lstm has no attention'):
-    attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), layers=[1])
+    attention_study.show(model, 'to be', out=str(tmp_path / 'a.html'), layers=[1], overwrite=True)
 
 
 @pytest.mark.parametrize(

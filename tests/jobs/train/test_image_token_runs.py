@@ -148,12 +148,13 @@ def test_generate_samples_images_with_and_without_prompts(runs, tmp_path):
   assert (takes_prompts(image), takes_prompts(captioned)) == (False, True)
   assert not holds_text(image) and not holds_text(captioned)
   files = draw(image, [''], DrawSettings(num_images=3, seed=1), out=str(tmp_path / 'a'))
-  assert [file.name for file in files] == [*(f'000_image_{i:03d}.png' for i in range(3)), 'contact_sheet.png']
+  names = [*(f'000_image_seed1_{i:03d}.png' for i in range(3)), 'contact_sheet_image_seed1.png']
+  assert [file.name for file in files] == names
   repeated = draw(image, [''], DrawSettings(num_images=3, seed=1, batch_size=2), out=str(tmp_path / 'b'))
   for a, b in zip(files, repeated, strict=True):
     np.testing.assert_array_equal(np.asarray(Image.open(a)), np.asarray(Image.open(b)))
   files = draw(captioned, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'c'))
-  assert files[0].name == '000_a_red_circle_000.png'
+  assert files[0].name == '000_a_red_circle_seed0_000.png'
   with pytest.raises(ValueError, match=r'--prompt, --prompts_file\) are for models that have read captions'):
     draw(image, ['a red circle'], DrawSettings(num_images=1), out=str(tmp_path / 'd'))
   with pytest.raises(ValueError, match='this needs a model of text'):
