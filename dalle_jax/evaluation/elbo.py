@@ -136,7 +136,7 @@ def summarize(terms: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
     kl_weight: the weight of the KL term, per code position, in phase 1's loss.
 
   Returns:
-    Flat metrics, each with its standard error over images as '..._stderr'. For each posterior P:
+    Flat metrics, each with its standard error over images as '..._stderr' if M > 1. For each posterior P:
     - 'P/distortion': -ln p(x | z) per image, a probability of 8-bit pixels.
     - 'P/density_nll': -ln of the density of the mapped pixels, per dimension; it may be negative.
 
@@ -153,7 +153,8 @@ def summarize(terms: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
 
   def put(name: str, values: np.ndarray) -> None:
     figures[name] = float(np.mean(values))
-    figures[f'{name}_stderr'] = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    if len(values) > 1:
+      figures[f'{name}_stderr'] = float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
   for posterior in POSTERIORS:
     if f'{posterior}/distortion' not in terms:
