@@ -12,18 +12,6 @@ from pathlib import Path
 from typing import Any
 
 
-def shown(text: object, most: int = 200) -> str:
-  """A text from outside for a message: control and invisible characters escaped, cut after `most` characters.
-
-  Characters that move the cursor, that colour, or that change the direction of writing could forge what a terminal
-  shows.
-  """
-  text = str(text)
-  cut = text[:most]
-  printed = ''.join(char if char.isprintable() else char.encode('unicode_escape', 'replace').decode() for char in cut)
-  return printed if len(text) <= most else f'{printed}... ({len(text)} characters)'
-
-
 def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] = ()) -> None:
   """Check that a file may be written.
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from dalle_jax.compression.range_coder import PRECISION
 from dalle_jax.models import likelihood
+from dalle_jax.models.likelihood import MAX_LOG_SCALE
 
 TOTAL = 1 << PRECISION
-MAX_LOG_SCALE = 20.0  # far beyond any scale that matters for 8-bit pixels; exp overflows only at 88
 
 
 @contextlib.contextmanager
@@ -85,13 +85,7 @@ def pixel_nats(location: jax.Array, log_scale: jax.Array, pixel: jax.Array) -> j
   return -jnp.log(jnp.maximum(upper - lower, 1 / TOTAL))
 
 
-def _edges() -> np.ndarray:
-  """The bounds of the bins of all pixel values, as logits of mapped pixels: float32 [257], from -inf to inf."""
-  mapped = np.asarray((1 - 2 * likelihood.EPSILON) / 255 * (np.arange(255) + 0.5) + likelihood.EPSILON)
-  return np.concatenate([[-np.inf], np.log(mapped) - np.log1p(-mapped), [np.inf]]).astype(np.float32)
-
-
-_EDGES = _edges()
+_EDGES = likelihood.BIN_EDGES.astype(np.float32)
 
 
 def _mass_below(edge: jax.Array | np.ndarray, location: jax.Array, log_scale: jax.Array) -> jax.Array:

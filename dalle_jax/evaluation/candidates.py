@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dalle_jax.evaluation import figures
+
 
 def chosen(scores: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
   """The value of the best-scored candidate in a group of `count`, averaged over disjoint groups, float [P].
@@ -22,11 +24,22 @@ def chosen(scores: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
   return np.take_along_axis(grouped, best[..., None], axis=2)[..., 0].mean(axis=1)
 
 
-def curve(scores: np.ndarray, values: np.ndarray, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Average `chosen` over prompts for each of C counts: means [C] and standard errors [C] (0 if P is 1)."""
-  by_prompt = [chosen(scores, values, count) for count in counts]
-  errors = [means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0 for means in by_prompt]
-  return np.array([means.mean() for means in by_prompt]), np.array(errors)
+def curve(scores: np.ndarray, values: np.ndarray, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Average `chosen` over P prompts for each of C counts.
+
+  The values must lie between 0 and 1. Candidates of a prompt are correlated, so the interval is that of as many
+  independent values as have the variance of the mean over prompts, but at least P.
+
+  Returns:
+    Means [C], and the lower and upper ends [C] of their Wilson intervals of 95%.
+  """
+  rows = []
+  for count in counts:
+    by_prompt = chosen(scores, values, count)
+    mean, groups = float(by_prompt.mean()), np.repeat(np.arange(len(by_prompt)), scores.shape[1] // count)
+    independent = figures.effective_count(by_prompt[groups], groups.tolist())
+    rows.append((mean, *figures.wilson(mean, independent)))
+  return tuple(np.array(rows).T)
 
 
 def powers_of_two(most: int) -> list[int]:

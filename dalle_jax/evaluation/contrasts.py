@@ -15,6 +15,7 @@ from dalle_jax.data.shapes import captions as language
 from dalle_jax.data.shapes.captions import Claims
 from dalle_jax.data.shapes.render import render
 from dalle_jax.data.shapes.scene import BACKGROUNDS, COLORS, POSITIONS, RELATIONS, SHAPES, SIZES, Scene
+from dalle_jax.evaluation import figures
 from dalle_jax.evaluation.prompt_accuracy import KINDS
 
 
@@ -145,7 +146,8 @@ def make_pairs(records: Source, image_size: int, num_per_kind: int, seed: int) -
 def scores(pairs: Pairs, texts: np.ndarray, true: np.ndarray, false: np.ndarray, split: str) -> dict[str, float]:
   """The shares of near misses that score below the true image, as flat metrics by number of objects and contrast.
 
-  The metric 'all' is the share of captions whose true image scores above all of its near misses.
+  The metric 'all' is the share of captions whose true image scores above all of its near misses. Each share has its
+  interval (see `figures.flat`). A caption has at most one near miss of each contrast, so these are independent.
 
   Args:
     pairs: the captions and images.
@@ -156,14 +158,16 @@ def scores(pairs: Pairs, texts: np.ndarray, true: np.ndarray, false: np.ndarray,
   """
   below = np.sum(texts[pairs.of] * false, axis=1) < np.sum(texts * true, axis=1)[pairs.of]
   kinds = np.array([KINDS[len(language.parse(text).objects)] for text in pairs.captions])
-  names, figures = np.array(pairs.contrasts), {}
+  names = np.array(pairs.contrasts)
+  metrics: dict[str, float] = {}
   for kind in KINDS.values():
     for name in CONTRASTS:
       members = (kinds[pairs.of] == kind) & (names == name)
       if members.any():
-        figures[f'contrast/{split}/{kind}/{name}'] = float(np.mean(below[members]))
+        metrics |= figures.flat(f'contrast/{split}/{kind}/{name}', figures.share(below[members]))
     captions = np.flatnonzero(kinds == kind)
     if len(captions):
-      figures[f'contrast/{split}/{kind}/all'] = float(np.mean([np.all(below[pairs.of == i]) for i in captions]))
-      figures[f'contrast/{split}/{kind}/num_captions'] = float(len(captions))
-  return figures
+      all_below = np.array([np.all(below[pairs.of == i]) for i in captions])
+      metrics |= figures.flat(f'contrast/{split}/{kind}/all', figures.share(all_below))
+      metrics[f'contrast/{split}/{kind}/num_captions'] = float(len(captions))
+  return metrics

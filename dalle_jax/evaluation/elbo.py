@@ -12,8 +12,9 @@ We measure two posteriors:
 - 'argmax' is the point mass on the likeliest codes, which phase 2 trains on. Its entropy is 0, so its KL to the
   uniform prior is N ln K.
 
-Likelihoods are probabilities of 8-bit pixels: the density of the mapped pixels (appendix A.3) times the width of a
-pixel's bin, 0.8/255.
+Likelihoods are probabilities of 8-bit pixels: the density of the mapped pixels (appendix A.3), integrated over each
+pixel's bin (`likelihood.pixel_nll`). Training minimises the density itself; only 'phase_1_loss' and 'density_nll' use
+it.
 """
 
 import functools
@@ -33,7 +34,6 @@ from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.sequence import token_nll
 
-BIN_WIDTH = (1 - 2 * likelihood.EPSILON) / 255
 POSTERIORS = ('sampled', 'argmax')
 
 
@@ -52,8 +52,9 @@ def nats(
     seed: the seed of the sampled codes.
 
   Returns:
-    Arrays [B] by name. For each posterior P: 'P/distortion' (-ln p(x | z)), 'P/kl_uniform' and, with a prior,
-    'P/kl_prior'. With a prior also 'text' (-ln p(y)). A dVAE with deterministic codes has only the posterior 'argmax'.
+    Arrays [B] by name. For each posterior P: 'P/distortion' (-ln p(x | z) of the 8-bit pixels), 'P/density_nll' (-ln of
+    the density of the mapped pixels), 'P/kl_uniform' and, with a prior, 'P/kl_prior'. With a prior also 'text' (-ln
+    p(y)). A dVAE with deterministic codes has only the posterior 'argmax'.
   """
   image = batch['image']
   variables = {'params': params['dvae']}
@@ -63,7 +64,8 @@ def nats(
     codes, entropy = _draw(dvae, variables, z, posterior, index, seed)
     stats = dvae.apply(variables, codes, method='decode_stats')
     density = likelihood.logit_laplace_nll(likelihood.map_pixels(image), stats, min_log_scale)
-    terms[f'{posterior}/distortion'] = jnp.sum(density - math.log(BIN_WIDTH), axis=(1, 2, 3))
+    terms[f'{posterior}/distortion'] = jnp.sum(likelihood.pixel_nll(image, stats, min_log_scale), axis=(1, 2, 3))
+    terms[f'{posterior}/density_nll'] = jnp.sum(density, axis=(1, 2, 3))
     terms[f'{posterior}/kl_uniform'] = codes[0].size * math.log(dvae.image_vocab_size) - entropy
     if prior is not None:
       flat = codes.reshape(len(image), -1)
@@ -134,11 +136,15 @@ def summarize(terms: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
     kl_weight: the weight of the KL term, per code position, in phase 1's loss.
 
   Returns:
-    Flat metrics, each with its standard error over images as '..._stderr'. For each posterior P and each prior R,
-    'uniform' or 'prior':
+    Flat metrics, each with its standard error over images as '..._stderr' if M > 1. For each posterior P:
+    - 'P/distortion': -ln p(x | z) per image, a probability of 8-bit pixels.
+    - 'P/density_nll': -ln of the density of the mapped pixels, per dimension; it may be negative.
+
+    For each posterior P and each prior R, 'uniform' or 'prior':
     - 'P/R/nats': the upper bound on -ln p(x | y) per image.
     - 'P/R/bits_per_dim': the same bound in bits per dimension.
-    - 'P/R/phase_1_loss': the loss of phase 1 with prior R in its KL term, in nats per dimension of mapped pixels.
+    - 'P/R/phase_1_loss': 'P/density_nll' plus the weighted KL to prior R, in nats per dimension of mapped pixels. It is
+      the loss of phase 1 with codes of the posterior instead of relaxed codes.
     - 'P/gain/...': the mean over images of the value with the uniform prior minus the value with the learned prior.
 
     'text/nats' is the mean of -ln p(y) per caption.
@@ -147,19 +153,21 @@ def summarize(terms: dict[str, np.ndarray], num_dims: int, num_codes: int, kl_we
 
   def put(name: str, values: np.ndarray) -> None:
     figures[name] = float(np.mean(values))
-    figures[f'{name}_stderr'] = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    if len(values) > 1:
+      figures[f'{name}_stderr'] = float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
   for posterior in POSTERIORS:
     if f'{posterior}/distortion' not in terms:
       continue
     distortion = terms[f'{posterior}/distortion']
+    density = terms[f'{posterior}/density_nll'] / num_dims
     put(f'{posterior}/distortion', distortion)
+    put(f'{posterior}/density_nll', density)
     totals = {}
     for prior in ('uniform', 'prior'):
       if f'{posterior}/kl_{prior}' not in terms:
         continue
       kl = terms[f'{posterior}/kl_{prior}']
-      density = distortion / num_dims + math.log(BIN_WIDTH)
       totals[prior] = {
         'nats': distortion + kl,
         'bits_per_dim': (distortion + kl) / (num_dims * math.log(2)),

@@ -5,6 +5,8 @@ k-th nearest other vector of the set. Precision is the share of generated images
 Recall is the share of real images in the manifold of the generated images.
 """
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 
 from dalle_jax.evaluation import figures
@@ -17,23 +19,27 @@ BLOCK = 1024  # rows whose distances are in memory at a time
 _ZERO = 1e-10
 
 
-def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = K) -> tuple[Figure, Figure]:
+def precision_recall(
+  real: np.ndarray, drawn: np.ndarray, k: int = K, groups: Sequence[Hashable] | None = None
+) -> tuple[Figure, Figure]:
   """Compute precision and recall.
 
   Args:
     real: features of the real images [N, F], N above k.
     drawn: features of the generated images [M, F], M above k.
     k: which nearest neighbour sets the radius of a ball.
+    groups: labels of the rows of both sets, such as captions. Rows with equal labels may be correlated (see
+      `figures.share`).
 
   Returns:
-    Precision and recall. Their standard errors treat the manifolds as fixed.
+    Precision and recall. Their intervals treat the manifolds as fixed.
   """
   assert min(len(real), len(drawn)) > k
   centre = np.mean(real, axis=0, dtype=np.float64)
   real, drawn = (np.asarray(features, np.float64) - centre for features in (real, drawn))
   precision = _inside(drawn, real, _squared_radii(real, k))
   recall = _inside(real, drawn, _squared_radii(drawn, k))
-  return figures.share(precision), figures.share(recall)
+  return figures.share(precision, groups), figures.share(recall, groups)
 
 
 def _blocks(count: int) -> list[slice]:

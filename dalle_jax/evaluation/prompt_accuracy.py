@@ -42,25 +42,27 @@ def shares(captions: Sequence[str], right: np.ndarray) -> dict[str, Figure]:
     right: bool [N], whether the image of each prompt is right.
 
   Returns:
-    The accuracy over all captions under '', and the accuracy of each kind that occurs under its name in KINDS.
+    The accuracy over all captions under '', and the accuracy of each kind that occurs under its name in KINDS. The
+    intervals count images with the same caption as correlated.
   """
   counts = np.array([num_objects(caption) for caption in captions])
   groups = {'': np.ones(len(captions), bool)} | {name: counts == count for count, name in KINDS.items()}
-  return {name: figures.share(right[members]) for name, members in groups.items() if members.any()}
+  labels = np.array(captions, object)
+  return {
+    name: figures.share(right[members], labels[members].tolist()) for name, members in groups.items() if members.any()
+  }
 
 
 def scores(captions: Sequence[str], right: np.ndarray, split: str) -> dict[str, float]:
-  """The accuracies of `shares` as flat metrics of a split, with standard errors and counts."""
+  """The accuracies of `shares` as flat metrics of a split, with intervals and counts."""
   return flat_scores(shares(captions, right), split)
 
 
 def flat_scores(accuracies: Mapping[str, Figure], split: str) -> dict[str, float]:
-  """Accuracies by the names of `shares` as flat metrics of a split, with standard errors and counts."""
+  """Accuracies by the names of `shares` as flat metrics of a split, with intervals and counts."""
   result: dict[str, float] = {}
   for name, figure in accuracies.items():
-    assert figure.stderr is not None  # a share has one
     suffix = f'{split}/{name}'.rstrip('/')
-    result[f'prompt_accuracy/{suffix}'] = figure.value
-    result[f'prompt_accuracy_stderr/{suffix}'] = figure.stderr
+    result |= figures.flat(f'prompt_accuracy/{suffix}', figure)
     result[f'prompt_count/{suffix}'] = float(figure.count)
   return result

@@ -55,12 +55,13 @@ def summarize(row_nats: np.ndarray, num_bytes: int) -> dict[str, float]:
     num_bytes: the length of the text in bytes.
 
   Returns:
-    Bits per token with its standard error over rows, bits per byte, perplexity, and the numbers of tokens and bytes.
+    Bits per token with its standard error over rows (if there is more than one), bits per byte, perplexity, and the
+    numbers of tokens and bytes.
   """
   mean, stderr = mean_and_stderr(row_nats.mean(axis=1) / math.log(2))
   return {
     'bits_per_token': mean,
-    'bits_per_token_stderr': stderr,
+    **({} if stderr is None else {'bits_per_token_stderr': stderr}),
     'bits_per_byte': float(row_nats.sum() / math.log(2) / num_bytes),
     'perplexity': perplexity(float(row_nats.mean())),
     'num_tokens': float(row_nats.size),
@@ -73,12 +74,12 @@ def perplexity(nats_per_token: float) -> float:
   return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
 
 
-def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
-  """The mean of values [N] and its standard error: 0 for a single value, infinite if a value is infinite.
+def mean_and_stderr(values: np.ndarray) -> tuple[float, float | None]:
+  """The mean of values [N] and its standard error: None for a single value, infinite if a value is infinite.
 
   A value is infinite if the model gave probability 0 to a token that occurred.
   """
-  stderr = 0.0 if len(values) < 2 else math.inf
+  stderr = None if len(values) < 2 else math.inf
   if len(values) > 1 and np.isfinite(values).all():
     stderr = float(values.std(ddof=1) / math.sqrt(len(values)))
   return float(values.mean()), stderr

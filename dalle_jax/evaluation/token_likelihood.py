@@ -23,19 +23,20 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
   Returns:
     'bits_per_image_token', 'nats_per_image', 'image_perplexity' and 'num_images'. With text also 'bits_per_text_token'
     and 'nats_per_caption', where a caption includes the pad that ends it. Bits and nats have standard errors over
-    images as '..._stderr'.
+    images as '..._stderr' if N > 1.
   """
   image = nats[:, text_length:]
   per_image, per_image_stderr = mean_and_stderr(image.sum(axis=1))
   scale = image.shape[1] * math.log(2)
   figures = {
     'bits_per_image_token': per_image / scale,
-    'bits_per_image_token_stderr': per_image_stderr / scale,
     'nats_per_image': per_image,
-    'nats_per_image_stderr': per_image_stderr,
     'image_perplexity': perplexity(per_image / image.shape[1]),
     'num_images': float(len(image)),
   }
+  if per_image_stderr is not None:
+    figures['bits_per_image_token_stderr'] = per_image_stderr / scale
+    figures['nats_per_image_stderr'] = per_image_stderr
   if not text_length:
     return figures
   caption = np.where(counted, nats, 0.0)[:, :text_length].sum(axis=1)
@@ -45,12 +46,12 @@ def summarize(nats: np.ndarray, counted: np.ndarray, text_length: int) -> dict[s
     (caption - per_token * lengths) / lengths.mean()
   )  # the standard error of a ratio of means
   per_caption, per_caption_stderr = mean_and_stderr(caption)
-  return figures | {
-    'bits_per_text_token': float(per_token / math.log(2)),
-    'bits_per_text_token_stderr': stderr / math.log(2),
-    'nats_per_caption': per_caption,
-    'nats_per_caption_stderr': per_caption_stderr,
-  }
+  figures['bits_per_text_token'] = float(per_token / math.log(2))
+  figures['nats_per_caption'] = per_caption
+  if stderr is not None and per_caption_stderr is not None:
+    figures['bits_per_text_token_stderr'] = stderr / math.log(2)
+    figures['nats_per_caption_stderr'] = per_caption_stderr
+  return figures
 
 
 def by_position(nats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

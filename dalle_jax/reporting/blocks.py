@@ -31,22 +31,39 @@ def section(title: str, blocks: Sequence[str], style: str = '') -> list[str]:
 
 
 def score_tables(summary: Mapping[str, float | None]) -> list[str]:
-  """Tables of scores, one table for each prefix of the names, with standard errors beside their scores."""
+  """Tables of scores, one for each prefix of the names, with standard errors and intervals beside their scores."""
   groups: dict[str, list[tuple[str, str]]] = {}
-  errors = {name: error for name in summary for error in _error_names(name) if error in summary}
+  beside = {name: _beside(name, summary) for name in summary}
+  shown_beside = {other for others in beside.values() for other in others}
   for name, value in summary.items():
-    if name in errors.values():
+    if name in shown_beside:
       continue
     prefix, _, rest = name.rpartition('/')
-    cell = _number(value) + (f' ± {_number(summary[errors[name]])}' if name in errors else '')
+    numbers = [_number(summary[other]) for other in beside[name]]
+    cell = _number(value) + (f' ± {numbers[0]}' if len(numbers) == 1 else '')
+    cell += f' ({numbers[0]} to {numbers[1]})' if len(numbers) == 2 else ''
     groups.setdefault(prefix, []).append((rest, cell))
   return [_table(prefix, rows) for prefix, rows in groups.items()]
 
 
-def _error_names(name: str) -> tuple[str, str]:
-  """The possible names of the standard error of a score."""
-  group, _, rest = name.partition('/')
-  return f'{name}_stderr', f'{group}_stderr/{rest}'
+def uncertainty_note(summary: Mapping[str, float | None]) -> str:
+  """What ± and the intervals of `score_tables` are, in a sentence each; '' if there are none."""
+  lengths = {len(_beside(name, summary)) for name in summary}
+  sentences = {1: 'The number after ± is one standard error.', 2: 'Parentheses hold a 95% Wilson interval.'}
+  return ' '.join(sentence for length, sentence in sentences.items() if length in lengths)
+
+
+def _beside(name: str, summary: Mapping[str, float | None]) -> tuple[str, ...]:
+  """The names of a score's standard error, or of the two ends of its interval; empty if it has neither."""
+  group, slash, rest = name.partition('/')
+  for suffixes in (('low', 'high'), ('stderr',)):
+    for names in (
+      tuple(f'{name}_{suffix}' for suffix in suffixes),
+      tuple(f'{group}_{suffix}{slash}{rest}' for suffix in suffixes),
+    ):
+      if all(other in summary for other in names):
+        return names
+  return ()
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_jax.files import write_whole
-from dalle_jax.reporting.blocks import config_details, drawing, quotation, score_tables, section
+from dalle_jax.reporting.blocks import config_details, drawing, quotation, score_tables, section, uncertainty_note
 from dalle_jax.reporting.page_style import STYLE, VERDICTS
 
 
@@ -27,7 +27,8 @@ def write_report(
     path: the file to write; missing directories are created.
     title: the heading of the page.
     summary: scores by name. Scores PREFIX/NAME with the same prefix share a table. The standard error NAME_stderr or
-      GROUP_stderr/NAME, if there is one, is shown beside the score NAME or GROUP/NAME.
+      GROUP_stderr/NAME, if there is one, is shown beside the score NAME or GROUP/NAME. So are the ends of an interval,
+      whose names have `_low` and `_high` instead.
     config: the nested configuration or settings, shown in collapsed tables.
     curves: (title, SVG element) of each curve, as from `curves.curve_svg`. The SVG is inserted unescaped.
     notes: paragraphs under the heading.
@@ -35,6 +36,7 @@ def write_report(
       unescaped.
     texts: (title, text) of each text, such as samples of a text model.
   """
+  note = uncertainty_note(summary)
   parts = [
     *section('Scores', score_tables(summary), 'grid'),
     *(line for name, block in blocks for line in section(html.escape(name), [block])),
@@ -42,7 +44,7 @@ def write_report(
     *section('Curves', [drawing(*curve) for curve in curves], 'grid curves'),
     *section('Configuration', config_details(config)),
   ]
-  write_page(path, title=title, notes=notes, parts=parts)
+  write_page(path, title=title, notes=[*notes, *([note] if note else [])], parts=parts)
 
 
 def write_page(

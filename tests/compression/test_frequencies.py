@@ -73,3 +73,15 @@ def test_pixel_nats_agree_with_the_frequencies():
   likely = nats < 10
   assert likely.sum() > 100
   np.testing.assert_allclose(-np.log(counts / TOTAL)[likely], nats[likely], rtol=1e-3, atol=1e-3)
+
+
+def test_frequencies_agree_with_the_likelihood_that_figures_use():
+  """The compressor's tables and `likelihood.pixel_nll` integrate the same density over the same bins."""
+  rng = np.random.default_rng(1)
+  location = jnp.asarray(rng.normal(size=(40, 1)), jnp.float32)
+  log_scale = jnp.asarray(rng.uniform(-5, 1, size=(40, 1)), jnp.float32)
+  counts = np.asarray(jax.jit(frequencies.of_pixels)(location, log_scale), np.float64)[:, 0]
+  stats = jnp.concatenate([location, log_scale], axis=-1)[:, None].repeat(256, axis=1)
+  pixels = jnp.arange(256, dtype=jnp.uint8)[None, :, None].repeat(40, axis=0)
+  probs = np.exp(-np.asarray(jax.jit(likelihood.pixel_nll)(pixels, stats, -9.0), np.float64))[..., 0]
+  np.testing.assert_allclose(counts / TOTAL, probs, atol=4e-7, rtol=2e-4)

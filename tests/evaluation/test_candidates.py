@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.evaluation import candidates
+from dalle_jax.evaluation.figures import Z, wilson
 
 RNG = np.random.default_rng(0)
 
@@ -25,9 +26,21 @@ def test_groups_are_disjoint_and_surplus_candidates_are_not_used(count):
 
 def test_more_candidates_never_hurt_a_perfect_ranking():
   right = RNG.random((50, 16)) < 0.3
-  means, errors = candidates.curve(right, right, candidates.powers_of_two(16))
+  means, low, high = candidates.curve(right, right, candidates.powers_of_two(16))
   assert all(a <= b for a, b in itertools.pairwise(means)) and means[-1] == right.any(axis=1).mean()
-  assert errors[0] == pytest.approx(right.mean(axis=1).std(ddof=1) / np.sqrt(50))
+  assert (low < means).all() and (means <= high).all()
+
+
+def test_the_interval_is_as_wide_as_the_variance_over_prompts_says():
+  difficulty = RNG.random((100, 1))
+  right = RNG.random((100, 8)) < difficulty
+  means, low, high = candidates.curve(RNG.random((100, 8)), right, [1])
+  stderr = right.mean(axis=1).std(ddof=1) / np.sqrt(100)
+  assert high[0] - low[0] == pytest.approx(2 * Z * stderr, rel=0.02)
+  assert high[0] - low[0] > 1.5 * np.subtract(*wilson(means[0], 800)[::-1])
+  all_right = candidates.curve(right, np.ones((100, 8)), [1, 8])
+  np.testing.assert_allclose(all_right[1], wilson(1, 100)[0])  # as for one candidate of each prompt
+  np.testing.assert_allclose(all_right[2], 1)
 
 
 def test_powers_of_two_up_to_a_maximum():

@@ -7,6 +7,7 @@ from dalle_jax.data.shapes import builder
 from dalle_jax.data.shapes import captions as language
 from dalle_jax.data.shapes.scene import Scene, Shape, relation_of
 from dalle_jax.evaluation import contrasts, judge
+from dalle_jax.evaluation.figures import wilson
 
 SETTINGS = {'image_size': 32, 'num_train': 1, 'num_validation': 1, 'num_held_out': 1, 'two_object_fraction': 0.5,
             'seed': 3}  # fmt: skip
@@ -64,7 +65,9 @@ def test_scores_are_shares_of_near_misses_and_of_captions_that_rank_right():
     [[0.4], [0.6], [0.1], [0.5]]
   )  # the second near miss scores higher and the last one ties
   figures = contrasts.scores(pairs, texts, true, false, 'validation')
-  assert figures == pytest.approx({
+  ends = [figures[f'contrast_{end}/validation/one_object/color'] for end in ('low', 'high')]
+  assert ends == pytest.approx(wilson(1, 2))
+  assert {name: value for name, value in figures.items() if name.startswith('contrast/')} == pytest.approx({
     'contrast/validation/one_object/color': 1.0,
     'contrast/validation/one_object/shape': 0.0,
     'contrast/validation/one_object/all': 0.5,

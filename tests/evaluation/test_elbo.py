@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import linen as nn
 
 from dalle_jax.config import MeshConfig
@@ -60,18 +61,27 @@ def exact(params, image):
   stats = DVAE.apply(variables, grids.reshape(-1, 2, 2), method='decode_stats')
   mapped = likelihood.map_pixels(image.repeat(len(grids), axis=0))
   density = np.asarray(likelihood.logit_laplace_nll(mapped, stats, FLOOR), np.float64).sum((1, 2, 3))
+  # The probability of a pixel is the difference of the cumulative distributions at the edges of its bin.
+  mu, log_scale = np.split(np.asarray(stats, np.float64), 2, axis=-1)
+  above = 0.1 + 0.8 / 255 * (image.astype(np.float64) + 0.5)
+  cumulative = [
+    scipy.stats.laplace.cdf(np.log(edge / (1 - edge)), mu, np.exp(np.maximum(log_scale, FLOOR)))
+    for edge in (above - 0.8 / 255, above)
+  ]
+  probs = np.where(image == 255, 1, cumulative[1]) - np.where(image == 0, 0, cumulative[0])
   texts = np.repeat(TEXTS, len(grids), axis=0)
   text_logits, image_logits = PRIOR.split_logits(params['prior'], jnp.asarray(texts), jnp.asarray(grids))
   nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(image_logits)), grids[..., None], -1).sum((1, 2))
   return {
-    'distortion': np.sum(weight * (density - 48 * np.log(0.8 / 255))),
+    'distortion': np.sum(weight * -np.log(probs).sum((1, 2, 3))),
+    'density_nll': np.sum(weight * density),
     'kl_uniform': np.sum(weight * np.log(weight * K**4)),
     'kl_prior': np.sum(weight * (np.log(weight) + nll)),
     'text': -np.asarray(jax.nn.log_softmax(text_logits))[0, np.arange(3), [2, 4, 0]].sum(),
   }
 
 
-@pytest.mark.parametrize('name', ['distortion', 'kl_uniform', 'kl_prior'])
+@pytest.mark.parametrize('name', ['distortion', 'density_nll', 'kl_uniform', 'kl_prior'])
 def test_means_over_samples_match_the_exact_expectations(measured, exact, name):
   values = measured[f'sampled/{name}']
   error = np.std(values) / np.sqrt(len(values))
@@ -113,17 +123,17 @@ def test_the_terms_of_an_image_do_not_depend_on_its_batch(params, image):
 def test_without_a_prior_only_the_uniform_kl_is_measured_and_fsq_has_only_the_argmax_posterior(params, image):
   mesh = make_mesh(MeshConfig())
   alone = elbo.measure(DVAE, None, FLOOR, params, [(1, {'image': image})], mesh, seed=0)
-  assert set(alone) == {f'{p}/{name}' for p in elbo.POSTERIORS for name in ('distortion', 'kl_uniform')}
+  assert set(alone) == {f'{p}/{name}' for p in elbo.POSTERIORS for name in ('distortion', 'density_nll', 'kl_uniform')}
   fsq = DVAE.clone(bottleneck='fsq', fsq_levels=(3,))
   fresh = nn.unbox(fsq.init(jax.random.key(0), image)['params'])
   terms = elbo.measure(fsq, None, FLOOR, {'dvae': fresh}, [(1, {'image': image})], mesh, seed=0)
-  assert set(terms) == {'argmax/distortion', 'argmax/kl_uniform'}
+  assert set(terms) == {'argmax/distortion', 'argmax/density_nll', 'argmax/kl_uniform'}
 
 
 def test_the_summary_matches_hand_computed_values():
   terms = {
-    'sampled/distortion': np.array([10.0, 14.0]), 'sampled/kl_uniform': np.array([4.0, 6.0]),
-    'sampled/kl_prior': np.array([3.0, 4.0]), 'text': np.array([1.0, 2.0]),
+    'sampled/distortion': np.array([10.0, 14.0]), 'sampled/density_nll': np.array([-8.0, -16.0]),
+    'sampled/kl_uniform': np.array([4.0, 6.0]), 'sampled/kl_prior': np.array([3.0, 4.0]), 'text': np.array([1.0, 2.0]),
   }  # fmt: skip
   figures = elbo.summarize(terms, num_dims=8, num_codes=2, kl_weight=0.5)
   assert figures['sampled/uniform/nats'] == 17
@@ -131,7 +141,7 @@ def test_the_summary_matches_hand_computed_values():
   assert figures['sampled/prior/bits_per_dim'] == pytest.approx(15.5 / 8 / np.log(2))
   assert figures['sampled/gain/nats'] == 1.5
   assert figures['sampled/gain/nats_stderr'] == pytest.approx(0.5)
-  density = 12 / 8 + np.log(0.8 / 255)
-  assert figures['sampled/prior/phase_1_loss'] == pytest.approx(density + 0.5 * 3.5 / 2)
+  assert figures['sampled/distortion'] == 12 and figures['sampled/density_nll'] == -1.5
+  assert figures['sampled/prior/phase_1_loss'] == pytest.approx(-1.5 + 0.5 * 3.5 / 2)
   assert figures['sampled/gain/phase_1_loss'] == pytest.approx(0.5 * 1.5 / 2)
   assert figures['text/nats'] == 1.5

@@ -7,7 +7,7 @@ from dalle_jax.evaluation.inception_score import score
 def test_certain_and_uniform_predictions_have_closed_form_scores():
   certain = 100 * np.eye(4)[np.arange(40) % 4]
   figure = score(certain, splits=10)
-  assert figure == (pytest.approx(4), pytest.approx(0, abs=1e-9), 40)
+  assert figure[:3] == (pytest.approx(4), pytest.approx(0, abs=1e-9), 40)
   assert score(np.zeros((20, 7))).value == pytest.approx(1)
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.evaluation import manifold
+from dalle_jax.evaluation.figures import wilson
 from dalle_jax.evaluation.manifold import precision_recall
 
 
@@ -22,10 +23,16 @@ def test_precision_and_recall_match_brute_force(monkeypatch, k):
   rng = np.random.default_rng(k)
   real, drawn = rng.normal(size=(30, 2)), 0.5 * rng.normal(size=(25, 2)) + 1.5
   precision, recall = precision_recall(real, drawn, k)
-  assert precision[::2] == (_by_hand(drawn, real, k), 25)
-  assert recall[::2] == (_by_hand(real, drawn, k), 30)
+  assert precision[:3] == (_by_hand(drawn, real, k), None, 25)
+  assert recall[:3] == (_by_hand(real, drawn, k), None, 30)
   assert 0 < recall.value < 1 and 0 < precision.value < 1
-  assert recall.stderr == pytest.approx(np.sqrt(recall.value * (1 - recall.value) / 30))
+  assert recall.interval == wilson(recall.value, 30)
+
+
+def test_intervals_of_images_for_one_caption_count_it_once_if_all_agree():
+  x = np.random.default_rng(0).normal(size=(20, 4))
+  for figure in precision_recall(x, x[::-1], groups=[i // 4 for i in range(20)]):
+    assert figure.interval == pytest.approx(wilson(1, 5)) and figure.count == 20
 
 
 def test_equal_sets_score_one_and_distant_sets_zero():

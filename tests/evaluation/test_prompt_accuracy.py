@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dalle_jax.evaluation.figures import wilson
 from dalle_jax.evaluation.prompt_accuracy import choose, num_objects, scores
 
 ONE = ['a red circle', 'a large blue square', 'a green circle']
@@ -32,14 +33,24 @@ def test_scores_match_hand_computed_values():
       'prompt_accuracy/validation': 3 / 5,
       'prompt_accuracy/validation/one_object': 2 / 3,
       'prompt_accuracy/validation/two_objects': 1 / 2,
-      'prompt_accuracy_stderr/validation': np.sqrt(0.6 * 0.4 / 5),
-      'prompt_accuracy_stderr/validation/one_object': np.sqrt(2 / 9 / 3),
-      'prompt_accuracy_stderr/validation/two_objects': np.sqrt(1 / 4 / 2),
+      **_ends('validation', 3 / 5, 5),
+      **_ends('validation/one_object', 2 / 3, 3),
+      **_ends('validation/two_objects', 1 / 2, 2),
       'prompt_count/validation': 5,
       'prompt_count/validation/one_object': 3,
       'prompt_count/validation/two_objects': 2,
     }
   )
+
+
+def _ends(name, value, count):
+  return dict(zip((f'prompt_accuracy_low/{name}', f'prompt_accuracy_high/{name}'), wilson(value, count), strict=True))
+
+
+def test_images_with_the_same_caption_are_one_observation_if_all_are_right():
+  result = scores([*ONE, *ONE, ONE[0]], np.ones(7, bool), 'validation')
+  assert result['prompt_count/validation'] == 7
+  assert result['prompt_accuracy_low/validation'] == pytest.approx(wilson(1, 49 / (9 + 4 + 4))[0])
 
 
 def test_a_kind_without_captions_has_no_score():

@@ -1,3 +1,6 @@
+import decimal
+from decimal import Decimal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +49,90 @@ def test_minimum_log_scale_bounds_the_scale_and_stops_its_gradient():
 
   assert jax.grad(loss)(jnp.array(-3.0)) == 0
   assert jax.grad(loss)(jnp.array(-1.0)) != 0
+
+
+_pixel_nll = jax.jit(likelihood.pixel_nll)
+ALL_PIXELS = np.arange(256, dtype=np.uint8)
+
+
+def _bin_nll(mu, log_scale, floor=NO_FLOOR):
+  """-ln p of the 256 pixel values for arrays of mu and ln b [N]: [N, 256]."""
+  stats = jnp.stack(
+    [jnp.broadcast_to(jnp.asarray(s, jnp.float32)[:, None], (len(s), 256)) for s in (mu, log_scale)], -1
+  )
+  pixels = jnp.broadcast_to(ALL_PIXELS[:, None], (len(mu), 256, 1))
+  return np.asarray(_pixel_nll(pixels, stats, floor))[..., 0]
+
+
+def _exact_bin_nll(mu, log_scale):
+  """The same by 60-digit arithmetic."""
+  with decimal.localcontext(prec=60):
+    edges = [Decimal('0.1') + Decimal('0.8') / 255 * (value + Decimal('0.5')) for value in range(255)]
+    scaled = [((x / (1 - x)).ln() - Decimal(float(mu))) / Decimal(float(log_scale)).exp() for x in edges]
+    below = [d.exp() / 2 if d < 0 else 1 - (-d).exp() / 2 for d in scaled]
+    masses = np.diff(np.array([Decimal(0), *below, Decimal(1)]))
+    return np.array([float(-mass.ln()) if mass else np.inf for mass in masses])
+
+
+MUS = np.array([-40, -5, -2.1972246, -2.18, -1, -0.001, 0, 0.3, 1.99, 2.1972246, 6, 300], np.float32)
+
+
+@pytest.mark.parametrize('log_scale', [-30.0, -9.0, -4.6, -1.5, 0.0, 3.0, 12.0, 30.0])
+def test_probabilities_of_the_256_pixel_values_sum_to_one(log_scale):
+  nll = _bin_nll(MUS, np.full(len(MUS), log_scale, np.float32))
+  assert (nll >= 0).all() and np.isfinite(nll).all()
+  np.testing.assert_allclose(np.exp(-nll.astype(np.float64)).sum(axis=1), 1, atol=3e-5)
+
+
+@given(st.floats(-8, 8, width=32), st.floats(-5, 4, width=32))
+@settings(deadline=None, max_examples=20)
+def test_probabilities_match_exact_arithmetic_also_where_they_underflow(mu, log_scale):
+  nll, exact = _bin_nll(np.array([mu]), np.array([log_scale]))[0], _exact_bin_nll(mu, log_scale)
+  known = exact < 120  # the 60 digits of the exact values hold these
+  np.testing.assert_allclose(nll[known], exact[known], rtol=2e-5, atol=1e-5)
+
+
+def test_black_predicted_exactly_has_a_probability_below_one():
+  black = jnp.zeros((1, 1), jnp.uint8)
+  stats = jnp.array([[np.log(0.1 / 0.9), -9.0]], jnp.float32)
+  density = float(likelihood.logit_laplace_nll(likelihood.map_pixels(black), stats, -4.6)[0, 0])
+  assert np.exp(-density) * 0.8 / 255 == pytest.approx(1.73, abs=0.01)  # the density times the bin's width
+  edge = 0.1 + 0.8 / 255 / 2
+  distance = (np.log(edge / (1 - edge)) - np.log(0.1 / 0.9)) / np.exp(-4.6)
+  probability = float(np.exp(-_pixel_nll(black, stats, -4.6)[0, 0]))
+  assert probability == pytest.approx(1 - 0.5 * np.exp(-distance), abs=1e-5) and probability < 1
+
+
+def test_the_nll_of_wide_bins_approaches_the_density_times_their_width():
+  """Where the density hardly changes within a bin, both agree."""
+  pixels = jnp.asarray(np.arange(60, 200, dtype=np.uint8)[:, None])
+  stats = jnp.broadcast_to(jnp.array([3.0, 0.0], jnp.float32), (140, 2))
+  density = likelihood.logit_laplace_nll(likelihood.map_pixels(pixels), stats, NO_FLOOR)
+  np.testing.assert_allclose(_pixel_nll(pixels, stats, NO_FLOOR), density - np.log(0.8 / 255), atol=2e-5, rtol=2e-5)
+
+
+def test_gradients_of_bin_probabilities_are_finite_and_match_differences():
+  mu, log_scale = (np.repeat(values, 3) for values in (np.linspace(-4, 4, 7), np.linspace(-3, 2, 7)))
+  pixels = jnp.asarray(np.tile(np.array([0, 100, 255], np.uint8), 7)[:, None])
+
+  def total(stats, pixels):
+    return _pixel_nll(pixels, stats, NO_FLOOR).sum()
+
+  stats = jnp.asarray(np.stack([mu, log_scale], -1), jnp.float32)
+  grad = jax.jit(jax.grad(total))
+  grads = np.asarray(grad(stats, pixels))
+  assert np.isfinite(grads).all()
+  step = 2**-7
+  for axis in range(2):
+    shift = jnp.zeros_like(stats).at[:, axis].set(step)
+    both = [_pixel_nll(pixels, stats + sign * shift, NO_FLOOR)[:, 0] for sign in (1, -1)]
+    np.testing.assert_allclose(grads[:, axis], (both[0] - both[1]) / (2 * step), rtol=0.02, atol=0.02)
+  extreme = jnp.array([[s, t] for s in np.linspace(-300, 300, 7) for t in (-90, 0, 90)], jnp.float32)
+  assert np.isfinite(grad(extreme, pixels)).all()
+
+
+def test_bins_without_a_scale_stay_nan_so_that_damage_is_seen():
+  assert np.isnan(_pixel_nll(jnp.array([[7]], jnp.uint8), jnp.array([[np.nan, 0.0]]), -4.6)).all()
 
 
 def test_mapped_pixels_lie_in_the_papers_range_and_unmap_to_the_same_pixels():

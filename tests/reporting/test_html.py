@@ -76,6 +76,13 @@ def test_standard_errors_are_beside_their_scores(tmp_path):
   assert page.text('th') == ['x', 'y', 'z', 'c_stderr'] and page.text('caption') == ['a', 'b', 'b/y']
 
 
+def test_intervals_are_beside_their_scores_and_the_page_says_what_they_are(tmp_path):
+  summary = {'a/x': 1.0, 'a_low/x': 0.75, 'a_high/x': 1.0, 'b': 0.5, 'b_low': 0.25, 'b_high': 0.75, 'c_low': 2.0}
+  page = write(tmp_path / 'report.html', summary=summary, config={})
+  assert page.text('td') == ['1 (0.75 to 1)', '0.5 (0.25 to 0.75)', '2'] and page.text('th') == ['x', 'b', 'c_low']
+  assert page.text('p')[:2] == ['A note.', 'Parentheses hold a 95% Wilson interval.']
+
+
 def test_all_text_is_escaped(tmp_path):
   page = write(
     tmp_path / 'report.html',

@@ -35,7 +35,9 @@ def test_the_grid_has_one_row_per_combination_of_settings(prepared):
   assert [len(part.texts) for part in prompts] == [4, 4]
   rows = tuning.grid(model, prompts, {'guidance_scale': [1.0, 2.0], 'temperature': [1.0]}, 0, 8)
   assert [row['guidance_scale'] for row in rows] == [1.0, 2.0]
-  assert rows[0]['validation/one_object'] == rows[0]['held_out/two_objects_stderr'] == 0  # untrained
+  assert rows[0]['validation/one_object'] == rows[0]['held_out/two_objects'] == 0  # untrained
+  assert rows[0]['held_out/two_objects_low'] == 0 < 0.6 < rows[0]['held_out/two_objects_high']  # 0 of 2
+  assert '0.0 (0.0 to 65.8)' in tuning.table(rows)
   lines = tuning.table(rows).splitlines()
   assert lines[0].split()[:3] == ['guidance_scale', 'temperature', 'validation/one_object'] and len(lines) == 3
 

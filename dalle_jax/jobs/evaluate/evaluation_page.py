@@ -75,6 +75,8 @@ def write(
     summary[name] = figure.value
     if figure.stderr is not None:
       summary[f'{name}_stderr'] = figure.stderr
+    if figure.interval is not None:
+      summary[f'{name}_low'], summary[f'{name}_high'] = figure.interval
   notes = [
     f'{result["num_images"]} images of the split {result["split"]}, seed {result["seed"]}; model {result["model"]}, '
     f'data {result["data"]}. docs/evaluation.md explains each figure.'

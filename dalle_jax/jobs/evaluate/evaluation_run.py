@@ -28,7 +28,7 @@ from dalle_jax.jobs.report_blocks import Block
 from dalle_jax.reporting import curves
 
 DRAWINGS = ('blurred_fid',)  # metrics that get a drawing of their own
-SCHEMA = 2  # version of the JSON file's format, described in docs/evaluation.md
+SCHEMA = 3  # version of the JSON file's format, described in docs/evaluation.md
 
 
 def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -119,8 +119,14 @@ def _measure(chosen: list[str], measured: Measured) -> tuple[dict[str, Figure], 
 
 
 def _as_json(figure: Figure) -> dict[str, Any]:
-  """A figure as a JSON object; values that are not finite become null, because JSON cannot represent them."""
+  """A figure as a JSON object; values that are not finite become null, because JSON cannot represent them.
+
+  Only shares have the key 'interval'.
+  """
   values = {name: value.item() if isinstance(value, np.generic) else value for name, value in figure._asdict().items()}
+  interval = values.pop('interval')
+  if interval is not None:
+    values['interval'] = list(interval)
   return {name: None if is_not_finite(value) else value for name, value in values.items()}
 
 
@@ -165,9 +171,11 @@ def _drawings(figures: Mapping[str, Figure]) -> dict[str, str]:
 
 
 def print_table(figures: Mapping[str, Figure], split: str) -> None:
-  """Prints one line for each figure: name, value, standard error and count."""
+  """Prints one line for each figure: name, value, standard error or 95% interval, and count."""
   width = max(len(name) for name in figures)
-  print(f'{"split " + split:<{width}}  {"value":>12}     {"stderr":<9} {"count":>9}')
-  for name, (value, stderr, count) in figures.items():
+  print(f'{"split " + split:<{width}}  {"value":>12}  {"+- stderr, or 95% interval":<26} {"count":>9}')
+  for name, (value, stderr, count, interval) in figures.items():
     error = '' if stderr is None else f'+- {stderr:.2g}'
-    print(f'{name:<{width}}  {value:12.5g}  {error:<12} {count:>9,}')
+    if interval is not None:
+      error = f'{interval[0]:.4g} to {interval[1]:.4g}'
+    print(f'{name:<{width}}  {value:12.5g}  {error:<26} {count:>9,}')

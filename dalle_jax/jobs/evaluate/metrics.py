@@ -117,7 +117,8 @@ def measure_kid(measured: Measured) -> Figures:
 
 def measure_precision_recall(measured: Measured) -> Figures:
   """The share of generated images that resemble a real one, and of real images that resemble a generated one."""
-  precision, recall = manifold.precision_recall(*measured.compared_features())
+  captions = measured.samples.prompts if measured.paired else None
+  precision, recall = manifold.precision_recall(*measured.compared_features(), groups=captions)
   name = measured.needed_extractor.name
   return {f'precision/{name}': precision, f'recall/{name}': recall}
 
@@ -140,8 +141,8 @@ def measure_clip_score(measured: Measured) -> Figures:
       raise ValueError(
         f'--reranker {measured.settings.reranker} gives scores that are NaN or infinite; its parameters are damaged.'
       )
-    similarities[f'clip_score/{name}/cosine'] = figures.mean(cosines)
-    similarities[f'clip_score/{name}/score'] = figures.mean(100 * np.maximum(cosines, 0))
+    similarities[f'clip_score/{name}/cosine'] = figures.mean(cosines, samples.prompts)
+    similarities[f'clip_score/{name}/score'] = figures.mean(100 * np.maximum(cosines, 0), samples.prompts)
   return similarities
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from dalle_jax import bundle
 from dalle_jax.data import registry
 from dalle_jax.evaluation import candidates, judge, prompt_accuracy
+from dalle_jax.evaluation.figures import share
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.draw import ranking
 from dalle_jax.jobs.draw.model import Model, load
@@ -18,6 +19,7 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.training.progress import Progress
 
 SPLITS = ('validation', 'held_out')
+_ENDS = ('_low', '_high')  # suffixes of the ends of intervals
 GRID = ('guidance_scale', 'guidance_ramp', 'temperature', 'top_k', 'top_p')
 
 
@@ -80,8 +82,8 @@ def grid(
     batch_size: the largest number of images to generate at once.
 
   Returns:
-    One row for each combination: its settings, and the accuracies with their standard errors, named SPLIT/KIND and
-    SPLIT/KIND_stderr.
+    One row for each combination: its settings, and the accuracies SPLIT/KIND with the ends of their Wilson intervals of
+    95%, SPLIT/KIND_low and SPLIT/KIND_high.
   """
   combinations = [dict(zip(values, choices, strict=True)) for choices in itertools.product(*values.values())]
   rows = []
@@ -91,8 +93,10 @@ def grid(
       for split_prompts in prompts:
         right = judge.judge(split_prompts.texts, _one_image_each(model, split_prompts.texts, settings))
         for name, members in split_prompts.groups.items():
-          figures[name] = float(right[members].mean())
-          figures[f'{name}_stderr'] = float(np.sqrt(figures[name] * (1 - figures[name]) / members.sum()))
+          accuracy = share(right[members])
+          assert accuracy.interval is not None
+          figures[name] = accuracy.value
+          figures[f'{name}_low'], figures[f'{name}_high'] = accuracy.interval
       rows.append({**combination, **figures})
       progress.update(number + 1)
   return rows
@@ -122,9 +126,9 @@ def choosing(
     reranker: the scorer for the rank 'reranker'.
 
   Returns:
-    'counts', the numbers of candidates, and 'figures': ranking -> SPLIT/KIND -> accuracy for each count, with standard
-    errors as SPLIT/KIND_stderr. The ranking 'any' is the share of prompts with at least one correct candidate, an upper
-    bound for every ranking.
+    'counts', the numbers of candidates, and 'figures': ranking -> SPLIT/KIND -> accuracy for each count, with the ends
+    of intervals as SPLIT/KIND_low and SPLIT/KIND_high (see `candidates.curve`). The ranking 'any' is the share of
+    prompts with at least one correct candidate, an upper bound for every ranking.
   """
   counts = candidates.powers_of_two(most)
   figures: dict[str, dict[str, list[float]]] = {}
@@ -140,9 +144,9 @@ def choosing(
     for rank, scores in scores_by_rank.items():
       ranking.check_scores(scores)
       for name, members in split_prompts.groups.items():
-        means, errors = candidates.curve(scores[members], right[members], counts)
+        means, low, high = candidates.curve(scores[members], right[members], counts)
         figures.setdefault(rank, {})[name] = means.tolist()
-        figures[rank][f'{name}_stderr'] = errors.tolist()
+        figures[rank] |= {f'{name}_low': low.tolist(), f'{name}_high': high.tolist()}
   return {'counts': counts, 'figures': figures}
 
 
@@ -159,12 +163,14 @@ def _with_progress(name: str, model: Model, texts: Sequence[str], settings: Draw
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """The rows of the grid as an aligned table, with accuracies and their standard errors in percent."""
-  names = [name for name in rows[0] if not name.endswith('_stderr')]
+  """The rows of the grid as an aligned table, with accuracies and their intervals in percent."""
+  names = [name for name in rows[0] if not name.endswith(_ENDS)]
 
   def cell(row: dict[str, Any], name: str) -> str:
-    error = row.get(f'{name}_stderr')
-    return f'{row[name]:g}' if error is None else f'{100 * row[name]:.1f} +- {100 * error:.1f}'
+    if f'{name}_low' not in row:
+      return f'{row[name]:g}'
+    low, high = row[f'{name}_low'], row[f'{name}_high']
+    return f'{100 * row[name]:.1f} ({100 * low:.1f} to {100 * high:.1f})'
 
   return aligned([names, *([cell(row, name) for name in names] for row in rows)])
 
@@ -174,7 +180,7 @@ def choosing_table(accuracies: dict[str, Any]) -> str:
   lines = [['ranked by', 'prompts', *map(str, accuracies['counts'])]]
   for rank, figures in accuracies['figures'].items():
     for name, values in figures.items():
-      if not name.endswith('_stderr'):
+      if not name.endswith(_ENDS):
         lines.append([rank, name, *(f'{100 * value:.1f}' for value in values)])
   return aligned(lines)
 
@@ -197,7 +203,7 @@ def drawing(accuracies: dict[str, Any], draw: Callable[..., str]) -> str:
   counts, series = np.array(accuracies['counts']), {}
   for rank, figures in accuracies['figures'].items():
     for split in SPLITS:
-      curves = [curve for name, curve in figures.items() if name.startswith(split) and not name.endswith('_stderr')]
+      curves = [curve for name, curve in figures.items() if name.startswith(split) and not name.endswith(_ENDS)]
       label = f'{"at least one is correct" if rank == "any" else rank}, {split}'
       series[label] = (counts, 100 * np.mean(curves, axis=0))
   title = 'Prompt accuracy by the number of candidates'

@@ -101,11 +101,12 @@ class JointTask:
     }
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    """Metrics of stage 1 with the KL to the prior at sampled codes, and metrics of stage 2 at the likeliest codes."""
-    logits = _flatten_grid(self.dvae.apply(params, batch['image'], method='encode_latents'))
+    """Metrics of stage 1, with the KL to the prior at its sampled codes, and of stage 2 at the likeliest codes."""
+    grid = self.dvae.apply(params, batch['image'], method='encode_latents')
+    logits, sampled = _flatten_grid(grid), dvae.sample_codes(grid, key)  # the codes of `DvaeTask.evaluate`
     means = self.dvae.evaluate(params, batch, key, step)
-    sampled = jax.random.categorical(key, logits)
-    rates = self._rates(params, batch['text'], logits, jax.nn.one_hot(sampled, logits.shape[-1]))
+    one_hot = jax.nn.one_hot(sampled, grid.shape[-1])
+    rates = self._rates(params, batch['text'], logits, _flatten_grid(one_hot))
     codes = jnp.argmax(logits, axis=-1)
     text_logits, image_logits = self.model.split_logits(params['prior'], batch['text'], codes)
     losses = prior_model.losses(text_logits, image_logits, batch['text'], codes)
@@ -118,7 +119,10 @@ class JointTask:
     }
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
-    """Summary of stage 1 with the KL to the prior, and the metrics of the prior."""
+    """Summary of stage 1 with the KL to the prior, and the metrics of the prior.
+
+    'loss' includes the caption's NLL. 'bits_per_dim' is the bound of the image given its caption, without it.
+    """
     names = ('kl_to_uniform', 'text_nats', 'text_nats_per_token', 'image_nats_per_token')
     summary = self.dvae.summarize(means) | {name: float(means[name]) for name in names}
     text = summary['text_nats'] / self.model.image_length

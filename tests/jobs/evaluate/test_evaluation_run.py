@@ -165,7 +165,7 @@ def test_the_result_names_model_features_settings_and_versions(evaluation, model
   assert result['reranker'] == result['features']['fingerprint'] == bundle.check(Path(reranker), ())['params']
   assert result['settings'] == json.loads(json.dumps(dataclasses.asdict(settings)))
   assert set(result['versions']) == {'dalle_jax', 'jax', 'jaxlib', 'numpy', 'scipy'}
-  assert result['schema'] == 2 and result['metrics'] == list(settings.metrics)
+  assert result['schema'] == 3 and result['metrics'] == list(settings.metrics)
 
 
 def test_blurred_fid_is_plotted_by_radius(evaluation, model):

@@ -54,7 +54,8 @@ def test_scores_json_has_the_expected_names_and_plausible_values(finished):
   assert json.loads((workdir / 'scores.json').read_text()) == scores
   assert {
     'prompt_accuracy/validation', 'prompt_accuracy/validation/one_object', 'prompt_accuracy/validation/two_objects',
-    'prompt_accuracy/held_out', 'prompt_accuracy_stderr/validation', 'prompt_count/validation', 'reconstruction/psnr',
+    'prompt_accuracy/held_out', 'prompt_accuracy_low/validation', 'prompt_accuracy_high/validation',
+    'prompt_count/validation', 'reconstruction/psnr',
     'codebook/perplexity', 'codebook/use', 'dvae/loss', 'dvae/psnr_hard', 'prior/loss', 'prior/image_nats_per_token',
     'seconds/data', 'seconds/dvae', 'seconds/prior', 'seconds/total',
   } <= set(scores)  # fmt: skip

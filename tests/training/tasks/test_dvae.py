@@ -8,8 +8,10 @@ import pytest
 from flax import linen as nn
 
 from dalle_jax.config import DvaeConfig, MeshConfig, TrainingConfig
+from dalle_jax.evaluation import elbo
 from dalle_jax.models import bottleneck, likelihood
 from dalle_jax.sharding import make_mesh, to_global, use_mesh
+from dalle_jax.training import vector_quantizer
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.state import create_state
 from dalle_jax.training.step import make_train_step
@@ -114,7 +116,10 @@ def test_losses_of_deterministic_codes(task, batch, random_params):
   assert metrics['nll_relaxed'] == pytest.approx(means['nll_hard'], rel=1e-5)
   assert means['kl_per_position'] == pytest.approx(np.log(CODES))
   summary = task.summarize(means)
-  assert summary['loss'] == pytest.approx(float(means['nll_hard']))
+  assert means['nll_sampled'] == means['nll_hard'] and summary['loss'] == pytest.approx(float(means['nll_hard']))
+  # The bound of the point mass on the codes, whose KL to the uniform distribution is N ln K.
+  bound = _bound(task, params, batch)
+  assert summary['bits_per_dim'] == pytest.approx(bound['argmax/uniform/bits_per_dim'], rel=1e-5)
   assert 1 < summary['codebook_perplexity'] <= CODES
   commitment = float(metrics.get('commitment', 0.0))
   assert value == pytest.approx(float(metrics['nll_relaxed']) + 0.5 * commitment, rel=1e-5)
@@ -178,26 +183,54 @@ def test_evaluation_decodes_the_hard_codes(params, batch, means):
   assert other['nll_relaxed'] != means['nll_relaxed']
 
 
+def test_the_loss_and_the_bits_pair_the_distortion_and_the_kl_of_sampled_codes(params, batch, means):
+  z = _apply(params, batch['image'], 'encode_latents')
+  sample = jax.random.categorical(jax.random.key(0), z)
+  assert (np.asarray(sample) != np.asarray(_apply(params, batch['image'], 'encode'))).mean() > 0.1
+  stats = _apply(params, sample, 'decode_stats')
+  density = likelihood.logit_laplace_nll(likelihood.map_pixels(batch['image']), stats, -3.0).mean()
+  pixels = likelihood.pixel_nll(batch['image'], stats, -3.0).mean()
+  kl = bottleneck.kl_to_uniform(z).mean()
+  summary = TASK.summarize(means)
+  assert summary['nll_sampled'] == pytest.approx(float(density), rel=1e-5)
+  assert summary['loss'] == pytest.approx(float(density + 0.5 * kl), rel=1e-5)
+  assert summary['bits_per_dim'] == pytest.approx(float(pixels + kl * 16 / 192) / np.log(2), rel=1e-5)
+  assert abs(means['nll_sampled'] - means['nll_hard']) > 1e-3
+
+
+def test_with_a_certain_encoder_the_loss_and_the_bits_are_those_of_the_evidence_lower_bound(params, batch):
+  certain = jax.tree.map(lambda x: x, params)
+  certain['dvae']['encoder']['output'] = jax.tree.map(lambda x: 1e4 * x, params['dvae']['encoder']['output'])
+  summary = TASK.summarize(jax.device_get(jax.jit(TASK.evaluate)(certain, batch, jax.random.key(0), jnp.asarray(3))))
+  bound = _bound(TASK, certain, batch)
+  for posterior in elbo.POSTERIORS:
+    assert summary['bits_per_dim'] == pytest.approx(bound[f'{posterior}/uniform/bits_per_dim'], rel=1e-5)
+    assert summary['loss'] == pytest.approx(bound[f'{posterior}/uniform/phase_1_loss'], rel=1e-4)
+
+
+def _bound(task, params, batch):
+  """The metrics of `evaluation.elbo` for a batch."""
+  merged = {'dvae': vector_quantizer.merged(params)}
+  terms = elbo.measure(
+    task.model, None, task.config.min_log_scale, merged, [(4, batch)], make_mesh(MeshConfig()), seed=0
+  )
+  return elbo.summarize(terms, num_dims=3 * SIZE**2, num_codes=16, kl_weight=task.config.kl_weight)
+
+
 def test_the_summary_in_closed_form():
   histogram = np.zeros(CODES)
   histogram[:3] = 1 / 3
   summary = TASK.summarize({
-    'nll_relaxed': np.array(0.7), 'nll_hard': np.array(0.5), 'mse_relaxed': np.array(0.01),
-    'mse_hard': np.array(0.001), 'kl_per_position': np.array(1.2), 'histogram': histogram,
+    'nll_relaxed': np.array(0.7), 'nll_sampled': np.array(0.6), 'nll_hard': np.array(0.5),
+    'pixel_nll_sampled': np.array(2.5), 'mse_relaxed': np.array(0.01), 'mse_hard': np.array(0.001),
+    'kl_per_position': np.array(1.2), 'histogram': histogram,
   })  # fmt: skip
-  bits = (0.5 + np.log(255 / 0.8) + 1.2 / (3 * 2 * 2)) / np.log(2)
+  bits = (2.5 + 1.2 / (3 * 2 * 2)) / np.log(2)
   assert summary == pytest.approx({
-    'loss': 0.5 + 0.5 * 1.2, 'nll_relaxed': 0.7, 'nll_hard': 0.5, 'relaxation_gap': -0.2, 'psnr_relaxed': 20,
-    'psnr_hard': 30,
+    'loss': 0.6 + 0.5 * 1.2, 'nll_relaxed': 0.7, 'nll_sampled': 0.6, 'nll_hard': 0.5, 'relaxation_gap': -0.2,
+    'psnr_relaxed': 20, 'psnr_hard': 30,
     'kl_per_position': 1.2, 'bits_per_dim': bits, 'codebook_perplexity': 3, 'codebook_use': 3 / CODES,
   }, rel=1e-5)  # fmt: skip
-
-
-def test_a_uniform_density_has_eight_bits_per_dimension():
-  """A density of 1 / 0.8 on the interval of mapped pixels gives each of 255 byte values the same probability."""
-  means = {name: np.array(1.0) for name in ('nll_relaxed', 'mse_relaxed', 'mse_hard')}
-  means |= {'nll_hard': np.log(0.8), 'kl_per_position': np.array(0.0), 'histogram': np.eye(CODES)[0]}
-  assert TASK.summarize(means)['bits_per_dim'] == pytest.approx(8, abs=0.01)
 
 
 def test_training_overfits_one_batch():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.config import Config, MeshConfig, TrainingConfig
-from dalle_jax.models import bottleneck
+from dalle_jax.models import bottleneck, likelihood
 from dalle_jax.models import prior as prior_model
 from dalle_jax.sharding import make_mesh, to_global, use_mesh
 from dalle_jax.training.optimizer import make_optimizer
@@ -88,9 +88,22 @@ def test_gradients_reach_both_models_and_the_prior_affects_the_encoder(params, b
 def test_the_summary_includes_the_caption_nll(params, batch):
   means = jax.device_get(jax.jit(TASK.evaluate)(params, batch, jax.random.key(0), STEP))
   summary = TASK.summarize(means)
-  expected = summary['nll_hard'] + 0.3 * (summary['kl_per_position'] + summary['text_nats'] / 16)
+  expected = summary['nll_sampled'] + 0.3 * (summary['kl_per_position'] + summary['text_nats'] / 16)
   assert summary['loss'] == pytest.approx(expected, rel=1e-5)
   assert summary['image_nats_per_token'] > 0
+
+
+def test_the_bound_pairs_the_distortion_and_the_kl_of_the_same_sampled_codes(params, batch):
+  key = jax.random.key(5)
+  means = jax.device_get(jax.jit(TASK.evaluate)(params, batch, key, STEP))
+  z = TASK.dvae.apply(params, batch['image'], method='encode_latents')
+  sample = jax.random.categorical(key, z)
+  stats = TASK.dvae.apply(params, sample, method='decode_stats')
+  distortion = float(likelihood.pixel_nll(batch['image'], stats, -3.0).mean())
+  _, image_logits = TASK.model.split_logits(params['prior'], batch['text'], sample.reshape(4, -1))
+  q = np.float64(jax.nn.softmax(z)).reshape(4, 16, IMAGE)
+  kl = np.mean(np.sum(q * (np.log(q) - np.float64(jax.nn.log_softmax(image_logits))), axis=-1))
+  assert TASK.summarize(means)['bits_per_dim'] == pytest.approx((distortion + kl * 16 / 192) / np.log(2), rel=1e-4)
 
 
 def test_training_both_models_lowers_the_loss(params, batch):

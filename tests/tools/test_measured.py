@@ -1,0 +1,45 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'measured.py'
+
+
+def _run(*arguments):
+  return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True)
+
+
+def test_the_scores_of_runs_and_their_median_are_recorded_and_printed(tmp_path):
+  for number, psnr in enumerate((46.9, 45.0, 46.8)):
+    (tmp_path / f'run{number}').mkdir()
+    (tmp_path / f'run{number}' / 'scores.json').write_text(json.dumps({'psnr': psnr, 'other': 1}))
+  runs = ','.join(str(tmp_path / f'run{number}') for number in range(3))
+  out = tmp_path / 'a.json'
+  done = _run(f'--runs={runs}', '--scores=psnr', f'--out={out}', '--command=c', '--hardware=h')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == '| median | 46.8 |'
+  evaluation = tmp_path / 'evaluation.json'
+  evaluation.write_text(json.dumps({'figures': {'kid': {'value': 0.25}}}))
+  done = _run(f'--runs={evaluation}', '--labels=all', '--scores=kid', f'--out={out}', '--table=kid')
+  assert done.returncode == 0, done.stderr
+  content = json.loads(out.read_text())
+  assert content['command'] == 'c' and content['hardware'] == 'h'
+  assert content['tables']['kid'] == {'columns': ['run', 'kid'], 'rows': [['all', 0.25]]}
+  assert [row[0] for row in content['tables']['runs']['rows']] == ['run0', 'run1', 'run2', 'median']
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--runs=nowhere', '--scores=a'], 'nowhere (--runs) cannot be read'),
+    (['--scores=a'], '--runs has 0 runs'),
+    (['--runs={run}', '--scores=b'], 'has no score b (--scores); it has a'),
+  ],
+)
+def test_a_mistake_gives_one_line(tmp_path, arguments, message):
+  (tmp_path / 'scores.json').write_text('{"a": 1}')
+  done = _run(*(argument.format(run=tmp_path) for argument in arguments), f'--out={tmp_path / "a.json"}')
+  assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1

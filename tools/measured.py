@@ -1,0 +1,123 @@
+"""Records figures of finished runs in docs/measured/NAME.json, and prints their table for a document.
+
+    python tools/measured.py --runs=runs/seed0,runs/seed1,runs/seed2 --labels=0,1,2 \\
+      --scores=reconstruction/psnr,prompt_accuracy/validation --out=docs/measured/quickstart.json --table=runs \\
+      --command='python -m dalle_jax.train --config=configs/quickstart.py --config.seed=SEED --workdir=runs/seedSEED'
+
+Each run is a work directory with a `scores.json`, or the JSON file of an evaluation. A row holds the scores of a run.
+With several runs, the last row is the median of each column. docs/measured/README.md says how documents use the file.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+import dalle_jax
+from dalle_jax import flags as doors
+from dalle_jax.files import write_whole
+
+_RUNS = flags.DEFINE_list('runs', [], 'Work directories, or JSON files of evaluations.')
+_LABELS = flags.DEFINE_list('labels', [], 'The label of each row. By default, the names of the runs.')
+_SCORES = flags.DEFINE_list('scores', [], 'Names of scores, one for each column.')
+_OUT = flags.DEFINE_string('out', None, 'JSON file to write. Other tables in the file stay.')
+_TABLE = flags.DEFINE_string('table', 'runs', 'The name of the table in the file.')
+_COMMAND = flags.DEFINE_string('command', '', 'The command that made the runs.')
+_HARDWARE = flags.DEFINE_string('hardware', '', 'What the runs were measured on.')
+
+
+def scores_of(path: Path) -> dict[str, float]:
+  """The scores of a run by name.
+
+  Args:
+    path: a work directory with a scores.json, or the JSON file of an evaluation.
+
+  Raises:
+    ValueError: there is no such file, or it holds no scores.
+  """
+  file = path / 'scores.json' if path.is_dir() else path
+  try:
+    content = json.loads(file.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{file} (--runs) cannot be read: {error}. Give finished work directories.') from None
+  if not isinstance(content, dict):
+    raise ValueError(f'{file} (--runs) holds no scores. Give finished work directories or files of evaluations.')
+  figures = content.get('figures')
+  if isinstance(figures, dict):
+    return {name: figure['value'] for name, figure in figures.items()}
+  return content
+
+
+def table_of(runs: list[Path], labels: list[str], names: list[str]) -> dict[str, Any]:
+  """The table of a file in docs/measured: 'columns' and 'rows', the last one the median if there are several runs.
+
+  Raises:
+    ValueError: a run cannot be read or has no such score, or the labels do not fit the runs.
+  """
+  labels = labels or [run.name for run in runs]
+  if not runs or not names or len(labels) != len(runs):
+    raise ValueError(
+      f'--runs has {len(runs)} runs, --labels {len(labels)} labels and --scores {len(names)} names; give at least one '
+      'run and one name, and a label for each run.'
+    )
+  rows: list[list[Any]] = []
+  for label, run in zip(labels, runs, strict=True):
+    scores = scores_of(run)
+    missing = [name for name in names if name not in scores]
+    if missing:
+      raise ValueError(f'{run} (--runs) has no score {", ".join(missing)} (--scores); it has {", ".join(scores)}.')
+    rows.append([label, *(scores[name] for name in names)])
+  if len(rows) > 1:
+    rows.append(['median', *(statistics.median(column) for column in list(zip(*rows, strict=True))[1:])])
+  return {'columns': ['run', *names], 'rows': rows}
+
+
+def as_json(content: dict[str, Any]) -> str:
+  """The text of a file in docs/measured, with the columns and each row of a table on a line."""
+  lists: list[str] = []
+
+  def placeholder(values: list) -> str:
+    lists.append(json.dumps(values, ensure_ascii=False))
+    return f'<{len(lists) - 1}>'
+
+  tables = {
+    name: {**table, 'columns': placeholder(table['columns']), 'rows': [placeholder(row) for row in table['rows']]}
+    for name, table in content['tables'].items()
+  }
+  text = json.dumps({**content, 'tables': tables}, indent=1, ensure_ascii=False)
+  return re.sub(r'"<(\d+)>"', lambda match: lists[int(match[1])], text) + '\n'
+
+
+def markdown(table: dict[str, Any]) -> str:
+  """A table as Markdown, with four significant digits."""
+  lines = [table['columns'], ['---'] * len(table['columns'])]
+  lines += [[row[0], *(f'{value:.4g}' for value in row[1:])] for row in table['rows']]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines).replace('| --- ', '|---').replace('--- |', '---|')
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  if not _OUT.value:
+    raise ValueError('--out is missing; give the file to write, such as docs/measured/NAME.json.')
+  out = Path(_OUT.value)
+  table = table_of([Path(run) for run in _RUNS.value], _LABELS.value, _SCORES.value)
+  content: dict[str, Any] = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
+  content = {
+    'date': datetime.date.today().isoformat(),
+    'hardware': _HARDWARE.value or content.get('hardware', ''),
+    'command': _COMMAND.value or content.get('command', ''),
+    'version': f'dalle_jax {dalle_jax.__version__}, jax {importlib.metadata.version("jax")}',
+    'tables': {**content.get('tables', {}), _TABLE.value: table},
+  }
+  write_whole(out, as_json(content).encode())
+  print(markdown(table))
+  return 0
+
+
+if __name__ == '__main__':
+  doors.run(main)
