@@ -68,7 +68,7 @@ def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | N
   path = builder.prepare(data_dir, **settings, progress=progress)
   return Dataset(
     splits=builder.SPLITS,
-    fingerprint=_fingerprint(config.source, settings),
+    fingerprint=_fingerprint(config.source, {'version': builder.VERSION, **settings}),
     _open=lambda split: builder.open_split(path, split),
   )
 
