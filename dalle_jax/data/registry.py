@@ -69,7 +69,7 @@ def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | N
   path = builder.prepare(data_dir, **settings, progress=progress)
   return Dataset(
     splits=builder.SPLITS,
-    fingerprint=fingerprint_of(config.source, settings),
+    fingerprint=fingerprint_of(config.source, {'version': builder.VERSION, **settings}),
     _open=lambda split: builder.open_split(path, split),
   )
 

@@ -7,6 +7,7 @@ from dalle_jax.config import DataConfig
 from dalle_jax.config import data as config_lib
 from dalle_jax.data import registry, tfds_source
 from dalle_jax.data.image import decode
+from dalle_jax.data.shapes import builder
 
 
 @pytest.fixture
@@ -81,3 +82,6 @@ def test_captioned_shapes_are_generated_and_opened(tmp_path):
   assert decode(record['image']).shape == (32, 32, 3)
   assert registry.prepare(config, tmp_path).fingerprint == dataset.fingerprint
   assert registry.prepare(dataclasses.replace(config, num_train=7), tmp_path).fingerprint != dataset.fingerprint
+  with pytest.MonkeyPatch.context() as patch:  # another version has other examples
+    patch.setattr(builder, 'VERSION', '0.9.0')
+    assert registry.prepare(config, tmp_path).fingerprint != dataset.fingerprint

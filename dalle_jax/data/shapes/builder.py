@@ -13,17 +13,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from PIL import Image
 
-from dalle_jax.data.shapes.captions import caption
+from dalle_jax.data.shapes.captions import caption, parse
+from dalle_jax.data.shapes.partition import describe, is_reserved
 from dalle_jax.data.shapes.render import MIN_SIZE, render
-from dalle_jax.data.shapes.scene import MAX_JITTER, sample_scene
+from dalle_jax.data.shapes.scene import MAX_JITTER, Scene, sample_scene
 
+VERSION = '2.0.0'  # rises when the same settings give other examples
 SPLITS = ('train', 'validation', 'held_out')
 # TFDS keeps a split in memory while it writes it. For a split above 1000 MiB it needs TensorFlow.
 MAX_SPLIT_BYTES = 900 * 2**20
@@ -86,19 +88,34 @@ def _make_config(**settings: Any) -> ShapesConfig:
 def make_example(config: ShapesConfig, split: str, index: int) -> dict[str, Any]:
   """Returns example `index` of a split.
 
-  It depends on the seed, the split, the index and the settings of the image, but not on the sizes of the splits.
+  It depends on the seed, the split, the index and the settings of the image, but not on the sizes of the splits. The
+  splits share no scene, picture or caption (see `partition`).
   """
   rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
-  two_objects = rng.random() < config.two_object_fraction
-  scene = sample_scene(rng, two_objects, held_out=split == 'held_out', jitter=config.jitter)
+  scene, text = _sample(config, split, rng)
   png = io.BytesIO()
   Image.fromarray(render(scene, config.image_size)).save(png, 'PNG', compress_level=1)
   return {
     'image': png.getvalue(),
-    'caption': caption(scene, rng),
+    'caption': text,
     'scene': scene.to_json(),
     'key': f'{split}-{index:07d}',
   }
+
+
+def _sample(config: ShapesConfig, split: str, rng: np.random.Generator) -> tuple[Scene, str]:
+  """Samples a scene and its caption from the part of all scenes and captions that belongs to a split."""
+  two_objects = rng.random() < config.two_object_fraction
+  reserved = split == 'validation'
+  while True:
+    scene = sample_scene(rng, two_objects, held_out=split == 'held_out', jitter=config.jitter)
+    if split == 'held_out':
+      return scene, caption(scene, rng)
+    if is_reserved(describe(scene)) != reserved:
+      continue
+    text = caption(scene, rng)
+    if is_reserved(parse(text)) == reserved:
+      return scene, text
 
 
 # TFDS stores the docstring of this class in dataset_info.json, so changing it would change the files of the data set.
@@ -106,7 +123,11 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
   """Pictures of one or two coloured shapes with captions that a program can check."""
 
   name = 'captioned_shapes'
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version(VERSION)
+  RELEASE_NOTES: ClassVar = {
+    '2.0.0': "'validation' shares no picture and no caption with 'train', in any wording. 'held_out' is unchanged.",
+    '1.0.0': 'The first version: train and validation were sampled independently and overlap.',
+  }
 
   def __init__(self, *, config: ShapesConfig, data_dir: str | os.PathLike, progress: Progress | None = None):
     self._progress = progress

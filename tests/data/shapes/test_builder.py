@@ -1,4 +1,5 @@
 import io
+import json
 import pickle
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data.shapes import builder
+from dalle_jax.data.shapes import builder, partition
 from dalle_jax.data.shapes.captions import parse
 from dalle_jax.data.shapes.render import render
 from dalle_jax.data.shapes.scene import Scene, is_held_out
@@ -23,7 +24,7 @@ def prepared(tmp_path_factory):
 
 
 def test_records_have_true_captions_and_the_rendered_scene(prepared):
-  keys, scenes = set(), set()
+  keys = set()
   for split, count in (('train', 40), ('validation', 12), ('held_out', 9)):
     source = builder.open_split(prepared, split)
     assert len(source) == count
@@ -37,9 +38,65 @@ def test_records_have_true_captions_and_the_rendered_scene(prepared):
       np.testing.assert_array_equal(image, render(scene, 32))
       assert record['key'] == f'{split}-{index:07d}'
       keys.add(record['key'])
-      scenes.add(record['scene'])
   assert len(keys) == 61
-  assert len(scenes) > 55  # splits are sampled independently, so a few scenes occur twice
+
+
+def contents(example):
+  """What the splits must not share: PNG bytes, pixels, scene in either order, caption, and what the caption says."""
+  scene = Scene.from_json(example['scene'])
+  pixels = np.asarray(Image.open(io.BytesIO(example['image']))).tobytes()
+  return {
+    'file': example['image'],
+    'pixels': pixels,
+    'scene': (scene.background, *sorted(json.dumps(vars(shape)) for shape in scene.objects)),
+    'caption': ' '.join(example['caption'].lower().split()).rstrip('.'),
+    'description': partition.canonical(parse(example['caption'])),
+    'scene without jitter': partition.canonical(partition.describe(scene)),
+  }
+
+
+@pytest.mark.parametrize(
+  ('image_size', 'two_object_fraction', 'jitter'), [(32, 0.4, 0), (64, 0.0, 1), (16, 1.0, 0), (40, 0.5, 1)]
+)
+def test_splits_share_no_picture_scene_or_caption(image_size, two_object_fraction, jitter):
+  settings = {
+    **SETTINGS, 'image_size': image_size, 'two_object_fraction': two_object_fraction, 'jitter': jitter
+  }  # fmt: skip
+  found = {}
+  for split, count in (('train', 600), ('validation', 250), ('held_out', 150)):
+    # A training split of another seed must not overlap either.
+    seeds = (3, 4) if split == 'train' else (3,)
+    examples = [
+      contents(builder.make_example(builder._make_config(**{**settings, 'seed': seed}), split, index))
+      for seed in seeds
+      for index in range(count)
+    ]
+    found[split] = {name: {example[name] for example in examples} for name in examples[0]}
+  for first, second in (('train', 'validation'), ('train', 'held_out'), ('validation', 'held_out')):
+    overlaps = {name: len(values & found[second][name]) for name, values in found[first].items()}
+    assert set(overlaps.values()) == {0}, (first, second, overlaps)
+  assert len(found['validation']['scene']) > 100
+  assert len(found['validation']['caption']) > 150
+
+
+def test_held_out_examples_of_version_1_are_unchanged():
+  config = builder._make_config(**SETTINGS)
+  captions = [builder.make_example(config, 'held_out', index)['caption'] for index in range(3)]
+  assert captions == [
+    'a small cyan square under a small yellow triangle on a black background',
+    'a purple circle',
+    'a small orange triangle',
+  ]
+
+
+def test_data_of_version_1_are_kept_beside_the_new_ones(prepared, tmp_path):
+  old = tmp_path / prepared.parent.parent.name / prepared.parent.name / '1.0.0'
+  old.mkdir(parents=True)
+  (old / 'dataset_info.json').write_text('{}')
+  new = builder.prepare(tmp_path, **SETTINGS)
+  assert new == old.parent / '2.0.0'
+  assert (old / 'dataset_info.json').read_text() == '{}'
+  assert json.loads((new / 'dataset_info.json').read_text())['version'] == '2.0.0'
 
 
 def test_a_source_can_be_pickled(prepared):
