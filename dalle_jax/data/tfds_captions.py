@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_jax.data.account import Account, Tally
-from dalle_jax.data.captions import is_empty
+from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.tfds_source import TfdsSource
 from dalle_jax.files import write_json
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from dalle_jax.data.captions import is_empty
+from dalle_jax.data.caption_text import is_empty
 
 # Features that can serve as a record's key. The first one that a data set has is used.
 _KEYS = ('key', 'id', 'image_id', 'image/id', 'filename', 'file_name', 'image/filename')

@@ -233,7 +233,7 @@ def test_links_are_followed_only_to_files_inside_the_folder(tmp_path):
     'left out 1: a link to a file that does not exist (gone.png)', 'left out 1: neither a file nor a folder (pipe.png)',
   }  # fmt: skip
   assert f'note 3: {out} (metadata.csv, out, p.txt)' in lines
-  assert any(line.endswith('read at their own place (again, loop)') for line in lines)
+  assert any(line.endswith('searched at its own place (again, loop)') for line in lines)
 
 
 def test_listed_links_that_lead_out_are_left_out(tmp_path):
