@@ -42,13 +42,23 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace OUT if it exists.')
 _RECOVER = flags.DEFINE_bool(
   'recover', False, 'decode: if the file is damaged, write the intact chunks before the damage.'
 )
+_MAX_IMAGE_PIXELS = doors.define_max_image_pixels()
+_MAX_BATCH_SIZE = flags.DEFINE_integer(
+  'max_batch_size',
+  4096,
+  'decode: largest number of sequences that a file may ask to decode in parallel.',
+  lower_bound=1,
+)
 
 # Decoding must repeat the rounding of encoding. Autotuning picks kernels by timing, and nondeterministic kernels sum in
 # any order, so both would change the rounding from run to run.
 _GPU_FLAGS = '--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
 _ENCODING = ('coder', 'batch_size', 'verify', 'lossy', 'resize', 'caption', 'compare', 'report')
 # The flags that each action refuses.
-_REFUSED = {'encode': ('recover',), 'decode': _ENCODING, 'info': (*_ENCODING, 'model', 'recover', 'overwrite')}
+_REFUSED = {
+  'encode': ('recover', 'max_batch_size'), 'decode': _ENCODING,
+  'info': (*_ENCODING, 'model', 'recover', 'overwrite', 'max_image_pixels', 'max_batch_size'),
+}  # fmt: skip
 USAGE = {'encode': 'IN OUT', 'decode': 'IN OUT', 'info': 'IN'}
 
 
@@ -65,6 +75,7 @@ def main(action: str, argv: list[str]) -> int:
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
   from dalle_jax.compression.settings import CompressionSettings
   from dalle_jax.jobs.compress import commands
+  from dalle_jax.jobs.compress.limits import DecodingLimits
 
   if action == 'info':
     commands.info(*paths)
@@ -73,7 +84,7 @@ def main(action: str, argv: list[str]) -> int:
   source, out = paths
   settings = CompressionSettings(
     coder=_CODER.value, batch_size=_BATCH_SIZE.value, verify=_VERIFY.value, lossy=_LOSSY.value, resize=_RESIZE.value,
-    caption=_CAPTION.value,
+    caption=_CAPTION.value, max_image_pixels=_MAX_IMAGE_PIXELS.value,
   )  # fmt: skip
   doors.start_jax(distributed=False)
   if action == 'encode':
@@ -81,7 +92,8 @@ def main(action: str, argv: list[str]) -> int:
       model, source, out, settings, overwrite=_OVERWRITE.value, compare=_COMPARE.value, report=_REPORT.value
     )
   else:
-    commands.decode(model, source, out, recover=_RECOVER.value, overwrite=_OVERWRITE.value)
+    limits = DecodingLimits(max_image_pixels=_MAX_IMAGE_PIXELS.value, max_batch_size=_MAX_BATCH_SIZE.value)
+    commands.decode(model, source, out, recover=_RECOVER.value, overwrite=_OVERWRITE.value, limits=limits)
   return 0
 
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dalle_jax.compression.container import Damaged
 from dalle_jax.compression.huffman import HuffmanDecoder, HuffmanEncoder
 from dalle_jax.compression.range_coder import RangeDecoder, RangeEncoder
 
@@ -31,3 +32,21 @@ CODERS: dict[str, tuple[Callable[[], SymbolEncoder], Callable[[bytes], SymbolDec
   'range': (RangeEncoder, RangeDecoder),
   'huffman': (HuffmanEncoder, HuffmanDecoder),
 }
+
+
+def check_capacity(coder: str, payload: bytes, num_symbols: int, what: str) -> None:
+  """Check that a payload can hold the symbols that its chunk claims.
+
+  A Huffman code has at least one bit for a symbol. A range coder has no such limit: a symbol may cost almost nothing.
+
+  Args:
+    coder: a key of CODERS.
+    payload: the bytes of the chunk.
+    num_symbols: the symbols that the chunk claims, at least.
+    what: what they are, such as 'tokens'.
+
+  Raises:
+    Damaged: it cannot.
+  """
+  if coder == 'huffman' and num_symbols > 8 * len(payload):
+    raise Damaged(f'a chunk claims {num_symbols:,} {what}, which its {len(payload):,} bytes cannot hold')

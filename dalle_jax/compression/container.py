@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import dalle_jax
+from dalle_jax.files import shown
 
 MAGIC, VERSION = b'DJXC', 1
 KINDS = ('text', 'pictures')
@@ -30,6 +31,7 @@ _PREFIX, _CHUNK = struct.Struct('<4sHI'), struct.Struct('<cIII')
 _END, _CRC, _PLACE = struct.Struct('<cIQ32s'), struct.Struct('<I'), struct.Struct('<II')
 MAX_HEADER = 1 << 24  # bytes, unpacked
 MAX_PAYLOAD = 1 << 30
+_READ_SIZE = 1 << 20  # bytes read at a time, so that a cut file takes no more memory than it has bytes
 
 
 class Unreadable(ValueError):
@@ -56,9 +58,11 @@ class Header:
     for field in dataclasses.fields(self):
       expected: Any = dict if field.name in ('settings', 'platform') else field.type
       if type(getattr(self, field.name)) is not expected:
-        raise ValueError(f'{field.name} is {getattr(self, field.name)!r}; its type must be {expected.__name__}')
+        raise ValueError(
+          f'{field.name} is {shown(repr(getattr(self, field.name)))}; its type must be {expected.__name__}'
+        )
     if self.kind not in KINDS:
-      raise ValueError(f'kind is {self.kind!r}; this version knows {", ".join(KINDS)}')
+      raise ValueError(f'kind is {shown(repr(self.kind))}; this version knows {", ".join(KINDS)}')
     if not (1 <= self.batch_size <= 1 << 16 and 1 <= self.length <= 1 << 24):
       raise ValueError(
         f'batch_size is {self.batch_size} and length is {self.length}; they must lie in 1 to {1 << 16:,} and in 1 to '
@@ -163,14 +167,18 @@ class ContainerReader:
     try:
       self.header = Header(**json.loads(_inflate(encoded)))
     except (ValueError, TypeError, RecursionError, zlib.error) as error:
-      raise Unreadable(f'its header cannot be used: {error}') from None
+      raise Unreadable(f'its header cannot be used: {shown(error, 300)}') from None
 
   def _exactly(self, size: int, section: str) -> bytes:
     """Read `size` bytes of a section of the file. Raises Damaged if there are fewer."""
-    data = self._file.read(size)
-    if len(data) < size:
-      raise Damaged(f'it is cut inside {section}')
-    return data
+    parts, missing = [], size
+    while missing:
+      part = self._file.read(min(missing, _READ_SIZE))
+      if not part:
+        raise Damaged(f'it is cut inside {section}')
+      parts.append(part)
+      missing -= len(part)
+    return b''.join(parts)
 
   def chunks(self) -> Iterator[Chunk]:
     """Yield the chunks whose checksums are correct, then set `end`.
@@ -222,7 +230,8 @@ class ContainerReader:
   @property
   def coded_on(self) -> str:
     """The platform that the file was coded on, in printable ASCII."""
-    return ascii(', '.join(f'{name} {value}' for name, value in self.header.platform.items()))[1:-1]
+    described = ', '.join(f'{shown(name, 50)} {shown(value)}' for name, value in [*self.header.platform.items()][:20])
+    return shown(ascii(described)[1:-1], 600)
 
   def skip(self, chunk: Chunk) -> None:
     """Go on to the next chunk without the content of this one."""

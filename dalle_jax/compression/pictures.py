@@ -16,14 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_jax.compression import frequencies
-from dalle_jax.compression.coders import CODERS
+from dalle_jax.compression.coders import CODERS, check_capacity
 from dalle_jax.compression.container import Chunk, Damaged, Unreadable
 from dalle_jax.compression.pixels import PixelCoder, valid_values
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
+from dalle_jax.files import shown
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.stream import TokenStream
 
 _LONGEST_NAME = 240  # bytes; most file systems allow 255
+_LONGEST_PATH, _MOST_FOLDERS = 4096, 256  # bytes, and names in a path
+_MOST_PIXELS = 1 << 30
 
 
 @dataclasses.dataclass
@@ -37,7 +40,9 @@ class PictureCosts:
   squared_error: float = 0.0  # of the reconstructions, summed over pixel values
 
 
-def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[int, int]]]:
+def listing(
+  settings: dict[str, Any], size: int, max_pixels: int = _MOST_PIXELS
+) -> tuple[list[str], list[tuple[int, int]]]:
   """Read the list of pictures from a header and validate it, because the header may be malicious.
 
   Encoders call this before they start, so that they never write a list that decoders refuse.
@@ -45,6 +50,7 @@ def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[
   Args:
     settings: the header's settings, of any content.
     size: rows and columns of a tile, in pixels.
+    max_pixels: the largest number of pixels of a picture.
 
   Returns:
     The pictures' names and their shapes (rows, columns).
@@ -58,30 +64,32 @@ def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[
   try:
     listed, tile = settings['pictures'], settings['size']
     if tile != size:
-      raise ValueError(f'it has tiles of {tile} pixels; the model has {size}')
+      raise ValueError(f'it has tiles of {shown(repr(tile))} pixels; the model has {size}')
     if not all(type(settings[name]) is bool for name in ('lossless', 'single')):
       raise ValueError(
-        f'lossless is {settings["lossless"]!r} and single is {settings["single"]!r}; both must be true or false'
+        f'lossless is {shown(repr(settings["lossless"]))} and single is {shown(repr(settings["single"]))}; both must '
+        'be true or false'
       )
     for name, height, width in listed:
-      path = PurePosixPath(name)
-      if (
-        path.is_absolute()
-        or '..' in path.parts
-        or '\\' in name
-        or not path.name
-        or len(path.name.encode()) > _LONGEST_NAME
-      ):
+      if not _is_plain(name):
         raise ValueError(
-          f'it has a picture named {name!r}; a name must be a relative path without .. and backslashes, and its last '
-          f'part must have at most {_LONGEST_NAME} bytes'
+          f'it has a picture named {shown(repr(name))}; a name must be a relative path without .., backslashes and '
+          f'zero bytes, with at most {_LONGEST_PATH} bytes and {_MOST_FOLDERS} names, of which the last has at '
+          f'most {_LONGEST_NAME} bytes'
         )
+      path = PurePosixPath(name)
       if name in seen or seen & {str(parent) for parent in path.parents}:
-        raise ValueError(f'it has two pictures that would both be written to {name!r}')
-      if not all(type(side) is int and 0 < side <= 1 << 20 for side in (height, width)) or height * width > 1 << 30:
+        raise ValueError(f'it has two pictures that would both be written to {shown(repr(name))}')
+      sides = (height, width)
+      if not all(type(side) is int and 0 < side <= 1 << 20 for side in sides) or height * width > _MOST_PIXELS:
         raise ValueError(
-          f'it has a picture of {height} x {width} pixels; a side must lie in 1 to {1 << 20:,}, and there may be '
-          f'at most {1 << 30:,} pixels'
+          f'it has a picture of {shown(repr(height), 30)} x {shown(repr(width), 30)} pixels; a side must lie in 1 to '
+          f'{1 << 20:,}, and there may be at most {_MOST_PIXELS:,} pixels'
+        )
+      if height * width > max_pixels:
+        raise ValueError(
+          f'it has a picture of {height:,} x {width:,} pixels, more than the limit of {max_pixels:,}; raise it with '
+          '--max_image_pixels if you trust the file'
         )
       names.append(name)
       seen.add(name)
@@ -89,8 +97,18 @@ def listing(settings: dict[str, Any], size: int) -> tuple[list[str], list[tuple[
     if not names or (settings['single'] and len(names) > 1):
       raise ValueError(f'it has {len(names)} pictures; it must have {"one" if settings["single"] else "at least one"}')
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise Unreadable(f'its list of pictures cannot be used: {error}') from None
+    raise Unreadable(f'its list of pictures cannot be used: {shown(error, 500)}') from None
   return names, shapes
+
+
+def _is_plain(name: Any) -> bool:
+  """Whether a name from a header is the relative path of a file that may be written."""
+  if not isinstance(name, str) or len(name.encode()) > _LONGEST_PATH:
+    return False
+  path = PurePosixPath(name)
+  is_inside = bool(path.name) and not path.is_absolute() and '..' not in path.parts and '\\' not in name
+  is_short = len(path.parts) <= _MOST_FOLDERS and len(path.name.encode()) <= _LONGEST_NAME
+  return is_inside and is_short and '\0' not in name
 
 
 def tile_sizes(height: int, width: int, size: int) -> list[tuple[int, int]]:
@@ -189,10 +207,11 @@ class PictureCoder:
       Tiles uint8 [n, S, S, 3], token sequences int32 [n, T], and the chunk's content.
 
     Raises:
-      Damaged: the chunk's number of tiles differs from the number of `sizes`.
+      Damaged: the chunk's number of tiles differs from the number of `sizes`, or the payload cannot hold that many.
     """
     if chunk.count != len(sizes):
       raise Damaged(f'a chunk claims {chunk.count} tiles instead of {len(sizes)}')
+    check_capacity(self._coder, chunk.payload, self._sequences.length * len(sizes), 'tokens')
     decoder = CODERS[self._coder][1](chunk.payload)
     tokens = np.stack(self._sequences.decode([self._sequences.length] * len(sizes), decoder))
     content = tokens.astype('<i4').tobytes()

@@ -1,5 +1,6 @@
 """Coding of token sequences with a sequence model, a batch of rows at a time."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,12 @@ class SequenceCoder:
     self._step = jax.jit(model.step, donate_argnums=1)
     self._frequencies = jax.jit(frequencies.of_logits)
     self._nll = jax.jit(token_nll)
+
+  @property
+  def state_bytes(self) -> int:
+    """Bytes of the model's cache and logits for all rows."""
+    leaves = jax.tree.leaves(jax.eval_shape(self._start, self._params))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
   def _run(self, lengths: Sequence[int], code: Callable[[int, np.ndarray, jax.Array], np.ndarray]) -> None:
     """Run the model over all positions.

@@ -5,7 +5,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from dalle_jax.compression.coders import CODERS
+from dalle_jax.compression.coders import CODERS, check_capacity
 from dalle_jax.compression.container import Chunk, Damaged
 from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 
@@ -67,11 +67,12 @@ def decode(chunk: Chunk, sequences: SequenceCoder, coder: str) -> np.ndarray:
   """Decode the ids [N] of a chunk.
 
   Raises:
-    Damaged: the chunk's `count` is larger than a batch of sequences holds.
+    Damaged: the chunk's `count` is larger than a batch of sequences or the payload holds.
   """
   capacity = sequences.batch_size * sequences.length
   if chunk.count > capacity:
     raise Damaged(f'a chunk claims {chunk.count} tokens; a chunk of this file has at most {capacity}')
+  check_capacity(coder, chunk.payload, chunk.count, 'tokens')
   lengths = [len(row) for row in rows(np.empty(chunk.count, np.int8), sequences.length)]
   decoded = sequences.decode(lengths, CODERS[coder][1](chunk.payload))
   return np.concatenate(decoded) if decoded else np.empty(0, np.int32)

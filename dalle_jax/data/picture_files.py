@@ -18,7 +18,7 @@ from PIL import Image
 from dalle_jax.data import png_chunks
 from dalle_jax.files import shown
 
-EXTENSIONS = frozenset({'.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif'})
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif')
 # Pillow's own limit, about 9,459 x 9,459 pixels, or 270 MB as RGB. Cameras stay below it, up to 80 megapixels, and the
 # few buffers of a decoder for such a picture fit into the memory of a small machine.
 MAX_PIXELS = 89_478_485

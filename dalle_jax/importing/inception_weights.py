@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dalle_jax.files import shown
 from dalle_jax.importing import torch_file
 from dalle_jax.models.inception import NUM_CLASSES, NUM_FEATURES, SIZE, Inception
 
@@ -43,7 +44,7 @@ def load(path: Path) -> Weights:
       _put(params, keys[:-1], layer)
   classes = _take(tensors, 'fc.weight', (NUM_CLASSES, NUM_FEATURES), problems)
   _take(tensors, 'fc.bias', (NUM_CLASSES,), problems)  # the Inception score of Salimans et al. 2016 does not use it
-  problems += [f'{name} is unknown' for name in tensors if not name.endswith('num_batches_tracked')]
+  problems += [f'{shown(name, 60)} is unknown' for name in tensors if not name.endswith('num_batches_tracked')]
   if problems:
     raise ValueError(
       f'--inception {path} does not hold the weights for the Fréchet Inception distance '
@@ -99,7 +100,7 @@ def _take(tensors: dict[str, np.ndarray], name: str, shape: tuple, problems: lis
   if tensor is None:
     problems.append(f'it lacks {name}')
   elif tensor.shape != shape:
-    problems.append(f'{name} has the shape {list(tensor.shape)}, not {list(shape)}')
+    problems.append(f'{name} has the shape {shown(list(tensor.shape), 60)}, not {list(shape)}')
   elif not np.all(np.isfinite(tensor)):
     problems.append(f'{name} holds values that are infinite or NaN')
   else:

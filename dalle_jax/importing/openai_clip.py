@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from dalle_jax.config import Config
+from dalle_jax.files import shown
 from dalle_jax.importing import weights
 
 HEAD_DIM = 64  # channels per head in all published models; the tensors' shapes do not determine it
@@ -57,7 +58,7 @@ def load(path: Path, vocab_size: int) -> tuple[Config, dict[str, Any]]:
     A configuration with the model's sizes, and its parameters (numpy, float32).
 
   Raises:
-    ValueError: the file does not hold such a model. The message names every missing, unknown or wrong tensor.
+    ValueError: the file does not hold such a model. The message names missing, unknown and wrong tensors.
   """
   path = Path(path)
   tensors = _published_names(path, weights.read(path, ('__torch__',)))
@@ -115,7 +116,7 @@ def _config(path: Path, tensors: dict[str, np.ndarray]) -> Config:
     if name not in tensors or tensors[name].ndim != axes
   ]
   if wrong:
-    first_names = ', '.join(sorted(tensors)[:3])
+    first_names = ', '.join(shown(name, 60) for name in sorted(tensors)[:3])
     raise ValueError(
       f'{path} is not a CLIP: it lacks {", ".join(wrong)}; it has {first_names}, ... ({len(tensors)} tensors).'
     )

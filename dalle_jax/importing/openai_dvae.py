@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from dalle_jax.config import Config
 from dalle_jax.factory import make_dvae
+from dalle_jax.files import shown
 from dalle_jax.importing import torch_file, weights
 
 MODULE_PACKAGES = ('dall_e', 'torch.nn.modules')
@@ -29,7 +30,7 @@ def load(encoder: Path, decoder: Path) -> tuple[Config, dict[str, Any]]:
     A configuration with the dVAE's sizes, and its parameters (numpy, float32).
 
   Raises:
-    ValueError: a file does not hold such a module. The message names every missing, unknown or wrong tensor.
+    ValueError: a file does not hold such a module. The message names missing, unknown and wrong tensors.
   """
   trees = {'encoder': (encoder, _tree(encoder)), 'decoder': (decoder, _tree(decoder))}
   config = _config(trees)
@@ -62,7 +63,7 @@ def _tree(path: Path) -> dict[str, Any]:
   for name, tensor in tensors.items():
     keys = _keys(name)
     if keys is None or tensor.ndim not in (1, 4):
-      unknown.append(f'{name} {list(tensor.shape)}')
+      unknown.append(f'{shown(name, 80)} {shown(list(tensor.shape), 60)}')
       continue
     branch = tree
     for key in keys[:-1]:
@@ -72,7 +73,8 @@ def _tree(path: Path) -> dict[str, Any]:
     f'{end}.{leaf}' for end in ('input', 'output') for leaf in _LEAVES.values() if leaf not in tree.get(end, {})
   ]
   if unknown or missing:
-    problems = [f'it has {", ".join(unknown)}'] if unknown else []
+    more = f' and {len(unknown) - 3} more' if len(unknown) > 3 else ''
+    problems = [f'it has {", ".join(unknown[:3])}{more}'] if unknown else []
     problems += [f'it lacks {", ".join(missing)}'] if missing else []
     raise ValueError(f"{path} is neither the published dVAE's encoder nor its decoder: {'; '.join(problems)}.")
   return tree

@@ -14,14 +14,19 @@ import collections
 import io
 import math
 import pickle
-import pickletools
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from dalle_jax.files import shown
+from dalle_jax.importing import pickle_scan
+from dalle_jax.importing.pickle_scan import CappedFile
+
+_MOST_COPIES = 4  # tensors may share storages; their sizes may add up to so many times the size of the file
+_LONGEST_NAME = 1000  # characters of a tensor's name, with the names of the modules around it
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older format
 _DTYPES = {
   'FloatStorage': np.dtype('<f4'), 'HalfStorage': np.dtype('<f2'), 'DoubleStorage': np.dtype('<f8'),
@@ -69,7 +74,7 @@ class _Tensor:
     """
     numbers = (self.offset, *self.shape, *self.strides)
     if not all(type(n) is int and n >= 0 for n in numbers) or len(self.shape) != len(self.strides):
-      raise ValueError(f'a tensor has the shape {self.shape}, the strides {self.strides} and the offset {self.offset}')
+      raise ValueError('a tensor has a shape, strides or an offset that are no list of numbers from 0')
     last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
     values = self.storage.values
     # The size is limited too, because strides of 0 could turn a few numbers into a huge array.
@@ -98,20 +103,41 @@ def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndar
   """
   path = Path(path)
   try:
-    with path.open('rb') as file:
-      archive = zipfile.is_zipfile(file)
+    with path.open('rb') as opened:
+      file = CappedFile(opened)
+      size, archive = file.left, zipfile.is_zipfile(opened)
       file.seek(0)
       loaded = _read_archive(file, module_packages) if archive else _read_stream(file, module_packages)
-    return {name: tensor.array() for name, tensor in _named_tensors(loaded)}
+    return _arrays(_named_tensors(loaded), size)
   except OSError as error:
-    raise ValueError(f'{path} cannot be read: {error.strerror or error}') from None
+    raise ValueError(f'{shown(path)} cannot be read: {error.strerror or shown(error)}') from None
   except _Refused as error:
-    raise ValueError(f'{path} is refused: {error} Nothing in it was executed.') from None
+    raise ValueError(f'{shown(path)} is refused: {error} Nothing in it was executed.') from None
   except _ERRORS as error:
     raise ValueError(
-      f'{path} is not a file that torch.save wrote, or it is damaged ({type(error).__name__}: {error}). Nothing in it '
-      'was executed.'
+      f'{shown(path)} is not a file that torch.save wrote, or it is damaged ({type(error).__name__}: {shown(error)}). '
+      'Nothing in it was executed.'
     ) from None
+
+
+def _arrays(tensors: list[tuple[str, _Tensor]], file_size: int) -> dict[str, np.ndarray]:
+  """The values of tensors by name.
+
+  Args:
+    tensors: names and tensors.
+    file_size: bytes of the file that they are from.
+
+  Raises:
+    ValueError: a tensor is invalid, or together they are much larger than the file, because they share storages.
+  """
+  arrays: dict[str, np.ndarray] = {}
+  num_bytes = 0
+  for name, tensor in tensors:
+    arrays[name] = tensor.array()
+    num_bytes += arrays[name].nbytes
+    if num_bytes > _MOST_COPIES * file_size:
+      raise ValueError(f'its tensors have more than {_MOST_COPIES} times the {file_size:,} bytes of the file')
+  return arrays
 
 
 class _Refused(Exception):
@@ -121,27 +147,19 @@ class _Refused(Exception):
 class _Unpickler(pickle.Unpickler):
   """An unpickler that only resolves the allowed names."""
 
-  def __init__(self, file: BinaryIO, module_packages: tuple[str, ...]) -> None:
+  def __init__(self, file: CappedFile, module_packages: tuple[str, ...]) -> None:
     super().__init__(file, encoding='latin1')
     self._module_packages = module_packages
     self.storages: dict[str, _Storage] = {}
 
   @classmethod
-  def of(cls, file: BinaryIO, module_packages: tuple[str, ...]) -> '_Unpickler':
+  def of(cls, file: CappedFile, module_packages: tuple[str, ...]) -> '_Unpickler':
     """Make an unpickler for the next pickle in the file, after a scan of its instructions.
 
-    A pickle stores objects in a memo by number, and Python allocates a table up to the highest number. A number above
-    the count of instructions so far can only serve to exhaust the memory, so we refuse it before unpickling.
-
     Raises:
-      ValueError: such a number occurs.
+      ValueError: the pickle would exhaust the memory or the time of a reader.
     """
-    begin = file.tell()
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
-      is_put = instruction.name in ('PUT', 'BINPUT', 'LONG_BINPUT')
-      if is_put and isinstance(argument, int) and argument > count:
-        raise ValueError(f'instruction {count} stores an object in the memo under the number {argument}')
-    file.seek(begin)
+    pickle_scan.check(file)
     return cls(file, module_packages)
 
   def find_class(self, module: str, name: str) -> Any:
@@ -162,7 +180,8 @@ class _Unpickler(pickle.Unpickler):
     if any(module == package or module.startswith(package + '.') for package in self._module_packages):
       return type(name, (Record,), {})
     raise _Refused(
-      f'it names {module}.{name}, which is neither a tensor nor a plain container nor a class of the model.'
+      f'it names {shown(module, 80)}.{shown(name, 80)}, which is neither a tensor nor a plain container nor a class '
+      'of the model.'
     )
 
   def persistent_load(self, identity: Any) -> Any:
@@ -170,49 +189,71 @@ class _Unpickler(pickle.Unpickler):
     if kind == 'module':  # a class and its source code; we ignore the code
       return rest[0]
     if kind != 'storage':
-      raise _Refused(f"it refers to an object of the kind {kind!r}; only 'storage' and 'module' are allowed.")
+      named = shown(repr(kind)) if isinstance(kind, str) else type(kind).__name__  # a tuple could be huge as text
+      raise _Refused(f"it refers to an object of the kind {named}; only 'storage' and 'module' are allowed.")
     dtype, key, _, size = rest[:4]
     if not isinstance(dtype, np.dtype) or type(size) is not int or size < 0 or not isinstance(key, str):
       raise ValueError('a storage lacks its type, key or size')
     return self.storages.setdefault(key, _Storage(dtype, size))
 
 
-def _read_archive(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
+def _read_archive(file: CappedFile, module_packages: tuple[str, ...]) -> Any:
+  size = file.left
   with zipfile.ZipFile(file) as archive:
     names = archive.namelist()
     root = next((name[: -len('data.pkl')] for name in names if name.endswith('data.pkl')), None)
     if root is None:
       raise ValueError('the archive lacks data.pkl')
-    unpickler = _Unpickler.of(io.BytesIO(archive.read(f'{root}data.pkl')), module_packages)
+    left = size
+    info = archive.getinfo(f'{root}data.pkl')
+    left = _after(info, left)
+    unpickler = _Unpickler.of(CappedFile(io.BytesIO(archive.read(info))), module_packages)
     loaded = unpickler.load()
     for key, storage in unpickler.storages.items():
       info = archive.getinfo(f'{root}data/{key}')
       if info.file_size != storage.size * storage.dtype.itemsize:
         expected = storage.size * storage.dtype.itemsize
-        raise ValueError(f'the data of a storage have {info.file_size} bytes instead of {expected}')
+        raise ValueError(f'the data of a storage have {info.file_size} bytes instead of {shown(expected)}')
+      left = _after(info, left)
       storage.values = np.frombuffer(archive.read(info), storage.dtype)
   return loaded
 
 
-def _read_stream(file: BinaryIO, module_packages: tuple[str, ...]) -> Any:
+def _after(info: zipfile.ZipInfo, left: int) -> int:
+  """The bytes of an archive that are left for other records after a record.
+
+  Raises:
+    ValueError: there are too few. torch compresses no records, so they cannot be larger than the archive.
+  """
+  if info.file_size > left:
+    raise ValueError(
+      f'the record {shown(info.filename, 80)} claims {info.file_size:,} bytes, so that the records would be larger '
+      'than the file; torch.save does not compress them'
+    )
+  return left - info.file_size
+
+
+def _read_stream(file: CappedFile, module_packages: tuple[str, ...]) -> Any:
   def load() -> tuple[Any, _Unpickler]:
     unpickler = _Unpickler.of(file, module_packages)
     return unpickler.load(), unpickler
 
-  if (load()[0], load()[0]) != (_MAGIC, _PROTOCOL):
+  if [type(number) is int and number for number in (load()[0], load()[0])] != [_MAGIC, _PROTOCOL]:
     raise ValueError('the first two pickles are not the magic number and protocol of torch.save')
   load()  # sizes and byte order of the machine that wrote the file
   loaded, unpickler = load()
   keys, _ = load()
-  if set(keys) != set(unpickler.storages):
+  if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+    raise ValueError('the list of storages is no list of names')
+  if sorted(keys) != sorted(unpickler.storages):
     raise ValueError('the list of storages differs from the storages that the tensors use')
   for key in keys:
     storage = unpickler.storages[key]
     (size,) = struct.unpack('<q', file.read(8))
-    data = file.read(size * storage.dtype.itemsize) if size == storage.size else b''
-    if size != storage.size or len(data) != size * storage.dtype.itemsize:
+    num_bytes = size * storage.dtype.itemsize
+    if size != storage.size or num_bytes > file.left:
       raise ValueError('the data of a storage have a wrong size')
-    storage.values = np.frombuffer(data, storage.dtype)
+    storage.values = np.frombuffer(file.read(num_bytes), storage.dtype)
   return loaded
 
 
@@ -225,8 +266,10 @@ def _named_tensors(loaded: Any) -> list[tuple[str, _Tensor]]:
   if isinstance(loaded, Record):
     return _module_tensors(loaded, '', set())
   if isinstance(loaded, dict) and loaded and all(isinstance(tensor, _Tensor) for tensor in loaded.values()):
+    if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in loaded):
+      raise ValueError(f'a tensor has a name of more than {_LONGEST_NAME:,} characters, or none')
     return list(loaded.items())
-  raise ValueError(f'it holds neither a module nor a dict of tensors, but a {type(loaded).__name__}')
+  raise ValueError(f'it holds neither a module nor a dict of tensors, but a {shown(type(loaded).__name__, 80)}')
 
 
 def _module_tensors(module: Record, prefix: str, seen: set[int]) -> list[tuple[str, _Tensor]]:
@@ -247,6 +290,8 @@ def _module_tensors(module: Record, prefix: str, seen: set[int]) -> list[tuple[s
     attributes = {**(attributes.get('_parameters') or {}), **(attributes['_modules'] or {})}
   tensors = []
   for name, value in attributes.items():  # TorchScript keeps parameters, buffers and submodules side by side
+    if isinstance(value, _Tensor | Record) and not (isinstance(name, str) and len(prefix + name) <= _LONGEST_NAME):
+      raise ValueError(f'a tensor or a module has a name of more than {_LONGEST_NAME:,} characters, or none')
     if isinstance(value, _Tensor):
       tensors.append((prefix + name, value))
     elif isinstance(value, Record):

@@ -7,7 +7,10 @@ import jax
 import numpy as np
 
 from dalle_jax import trees
+from dalle_jax.files import shown
 from dalle_jax.importing import torch_file
+
+_MOST_SHOWN = 30  # tensors that a message names
 
 
 def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -32,13 +35,13 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
   except ImportError:
-    raise ValueError(f"{path} needs the package safetensors: pip install 'dalle_jax[clip]'.") from None
+    raise ValueError(f"{shown(path)} needs the package safetensors: pip install 'dalle_jax[clip]'.") from None
   try:
     return safetensors.numpy.load(path.read_bytes())
   except OSError as error:
-    raise ValueError(f'{path} cannot be read: {error.strerror or error}') from None
+    raise ValueError(f'{shown(path)} cannot be read: {error.strerror or shown(error)}') from None
   except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'{path} is not a safetensors file, or it is damaged ({error}).') from None
+    raise ValueError(f'{shown(path)} is not a safetensors file, or it is damaged ({shown(error)}).') from None
 
 
 def checked(params: Any, expected: Any, problem: str) -> Any:
@@ -50,11 +53,11 @@ def checked(params: Any, expected: Any, problem: str) -> Any:
     problem: start of the error message, such as 'a.pt does not hold a model'.
 
   Raises:
-    ValueError: paths, dtypes or shapes differ, or values are infinite or NaN. The message names every difference.
+    ValueError: paths, dtypes or shapes differ, or values are infinite or NaN. The message names the first differences.
   """
-  differences = trees.differences(params, expected, most=10**6)
+  differences = trees.differences(params, expected, most=_MOST_SHOWN)
   if differences:
-    lines = differences.replace('; ', '\n  ')
+    lines = '\n  '.join(shown(line) for line in differences.split('; '))
     raise ValueError(f'{problem}:\n  {lines}')
   nonfinite = [
     jax.tree_util.keystr(path)
@@ -62,5 +65,5 @@ def checked(params: Any, expected: Any, problem: str) -> Any:
     if not np.all(np.isfinite(leaf))
   ]
   if nonfinite:
-    raise ValueError(f'{problem}: values are infinite or NaN, in {", ".join(nonfinite)}.')
+    raise ValueError(f'{problem}: values are infinite or NaN, in {shown(", ".join(nonfinite), 400)}.')
   return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32, order='C'), params)

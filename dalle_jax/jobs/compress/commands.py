@@ -22,8 +22,9 @@ from dalle_jax.compression.container import ContainerReader, ContainerWriter, Da
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.evaluation.sequence_likelihood import num_values
-from dalle_jax.files import check_directory, check_file, finite_or_null, replacing, write_json
+from dalle_jax.files import check_directory, check_file, finite_or_null, replacing, shown, write_json
 from dalle_jax.hosts import say
+from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
 from dalle_jax.training.signals import terminations_as_interrupts
@@ -43,7 +44,7 @@ class Job(Protocol):
     self, inputs: Any, /, settings: CompressionSettings, start: Callable[..., ContainerWriter]
   ) -> dict[str, Any]: ...
 
-  def decode(self, reader: ContainerReader, out: Path, size: int) -> None: ...
+  def decode(self, reader: ContainerReader, out: Path, size: int, limits: DecodingLimits) -> None: ...
 
   def baselines(self, inputs: Any, /) -> dict[str, int | None]: ...
 
@@ -101,7 +102,15 @@ def encode(
   return figures
 
 
-def decode(model: str, source: str, out: str, *, recover: bool = False, overwrite: bool = False) -> None:
+def decode(
+  model: str,
+  source: str,
+  out: str,
+  *,
+  recover: bool = False,
+  overwrite: bool = False,
+  limits: DecodingLimits | None = None,
+) -> None:
   """Decode a file that `encode` wrote.
 
   Args:
@@ -111,9 +120,11 @@ def decode(model: str, source: str, out: str, *, recover: bool = False, overwrit
       empty.
     recover: whether to write the content of the intact chunks before the first damage.
     overwrite: whether `out` may exist, if it is a file.
+    limits: what the file may ask for; None for the defaults.
 
   Raises:
-    ValueError: the file is damaged, or another model encoded it. Without `recover` nothing is written.
+    ValueError: the file asks for too much, is damaged, or another model encoded it. Without `recover` nothing is
+      written.
   """
   out_path, damage = Path(out), None
   with _readable_errors(source), Path(source).open('rb') as file:
@@ -132,7 +143,7 @@ def decode(model: str, source: str, out: str, *, recover: bool = False, overwrit
       )
     with replacing(out_path) as partial:
       try:
-        job_type(loaded).decode(reader, partial, Path(source).stat().st_size)
+        job_type(loaded).decode(reader, partial, Path(source).stat().st_size, limits or DecodingLimits())
         reader.check_whole()
       except Damaged as error:
         if not recover or not reader.num_chunks:
@@ -164,7 +175,7 @@ def info(source: str) -> dict[str, Any]:
     'payload_bytes': payload_bytes, 'file_bytes': Path(source).stat().st_size,
   }  # fmt: skip
   for name, value in facts.items():
-    print(f'{name:<14} {value if isinstance(value, int) else json.dumps(value)}')
+    print(f'{name:<14} {value if isinstance(value, int) else shown(json.dumps(value), 1000)}')
   return facts
 
 
@@ -221,11 +232,13 @@ def _writer(
 
 def _check_model(header: Header, identity: str, kind: str, model: str) -> None:
   if header.model != identity:
-    raise Unreadable(f'it was coded with the model {header.model!r}, but {model} (--model) is the model {identity!r}')
+    raise Unreadable(
+      f'it was coded with the model {shown(repr(header.model))}, but {model} (--model) is the model {identity!r}'
+    )
   if header.kind != kind or header.coder not in CODERS:
     raise Unreadable(
-      f'its header names the kind {header.kind!r} and the coder {header.coder!r}; the kind of the model in --model is '
-      f'{kind!r}, and the coders are {", ".join(CODERS)}'
+      f'its header names the kind {header.kind!r} and the coder {shown(repr(header.coder))}; the kind of the '
+      f'model in --model is {kind!r}, and the coders are {", ".join(CODERS)}'
     )
 
 
@@ -236,12 +249,12 @@ def _readable_errors(source: str) -> Iterator[None]:
     with terminations_as_interrupts():
       yield
   except OSError as error:
-    raise ValueError(f'{error.filename or source}: {error.strerror or error}') from None
+    raise ValueError(f'{shown(error.filename or source)}: {error.strerror or shown(error)}') from None
   except jax.errors.JaxRuntimeError as error:
-    first_line = str(error).splitlines()[0]
-    raise ValueError(f'{source}: {first_line} Encode with a lower --batch_size to use less memory.') from error
+    first_line = shown(str(error).splitlines()[0], 300)
+    raise ValueError(f'{shown(source)}: {first_line} Encode with a lower --batch_size to use less memory.') from error
   except Unreadable as error:
-    raise type(error)(f'{source}: {error}') from None
+    raise type(error)(f'{shown(source)}: {error}') from None
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -20,8 +20,11 @@ from dalle_jax.config import Config
 from dalle_jax.data import folder, image
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD
+from dalle_jax.files import shown
 from dalle_jax.hosts import say
+from dalle_jax.jobs.compress.limits import DecodingLimits, check_memory
 from dalle_jax.models import likelihood
+from dalle_jax.sampling import memory
 from dalle_jax.training.progress import Progress
 
 
@@ -80,6 +83,8 @@ class PictureJob:
 
   def _coder(self, batch_size: int, coder: str, lossless: bool) -> PictureCoder:
     params = self._loaded.params
+    row_bytes = memory.row_bytes(self._model, self._loaded.dvae, params, self._part, guided=False)
+    check_memory(batch_size, batch_size * row_bytes)
     sequences = SequenceCoder(self._model, params[self._part], batch_size)
     floor = self._loaded.config.dvae.min_log_scale
     return PictureCoder(self._loaded.dvae, params['dvae'], floor, sequences, self._model, coder, lossless)
@@ -130,7 +135,7 @@ class PictureJob:
         num_changed += self._caption(text) != entry.caption
       pixels = _read(entry.path, inputs.settings, self._loaded.config)
       if pixels.shape[:2] != entry.shape:
-        raise ValueError(f'{entry.path} has been changed since this command started; run the command again.')
+        raise ValueError(f'{shown(entry.path)} has been changed since this command started; run the command again.')
       for tile in pictures.cut(pixels, self._size):
         yield tile, text
     if num_changed:
@@ -138,13 +143,14 @@ class PictureJob:
         f'note: {num_changed} caption(s) will come back changed: the tokenizer makes them lower case and cuts long ones'
       )
 
-  def decode(self, reader: ContainerReader, out: Path, size: int) -> None:
+  def decode(self, reader: ContainerReader, out: Path, size: int, limits: DecodingLimits) -> None:
     """Decompress a picture, or a directory of pictures.
 
     Args:
       reader: the compressed file.
       out: the file or directory to write.
       size: bytes of the compressed file; not used.
+      limits: what the file may ask for.
 
     Raises:
       Damaged: a chunk is damaged. The pictures before it are written.
@@ -152,12 +158,13 @@ class PictureJob:
     """
     del size
     header = reader.header
-    names, shapes = pictures.listing(header.settings, self._size)
+    names, shapes = pictures.listing(header.settings, self._size, limits.max_image_pixels)
     if header.length != self._model.length:
       raise Unreadable(f'its header says {header.length} tokens a sequence; the model has {self._model.length}')
     plan = _PicturePlan(shapes, self._size)
     if header.batch_size != rows_for(plan.num_tiles, header.batch_size):
       raise Unreadable(f'its header says {header.batch_size} sequences side by side, for {plan.num_tiles} tiles')
+    limits.check_batch(header.batch_size)
     coder = self._coder(header.batch_size, header.coder, header.settings['lossless'])
     writer = _PictureWriter(out, header.settings['single'], names, shapes, self._size)
     try:
@@ -271,12 +278,13 @@ def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
     return [(source, _png_name(source.name), caption)]
   if not source.is_dir():
     raise ValueError(
-      f'{source} does not exist; the model in --model is an image model and takes a picture or a directory of pictures.'
+      f'{shown(source)} does not exist; the model in --model is an image model and takes a picture or a directory '
+      'of pictures.'
     )
   files = folder.walk(source, 'IN')
-  names = [name for name in files if name.lower().endswith(folder.EXTENSIONS) and (source / name).is_file()]
+  names = [name for name in files if name.lower().endswith(image.EXTENSIONS) and (source / name).is_file()]
   if not names:
-    raise ValueError(f'{source} has no pictures; name a directory of {", ".join(folder.EXTENSIONS)} files.')
+    raise ValueError(f'{shown(source)} has no pictures; name a directory of {", ".join(image.EXTENSIONS)} files.')
   captions = {} if caption else _captions(source, files)
   return [(source / name, _png_name(name), captions.get(name, caption)) for name in names]
 
@@ -288,7 +296,7 @@ def _captions(source: Path, files: list[str]) -> dict[str, str]:
   try:
     return {entry.path: entry.caption for entry in folder.scan(source)}
   except ValueError as error:
-    say(f'note: no captions are used, because they cannot be read: {str(error).splitlines()[0]}')
+    say(f'note: no captions are used, because they cannot be read: {shown(str(error).splitlines()[0], 300)}')
     return {}
 
 
@@ -305,10 +313,10 @@ def _read(path: Path, settings: CompressionSettings, config: Config) -> np.ndarr
   data = path.read_bytes()
   try:
     if not (settings.lossy or settings.resize):
-      image.check_lossless(data)
-    pixels = image.decode(data)
+      image.check_lossless(data, settings.max_image_pixels)
+    pixels = image.decode(data, settings.max_image_pixels)
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from None
+    raise ValueError(f'{shown(path)}: {error}') from None
   if settings.resize:
     return fit(pixels, config.data.image_size, resampling=config.data.resampling)
   return pixels

@@ -12,6 +12,7 @@ from dalle_jax.compression.container import Chunk, ContainerReader, ContainerWri
 from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
+from dalle_jax.jobs.compress.limits import DecodingLimits, check_memory
 from dalle_jax.training.progress import Progress
 
 
@@ -77,15 +78,18 @@ class TextJob:
     return _figures(settings.coder, nats / math.log(2), num_tokens, end.num_bytes, writer)
 
   def _sequences(self, batch_size: int) -> SequenceCoder:
-    return SequenceCoder(self._loaded.model, self._loaded.params['model'], batch_size)
+    sequences = SequenceCoder(self._loaded.model, self._loaded.params['model'], batch_size)
+    check_memory(batch_size, sequences.state_bytes)
+    return sequences
 
-  def decode(self, reader: ContainerReader, out: Path, size: int) -> None:
+  def decode(self, reader: ContainerReader, out: Path, size: int, limits: DecodingLimits) -> None:
     """Decompress a file.
 
     Args:
       reader: the compressed file.
       out: the file to write.
       size: bytes of the compressed file, for the progress line.
+      limits: what the file may ask for.
 
     Raises:
       Damaged: a chunk is damaged. `out` then has the content of the chunks before it.
@@ -99,6 +103,7 @@ class TextJob:
       for chunk in reader.chunks():
         if sequences is None:
           _check_rows(chunk, header)
+          limits.check_batch(header.batch_size)
           sequences = self._sequences(header.batch_size)
         content = self._loaded.text_tokenizer.decode(text.decode(chunk, sequences, header.coder))
         reader.accept(chunk, content)
