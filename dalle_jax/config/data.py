@@ -38,6 +38,9 @@ class DataConfig:
   two_object_fraction: float = 0.5  # 'captioned_shapes': share of scenes with two objects
   position_jitter: int = 1  # 'captioned_shapes': largest random shift of objects, in 1/32 of the image side; 0 or 1
   shapes_seed: int = 0  # 'captioned_shapes': seed of the data set
+  # 'folder', 'tfds': the largest number of pixels of a picture, rows times columns. It bounds the memory that a damaged
+  # or hostile file can ask for. Larger pictures are left out.
+  max_image_pixels: int = 89_478_485
   num_workers: int = 0  # data-loading processes; 0: load in threads of the main process
   num_threads: int = 4  # reading threads per process
 
@@ -45,7 +48,9 @@ class DataConfig:
     require_choice('data', self, 'source', SOURCES)
     require_choice('data', self, 'crop', ('center', 'random', 'paper'))
     require_choice('data', self, 'resampling', ('area', 'box'))
-    require_positive('data', self, 'image_size', 'num_train', 'num_validation', 'num_held_out', 'num_threads')
+    require_positive(
+      'data', self, 'image_size', 'num_train', 'num_validation', 'num_held_out', 'max_image_pixels', 'num_threads'
+    )
     require_fraction('data', self, 'validation_fraction', 'two_object_fraction')
     require(self.num_workers >= 0, f'config.data.num_workers is {self.num_workers}; it must be 0 or more.')
     require(

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from dalle_jax.data import fingerprints
 from dalle_jax.data import image as image_lib
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import Tokenizer, pad
@@ -43,6 +44,7 @@ class Preprocess:
     bpe_dropout: float = 0.0,
     resampling: str = 'area',
     wrong_captions: WrongCaptions | None = None,
+    max_pixels: int = image_lib.MAX_PIXELS,
   ):
     """Configures the transform.
 
@@ -55,6 +57,7 @@ class Preprocess:
       bpe_dropout: probability of skipping each BPE merge.
       resampling: one of `crops.RESAMPLINGS`.
       wrong_captions: makes a hard negative for each caption, returned as 'wrong'. Needs a tokenizer.
+      max_pixels: the largest number of pixels of an image file.
     """
     self._image_size = image_size
     self._crop = crop
@@ -63,6 +66,7 @@ class Preprocess:
     self._tokenizer = tokenizer
     self._bpe_dropout = bpe_dropout
     self._wrong_captions = wrong_captions
+    self._max_pixels = max_pixels
     self._num_tokens = text_length - 1  # the model itself fills the first slot with the start-of-text token
     self.num_truncated = 0  # captions that this process has truncated so far
 
@@ -81,7 +85,7 @@ class Preprocess:
       ValueError: the image cannot be decoded; the message names the record.
     """
     try:
-      image = image_lib.decode(record['image'])
+      image = image_lib.decode(record['image'], self._max_pixels)
     except ValueError as error:
       raise ValueError(f'{record["key"]}: {error}') from error
     image = fit(image, self._image_size, self._crop, rng, self._resampling)
@@ -231,6 +235,8 @@ class Batches:
     """
     # States written by the first version have no fingerprint.
     old = {'fingerprint': self._identity['fingerprint'], **state}
+    if fingerprints.same(str(old['fingerprint']), str(self._identity['fingerprint'])):
+      old['fingerprint'] = self._identity['fingerprint']
     differences = [f'{key}: {old.get(key)} -> {value}' for key, value in self._identity.items()
                    if old.get(key) != value]  # fmt: skip
     if differences:

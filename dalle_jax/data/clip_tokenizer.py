@@ -21,8 +21,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, shortened
 from dalle_jax.data.pieces import checked
-from dalle_jax.data.tokenizer import merge, pad, shortened
+from dalle_jax.data.tokenizer import merge, pad
 
 CONTEXT_LENGTH = 77  # text slots of all published models, including the start and end tokens
 MAX_MERGES = 48_894  # CLIP uses only the first merges of the published file, which lists 262,144
@@ -82,8 +83,14 @@ class ClipTokenizer:
     return self._ids[END]
 
   def encode(self, text: str) -> list[int]:
-    """Returns the token ids of a text, without start, end and padding."""
-    return [i for word in _words().findall(_cleaned(text)) for i in self._word_ids(word)]
+    """Returns the token ids of a text, without start, end and padding. There are none if it `is_empty`.
+
+    Raises:
+      ValueError: the text holds half of a surrogate pair.
+    """
+    check_characters(text)
+    cleaned = _cleaned(text)
+    return [] if is_empty(cleaned) else [i for word in _words().findall(cleaned) for i in self._word_ids(word)]
 
   def _word_ids(self, word: str) -> list[int]:
     symbols = [_byte_characters()[byte] for byte in word.encode()]
@@ -113,9 +120,9 @@ class ClipTokenizer:
     Raises:
       ValueError: the text is empty, or too long and `truncate` is False.
     """
+    check_characters(text)
+    check_prompt(_cleaned(text))
     ids = self.encode(text)
-    if not ids:
-      raise ValueError(f'The prompt {text!r} is empty; give at least one word.')
     if len(ids) > length - 2 and not truncate:
       raise ValueError(
         f'The prompt has {len(ids)} tokens, but the model takes at most {length - 2}; shorten it, or cut it off with '

@@ -6,49 +6,48 @@ Captions come from one of three layouts. All subfolders are searched.
   * `metadata.csv`: the same keys as columns.
   * A `.txt` file beside each image. These are read only if there is no metadata file.
 
-Only the first caption of an image is used. An image can have several captions in a metadata list, in several metadata
-lines, or in several lines of its `.txt` file.
+Only the first caption of an image that is not empty is used. An image can have several captions in a metadata list, in
+several metadata lines, or in several lines of its `.txt` file. An `Account` counts what is not used.
 """
 
-import csv
 import hashlib
-import io
-import json
 import os
-import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
-from PIL import Image
 
-from dalle_jax.data.image import PILLOW_ERRORS, check_mode
+from dalle_jax.data import gate
+from dalle_jax.data.account import Account
+from dalle_jax.data.caption_listing import Entry, scan
+from dalle_jax.data.checked_pictures import CheckedPictures
+from dalle_jax.data.image import EXTENSIONS as ALL_EXTENSIONS
+from dalle_jax.data.image import MAX_PIXELS
+from dalle_jax.data.metadata_files import METADATA
+from dalle_jax.data.survey import survey
+from dalle_jax.files import shown
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff')
-METADATA = ('metadata.jsonl', 'metadata.csv')
-LAYOUT = (
-  'Looked for metadata.jsonl or metadata.csv with lines such as\n'
-  '  {"file_name": "images/cat.png", "text": "a cat on a mat"}\n'
-  'and for images with a caption file beside them:\n'
-  f'  cat.png  cat.txt   ({", ".join(EXTENSIONS)})'
-)
-_NAMES_SHOWN = 5
+__all__ = [
+  'EXTENSIONS', 'METADATA', 'Entry', 'FolderSource', 'name_of', 'open_folder', 'scan', 'split_by_name', 'verify', 'walk'
+]  # fmt: skip
 
-
-class Entry(NamedTuple):
-  """An image file and its caption."""
-
-  path: str  # the image's path relative to the folder, with forward slashes
-  caption: str
+EXTENSIONS = tuple(sorted(ALL_EXTENSIONS))
 
 
 class FolderSource:
   """Random access to the records of captioned images. An image file is read when its record is requested."""
 
-  def __init__(self, root: Path, entries: list[Entry]):
+  def __init__(self, root: Path, entries: list[Entry], digests: list[str] | None = None):
+    """
+    Args:
+      root: the folder.
+      entries: the records.
+      digests: SHA-256 of each image file, if it is known.
+    """
     self._root = str(root)
     self._entries = entries
+    self.digests = digests or []
 
   def __len__(self) -> int:
     return len(self._entries)
@@ -56,6 +55,14 @@ class FolderSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     path, caption = self._entries[index]
     return {'image': Path(self._root, path).read_bytes(), 'caption': caption, 'key': path}
+
+  def name(self, index: int) -> str:
+    """The path of a record's image. Reads no image."""
+    return self._entries[index].path
+
+  def caption(self, index: int) -> str:
+    """The caption of a record. Reads no image."""
+    return self._entries[index].caption
 
   @property
   def entries(self) -> list[Entry]:
@@ -69,14 +76,20 @@ def open_folder(
   validation_fraction: float,
   group_separator: str = '',
   progress: Callable[[int, int], None] | None = None,
+  max_pixels: int = MAX_PIXELS,
+  memory: Path | None = None,
+  account: Account | None = None,
 ) -> dict[str, FolderSource]:
-  """Lists the captioned images, skips unreadable ones with a warning, and splits the rest by name.
+  """Lists the captioned images, leaves out those that training cannot read, and splits the rest by name.
 
   Args:
     root: the folder.
     validation_fraction: share of names to hold out, see `split_by_name`.
     group_separator: captions that are equal up to this text have the same name. Empty: the whole caption is the name.
-    progress: called with (number of images checked, number of images).
+    progress: called with (number of images checked, number of images to check).
+    max_pixels: the largest number of pixels of an image.
+    memory: the file that remembers which images were checked, see `CheckedPictures`. None: check all.
+    account: counts what is found, used and left out.
 
   Returns:
     The sources of 'train' and 'validation'. There is no 'validation' if nothing is held out.
@@ -84,63 +97,61 @@ def open_folder(
   Raises:
     ValueError: the folder does not exist, has no captioned images or no readable image, or its metadata is invalid.
   """
-  root = Path(root)
-  entries = verify(root, scan(root), progress)
-  train, validation = split_by_name(entries, validation_fraction, group_separator)
-  splits = {'train': FolderSource(root, train)}
-  if validation:
-    splits['validation'] = FolderSource(root, validation)
-  return splits
+  root, account = Path(root), account or Account('pictures')
+  checked = CheckedPictures(memory, max_pixels)
+  verdicts = _usable(root, scan(root, account), checked, max_pixels, progress, account)
+  train, validation = split_by_name(list(verdicts), validation_fraction, group_separator)
+  splits = {'train': train, 'validation': validation}
+  return {
+    split: FolderSource(root, entries, [verdicts[entry] for entry in entries])
+    for split, entries in splits.items()
+    if entries
+  }
 
 
-def scan(root: Path) -> list[Entry]:
-  """Lists the captioned images of a folder, sorted by path, without opening them.
-
-  Images with an empty caption and listed files that do not exist are skipped with a warning.
-
-  Raises:
-    ValueError: the folder is missing or unreadable, it has no captioned image, all listed files are missing, or a
-      metadata line (named in the message) is invalid or names a file outside the folder.
-  """
-  files = walk(root)
-  metadata = [f for f in files if posixpath.basename(f) in METADATA]
-  listed = [e for f in metadata for e in _read_metadata(root, f)] if metadata else _read_caption_files(root, files)
-  captions: dict[str, str] = {}
-  for path, caption in listed:
-    captions.setdefault(path, caption)
-  if len(captions) < len(listed):
-    logging.warning('%s: %d further captions of the same images are not used.', root, len(listed) - len(captions))
-  uncaptioned = [path for path, caption in captions.items() if not caption]
-  _warn_skipped(root, 'images have an empty caption', uncaptioned)
-  captioned = {path: caption for path, caption in captions.items() if caption}
-  missing = [path for path in captioned if not os.path.isfile(root / path)]
-  if captioned and len(missing) == len(captioned):
-    raise ValueError(f'{root}: all {len(missing)} images listed in {metadata[0]} are missing: {_shorten(missing)}.')
-  _warn_skipped(root, 'listed images are missing', missing)
-  missing_paths = set(missing)
-  entries = [Entry(path, captioned[path]) for path in sorted(captioned) if path not in missing_paths]
-  if not entries:
-    raise ValueError(f'config.data.path: no captioned images in {root}.\n{LAYOUT}')
-  return entries
-
-
-def verify(root: Path, entries: list[Entry], progress: Callable[[int, int], None] | None = None) -> list[Entry]:
-  """Returns the entries whose images can be decoded. A warning gives the number and some names of the others.
+def verify(
+  root: Path,
+  entries: list[Entry],
+  progress: Callable[[int, int], None] | None = None,
+  max_pixels: int = MAX_PIXELS,
+  account: Account | None = None,
+) -> list[Entry]:
+  """Returns the entries whose images training can decode; see `open_folder`.
 
   Raises:
     ValueError: no image can be decoded.
   """
-  readable: list[Entry] = []
-  unreadable: list[Entry] = []
-  for index, entry in enumerate(entries):
-    (readable if _is_readable(root / entry.path) else unreadable).append(entry)
-    if progress:
-      progress(index + 1, len(entries))
-  paths = [entry.path for entry in unreadable]
-  if not readable:
-    raise ValueError(f'config.data.path: none of the {len(paths)} images in {root} is readable: {_shorten(paths)}.')
-  _warn_skipped(root, 'images cannot be decoded', paths)
-  return readable
+  checked = CheckedPictures(None, max_pixels)
+  return list(_usable(root, entries, checked, max_pixels, progress, account or Account('pictures')))
+
+
+def _usable(
+  root: Path,
+  entries: list[Entry],
+  checked: CheckedPictures,
+  max_pixels: int,
+  progress: Callable[[int, int], None] | None,
+  account: Account,
+) -> dict[Entry, str]:
+  """The SHA-256 of the image of each entry that training can decode."""
+  verdicts = gate.check(root, [entry.path for entry in entries], checked, max_pixels, progress)
+  digests: dict[Entry, str] = {}
+  for entry in entries:
+    verdict = verdicts[entry.path]
+    if verdict.problem:
+      account.leave_out(verdict.problem, entry.path)
+      continue
+    digests[entry] = verdict.digest
+    account.used += 1
+    for note in verdict.notes:
+      account.note(f'used, although {note}', entry.path)
+  if not digests:
+    names = ', '.join(shown(entry.path, 60) for entry in entries[:5])
+    raise ValueError(
+      f'config.data.path: none of the {len(entries)} images in {shown(root)} is readable: {names}'
+      f'{" and others" if len(entries) > 5 else ""}.\n{account}'
+    )
+  return digests
 
 
 def split_by_name(
@@ -184,7 +195,9 @@ def _position(name: str) -> float:
 
 
 def walk(root: Path, key: str = 'config.data.path') -> list[str]:
-  """Lists all files below a folder, sorted, as relative paths with forward slashes. Skips hidden files and folders.
+  """Lists the files below a folder that may be read, sorted, as relative paths with forward slashes; see `survey`.
+
+  A warning counts and names files that may not be read.
 
   Args:
     root: the folder.
@@ -193,118 +206,10 @@ def walk(root: Path, key: str = 'config.data.path') -> list[str]:
   Raises:
     ValueError: the folder does not exist, or a folder cannot be read.
   """
-  # os.path.isdir returns False if a parent folder cannot be read. Path.is_dir can raise instead.
-  if not os.path.isdir(root):
-    raise ValueError(f'{key}: there is no folder {root}, or it cannot be accessed.')
-  files = []
-
-  def refuse(error: OSError) -> None:
-    raise ValueError(f'{key}: the folder {error.filename} cannot be read: {error.strerror}.') from error
-
-  for folder, subfolders, names in os.walk(root, onerror=refuse):
-    subfolders[:] = [name for name in subfolders if not name.startswith('.')]
-    relative = Path(folder).relative_to(root)
-    files += [(relative / name).as_posix() for name in names if not name.startswith('.')]
-  return sorted(files)
-
-
-def _read_caption_files(root: Path, files: list[str]) -> list[Entry]:
-  """Entries of the images that have a `.txt` file beside them, with its first non-empty line as the caption."""
-  existing = set(files)
-  entries = []
-  for path in files:
-    stem, extension = posixpath.splitext(path)
-    if extension.lower() in EXTENSIONS and f'{stem}.txt' in existing:
-      lines = [_clean(line) for line in _read_text(root, f'{stem}.txt').splitlines()]
-      entries.append(Entry(path, next(filter(None, lines), '')))
-  return entries
-
-
-def _read_metadata(root: Path, path: str) -> Iterator[Entry]:
-  rows = _jsonl_rows if path.endswith('.jsonl') else _csv_rows
-  for number, row in rows(_read_text(root, path), path):
-    where = f'{path}, line {number}'
-    name, caption = row.get('file_name'), row.get('text', row.get('caption'))
-    if isinstance(caption, list):
-      caption = caption[0] if caption else ''
-    if not isinstance(name, str) or not name:
-      raise ValueError(f'{where}: "file_name" is missing or not a string. {LAYOUT}')
-    if not isinstance(caption, str):
-      raise ValueError(f'{where}: neither "text" nor "caption" holds a string. {LAYOUT}')
-    yield Entry(_inside(posixpath.dirname(path), name, where), _clean(caption))
-
-
-def _jsonl_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  # Not splitlines(): it also splits at U+2028 and similar characters, which JSON strings may contain unescaped.
-  for number, line in enumerate(text.split('\n'), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise ValueError(f'{path}, line {number}: not JSON: {error}.') from error
-    if not isinstance(row, dict):
-      raise ValueError(f'{path}, line {number}: not a JSON object but {line.strip()[:60]!r}.')
-    yield number, row
-
-
-def _csv_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
-  try:
-    for row in reader:
-      yield reader.line_num, row
-  except csv.Error as error:
-    raise ValueError(f'{path}, line {reader.line_num}: not CSV: {error}.') from error
-
-
-def _inside(folder: str, name: str, where: str) -> str:
-  """Returns the path of a listed file relative to the data folder. Raises ValueError if it is outside that folder.
-
-  Args:
-    folder: the metadata file's folder, relative to the data folder.
-    name: the listed `file_name`.
-    where: the metadata file and line, for the message.
-  """
-  path = posixpath.normpath(posixpath.join(folder, name))
-  if posixpath.isabs(path) or path.split('/')[0] == '..' or '\0' in path:
-    raise ValueError(f'{where}: file_name {name!r} leads out of the folder; only files inside it are read.')
-  return path
-
-
-def _read_text(root: Path, path: str) -> str:
-  try:
-    return (root / path).read_text(encoding='utf-8-sig')
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{root / path} is not UTF-8 text: {error}.') from error
-  except OSError as error:
-    raise ValueError(f'{root / path} cannot be read: {error.strerror}.') from error
-
-
-def _clean(caption: str) -> str:
-  # JSON can encode half of a surrogate pair, which cannot be encoded as UTF-8. It becomes '?'.
-  return caption.strip().encode('utf-8', 'replace').decode()
-
-
-def _is_readable(path: Path) -> bool:
-  try:
-    with Image.open(path) as image:
-      if image.format == 'PNG':
-        image.verify()  # checks the checksums of all chunks without decoding
-      else:
-        # `verify` does nothing for other formats, so decode. `draft` makes JPEG cheap: it decodes at 1/8 of the size.
-        image.draft('RGB', (1, 1))
-        image.load()
-      check_mode(image)
-  except PILLOW_ERRORS:
-    return False
-  return True
-
-
-def _warn_skipped(root: Path, reason: str, paths: list[str]) -> None:
-  if paths:
-    logging.warning('%s: %d %s and are skipped: %s.', root, len(paths), reason, _shorten(paths))
-
-
-def _shorten(paths: list[str]) -> str:
-  more = f' and {len(paths) - _NAMES_SHOWN} more' if len(paths) > _NAMES_SHOWN else ''
-  return ', '.join(paths[:_NAMES_SHOWN]) + more
+  found = survey(root, key)
+  account = Account('files')
+  for path, reason in found.barred.items():
+    account.leave_out(reason, path)
+  for tally in account.left_out.values():
+    logging.warning('%s: left out %s', shown(root), tally)
+  return found.files

@@ -3,11 +3,14 @@
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 SPACE = '\u2581'  # SentencePiece's symbol for a space
+# Characters that SentencePiece reserves: the space's symbol, and U+2585 and NUL, whose lines its trainer skips.
+RESERVED = re.compile(f'[{SPACE}\u2585\0]')
 
 
 class PieceModel:

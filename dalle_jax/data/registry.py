@@ -4,14 +4,14 @@ To add a kind of data set, write a function like `_folder`, and add its name to 
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import folder, tfds_source
+from dalle_jax.data import checked_pictures, folder, tfds_captions, tfds_source
+from dalle_jax.data.account import Account
+from dalle_jax.data.fingerprints import fingerprint_of, hash_of
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
@@ -25,8 +25,9 @@ class Dataset:
   """A data set that is ready to be read."""
 
   splits: tuple[str, ...]  # 'train' first, then 'validation' if anything is held out, then splits specific to the kind
-  fingerprint: str  # hash of the kind, the settings and those contents that can be checked quickly
+  fingerprint: str  # identifies the kind, the settings and the contents, see `fingerprints`
   _open: Callable[[str], 'Source']
+  account: Account | None = None  # what was found, used and left out; None for a source that leaves out nothing
 
   def open(self, split: str) -> 'Source':
     """Returns random access to the records of a split.
@@ -68,39 +69,46 @@ def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | N
   path = builder.prepare(data_dir, **settings, progress=progress)
   return Dataset(
     splits=builder.SPLITS,
-    fingerprint=_fingerprint(config.source, settings),
+    fingerprint=fingerprint_of(config.source, settings),
     _open=lambda split: builder.open_split(path, split),
   )
 
 
 def _folder(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
-  del data_dir
+  account = Account('pictures')
   sources = folder.open_folder(
     config.path,
     validation_fraction=config.validation_fraction,
     group_separator=config.group_separator,
     progress=progress,
+    max_pixels=config.max_image_pixels,
+    memory=checked_pictures.file_for(Path(config.path), data_dir),
+    account=account,
   )
-  contents = {split: _hash(source.entries) for split, source in sources.items()}
-  return Dataset(tuple(sources), _fingerprint(config.source, contents), sources.__getitem__)
+  contents = {split: hash_of(source.entries) for split, source in sources.items()}
+  digests = [digest for source in sources.values() for digest in source.digests]
+  fingerprint = fingerprint_of(config.source, contents, digests)
+  return Dataset(tuple(sources), fingerprint, sources.__getitem__, account)
 
 
 def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
-  del data_dir, progress
   expressions = _tfds_splits(config)
+  sources = {split: _open_tfds(config, expression) for split, expression in expressions.items()}
   contents = {
     'name': tfds_source.full_name(config.path),
     'caption_key': config.caption_key,
-    'splits': {split: [e, len(_open_tfds(config, e))] for split, e in expressions.items()},
+    'splits': {split: [expressions[split], len(source)] for split, source in sources.items()},
   }
+  account = tfds_captions.count_captions(sources, [contents, tfds_source.identity(config.path)], data_dir, progress)
   return Dataset(
     splits=tuple(expressions),
-    fingerprint=_fingerprint(config.source, contents),
+    fingerprint=fingerprint_of(config.source, contents),
     _open=lambda split: _open_tfds(config, expressions[split]),
+    account=account,
   )
 
 
-def _open_tfds(config: DataConfig, expression: str) -> 'Source':
+def _open_tfds(config: DataConfig, expression: str) -> tfds_source.TfdsSource:
   return tfds_source.open_tfds(config.path, expression, config.caption_key)
 
 
@@ -131,14 +139,6 @@ def _text(config: DataConfig, data_dir: Path, progress: Progress | None) -> Data
     "config.data.source is 'text', which has no images. Choose another source, or train on text with "
     'config.task=sequence and config.model.tokens=text.'
   )
-
-
-def _fingerprint(kind: str, contents: dict[str, Any]) -> str:
-  return _hash({'kind': kind, **contents})
-
-
-def _hash(value: Any) -> str:
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 SOURCES: dict[str, Callable[[DataConfig, Path, Progress | None], Dataset]] = {

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dalle_jax.data.pieces import SPACE, PieceModel, checked, train
+from dalle_jax.data.pieces import RESERVED, SPACE, PieceModel, checked, train
 
 # Maximum characters per training line. Longer lines are split, because SentencePiece skips lines above its limit.
 _MAX_LINE = 2_000
@@ -133,7 +133,7 @@ def train_pieces(texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
 
 
 def _lines(text: bytes) -> Iterable[str]:
-  for line in text.decode('utf-8', 'ignore').replace(SPACE, ' ').replace('\0', ' ').splitlines():
+  for line in RESERVED.sub(' ', text.decode('utf-8', 'ignore')).splitlines():
     yield from (line[i : i + _MAX_LINE] for i in range(0, len(line), _MAX_LINE))
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dalle_jax.data.pieces import SPACE, PieceModel, checked, train
+from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, sentences, shortened
+from dalle_jax.data.pieces import RESERVED, SPACE, PieceModel, checked, train
 
 PAD = 0
 # 256 byte pieces, the padding piece, the unknown piece, and a few pieces for characters.
@@ -17,7 +18,8 @@ class Tokenizer(PieceModel):
   """A tokenizer for captions and prompts. Token 0 is padding.
 
   Encoding lower-cases the text, applies Unicode NFKC and collapses spaces. Decoding returns the text in that form. Any
-  text can be encoded: a character without a piece is encoded as its UTF-8 bytes.
+  text can be encoded: a character without a piece is encoded as its UTF-8 bytes. So is U+2581, with which SentencePiece
+  itself writes spaces.
   """
 
   def __init__(self, model: bytes):
@@ -35,12 +37,45 @@ class Tokenizer(PieceModel):
       raise ValueError('not a caption tokenizer, or a damaged one: padding or lower-casing is missing')
 
   def encode(self, text: str) -> list[int]:
-    """Returns the token ids of a text, without padding."""
-    return self._processor.encode(text)
+    """Returns the token ids of a text, without padding. There are none exactly if `caption_text.is_empty(text)`.
+
+    Raises:
+      ValueError: the text holds half of a surrogate pair.
+    """
+    check_characters(text)
+    if is_empty(text):
+      return []
+    masked, mask = self._masked(text)
+    return self._unmasked(self._processor.encode(masked), mask)
 
   def unseen(self, text: str) -> str:
     """Returns the characters of a text that have no piece, each once. They were rare or absent in training."""
-    return ''.join(dict.fromkeys(symbol for symbol in self._processor.normalize(text) if symbol not in self._ranks))
+    masked, mask = self._masked(text)
+    unseen = dict.fromkeys(symbol for symbol in self._processor.normalize(masked) if symbol not in self._ranks)
+    return ''.join(SPACE if symbol == mask else symbol for symbol in unseen)
+
+  def _masked(self, text: str) -> tuple[str, str]:
+    """The text with another character in place of U+2581, and that character; '' if the text has no U+2581.
+
+    The mask is a private-use character that has no piece and is not in the text. SentencePiece encodes it as bytes.
+    """
+    if SPACE not in text:
+      return text, ''
+    private = map(chr, range(0xF0000, 0xFFFFE))
+    mask = next(character for character in private if character not in text and character not in self._ranks)
+    return text.replace(SPACE, mask), mask
+
+  def _unmasked(self, ids: list[int], mask: str) -> list[int]:
+    """Replaces the bytes of the mask by those of U+2581."""
+    if not mask:
+      return ids
+    old, new = self._ids_of(mask), self._bytes_of(SPACE)
+    result: list[int] = []
+    for i in ids:
+      result.append(i)
+      if result[-len(old) :] == old:
+        result[-len(old) :] = new
+    return result
 
   def encode_with_dropout(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
     """Encodes with BPE dropout (Provilkov et al. 2020): merges are skipped at random, which splits words further.
@@ -56,8 +91,11 @@ class Tokenizer(PieceModel):
     Returns:
       The token ids, without padding.
     """
-    symbols = merge(list(self._processor.normalize(text)), self._ranks, dropout, rng)
-    return [i for symbol in symbols for i in self._ids_of(symbol)]
+    if is_empty(text):
+      return []
+    masked, mask = self._masked(text)
+    symbols = merge(list(self._processor.normalize(masked)), self._ranks, dropout, rng)
+    return self._unmasked([i for symbol in symbols for i in self._ids_of(symbol)], mask)
 
   @functools.cached_property
   def _ranks(self) -> dict[str, int]:
@@ -73,6 +111,10 @@ class Tokenizer(PieceModel):
     """The id of a piece, or the ids of its bytes if it is not in the vocabulary."""
     if symbol in self._ranks:
       return [self._ranks[symbol]]
+    return self._bytes_of(symbol)
+
+  def _bytes_of(self, symbol: str) -> list[int]:
+    """The ids of the pieces that stand for the UTF-8 bytes of a symbol."""
     return [self._processor.piece_to_id(f'<0x{byte:02X}>') for byte in symbol.encode()]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -114,9 +156,8 @@ class Tokenizer(PieceModel):
     Raises:
       ValueError: the text is empty, or too long and `truncate` is False.
     """
+    check_prompt(text)
     ids = self.encode(text)
-    if not ids:
-      raise ValueError(f'The prompt {text!r} is empty; give at least one word.')
     if len(ids) > length and not truncate:
       raise ValueError(
         f'The prompt has {len(ids)} tokens, but the model takes at most {length}; shorten it, or cut it off with '
@@ -175,11 +216,6 @@ def merge(
   return [symbol for symbol in symbols if symbol]
 
 
-def shortened(text: str, length: int = 80) -> str:
-  """Shortens a text to `length` characters, for messages about texts that may be very long."""
-  return text if len(text) <= length else text[: length - 3] + '...'
-
-
 def pad(ids: Sequence[int], length: int) -> np.ndarray:
   """Truncates token ids, or pads them with 0 on the right, to int32 [length]."""
   padded = np.full(length, PAD, np.int32)
@@ -191,18 +227,22 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
   """Trains a caption tokenizer. The result depends only on the captions and their order.
 
   Args:
-    captions: the training captions.
+    captions: the training captions, of any length.
     vocab_size: maximum number of pieces. A small corpus gives fewer.
 
   Raises:
     ValueError: all captions are empty, or the vocabulary is too small for the characters of the captions.
   """
   _check_vocab_size(vocab_size)
-  captions = [caption for caption in captions if caption.strip()]
-  if not captions:
+  # SentencePiece would skip captions with a reserved character, and long ones.
+  lines = [
+    line for caption in captions if not is_empty(caption) for line in sentences(RESERVED.sub(' ', caption))
+    if not is_empty(line)
+  ]  # fmt: skip
+  if not lines:
     raise ValueError('The tokenizer cannot be trained without captions: there are none, or all are empty.')
   options = {'normalization_rule_name': 'nmt_nfkc_cf', 'pad_id': PAD, 'unk_id': 1}
-  return Tokenizer(train(captions, vocab_size, **options))
+  return Tokenizer(train(lines, vocab_size, **options))
 
 
 def _check_vocab_size(vocab_size: int) -> None:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.data.batches import Preprocess, Source
+from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import PAD, Tokenizer
 
@@ -17,7 +18,9 @@ MOST_CAPTIONS = 5_000  # limit on records read for captions; some data sets deco
 def first_images(config: Config, dataset: Dataset, split: str, count: int) -> np.ndarray:
   """The first `count` images of a split, cropped and resized to the models' input: uint8 [N, H, W, 3]."""
   source = dataset.open(split)
-  transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
+  transform = Preprocess(
+    image_size=config.data.image_size, resampling=config.data.resampling, max_pixels=config.data.max_image_pixels
+  )
   generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
   return np.stack([transform(source[i], generator)['image'] for i in range(min(count, len(source)))])
 
@@ -39,7 +42,7 @@ def batches(
   """
   transform = Preprocess(
     image_size=config.data.image_size, resampling=config.data.resampling, tokenizer=tokenizer,
-    text_length=config.tokenizer.text_length,
+    text_length=config.tokenizer.text_length, max_pixels=config.data.max_image_pixels,
   )  # fmt: skip
   size = sharding.rounded_batch(batch_size, mesh)
   for begin in range(0, count, size):
@@ -59,7 +62,7 @@ def captions(dataset: Dataset, split: str) -> list[str]:
   """The non-empty captions of the first MOST_CAPTIONS records of a split."""
   source = dataset.open(split)
   all_captions = (source[i]['caption'] for i in range(min(len(source), MOST_CAPTIONS)))
-  return [caption for caption in all_captions if caption.strip()]
+  return [caption for caption in all_captions if not is_empty(caption)]
 
 
 def held_out_split(dataset: Dataset) -> str:

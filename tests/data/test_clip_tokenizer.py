@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle_jax.data import clip_tokenizer
+from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.clip_tokenizer import ClipTokenizer
 
 CORPUS = ['red', 'square', 'squares', 'a', 'above', 'blue', 'dog', 'don', "'t", 'aaaaa', 'é', '1'] * 2 + ['circle'] * 5
@@ -92,8 +93,8 @@ def test_texts_are_cleaned_and_split_into_words(text, words):
 @given(st.text(st.characters(exclude_categories=['Cs']), max_size=40))
 def test_decoding_returns_the_cleaned_text_up_to_spaces(text):
   ids = TOKENIZER.encode(text)
-  decoded = TOKENIZER.decode(ids)
-  assert ''.join(decoded.split()) == ''.join(clip_tokenizer._cleaned(text).split())
+  decoded, cleaned = TOKENIZER.decode(ids), clip_tokenizer._cleaned(text)
+  assert ''.join(decoded.split()) == ('' if is_empty(cleaned) else ''.join(cleaned.split()))
 
 
 def test_encode_padded_adds_start_end_and_padding():
@@ -161,3 +162,19 @@ def test_errors_name_a_missing_file_or_package(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'ftfy', None)
   with pytest.raises(ValueError, match=r"needs the package ftfy: pip install 'dalle_jax\[clip\]'"):
     TOKENIZER.encode('a')
+
+
+@pytest.mark.parametrize('text', ['\u200b', '\0', '\ufe0f\u2800', '&#8203;', '&amp;nbsp;'], ids=ascii)
+def test_texts_of_invisible_characters_are_empty(text):
+  assert TOKENIZER.encode(text) == []
+  with pytest.raises(ValueError, match='is empty; give at least one word'):
+    TOKENIZER.encode_padded(text, 20)
+
+
+def test_half_a_surrogate_pair_is_refused():
+  with pytest.raises(ValueError, match='half of a surrogate pair'):
+    TOKENIZER.encode_padded('a \ud83d dog', 20)
+
+
+def test_sentencepieces_symbols_are_ordinary_characters():
+  assert TOKENIZER.decode(TOKENIZER.encode('red▁square ▅')) == 'red ▁ square ▅'

@@ -67,3 +67,10 @@ def test_other_files_and_impossible_training_are_refused(tmp_path):
   with pytest.raises(ValueError, match='vocab_size=260'):
     train_pieces(['αβγδεζηθικλμνξοπρστυφχψω'.encode()], 260)
   assert isinstance(PIECES, PieceTokenizer)
+
+
+def test_lines_with_reserved_characters_are_learnt_from():
+  tokenizer = train_pieces(['zebra ▅ ▁ \0 zebra\n'.encode()] * 4, 300)
+  assert len(tokenizer.encode(b'zebra')) == 1
+  text = 'zebra▅▁\0 zebra'.encode()
+  assert tokenizer.decode(tokenizer.encode(text)) == text

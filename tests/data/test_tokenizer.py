@@ -63,9 +63,38 @@ def test_encode_padded_pads_and_truncates():
 def test_encode_padded_refuses_long_and_empty_prompts():
   with pytest.raises(ValueError, match=r'has 3 tokens.*at most 2.*--truncate'):
     TOKENIZER.encode_padded('a red square', 2)
-  for empty in ('', '  \n'):
+  for empty in ('', '  \n', '\u200b', '\0', '\ufe0f\u2800'):
     with pytest.raises(ValueError, match='empty'):
       TOKENIZER.encode_padded(empty, 5)
+
+
+@pytest.mark.parametrize('text', ['▁', '▅', 'a▁b', 'a ▁ b', '▁a▁▁ b▅▁', 'red▁square', '\U000f0000▁'])
+def test_sentencepieces_own_symbols_survive(text):
+  ids = TOKENIZER.encode(text)
+  assert TOKENIZER.decode(ids) == text
+  assert TOKENIZER.encode_with_dropout(text, 0.0, np.random.default_rng(0)) == ids
+  assert TOKENIZER.decode(TOKENIZER.encode_with_dropout(text, 1.0, np.random.default_rng(0))) == text
+  assert set('▁▅') & set(text) <= set(TOKENIZER.unseen(text))
+  assert ids != TOKENIZER.encode(text.replace('▁', ' ').replace('▅', ' '))
+
+
+def test_half_a_surrogate_pair_is_refused():
+  with pytest.raises(ValueError, match='half of a surrogate pair'):
+    TOKENIZER.encode('a \ud83d dog')
+
+
+@pytest.mark.parametrize('template', [
+  'zebra {} zebra', '{} zebra zebra zebra', 'zebra▁{}zebra', 'zebra ▅ {} zebra', 'zebra \0 {} zebra'
+])  # fmt: skip
+@pytest.mark.parametrize('repeats', [1, 1_300])
+def test_captions_are_learnt_from_whatever_their_length_and_characters(template, repeats):
+  captions = [template.format('zebra ' * repeats)] * 4 + ['a red square']
+  assert len(train_tokenizer(captions, 400).encode('zebra')) == 1
+
+
+def test_words_longer_than_the_trainers_counters_are_learnt_from():
+  captions = ['zebra ' + '你' * 70_000, 'zebra ' * 20_000]
+  assert len(train_tokenizer(captions, 400).encode('zebra')) == 1
 
 
 def test_decode_refuses_ids_outside_the_vocabulary():

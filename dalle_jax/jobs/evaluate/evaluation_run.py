@@ -54,6 +54,8 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
   extractor = features.load_extractor(settings, mesh, ranker)
   data, data_dir = _data_config(settings, config.data, model_path)
   dataset = registry.prepare(data, data_dir)
+  if dataset.account:
+    say(f'data: {data.source}\n{dataset.account}')
   count = settings.count(len(dataset.open(settings.split)))
   metrics.check_count(chosen, count)
   loaded = bundle.load(model_path, mesh, needs=('dvae',))

@@ -56,6 +56,8 @@ def prepare(config: Config, space: Workspace) -> Dataset:
       dataset = dataset if jax.process_index() == 0 else make(None)
   counts = ', '.join(f'{len(dataset.open(split))} {split}' for split in dataset.splits)
   say(f'data: {config.data.source} with {counts}')
+  if dataset.account:
+    say(str(dataset.account))
   return dataset
 
 
@@ -89,6 +91,7 @@ def make_batches(
   transform = functools.partial(
     Preprocess, image_size=config.data.image_size, resampling=config.data.resampling,
     tokenizer=experiment.tokenizer if 'text' in fields else None, text_length=config.tokenizer.text_length,
+    max_pixels=config.data.max_image_pixels,
   )  # fmt: skip
   make = functools.partial(
     Batches, batch_size=training.batch_size, rows=sharding.own_rows(mesh, training.batch_size),

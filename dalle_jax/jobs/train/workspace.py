@@ -80,7 +80,10 @@ class Workspace:
 
   def _is_bare(self) -> bool:
     """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
-    return {file.name for file in self.path.iterdir()} <= {'config.json', 'seconds.json'}
+    data = self.path / 'data'
+    only_checks = data.is_dir() and {file.name for file in data.iterdir()} <= {'checked'}
+    ignored = {'config.json', 'seconds.json', *(['data'] if only_checks else [])}
+    return {file.name for file in self.path.iterdir()} <= ignored
 
   def _read(self, name: str) -> dict:
     file = self.path / name

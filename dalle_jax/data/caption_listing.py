@@ -1,0 +1,171 @@
+"""Lists the pictures of a folder with their captions, and says why other pictures are left out."""
+
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from dalle_jax.data.account import Account
+from dalle_jax.data.caption_text import is_empty
+from dalle_jax.data.image import EXTENSIONS
+from dalle_jax.data.metadata_files import LAYOUT, clean, is_metadata, read_metadata, read_text
+from dalle_jax.data.survey import LEADS_OUT, NO_FILE, Survey, inside_of, survey
+from dalle_jax.files import shown
+
+# Extensions of pictures in formats that are not read. Files with them are counted as pictures.
+_OTHER_PICTURES = frozenset(
+  '.heic .heif .hif .jxl .jp2 .j2k .jpx .jpf .apng .mng .svg .svgz .psd .psb .ai .eps .ps .pdf .xcf .kra .ico .icns '
+  '.cur .tga .ppm .pgm .pbm .pnm .pam .pfm .qoi .dds .exr .hdr .pcx .xbm .xpm .wmf .emf .raw .dng .cr2 .cr3 .crw .nef '
+  '.nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .x3f .fits .jxr .wdp .bpg .flif .mpo .jps'.split()
+)
+MOST_CAPTION_BYTES = 2**20  # of a caption file
+_MISSING = 'the file does not exist'
+
+
+class Entry(NamedTuple):
+  """An image file and its caption."""
+
+  path: str  # the image's path relative to the folder, with forward slashes
+  caption: str
+
+
+def scan(root: Path, account: Account | None = None) -> list[Entry]:
+  """Lists the captioned images of a folder, sorted by path, without opening them.
+
+  Args:
+    root: the folder.
+    account: counts the pictures that are left out, with the reasons.
+
+  Raises:
+    ValueError: the folder is missing or unreadable, it has no captioned image, all listed files are missing, or a
+      metadata line (named in the message) is invalid or names a file outside the folder.
+  """
+  account = account or Account('pictures')
+  found = survey(root)
+  _note_others(found, account)
+  metadata = [path for path in found.files if is_metadata(path)]
+  if metadata:
+    entries = _listed(root, found, metadata, account)
+  else:
+    entries = _with_caption_files(root, found, account)
+  if not entries:
+    raise ValueError(f'config.data.path: no captioned images in {shown(root)}.\n{account}\n{LAYOUT}')
+  return entries
+
+
+def _extension(path: str) -> str:
+  return posixpath.splitext(path)[1].lower()
+
+
+def _is_picture(path: str) -> bool:
+  return _extension(path) in EXTENSIONS or _extension(path) in _OTHER_PICTURES
+
+
+def _note_others(found: Survey, account: Account) -> None:
+  """Counts the files that are neither pictures nor captions."""
+  for path in found.hidden:
+    account.note('hidden, and therefore not read', path)
+  for path in found.linked:
+    account.note('a link to a folder inside this folder, which is searched at its own place', path)
+  for path, reason in found.barred.items():
+    if not _is_picture(path):
+      account.note(reason, path)
+  for path in found.files:
+    if not _is_picture(path) and not is_metadata(path) and _extension(path) != '.txt':
+      account.note('neither a picture nor captions', path)
+
+
+def _listed(root: Path, found: Survey, metadata: list[str], account: Account) -> list[Entry]:
+  """The entries of metadata files."""
+  captions: dict[str, list[str] | None] = {}
+  for file in metadata:
+    for path, texts in read_metadata(root, file):
+      captions[path] = [*(captions.get(path) or []), *(texts or [])] or None
+  for path in found.files:
+    if _extension(path) == '.txt':
+      account.note('a text file that is not read, because there is a metadata file', path)
+  pictures = captions.keys() | {path for path in (*found.files, *found.barred) if _is_picture(path)}
+  files, within = set(found.files), inside_of(root)
+  entries: list[Entry] = []
+  missing: list[str] = []
+  for path in sorted(pictures):
+    reason = found.barred.get(path)
+    if reason is None and path in captions and path not in files:
+      reason = _hidden_or_missing(root / path, within)
+      missing += [path] if reason == _MISSING else []
+    if reason is None and path not in captions:
+      reason = _no_caption(path, 'no metadata line names it')
+    if reason is not None:
+      account.leave_out(reason, path)
+    else:
+      _add(entries, path, captions[path], account)
+  if captions and len(missing) == len(captions):
+    raise ValueError(
+      f'{shown(root)}: all {len(missing)} images listed in {shown(metadata[0], 100)} are missing: {_shorten(missing)}.'
+    )
+  return entries
+
+
+def _hidden_or_missing(path: Path, within: Callable[[str], bool]) -> str | None:
+  """Why a listed file that the survey does not have cannot be used; None if it can: it is hidden, or behind a link."""
+  if os.path.isdir(path):
+    return NO_FILE
+  if not os.path.isfile(path):
+    return NO_FILE if os.path.exists(path) else _MISSING
+  return None if within(str(path)) else LEADS_OUT
+
+
+def _with_caption_files(root: Path, found: Survey, account: Account) -> list[Entry]:
+  """The entries of the images that have a `.txt` file beside them."""
+  texts: dict[str, list[str]] = {}  # caption files by their path without extension; '.txt' comes before '.TXT'
+  for path in sorted((*found.files, *found.barred), reverse=True):
+    if _extension(path) == '.txt':
+      texts.setdefault(posixpath.splitext(path)[0], []).append(path)
+  entries: list[Entry] = []
+  stems = set()
+  for path in sorted(path for path in (*found.files, *found.barred) if _is_picture(path)):
+    stem = posixpath.splitext(path)[0]
+    stems.add(stem)
+    if reason := _unusable(path, texts.get(stem), found.barred):
+      account.leave_out(reason, path)
+    elif os.path.getsize(root / texts[stem][0]) > MOST_CAPTION_BYTES:
+      account.leave_out(f'its text file has more than {MOST_CAPTION_BYTES:,} bytes', path)
+    else:
+      lines = [clean(line) for line in read_text(root, texts[stem][0]).splitlines()]
+      _add(entries, path, lines, account)
+  for stem, paths in texts.items():
+    for path in paths[1:] if stem in stems else paths:
+      if path not in found.barred:
+        account.note('a text file that is not the caption of a picture', path)
+  return entries
+
+
+def _unusable(path: str, texts: list[str] | None, barred: Mapping[str, str]) -> str | None:
+  """Why a picture without metadata is not used, or None."""
+  if path in barred:
+    return barred[path]
+  if _extension(path) not in EXTENSIONS or not texts:
+    return _no_caption(path, 'no text file beside it')
+  return f'its text file is {barred[texts[0]]}' if texts[0] in barred else None
+
+
+def _no_caption(path: str, reason: str) -> str:
+  extension = _extension(path)
+  return reason if extension in EXTENSIONS else f'its format ({extension}) is not read'
+
+
+def _add(entries: list[Entry], path: str, texts: list[str] | None, account: Account) -> None:
+  """Adds an entry with the first caption that is not empty."""
+  captions = [text for text in texts or [] if not is_empty(text)]
+  if captions:
+    entries.append(Entry(path, captions[0]))
+    if len(captions) > 1:
+      account.note('further captions of pictures, which are not used', path, len(captions) - 1)
+  else:
+    account.leave_out('it has no caption' if texts is None else 'its caption is empty', path)
+
+
+def _shorten(paths: list[str], most: int = 5) -> str:
+  more = f' and {len(paths) - most} more' if len(paths) > most else ''
+  return ', '.join(shown(path, 60) for path in paths[:most]) + more

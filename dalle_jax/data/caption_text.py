@@ -1,0 +1,76 @@
+"""What counts as a caption: the test for empty texts, which data checks and all caption tokenizers share.
+
+Unicode has hundreds of characters that show nothing: spaces, control characters, zero-width characters, variation
+selectors. A text of only these is an empty caption, whatever tokens it would have.
+"""
+
+import re
+from collections.abc import Iterator
+
+# SentencePiece skips longer training sentences without a word.
+MAX_SENTENCE_BYTES = 4192
+
+# Ranges of invisible characters: spaces, control characters, and Unicode's default ignorable code points. Three more
+# are here: U+2800 (a blank Braille cell), U+FFF9..U+FFFB (annotation marks), and U+FFFD, which stands for damaged text.
+_INVISIBLE = (
+  '\x00-\x20\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f'
+  '\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffd\U0001bca0-\U0001bca3'
+  '\U0001d173-\U0001d17a\U000e0000-\U000e0fff'
+)
+_VISIBLE = re.compile(f'[^{_INVISIBLE}]')
+
+
+def is_empty(text: str) -> bool:
+  """Whether a text has no visible character, so that it says nothing as a caption or prompt."""
+  return _VISIBLE.search(text) is None
+
+
+def check_characters(text: str) -> None:
+  """Check that a text can be encoded.
+
+  Raises:
+    ValueError: It holds half of a surrogate pair, which is no character.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'The text {shortened(text)!r} holds {text[error.start]!a} at position {error.start}. This is half of a '
+      'surrogate pair and no character; remove it.'
+    ) from None
+
+
+def check_prompt(text: str) -> None:
+  """Check that a text is a caption or prompt.
+
+  Raises:
+    ValueError: It has no visible character.
+  """
+  if is_empty(text):
+    invisible = ' It holds only invisible characters.' if text else ''
+    raise ValueError(f'The prompt {shortened(text)!r} is empty; give at least one word.{invisible}')
+
+
+def shortened(text: str, length: int = 80) -> str:
+  """Shorten a text to `length` characters, for messages about texts that may be very long."""
+  return text if len(text) <= length else text[: length - 3] + '...'
+
+
+def sentences(caption: str, most_bytes: int = MAX_SENTENCE_BYTES) -> Iterator[str]:
+  """Split a caption into parts of at most `most_bytes` bytes, at white space if possible.
+
+  SentencePiece counts the pieces of words, so a split between words changes nothing that it learns.
+  """
+  start = 0
+  while len(caption) - start > most_bytes // 4:  # shorter texts fit, because a character has at most 4 bytes
+    window = caption[start : start + most_bytes]
+    head = window.encode()[:most_bytes].decode('utf-8', 'ignore')  # never ends inside a character
+    end = start + len(head)
+    if end == len(caption):
+      break
+    words = head.rsplit(None, 1)
+    if len(words) == 2:
+      end = start + len(words[0])
+    yield caption[start:end]
+    start = end
+  yield caption[start:]

@@ -1,0 +1,112 @@
+"""The check of a folder's pictures before training: it decodes each of them as training does, in several threads."""
+
+import collections
+import concurrent.futures
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from dalle_jax.data import image
+from dalle_jax.data.checked_pictures import CheckedPictures, Stamp, Verdict
+
+MOST_THREADS = 16
+# No format takes more bytes for a pixel of one frame. Beyond the metadata that fit into the second number, a larger
+# file is not read at all.
+_BYTES_PER_PIXEL, _BYTES_OF_METADATA = 16, 2**28
+_DECODING_ERROR = 'cannot decode the image'
+
+
+def check(
+  root: Path,
+  paths: Iterable[str],
+  checked: CheckedPictures,
+  max_pixels: int = image.MAX_PIXELS,
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Verdict]:
+  """Decode the pictures that `checked` does not know.
+
+  Args:
+    root: the folder.
+    paths: the pictures, relative to the folder.
+    checked: the verdicts of earlier checks, to which it adds the new ones.
+    max_pixels: the largest number of pixels of a picture.
+    progress: called with (number of pictures decoded, number of pictures to decode).
+
+  Returns:
+    The verdict on each picture.
+  """
+  verdicts: dict[str, Verdict] = {}
+  new: list[str] = []
+  for path in paths:
+    known = _known(root, path, checked)
+    if known is None:
+      new.append(path)
+    else:
+      verdicts[path] = known
+  with checked:
+    for number, (path, stamp, verdict) in enumerate(_examine_all(root, new, max_pixels), 1):
+      verdicts[path] = verdict
+      if stamp is not None:
+        checked.add(path, stamp, verdict)
+      if progress:
+        progress(number, len(new))
+  return verdicts
+
+
+def _known(root: Path, path: str, checked: CheckedPictures) -> Verdict | None:
+  try:
+    return checked.get(path, Stamp.of((root / path).stat()))
+  except OSError:
+    return None
+
+
+def _examine_all(root: Path, paths: list[str], max_pixels: int) -> Iterator[tuple[str, Stamp | None, Verdict]]:
+  """Examine pictures in threads: Pillow and SHA-256 release Python's lock. Results have the order of the paths."""
+  num_threads = min(MOST_THREADS, os.cpu_count() or 1, max(len(paths), 1))
+  pending: collections.deque = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+    try:
+      for path in paths:
+        pending.append((path, pool.submit(examine, root / path, max_pixels)))
+        if len(pending) >= 4 * num_threads:
+          first, result = pending.popleft()
+          yield first, *result.result()
+      while pending:
+        first, result = pending.popleft()
+        yield first, *result.result()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+def examine(path: Path, max_pixels: int = image.MAX_PIXELS) -> tuple[Stamp | None, Verdict]:
+  """Decode one picture.
+
+  Returns:
+    The file's stamp and the verdict. The stamp is None if the verdict may change although the file does not.
+  """
+  try:
+    with path.open('rb') as file:
+      stamp = Stamp.of(os.fstat(file.fileno()))
+      most_bytes = _BYTES_PER_PIXEL * max_pixels + _BYTES_OF_METADATA
+      if stamp.size > most_bytes:
+        return None, Verdict('', f'the file has {stamp.size:,} bytes; a picture of the largest size allowed has fewer')
+      data = file.read()
+  except OSError as error:
+    return None, Verdict('', f'it cannot be read: {error.strerror}')
+  except MemoryError:
+    return None, Verdict('', 'it does not fit into memory')
+  digest = hashlib.sha256(data).hexdigest()
+  try:
+    return stamp, Verdict(digest, notes=image.read(data, max_pixels).notes)
+  except ValueError as error:
+    out_of_memory = isinstance(error.__cause__, MemoryError)
+    return None if out_of_memory else stamp, Verdict(digest, _reason(error))
+  except MemoryError:
+    return None, Verdict(digest, 'its pixels do not fit into memory')
+
+
+def _reason(error: ValueError) -> str:
+  """The reason in a decoder's message, without its beginning that every message has."""
+  text = str(error)
+  return text.partition(': ')[2] or text if text.startswith(_DECODING_ERROR) else text
