@@ -203,6 +203,21 @@ def test_grey_tiffs_of_other_depths():
       image_lib.decode(_tiff_16(np.array(wrong, np.int32)))
 
 
+def test_grey_tiffs_of_12_bits_have_the_right_brightness():
+  tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 6}
+  tiff = b'II*\0\x08\0\0\0' + struct.pack('<H', len(tags))
+  tiff += b''.join(struct.pack('<HHII', tag, 3 if tag < 270 else 4, 1, value) for tag, value in tags.items())
+  tiff += bytes(4) + bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x10])  # 0, 4095, 2048, 16
+  np.testing.assert_array_equal(image_lib.decode(tiff)[0, :, 0], [0, 255, 128, 1])
+
+
+def test_files_without_an_end_are_refused(tmp_path):
+  with pytest.raises(ValueError, match=r'--image /dev/zero cannot be read: it has more than 67,109,664 bytes'):
+    image_lib.read_picture('/dev/zero', max_pixels=100)
+  with pytest.raises(ValueError, match=r'--image .* cannot be read: Is a directory'):
+    image_lib.read_picture(str(tmp_path))
+
+
 def test_deep_avif_files_are_not_lossless():
   avif = encoded(IMAGE, 'AVIF')
   image_lib.check_lossless(avif)
