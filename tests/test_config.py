@@ -97,6 +97,7 @@ BAD_VALUES = {
   'data.num_train': 0,
   'data.num_validation': -1,
   'data.num_held_out': 0,
+  'data.max_image_pixels': 0,
   'data.num_threads': 0,
   'data.num_workers': -1,
   'data.shapes_seed': -1,

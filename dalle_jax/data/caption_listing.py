@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dalle_jax.data.account import Account
-from dalle_jax.data.captions import is_empty
+from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.image import EXTENSIONS
 from dalle_jax.data.metadata_files import LAYOUT, clean, is_metadata, read_metadata, read_text
 from dalle_jax.data.survey import LEADS_OUT, NO_FILE, Survey, inside_of, survey
@@ -67,7 +67,7 @@ def _note_others(found: Survey, account: Account) -> None:
   for path in found.hidden:
     account.note('hidden, and therefore not read', path)
   for path in found.linked:
-    account.note('a link to a folder inside this folder, whose pictures are read at their own place', path)
+    account.note('a link to a folder inside this folder, which is searched at its own place', path)
   for path, reason in found.barred.items():
     if not _is_picture(path):
       account.note(reason, path)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dalle_jax.data.captions import check_characters, check_prompt, is_empty, shortened
+from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, shortened
 from dalle_jax.data.pieces import checked
 from dalle_jax.data.tokenizer import merge, pad
 
@@ -83,7 +83,7 @@ class ClipTokenizer:
     return self._ids[END]
 
   def encode(self, text: str) -> list[int]:
-    """Returns the token ids of a text, without start, end and padding. An empty text has none (`captions.is_empty`).
+    """Returns the token ids of a text, without start, end and padding. There are none if it `is_empty`.
 
     Raises:
       ValueError: the text holds half of a surrogate pair.

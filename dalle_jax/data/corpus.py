@@ -1,20 +1,29 @@
 """Text data: read text files (or Python's own documentation), and cut their tokens into training sequences."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from dalle_jax.data.account import Account
+from dalle_jax.data.survey import survey
+from dalle_jax.files import shown
 
-def read_corpus(path: str, validation_path: str, validation_fraction: float) -> dict[str, list[bytes]]:
+
+def read_corpus(
+  path: str, validation_path: str, validation_fraction: float, account: Account | None = None
+) -> dict[str, list[bytes]]:
   """Reads the training and validation texts.
 
   Args:
-    path: a file, a directory of .txt files, or several of these separated by commas. Empty: the texts of Python's
-      interactive help (`pydoc_data.topics`), which depend on the Python version.
+    path: a file, a directory of .txt files, or several of these separated by commas. Hidden files and links out of a
+      directory are not read. Empty: the texts of Python's interactive help (`pydoc_data.topics`), which depend on the
+      Python version.
     validation_path: files of the validation texts, in the same form. Empty: hold out the end of the texts at `path`.
     validation_fraction: share of the bytes to hold out if `validation_path` is empty.
+    account: counts the files that are found, used and left out.
 
   Returns:
     The file contents as {'train': texts, 'validation': texts}. There is no 'validation' if nothing is held out.
@@ -22,9 +31,14 @@ def read_corpus(path: str, validation_path: str, validation_fraction: float) -> 
   Raises:
     ValueError: a file is missing or cannot be read, or there is no text.
   """
-  texts = _read(path, 'config.data.path') if path else _python_help()
+  account = account or Account('texts')
+  if path:
+    texts = _read(path, 'config.data.path', account)
+  else:
+    texts = _python_help()
+    account.used += len(texts)
   if validation_path:
-    return {'train': texts, 'validation': _read(validation_path, 'config.data.validation_path')}
+    return {'train': texts, 'validation': _read(validation_path, 'config.data.validation_path', account)}
   joined = b'\n'.join(texts)
   num_held_out = round(len(joined) * validation_fraction)
   if not num_held_out:
@@ -40,21 +54,57 @@ def _python_help() -> list[bytes]:
   return [topics.topics[name].encode() for name in sorted(topics.topics)]
 
 
-def _read(paths: str, key: str) -> list[bytes]:
-  texts = []
+def _read(paths: str, key: str, account: Account) -> list[bytes]:
+  texts: list[bytes] = []
+  seen: set[str] = set()
   for name in paths.split(','):
     path = Path(name.strip())
-    if not path.exists():
-      raise ValueError(f'{key}: there is no {path}; give a text file or a directory of .txt files.')
-    files = sorted(path.rglob('*.txt')) if path.is_dir() else [path]
-    try:
-      texts += [file.read_bytes() for file in files]
-    except OSError as error:
-      raise ValueError(f'{key}: {path} cannot be read: {error}') from None
-  texts = [text for text in texts if text]
+    if not name.strip() or not path.exists():
+      raise ValueError(
+        f'{key}: there is no {shown(name.strip()) or "name between two commas"}; give a text file or a directory of '
+        '.txt files.'
+      )
+    for file in _text_files(path, key, account) if path.is_dir() else [path]:
+      text = _read_file(file, key)
+      if not text:
+        account.leave_out('it is empty', file.name)
+        continue
+      if (real := os.path.realpath(file)) in seen:
+        account.note('read more than once, because several of the given paths lead to it', file.name)
+      seen.add(real)
+      account.used += 1
+      texts.append(text)
   if not texts:
-    raise ValueError(f'{key}: {paths} holds no text. In a directory, only non-empty .txt files are read.')
+    raise ValueError(
+      f'{key}: {shown(paths)} holds no text. In a directory, only non-empty .txt files are read.\n{account}'
+    )
   return texts
+
+
+def _read_file(file: Path, key: str) -> bytes:
+  try:
+    return file.read_bytes()
+  except OSError as error:
+    raise ValueError(f'{key}: {shown(file)} cannot be read: {error.strerror}') from None
+
+
+def _text_files(directory: Path, key: str, account: Account) -> list[Path]:
+  """The `.txt` files below a directory, sorted. Counts the other files."""
+  found = survey(directory, key)
+  for name in found.hidden:
+    account.note('hidden, and therefore not read', name)
+  for name in found.linked:
+    account.note('a link to a folder inside this folder, which is searched at its own place', name)
+  for name, reason in found.barred.items():
+    (account.leave_out if _is_text(name) else account.note)(reason, name)
+  for name in found.files:
+    if not _is_text(name):
+      account.note('not a .txt file', name)
+  return sorted(directory / name for name in found.files if _is_text(name))
+
+
+def _is_text(name: str) -> bool:
+  return name.lower().endswith('.txt')
 
 
 def fingerprint(corpus: Mapping[str, list[bytes]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import checked_pictures, folder, tfds_source
+from dalle_jax.data import checked_pictures, folder, tfds_captions, tfds_source
 from dalle_jax.data.account import Account
 from dalle_jax.data.fingerprints import fingerprint_of, hash_of
 
@@ -92,21 +92,23 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None) -> Da
 
 
 def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
-  del data_dir, progress
   expressions = _tfds_splits(config)
+  sources = {split: _open_tfds(config, expression) for split, expression in expressions.items()}
   contents = {
     'name': tfds_source.full_name(config.path),
     'caption_key': config.caption_key,
-    'splits': {split: [e, len(_open_tfds(config, e))] for split, e in expressions.items()},
+    'splits': {split: [expressions[split], len(source)] for split, source in sources.items()},
   }
+  account = tfds_captions.count_captions(sources, [contents, tfds_source.identity(config.path)], data_dir, progress)
   return Dataset(
     splits=tuple(expressions),
     fingerprint=fingerprint_of(config.source, contents),
     _open=lambda split: _open_tfds(config, expressions[split]),
+    account=account,
   )
 
 
-def _open_tfds(config: DataConfig, expression: str) -> 'Source':
+def _open_tfds(config: DataConfig, expression: str) -> tfds_source.TfdsSource:
   return tfds_source.open_tfds(config.path, expression, config.caption_key)
 
 

@@ -48,7 +48,7 @@ def survey(root: Path, key: str = 'config.data.path') -> Survey:
     except OSError as error:
       folder = error.filename if error.filename is not None else os.path.join(root, prefix)
       raise ValueError(f'{key}: the folder {shown(folder)} cannot be read: {error.strerror}.') from error
-  return Survey(sorted(result.files), result.barred, sorted(result.hidden), sorted(result.linked))
+  return Survey(sorted(result.files), dict(sorted(result.barred.items())), sorted(result.hidden), sorted(result.linked))
 
 
 def inside_of(root: Path) -> Callable[[str], bool]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from absl import logging
 
+from dalle_jax.data.caption_text import is_empty
+
 # Features that can serve as a record's key. The first one that a data set has is used.
 _KEYS = ('key', 'id', 'image_id', 'image/id', 'filename', 'file_name', 'image/filename')
 
@@ -25,10 +27,16 @@ class TfdsSource:
     return len(self._examples)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns the record with this index. Its caption is the example's first caption, or '' if it has none."""
+    """Returns the record with this index. Its caption is the first that is not empty, or '' if there is none."""
     example = self._examples[index]
-    key = f'{self._split}/{index}' if self._id_key is None else _text(example[self._id_key])
-    return {'image': example['image'], 'caption': _text(_descend(example, self._caption_key)), 'key': key}
+    key = f'{self._split}/{index}' if self._id_key is None else ''.join(_texts(example[self._id_key])[:1])
+    captions = _texts(_descend(example, self._caption_key))
+    caption = next((caption for caption in captions if not is_empty(caption)), '')
+    return {'image': example['image'], 'caption': caption, 'key': key}
+
+  def captions(self, index: int) -> list[str]:
+    """Returns all captions of an example."""
+    return _texts(_descend(self._examples[index], self._caption_key))
 
 
 def open_tfds(path: str | os.PathLike, split: str, caption_key: str) -> TfdsSource:
@@ -136,13 +144,21 @@ def _descend(example: Any, path: str) -> Any:
   raise KeyError(path)
 
 
-def _text(value: Any) -> str:
-  """Converts a caption or key to text. Of a sequence it takes the first item, or '' if the sequence is empty."""
+def _texts(value: Any) -> list[str]:
+  """Converts captions or a key to texts: one, or those of a sequence."""
   if isinstance(value, bytes):
-    return value.decode('utf-8', 'replace')
+    return [value.decode('utf-8', 'replace')]
   if isinstance(value, str) or not hasattr(value, '__len__'):
-    return str(value)
-  return _text(value[0]) if len(value) else ''
+    return [str(value)]
+  return [text for item in value for text in _texts(item)]
+
+
+def identity(path: str | os.PathLike) -> list[list[Any]]:
+  """The names, sizes and times of a data set's files."""
+  from etils import epath
+
+  files = sorted(epath.Path(path).iterdir())
+  return [[file.name, file.stat().length, file.stat().mtime] for file in files]
 
 
 @contextlib.contextmanager

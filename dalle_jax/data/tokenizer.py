@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dalle_jax.data.captions import check_characters, check_prompt, is_empty, sentences, shortened
+from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, sentences, shortened
 from dalle_jax.data.pieces import RESERVED, SPACE, PieceModel, checked, train
 
 PAD = 0
@@ -37,7 +37,7 @@ class Tokenizer(PieceModel):
       raise ValueError('not a caption tokenizer, or a damaged one: padding or lower-casing is missing')
 
   def encode(self, text: str) -> list[int]:
-    """Returns the token ids of a text, without padding. There are none exactly if `captions.is_empty(text)`.
+    """Returns the token ids of a text, without padding. There are none exactly if `caption_text.is_empty(text)`.
 
     Raises:
       ValueError: the text holds half of a surrogate pair.

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.data.batches import Preprocess, Source
-from dalle_jax.data.captions import is_empty
+from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import PAD, Tokenizer
 

@@ -1,3 +1,4 @@
+import functools
 import json
 import pickle
 import threading
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from dalle_jax.data import fingerprints
 from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.image import encode_png
 from dalle_jax.data.tokenizer import train_tokenizer
@@ -156,6 +158,15 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(taken):
   second.restore(state)
   assert_equal(take(second, 8 - taken), expected[taken:])
   assert second.state()['batches'] == 8
+
+
+def test_states_with_a_fingerprint_of_the_names_alone_can_be_restored():
+  earlier = fingerprints.fingerprint_of('folder', {'train': '5'})
+  current, other = (fingerprints.fingerprint_of('folder', {'train': '5'}, [digest]) for digest in ('00', '01'))
+  make = functools.partial(Batches, Numbers(7), number, 3, seed=0)
+  make(fingerprint=current).restore(make(fingerprint=earlier).state())
+  with pytest.raises(ValueError, match='fingerprint'):
+    make(fingerprint=current).restore(make(fingerprint=other).state())
 
 
 def test_states_without_a_fingerprint_can_be_restored():

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle_jax.data import clip_tokenizer
-from dalle_jax.data.captions import is_empty
+from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.clip_tokenizer import ClipTokenizer
 
 CORPUS = ['red', 'square', 'squares', 'a', 'above', 'blue', 'dog', 'don', "'t", 'aaaaa', 'é', '1'] * 2 + ['circle'] * 5

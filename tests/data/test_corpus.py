@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.data import corpus
+from dalle_jax.data.account import Account
 from dalle_jax.data.batches import Batches
 
 
@@ -25,6 +26,28 @@ def test_files_and_directories_are_read_in_order(tmp_path):
   assert texts == {'train': [b'A', b'B\xff', b'C'], 'validation': [b'A']}
 
 
+def test_files_that_are_not_read_are_counted(tmp_path):
+  root = tmp_path / 'root'
+  (root / '.hidden').mkdir(parents=True)
+  (root / 'sub').mkdir()
+  for name in ('a.txt', 'sub/B.TXT', 'sub/empty.txt', 'c.md', '.hidden/d.txt', '../outside.txt'):
+    (root / name).write_bytes(b'' if 'empty' in name else name.encode())
+  (root / 'out.txt').symlink_to('../outside.txt')
+  (root / 'again').symlink_to('sub')
+  account = Account('texts')
+  texts = corpus.read_corpus(f'{root}, {root}/a.txt', '', 0.0, account)
+  assert texts == {'train': [b'a.txt', b'sub/B.TXT', b'a.txt']}
+  assert [line.replace(f'{root}/', '') for line in account.lines()] == [
+    '5 texts found, 3 used, 2 left out',
+    'left out 1: a link that leads out of the folder; only files inside it are read (out.txt)',
+    'left out 1: it is empty (empty.txt)',
+    'note 1: hidden, and therefore not read (.hidden)',
+    'note 1: a link to a folder inside this folder, which is searched at its own place (again)',
+    'note 1: not a .txt file (c.md)',
+    'note 1: read more than once, because several of the given paths lead to it (a.txt)',
+  ]
+
+
 def test_a_text_without_line_breaks_is_split_at_the_exact_fraction(tmp_path):
   (tmp_path / 'a').write_bytes(b'x' * 100)
   texts = corpus.read_corpus(str(tmp_path / 'a'), '', 0.25)
@@ -36,7 +59,8 @@ def test_a_text_without_line_breaks_is_split_at_the_exact_fraction(tmp_path):
   [
     ('nowhere', '', r'config\.data\.path: there is no nowhere'),
     ('a', 'nowhere', r'config\.data\.validation_path: there is no nowhere'),
-    ('empty', '', 'holds no text'),
+    ('empty', '', r'holds no text[\s\S]*0 texts found'),
+    ('a,', '', 'there is no name between two commas'),
   ],
 )
 def test_errors_name_the_key_and_the_path(tmp_path, monkeypatch, path, held_out, message):

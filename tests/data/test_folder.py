@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import logging
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from dalle_jax.data import folder
+from dalle_jax.data.account import Account
 from dalle_jax.data.folder import Entry, open_folder, scan, split_by_name, verify
 
 SHARED = Path(os.environ.get('DALLE_JAX_SHARED_DATA', Path(__file__).parents[2].parent / 'shared' / 'data'))
@@ -26,12 +26,11 @@ def write_lines(path, lines):
   path.write_text('\n'.join(line if isinstance(line, str) else json.dumps(line) for line in lines))
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-  """The list of warnings that the test logs."""
-  lines = []
-  monkeypatch.setattr(logging, 'warning', lambda message, *args: lines.append(message % args))
-  return lines
+def accounted(root):
+  """The entries of a folder, and the lines of its account."""
+  account = Account('pictures')
+  splits = open_folder(root, validation_fraction=0.0, account=account)
+  return splits['train'].entries, account.lines()
 
 
 def test_metadata_jsonl_is_read(tmp_path):
@@ -77,19 +76,20 @@ def test_records_have_the_encoded_image_caption_and_path(tmp_path):
     source[1]
 
 
-def test_only_the_first_listing_of_an_image_is_used(tmp_path, warnings):
+def test_only_the_first_listing_of_an_image_is_used(tmp_path):
   write_image(tmp_path / 'a.png')
   write_lines(tmp_path / 'metadata.jsonl', [{'file_name': f, 'text': t} for f, t in [('a.png', 'x'), ('./a.png', 'y')]])
-  assert scan(tmp_path) == [Entry('a.png', 'x')]
-  assert '1 further captions' in warnings[0]
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('a.png', 'x')]
+  assert 'note 1: further captions of pictures, which are not used (a.png)' in lines
 
 
 @pytest.mark.parametrize('line, message', [
   ('{"file_name": "a.png", ', 'not JSON'),
   ('[1]', 'not a JSON object'),
   ('{"text": "x"}', '"file_name" is missing'),
-  ('{"file_name": "a.png"}', 'neither "text" nor "caption"'),
-  ('{"file_name": "a.png", "text": 3}', 'neither "text" nor "caption"'),
+  ('{"file_name": "a.png", "text": 3}', '"text" holds 3, which is not a string'),
+  ('{"file_name": "a.png", "caption": ["x", {}]}', '"caption" holds {}, which is not a string'),
   ('{"file_name": "../a.png", "text": "x"}', 'leads out of the folder'),
   ('{"file_name": "b/../../a.png", "text": "x"}', 'leads out of the folder'),
   ('{"file_name": "/etc/a.png", "text": "x"}', 'leads out of the folder'),
@@ -102,10 +102,161 @@ def test_errors_name_the_invalid_jsonl_line(tmp_path, line, message):
     scan(tmp_path)
 
 
-def test_errors_name_the_invalid_csv_line(tmp_path):
-  (tmp_path / 'metadata.csv').write_text('file_name,text\na.png\n')
-  with pytest.raises(ValueError, match=r'metadata\.csv, line 2: neither'):
+@pytest.mark.parametrize('text, message', [
+  ('file_name,text\n"a\nb.png",x\na.png,a cat, on a mat\n', r'line 4: it has 3 fields, but .* 2 columns: a\.png,a cat'),
+  ('file_name;text\na.png;x\n', r"its first line names 'file_name;text'\. It needs file_name, and text or caption"),
+  ('file_name\ttext\na.png\tx\n', r"its first line names 'file_name\\ttext'\."),
+  ('file_name,prompt\na.png,x\n', r"its first line names 'file_name', 'prompt'\."),
+  ('file_name, text\na.png,x\n', r"its first line names 'file_name', ' text'\."),
+  ('file_name,text,text\na.png,x,y\n', '.* some of them twice'),
+  ('', 'its first line names no columns'),
+  ('file_name,text\n,x\n', 'line 2: "file_name" is missing'),
+  ('file_name,text\na.png,"x\n', 'line 2: not CSV'),
+  ('file_name,text\n../a.png,x\n', 'line 2: .*leads out of the folder'),
+])  # fmt: skip
+def test_errors_name_the_csv_columns_or_the_line(tmp_path, text, message):
+  write_image(tmp_path / 'a.png')
+  (tmp_path / 'metadata.csv').write_text(text)
+  with pytest.raises(ValueError, match=rf'metadata\.csv[,:] {message}'):
     scan(tmp_path)
+
+
+def test_errors_cite_long_lines_and_control_characters_safely(tmp_path):
+  lines = [
+    '{"file_name": "../' + '\\u001b[31m' * 5_000 + '", "text": "x"}', '[' * 100_000, '{"file_name": 5}' + 'x' * 9_000,
+    '{"file_name": "a.png", "text": {"' + 'k' * 9_000 + '": 1}}', '"' + '\x1b' * 9_000 + '"',
+  ]  # fmt: skip
+  for line in lines:
+    (tmp_path / 'metadata.jsonl').write_text(line)
+    with pytest.raises(ValueError, match=r'line 1') as caught:
+      scan(tmp_path)
+    assert len(str(caught.value)) < 800 and '\x1b' not in str(caught.value)
+
+
+def test_pictures_without_a_caption_are_left_out_and_counted(tmp_path):
+  for name in 'abcdef':
+    write_image(tmp_path / f'{name}.png')
+  write_lines(tmp_path / 'metadata.jsonl', [
+    {'file_name': 'a.png', 'text': 'A'}, {'file_name': 'b.png', 'text': None}, {'file_name': 'c.png'},
+    {'file_name': 'd.png', 'text': '\u200b'}, {'file_name': 'e.png', 'text': []},
+  ])  # fmt: skip
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('a.png', 'A')]
+  assert lines == [
+    '6 pictures found, 1 used, 5 left out', 'left out 3: it has no caption (b.png, c.png, e.png)',
+    'left out 1: its caption is empty (d.png)', 'left out 1: no metadata line names it (f.png)',
+  ]  # fmt: skip
+
+
+def test_short_csv_rows_are_left_out_and_counted(tmp_path):
+  for name in 'abc':
+    write_image(tmp_path / f'{name}.png')
+  (tmp_path / 'METADATA.CSV').write_text('file_name,text,width\na.png,A\n\nb.png\nc.png,,5\n')
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('a.png', 'A')]
+  assert lines[1:] == ['left out 1: it has no caption (b.png)', 'left out 1: its caption is empty (c.png)']
+
+
+def test_metadata_without_caption_keys_are_refused_with_the_keys_found(tmp_path):
+  write_image(tmp_path / 'a.png')
+  write_lines(tmp_path / 'metadata.jsonl', [{'file_name': 'a.png', 'prompt': 'x'}])
+  with pytest.raises(ValueError, match='no line has "text" or "caption"; the first line has file_name, prompt'):
+    scan(tmp_path)
+
+
+@pytest.mark.parametrize('line', [
+  {'text': ['', 'A']}, {'text': ['\u200b', ' A ', 'b']}, {'text': '', 'caption': 'A'}, {'text': None, 'caption': 'A'},
+  {'text': [], 'caption': ['', 'A']}, {'text': 'A', 'caption': 'b'},
+])  # fmt: skip
+def test_the_first_caption_that_is_not_empty_is_used(tmp_path, line):
+  write_image(tmp_path / 'a.png')
+  write_lines(tmp_path / 'metadata.jsonl', [{'file_name': 'a.png', 'text': ''}, {'file_name': 'a.png'} | line])
+  assert scan(tmp_path) == [Entry('a.png', 'A')]
+
+
+def test_ten_pictures_with_one_text_file_are_accounted_for(tmp_path):
+  for number in range(10):
+    write_image(tmp_path / f'{number}.png')
+  write_lines(tmp_path / '3.txt', ['A'])
+  _, lines = accounted(tmp_path)
+  assert lines == [
+    '10 pictures found, 1 used, 9 left out',
+    'left out 9: no text file beside it (0.png, 1.png, 2.png, ...)',
+  ]
+
+
+def test_upper_case_suffixes_are_read(tmp_path):
+  write_image(tmp_path / 'B.JPG')
+  write_lines(tmp_path / 'B.TXT', ['A'])
+  write_image(tmp_path / 'c.AVIF')
+  write_lines(tmp_path / 'c.txt', ['C'])
+  write_lines(tmp_path / 'c.Txt', ['not this one'])
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('B.JPG', 'A'), Entry('c.AVIF', 'C')]
+  assert lines[1:] == ['note 1: a text file that is not the caption of a picture (c.Txt)']
+
+
+def test_files_that_are_not_read_are_counted_with_the_reason(tmp_path):
+  write_image(tmp_path / 'a/a.png')
+  write_lines(tmp_path / 'a/metadata.jsonl', [{'file_name': 'a.png', 'text': 'A'}])
+  write_image(tmp_path / 'b/b.png')
+  for name in ('b/b.txt', 'c.HEIC', 'd.psd', '.hidden/e.png', '.f.png', 'notes.md'):
+    write_lines(tmp_path / name, ['x'])
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('a/a.png', 'A')]
+  assert sorted(lines) == [
+    '4 pictures found, 1 used, 3 left out', 'left out 1: its format (.heic) is not read (c.HEIC)',
+    'left out 1: its format (.psd) is not read (d.psd)', 'left out 1: no metadata line names it (b/b.png)',
+    'note 1: a text file that is not read, because there is a metadata file (b/b.txt)',
+    'note 1: neither a picture nor captions (notes.md)', 'note 2: hidden, and therefore not read (.f.png, .hidden)',
+  ]  # fmt: skip
+
+
+def test_links_are_followed_only_to_files_inside_the_folder(tmp_path):
+  root = tmp_path / 'root'
+  for name in ('outside/o.png', 'root/real/r.png', 'root/.store/s.png'):
+    write_image(tmp_path / name)
+  for name in ('outside/o.txt', 'root/real/r.txt', 'root/s.txt', 'root/o.txt', 'root/gone.txt'):
+    write_lines(tmp_path / name, [name])
+  write_image(root / 'p.png')
+  links = {'o.png': '../outside/o.png', 's.png': '.store/s.png', 'gone.png': 'nothing.png', 'p.txt': '../outside/o.txt',
+           'out': '../outside', 'again': 'real', 'loop': '.', 'metadata.csv': '../outside/metadata.csv'}  # fmt: skip
+  for name, target in links.items():
+    (root / name).symlink_to(target)
+  os.mkfifo(root / 'pipe.png')
+  write_lines(tmp_path / 'outside/metadata.csv', ['file_name,text', 'o.png,x'])
+  entries, lines = accounted(root)
+  assert entries == [Entry('real/r.png', 'root/real/r.txt'), Entry('s.png', 'root/s.txt')]
+  out = 'a link that leads out of the folder; only files inside it are read'
+  assert {line for line in lines if line.startswith('left out')} == {
+    f'left out 1: {out} (o.png)', f'left out 1: its text file is {out} (p.png)',
+    'left out 1: a link to a file that does not exist (gone.png)', 'left out 1: neither a file nor a folder (pipe.png)',
+  }  # fmt: skip
+  assert f'note 3: {out} (metadata.csv, out, p.txt)' in lines
+  assert any(line.endswith('searched at its own place (again, loop)') for line in lines)
+
+
+def test_listed_links_that_lead_out_are_left_out(tmp_path):
+  write_image(tmp_path / 'outside/o.png')
+  write_image(tmp_path / 'root/real/a.png')
+  (tmp_path / 'root/out').symlink_to('../outside')
+  (tmp_path / 'root/again').symlink_to('real')
+  names = ['out/o.png', 'again/a.png', 'real', 'x' * 5_000, 'half\ud800.png']
+  write_lines(tmp_path / 'root/metadata.jsonl', [{'file_name': name, 'text': 'x'} for name in names])
+  entries, lines = accounted(tmp_path / 'root')
+  assert entries == [Entry('again/a.png', 'x')]
+  assert sum('leads out' in line for line in lines) == 2
+  assert 'left out 1: neither a file nor a folder (real)' in lines
+  assert any(line.startswith('left out 2: the file does not exist') for line in lines)
+
+
+def test_a_huge_caption_file_is_left_out(tmp_path):
+  write_image(tmp_path / 'a.png')
+  write_image(tmp_path / 'b.png')
+  write_lines(tmp_path / 'a.txt', ['x'])
+  with (tmp_path / 'b.txt').open('wb') as file:
+    file.truncate(2**40)
+  assert 'left out 1: its text file has more than 1,048,576 bytes (b.png)' in accounted(tmp_path)[1]
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):
@@ -137,11 +288,10 @@ def test_an_unreadable_folder_is_refused(tmp_path):
 
 
 def test_the_error_names_an_unreadable_subfolder(tmp_path, monkeypatch):
-  def walk(root, onerror):
-    onerror(PermissionError(13, 'Permission denied', str(root / 'closed')))
-    return iter(())
+  def scandir(folder):
+    raise PermissionError(13, 'Permission denied', f'{folder}closed')
 
-  monkeypatch.setattr('os.walk', walk)
+  monkeypatch.setattr('os.scandir', scandir)
   with pytest.raises(ValueError, match=r'the folder .*closed cannot be read: Permission denied'):
     scan(tmp_path)
 
@@ -153,25 +303,27 @@ def test_floating_point_images_are_skipped(tmp_path):
   assert verify(tmp_path, entries) == entries[:1]
 
 
-def test_missing_images_are_counted_and_named(tmp_path, warnings):
+def test_missing_images_are_counted_and_named(tmp_path):
   lines = [{'file_name': f'{i}.png', 'text': 'x'} for i in range(9)]
   write_lines(tmp_path / 'metadata.jsonl', lines)
   with pytest.raises(ValueError, match=r'all 9 images .* are missing: 0\.png, 1\.png.* and 4 more'):
     scan(tmp_path)
   write_image(tmp_path / '8.png')
-  assert scan(tmp_path) == [Entry('8.png', 'x')]
-  assert '8 listed images are missing' in warnings[0] and '0.png' in warnings[0]
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('8.png', 'x')]
+  assert 'left out 8: the file does not exist (0.png, 1.png, 2.png, ...)' in lines
 
 
-def test_empty_captions_are_skipped(tmp_path, warnings):
+def test_empty_captions_are_skipped(tmp_path):
   for name in 'ab':
     write_image(tmp_path / f'{name}.png')
     write_lines(tmp_path / f'{name}.txt', [name if name == 'a' else '  '])
-  assert scan(tmp_path) == [Entry('a.png', 'a')]
-  assert '1 images have an empty caption' in warnings[0] and 'b.png' in warnings[0]
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('a.png', 'a')]
+  assert 'left out 1: its caption is empty (b.png)' in lines
 
 
-def test_undecodable_images_are_skipped(tmp_path, warnings):
+def test_undecodable_images_are_skipped(tmp_path):
   noise = Image.effect_noise((64, 64), 60)
   for name in ('good.png', 'good.jpg', 'good.webp', 'cut.png', 'cut.jpg', 'cut.webp', 'text.png'):
     noise.convert('RGB').save(tmp_path / name)
@@ -182,9 +334,11 @@ def test_undecodable_images_are_skipped(tmp_path, warnings):
   for stem in ('good', 'cut', 'text'):
     write_lines(tmp_path / f'{stem}.txt', ['x'])
   counts = []
-  splits = open_folder(tmp_path, validation_fraction=0.0, progress=lambda *c: counts.append(c))
+  account = Account('pictures')
+  splits = open_folder(tmp_path, validation_fraction=0.0, progress=lambda *c: counts.append(c), account=account)
   assert [e.path for e in splits['train'].entries] == ['good.jpg', 'good.png', 'good.webp']
-  assert '4 images cannot be decoded' in warnings[0] and 'cut.jpg' in warnings[0]
+  assert (account.found, account.used, account.num_left_out) == (7, 3, 4)
+  assert all(any(name in line for line in account.lines()) for name in ('cut.png', 'cut.jpg', 'cut.webp', 'text.png'))
   assert counts == [(i, 7) for i in range(1, 8)]
 
 

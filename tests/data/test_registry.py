@@ -1,21 +1,25 @@
 import dataclasses
+import os
+import shutil
 
 import pytest
 from PIL import Image
 
 from dalle_jax.config import DataConfig
 from dalle_jax.config import data as config_lib
-from dalle_jax.data import registry, tfds_source
+from dalle_jax.data import registry, tfds_captions, tfds_source
 from dalle_jax.data.image import decode
 from dalle_jax.data.shapes import builder
 
 
 @pytest.fixture
 def image_folder(tmp_path):
+  folder = tmp_path / 'images'
+  folder.mkdir()
   for i in range(30):
-    Image.new('RGB', (4, 4), (i, 0, 0)).save(tmp_path / f'{i}.png')
-    (tmp_path / f'{i}.txt').write_text(f'number {i}')
-  return tmp_path
+    Image.new('RGB', (4, 4), (i, 0, 0)).save(folder / f'{i}.png')
+    (folder / f'{i}.txt').write_text(f'number {i}')
+  return folder
 
 
 def test_the_registry_has_every_source_that_the_configuration_allows():
@@ -42,6 +46,30 @@ def test_a_folders_fingerprint_depends_on_captions_and_split_but_not_on_image_si
   assert registry.prepare(config, tmp_path).fingerprint != fingerprint
 
 
+def test_a_folders_fingerprint_depends_on_contents_but_not_on_place_or_time(image_folder, tmp_path):
+  def fingerprint(path):
+    return registry.prepare(DataConfig(source='folder', path=str(path)), tmp_path).fingerprint
+
+  before = fingerprint(image_folder)
+  shutil.copytree(image_folder, tmp_path / 'elsewhere')
+  os.utime(tmp_path / 'elsewhere' / '3.png', (1, 1))
+  assert fingerprint(tmp_path / 'elsewhere') == before
+  Image.new('RGB', (4, 4), (3, 0, 1)).save(tmp_path / 'elsewhere' / '3.png')
+  after = fingerprint(tmp_path / 'elsewhere')
+  assert after != before
+  assert after[-64:] == before[-64:]  # what earlier versions stored: names, captions and splits
+
+
+def test_a_folder_has_an_account(image_folder, tmp_path):
+  (image_folder / '7.txt').unlink()
+  config = DataConfig(source='folder', path=str(image_folder), max_image_pixels=16)
+  Image.new('RGB', (5, 4)).save(image_folder / '8.png')
+  for _ in range(2):
+    lines = registry.prepare(config, tmp_path / 'data').account.lines()
+    assert lines[0] == '30 pictures found, 28 used, 2 left out'
+    assert any('the limit of 16' in line and '8.png' in line for line in lines)
+
+
 @pytest.mark.parametrize('counts, fraction, expected', [
   ({'train': 100, 'val': 9, 'validation': 5}, 0.1, {'train': 'train', 'validation': 'validation'}),
   ({'train': 100, 'test': 9, 'val': 5}, 0.1, {'train': 'train', 'validation': 'val'}),
@@ -56,6 +84,8 @@ def test_tfds_validation_is_an_existing_split_or_the_end_of_train(monkeypatch, t
   opened = []
   monkeypatch.setattr(tfds_source, 'splits', lambda path: counts)
   monkeypatch.setattr(tfds_source, 'full_name', lambda path: 'toy/1.0.0')
+  monkeypatch.setattr(tfds_source, 'identity', lambda path: [])
+  monkeypatch.setattr(tfds_captions, 'count_captions', lambda sources, identity, directory, progress: None)
   monkeypatch.setattr(tfds_source, 'open_tfds', lambda path, split, key: opened.append((path, split, key)) or 'x')
   config = DataConfig(source='tfds', path='somewhere', validation_fraction=fraction, caption_key='c')
   dataset = registry.prepare(config, tmp_path)

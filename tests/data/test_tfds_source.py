@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dalle_jax.data import tfds_source
+from dalle_jax.data import tfds_captions, tfds_source
 from dalle_jax.data.image import decode, encode_png
 
 
@@ -45,7 +45,7 @@ def prepared(tmp_path_factory):
             'image': encode_png(np.full((4, 5, 3), i, np.uint8)),
             'image/filename': f'{i}.png',
             'caption': f'Größe {i}',
-            'several': [] if i == 0 else [f'several {i}', 'other'],
+            'several': [] if i == 0 else ['\u200b', f'several {i}', 'other'],
             'captions': [{'id': 7, 'text': f'nested {i}'}, {'id': 8, 'text': 'other'}],
             'nested': {'in/side': f'inside {i}'},
             'label': i % 3,
@@ -141,3 +141,41 @@ def test_a_data_set_without_an_image_feature_is_refused(prepared, tmp_path):
   (tmp_path / 'features.json').write_text(json.dumps(features))
   with pytest.raises(ValueError, match=r'no feature "image".*picture'):
     tfds_source.open_tfds(tmp_path, 'train', 'caption')
+
+
+def test_empty_and_further_captions_are_counted_once(prepared, tmp_path):
+  counts = []
+
+  def count(identity='x'):
+    counts.clear()
+    sources = {split: tfds_source.open_tfds(prepared, split, 'several') for split in ('train', 'val')}
+    return tfds_captions.count_captions(sources, identity, tmp_path, lambda *done: counts.append(done)).lines()
+
+  lines = count()
+  assert lines[0] == '13 examples found, 13 used, 0 left out'
+  assert lines[1].startswith('note 11: further captions of examples, which are not used (')
+  assert lines[2].startswith('note 2: used with an empty caption (train ')
+  assert counts == [(10, 13), (13, 13)]
+  assert count() == lines and counts == []
+  (file,) = (tmp_path / 'checked').iterdir()
+  for text in ('', '{}', '[]', 'null', file.read_text().replace('13', '14')):
+    file.write_text(text)
+    assert count() == lines and counts
+  assert count('another version') == lines and counts
+
+
+def test_examples_that_cannot_be_read_are_counted(tmp_path):
+  class Broken:
+    def __len__(self):
+      return 2
+
+    def captions(self, index):
+      raise RuntimeError(f'damaged at {index}')
+
+  lines = tfds_captions.count_captions({'train': Broken()}, 0, tmp_path).lines()
+  assert lines[1] == 'note 2: cannot be read: damaged at 0 (train 0, train 1)'
+
+
+def test_the_identity_changes_with_the_files(prepared):
+  names = [name for name, _, _ in tfds_source.identity(prepared)]
+  assert 'dataset_info.json' in names and tfds_source.identity(prepared) == tfds_source.identity(prepared)

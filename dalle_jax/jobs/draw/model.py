@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import bundle, precision, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
-from dalle_jax.data.captions import shortened
+from dalle_jax.data.caption_text import shortened
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD, Tokenizer
 from dalle_jax.evaluation import reconstruction

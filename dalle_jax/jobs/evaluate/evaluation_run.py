@@ -59,6 +59,8 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
   extractor = features.load_extractor(settings, mesh, ranker)
   data, data_dir = _data_config(settings, config.data, model_path)
   dataset = registry.prepare(data, data_dir)
+  if dataset.account:
+    say(f'data: {data.source}\n{dataset.account}')
   count = settings.count(len(dataset.open(settings.split)))
   metrics.check_count(chosen, count)
   loaded = bundle.load(model_path, mesh, needs=('dvae',))
@@ -95,11 +97,14 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
   """The configuration of the data to measure on, and the directory for generated data sets.
 
   Args:
-    settings: the settings of the evaluation; its `source` and `data`, if set, replace the model's.
+    settings: the settings of the evaluation; its `source`, `data` and `max_image_pixels`, if set, replace the
+      model's.
     model_data: the data configuration of the model.
     model_path: the model directory; by default, generated data sets are kept beside it.
   """
-  changes: dict[str, Any] = {'source': settings.source, 'path': settings.data}
+  changes: dict[str, Any] = {
+    'source': settings.source, 'path': settings.data, 'max_image_pixels': settings.max_image_pixels,
+  }  # fmt: skip
   config = dataclasses.replace(model_data, **{name: value for name, value in changes.items() if value is not None})
   return config, Path(settings.data_dir or model_data.data_dir or model_path.parent / 'data').absolute()
 

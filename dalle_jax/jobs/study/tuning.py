@@ -12,6 +12,7 @@ from dalle_jax import bundle
 from dalle_jax.data import registry
 from dalle_jax.evaluation import candidates, judge, prompt_accuracy
 from dalle_jax.evaluation.figures import share
+from dalle_jax.hosts import say
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.draw import ranking
 from dalle_jax.jobs.draw.model import Model, load
@@ -63,6 +64,8 @@ def prepare(path: str, data_dir: str, num_prompts: int) -> tuple[Model, list[Pro
     raise ValueError(f'--num_prompts is {num_prompts}; it must be at least 1.')
   directory = Path(data_dir or config.data.data_dir or model_path.parent / 'data').absolute()
   dataset = registry.prepare(config.data, directory)
+  if dataset.account:
+    say(f'data: {config.data.source}\n{dataset.account}')
   prompts = [Prompts(name, prompt_accuracy.choose(examples.captions(dataset, name), num_prompts)) for name in SPLITS]
   return load(model_path), prompts
 

@@ -52,7 +52,9 @@ def _distinct_captions(config: Config, dataset: Dataset, split: str) -> tuple[li
   """The first config.evaluation.num_captions distinct captions of a split, each with its first image."""
   source = dataset.open(split)
   first_images: dict[str, np.ndarray] = {}
-  transform = Preprocess(image_size=config.data.image_size, resampling=config.data.resampling)
+  transform = Preprocess(
+    image_size=config.data.image_size, resampling=config.data.resampling, max_pixels=config.data.max_image_pixels
+  )
   generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
   for i in range(len(source)):
     record = source[i]

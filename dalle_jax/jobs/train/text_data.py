@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dalle_jax import hosts, sharding
 from dalle_jax.config import Config, SequenceConfig
 from dalle_jax.data import corpus, text_tokenizer
+from dalle_jax.data.account import Account
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.hosts import say
@@ -51,8 +52,10 @@ def prepare(config: Config, space: Workspace) -> TextData:
   del space
   data = config.data
   with hosts.together('reading the text'):
-    texts = corpus.read_corpus(data.path, data.validation_path, data.validation_fraction)
+    account = Account('texts')
+    texts = corpus.read_corpus(data.path, data.validation_path, data.validation_fraction, account)
   say('data: ' + ', '.join(f'{sum(map(len, documents)):,} bytes {split}' for split, documents in texts.items()))
+  say(str(account))
   return TextData(texts, corpus.fingerprint(texts))
 
 

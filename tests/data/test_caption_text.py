@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle_jax.data.captions import check_characters, check_prompt, is_empty, sentences
+from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, sentences
 from dalle_jax.data.tokenizer import train_tokenizer
 
 INVISIBLE = [

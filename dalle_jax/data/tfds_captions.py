@@ -1,0 +1,102 @@
+"""Counts the captions of a TFDS data set: examples without one are used, and said to be without one.
+
+All captions are read once. The counts are kept in a file, which may be deleted at any time.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dalle_jax.data.account import Account, Tally
+from dalle_jax.data.caption_text import is_empty
+from dalle_jax.data.tfds_source import TfdsSource
+from dalle_jax.files import write_json
+
+_NUM_THREADS = 8
+_CHUNK = 1_000  # examples between two calls of `progress`
+_EMPTY = 'used with an empty caption'
+_FURTHER = 'further captions of examples, which are not used'
+_UNREADABLE = 'cannot be read'
+
+
+def count_captions(
+  sources: dict[str, TfdsSource], identity: Any, directory: Path, progress: Callable[[int, int], None] | None = None
+) -> Account:
+  """Count the captions of all splits.
+
+  Args:
+    sources: the source of each split.
+    identity: a JSON value that changes if the data set does.
+    directory: keeps the counts for later starts.
+    progress: called with (examples read, number of examples), unless the counts were kept.
+  """
+  file = directory / 'checked' / f'tfds_{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.json'
+  account = _kept(file)
+  if account is None:
+    account = _count(sources, progress)
+    try:
+      content = {'used': account.used, 'notes': [dataclasses.asdict(tally) for tally in account.notes.values()]}
+      write_json(file, {'content': content, 'checksum': _checksum(content)})
+    except OSError:
+      pass  # counted again at the next start
+  return account
+
+
+def _count(sources: dict[str, TfdsSource], progress: Callable[[int, int], None] | None) -> Account:
+  account, total, done = Account('examples'), sum(map(len, sources.values())), 0
+  with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+    try:
+      for split, source in sources.items():
+        for start in range(0, len(source), _CHUNK):
+          indices = range(start, min(start + _CHUNK, len(source)))
+          for index, captions in zip(indices, pool.map(lambda i, s=source: _captions(s, i), indices), strict=True):
+            _add(account, captions, f'{split} {index}')
+          done += len(indices)
+          if progress:
+            progress(done, total)
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+  return account
+
+
+def _captions(source: TfdsSource, index: int) -> list[str] | Exception:
+  try:
+    return source.captions(index)
+  except Exception as error:  # readers of records raise errors of many types
+    return error
+
+
+def _add(account: Account, captions: list[str] | Exception, name: str) -> None:
+  account.used += 1
+  if isinstance(captions, Exception):
+    account.note(f'{_UNREADABLE}: {captions}', name)
+    return
+  num_full = sum(not is_empty(caption) for caption in captions)
+  if not num_full:
+    account.note(_EMPTY, name)
+  elif num_full > 1:
+    account.note(_FURTHER, name, num_full - 1)
+
+
+def _kept(file: Path) -> Account | None:
+  """The counts in a file; None if it is missing or damaged."""
+  try:
+    stored = json.loads(file.read_bytes())
+    content = stored['content']
+    if stored['checksum'] != _checksum(content):
+      return None
+    account = Account('examples')
+    account.used = content['used']
+    account.notes = {tally['reason']: Tally(**tally) for tally in content['notes']}
+    return account
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    return None
+
+
+def _checksum(content: Any) -> int:
+  return zlib.crc32(json.dumps(content, sort_keys=True).encode())
