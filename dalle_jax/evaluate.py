@@ -28,6 +28,7 @@ _SOURCE = flags.DEFINE_string('source', None, "Kind of data, like config.data.so
 _DATA = flags.DEFINE_string(
   'data', None, "Directory of the data, like config.data.path. Default: the model's own data."
 )
+_MAX_IMAGE_PIXELS = doors.define_max_image_pixels(None)
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Directory for generated data sets. Default: config.data.data_dir, or data beside the model.'
 )
@@ -82,6 +83,7 @@ def main(argv: list[str]) -> int:
     source=_SOURCE.value,
     data=_DATA.value,
     data_dir=_DATA_DIR.value,
+    max_image_pixels=_MAX_IMAGE_PIXELS.value,
     out=_OUT.value,
     temperature=_TEMPERATURE.value,
     top_k=_TOP_K.value,

@@ -129,10 +129,10 @@ def check_overrides(flag: Any) -> 'Config':
   return config
 
 
-def define_max_image_pixels() -> 'flags.FlagHolder[int]':
-  """Defines --max_image_pixels, for the commands that open picture files."""
+def define_max_image_pixels(default: int | None = MAX_IMAGE_PIXELS) -> Any:
+  """Defines --max_image_pixels, for the commands that open picture files. None means: the model's own setting."""
   return flags.DEFINE_integer(
-    'max_image_pixels', MAX_IMAGE_PIXELS,
+    'max_image_pixels', default,
     'Largest number of pixels, rows times columns, of a picture file that is opened. Decoding takes about 10 bytes per '
     'pixel.',
     lower_bound=1,

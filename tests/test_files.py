@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 
 import pytest
 
@@ -57,3 +58,28 @@ def test_links_stay_and_pipes_are_written_to(tmp_path):
   files.write_whole(pipe, b'text')
   assert os.read(reader, 10) == b'text' and pipe.is_fifo()
   os.close(reader)
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('größer 漢字 🦊 a b', 'größer 漢字 🦊 a b'),
+    ('\x1b[31m\r\n\t\0\x7f\x9b', r'\x1b[31m\r\n\t\x00\x7f\x9b'),
+    ('a\u202eb\u200b\u2028\u2066\ufeff', r'a\u202eb\u200b\u2028\u2066\ufeff'),
+    ('\udcff\ud800\U000e0001', r'\udcff\ud800\U000e0001'),
+    (pathlib.Path('a\nb'), r'a\nb'),
+    (ValueError('x\x1b'), r'x\x1b'),
+    ('C:\\dir', 'C:\\dir'),
+  ],
+)
+def test_foreign_text_is_shown_without_control_characters(text, expected):
+  assert files.shown(text) == expected
+
+
+@pytest.mark.parametrize('char', ['x', '\x1b', '\U000e0001'])
+def test_long_foreign_text_is_cut_in_the_middle(char):
+  text = files.shown('start' + char * 10**7 + 'the end')
+  assert len(text) == 200 and text.startswith('start') and text.endswith('the end') and '…' in text
+  for most in (3, 4, 10, 50):
+    assert len(files.shown(char * 1000, most)) == most
+  assert files.shown('x' * 200) == 'x' * 200

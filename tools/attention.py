@@ -40,6 +40,7 @@ _TRUNCATE = flags.DEFINE_bool('truncate', False, 'Cut a prompt that is too long 
 _CONTINUATION = flags.DEFINE_bool(
   'continuation', True, 'For models of text: continue the prompt. --nocontinuation shows the prompt alone.'
 )
+_MAX_IMAGE_PIXELS = doors.define_max_image_pixels()
 flags.mark_flag_as_required('model')
 
 
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
   path = attention_study.show(
     _MODEL.value, _PROMPT.value, out=_OUT.value, image=_IMAGE.value, num_images=_NUM_IMAGES.value, seed=_SEED.value,
     temperature=_TEMPERATURE.value, top_k=_TOP_K.value, layers=layers, heads=heads, truncate=_TRUNCATE.value,
-    continuation=_CONTINUATION.value,
+    continuation=_CONTINUATION.value, max_image_pixels=_MAX_IMAGE_PIXELS.value,
   )  # fmt: skip
   print(f'{path}, {path.stat().st_size / 1e6:.1f} MB')
   return 0

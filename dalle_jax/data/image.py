@@ -17,6 +17,7 @@ __all__ = [
   'encode_png', 'opacity', 'png_text', 'read', 'read_picture',
 ]  # fmt: skip
 
+_MAX_METADATA = 1 << 26  # bytes
 _Result = TypeVar('_Result')
 _MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 _RGB = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')  # Pillow modes that convert to 8-bit RGB without changing a colour
@@ -299,8 +300,27 @@ def decode_file(
     ValueError: the file cannot be read or decoded; the message names the flag and the file.
   """
   try:
-    return decoder(Path(file).read_bytes(), max_pixels)
+    return decoder(_contents(file, max_pixels), max_pixels)
   except OSError as error:
     raise ValueError(f'{flag} {shown(file)} cannot be read: {error.strerror or shown(error)}.') from None
   except ValueError as error:
     raise ValueError(f'{flag} {shown(file)} cannot be read: {error}') from None
+
+
+def _contents(file: str, max_pixels: int) -> bytes:
+  """The contents of a file, which may be a pipe or a device without an end.
+
+  Raises:
+    ValueError: it has more bytes than a picture of `max_pixels` can need, with 16 bits in four channels.
+  """
+  most = 8 * max_pixels + _MAX_METADATA
+  parts = []
+  with Path(file).open('rb') as opened_file:
+    while part := opened_file.read(1 << 22):
+      parts.append(part)
+      most -= len(part)
+      if most < 0:
+        raise ValueError(
+          f'it has more than {8 * max_pixels + _MAX_METADATA:,} bytes, which no picture within --max_image_pixels needs'
+        )
+  return b''.join(parts)

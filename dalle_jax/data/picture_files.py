@@ -25,7 +25,7 @@ MAX_PIXELS = 89_478_485
 # The exceptions that Pillow's readers raise for damaged or malicious files.
 PILLOW_ERRORS = (
   OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError,
-  RecursionError, AssertionError, NotImplementedError, SystemError, Warning, struct.error, zlib.error,
+  RuntimeError, AssertionError, SystemError, Warning, struct.error, zlib.error,
   Image.DecompressionBombError,
 )  # fmt: skip
 
@@ -40,7 +40,7 @@ _OTHERS = {
   'PostScript': rb'\x04?%!|\xc5\xd0\xd3\xc6', 'PDF': rb'%PDF', 'WMF': rb'\xd7\xcd\xc6\x9a|[\x01\x02]\0\t\0\0',
   'EMF': rb'\x01\0\0\0.{36} EMF', 'HEIC': rb'.{4}ftyp(?:hei|hev|mif1|msf1)',
   'JPEG 2000': rb'\0\0\0\x0cjP|\xff\x4f\xff\x51', 'JPEG XL': rb'\xff\n|\0\0\0\x0cJXL ', 'Photoshop': rb'8BPS',
-  'Windows icon': rb'\0\0[\x01\x02]\0', 'macOS icon': rb'icns', 'netpbm': rb'P[1-7fFy][\s#]', 'DDS': rb'DDS ',
+  'Windows icon or TGA': rb'\0\0[\x01\x02]\0', 'macOS icon': rb'icns', 'netpbm': rb'P[1-7fFy][\s#]', 'DDS': rb'DDS ',
   'FITS': rb'SIMPLE  =', 'QOI': rb'qoif', 'MNG': rb'\x8a[MJ]NG\r\n',
   'XPM': rb'/\* XPM', 'XBM': rb'#define ', 'HDF5': rb'\x89HDF', 'OpenEXR': rb'v/1\x01', 'Radiance': rb'#\?RADIANCE',
   'Git LFS pointer': rb'version https://git-lfs', 'gzip': rb'\x1f\x8b', 'zip': rb'PK\x03\x04',
@@ -92,6 +92,8 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Opened]:
     check_size(_header_size(kind, data), max_pixels)
     if png:
       png.check_capacity()
+    if kind == 'JPEG':
+      _check_jpeg_capacity(data, max_pixels)
     with _pillow_limit.lifted(), Image.open(io.BytesIO(png.cleaned if png else data), formats=[kind]) as image:
       check_size(image.size, max_pixels)
       _check_tiles(image, max_pixels)
@@ -133,6 +135,31 @@ def _header_size(kind: str, data: bytes) -> tuple[int, int] | None:
   if kind == 'WEBP':
     return _webp_size(data)
   return _gif_size(data) if kind == 'GIF' else None
+
+
+def _check_jpeg_capacity(data: bytes, max_pixels: int) -> None:
+  """Check the size that a JPEG's header claims, and that the file is large enough for it.
+
+  Huffman coding takes at least one bit for each block of 8 x 8 values, and the sampling factors are at most 4 x 4.
+  Arithmetic coding has no such limit.
+
+  Raises:
+    ValueError: it claims too many pixels, or its pixels could not be compressed to so few bytes.
+  """
+  position = 2
+  while data[position : position + 1] == b'\xff' and len(data) >= position + 9:
+    marker = data[position + 1]
+    if marker in (0xC0, 0xC1, 0xC2):
+      rows, columns = struct.unpack_from('>HH', data, position + 5)
+      check_size((columns, rows), max_pixels)
+      if rows * columns > 8 * len(data) * 8 * 8 * 4 * 4:
+        raise ValueError(f'its header claims {columns:,} x {rows:,} pixels, which its {len(data):,} bytes cannot hold')
+    if marker == 0xFF:  # a fill byte
+      position += 1
+    elif marker in (0xD9, 0xDA):  # the end, or the pixels
+      return
+    else:
+      position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

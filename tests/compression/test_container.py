@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_jax.compression import container
+from dalle_jax.compression.coders import check_capacity
 from dalle_jax.compression.container import ContainerReader, ContainerWriter, Damaged, Header
 
 HEADER = Header(
@@ -147,3 +148,26 @@ def test_deeply_nested_headers_are_refused():
   start = struct.pack('<4sHI', b'DJXC', 1, len(deep)) + deep
   with pytest.raises(ValueError, match='header cannot be used'):
     ContainerReader(io.BytesIO(start + struct.pack('<I', zlib.crc32(start))))
+
+
+def test_a_size_beyond_the_end_of_the_file_takes_no_memory():
+  asked = []
+
+  class Counted(io.BytesIO):
+    def read(self, size=-1):
+      asked.append(size)
+      return super().read(size)
+
+  data = written()
+  reader = ContainerReader(Counted(data))
+  start = reader.position
+  with pytest.raises(ValueError, match='it is cut inside chunk 0'):
+    list(ContainerReader(Counted(data[: start + 1] + struct.pack('<I', 1 << 30) + data[start + 5 :])).chunks())
+  assert max(asked) <= 1 << 20
+
+
+def test_a_huffman_code_cannot_hold_more_symbols_than_bits():
+  check_capacity('huffman', b'ab', 16, 'tokens')
+  check_capacity('range', b'', 2**32, 'tokens')
+  with pytest.raises(ValueError, match='a chunk claims 17 tokens, which its 2 bytes cannot hold'):
+    check_capacity('huffman', b'ab', 17, 'tokens')

@@ -49,3 +49,23 @@ def test_names_and_shapes_are_read_from_a_header():
 def test_headers_with_invalid_values_are_refused(change):
   with pytest.raises(ValueError, match='list of pictures cannot be used'):
     pictures.listing({**LISTING, **change}, 8)
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [('a\0b', 'zero bytes'), ('a/' * 300 + 'b', '256 names'), ('a' * 5000, '4096 bytes'), (5, 'a name must be'),
+   ('x' * 10**6, 'a name must be'), ('\ud800', 'surrogates')],
+  ids=lambda value: ascii(value)[:20],
+)  # fmt: skip
+def test_names_that_cannot_be_written_are_refused_in_few_words(name, message):
+  settings = {'pictures': [[name, 8, 8]], 'size': 8, 'lossless': True, 'single': False}
+  with pytest.raises(ValueError, match=message) as refusal:
+    pictures.listing(settings, 8)
+  assert len(str(refusal.value)) < 700 and str(refusal.value).isprintable()
+
+
+def test_pictures_beyond_the_limit_are_refused():
+  settings = {'pictures': [['a', 1 << 15, 1 << 14]], 'size': 8, 'lossless': True, 'single': True}
+  assert pictures.listing(settings, 8) == (['a'], [(1 << 15, 1 << 14)])
+  with pytest.raises(ValueError, match=r'32,768 x 16,384 pixels, more than the limit of 1,000; .*--max_image_pixels'):
+    pictures.listing(settings, 8, 1000)

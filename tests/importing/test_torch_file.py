@@ -259,3 +259,61 @@ def test_objects_other_than_modules_and_state_dicts_are_refused(toy, tmp_path):
   path.write_bytes(archive({'a': Tensor(A), 'step': 3}))
   with pytest.raises(ValueError, match='neither a module nor a dict of tensors'):
     torch_file.read(path)
+
+
+def _with_records(records, compression=zipfile.ZIP_STORED):
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, 'w', compression) as file:
+    for name, content in records.items():
+      file.writestr(name, content)
+  return out.getvalue()
+
+
+def _records(data):
+  with zipfile.ZipFile(io.BytesIO(data)) as file:
+    return {name: file.read(name) for name in file.namelist()}
+
+
+def test_records_that_unpack_to_more_than_the_file_are_refused(toy, tmp_path):
+  path = tmp_path / 'file.pt'
+  path.write_bytes(_with_records(_records(archive({'a': Tensor(np.zeros(10**6, np.float32))})), zipfile.ZIP_DEFLATED))
+  with pytest.raises(ValueError, match='claims 4,000,000 bytes, so that the records would be larger than the file'):
+    torch_file.read(path)
+
+
+def test_a_size_in_the_directory_of_an_archive_takes_no_memory(toy, tmp_path):
+  path, data = tmp_path / 'file.pt', bytearray(archive({'a': Tensor(A)}))
+  entry = data.find(b'PK\x01\x02', data.find(b'PK\x01\x02') + 1)  # of data/0
+  data[entry + 20 : entry + 28] = struct.pack('<II', 2**31, 2**31)
+  path.write_bytes(bytes(data))
+  with pytest.raises(ValueError, match=r'file\.pt is not a file'):
+    torch_file.read(path)
+
+
+def test_many_tensors_of_one_storage_are_refused(toy, tmp_path):
+  storage = Storage(np.zeros(10_000, np.float32))
+  tensors = {str(i): Tensor(storage.array, storage) for i in range(200)}
+  path = tmp_path / 'file.pt'
+  for form in (archive, stream):
+    path.write_bytes(form(tensors))
+    with pytest.raises(ValueError, match=r'its tensors have more than 4 times the .* bytes of the file'):
+      torch_file.read(path)
+  path.write_bytes(archive({'a': tensors['0'], 'b': tensors['1']}))  # such as tied embeddings
+  assert len(torch_file.read(path)) == 2
+
+
+def test_storages_larger_than_the_rest_of_a_stream_are_refused(toy, tmp_path):
+  path, data = tmp_path / 'file.pkl', stream({'a': Tensor(A)})
+  for size in (7, 2**40, 2**62, -1):
+    path.write_bytes(data[: -8 - A.nbytes] + struct.pack('<q', size) + A.tobytes())
+    with pytest.raises(ValueError, match='a storage have a wrong size'):
+      torch_file.read(path)
+
+
+def test_messages_repeat_little_of_a_file(toy, tmp_path):
+  path = tmp_path / 'a\nb.pkl'
+  for value in ({'x' * 10**6: Tensor(A)}, {'a': type('y' * 10**5, (), {})}, {5: Tensor(A)}):
+    with pytest.raises(ValueError, match=r'a\\nb\.pkl') as refusal:
+      path.write_bytes(archive(value) if 'a' not in value else pickle.dumps(len) * 3)
+      torch_file.read(path)
+    assert len(str(refusal.value)) < 600

@@ -10,7 +10,7 @@ OUT_OF_RANGE = [
   ('top_p', 0.0, 'it must be above 0 and at most 1 (all).'),
   ('guidance_scale', -1.0, 'it must be 0 to 1,000,000; 1 means no guidance.'),
   ('guidance_ramp', 2.0, 'it must lie in [0, 1].'),
-  ('batch_size', 0, 'it must be above 0.'),
+  ('batch_size', 0, 'it must be 1 to 65,536.'),
 ]
 
 

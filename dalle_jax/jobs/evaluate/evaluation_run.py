@@ -92,11 +92,14 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
   """The configuration of the data to measure on, and the directory for generated data sets.
 
   Args:
-    settings: the settings of the evaluation; its `source` and `data`, if set, replace the model's.
+    settings: the settings of the evaluation; its `source`, `data` and `max_image_pixels`, if set, replace the
+      model's.
     model_data: the data configuration of the model.
     model_path: the model directory; by default, generated data sets are kept beside it.
   """
-  changes: dict[str, Any] = {'source': settings.source, 'path': settings.data}
+  changes: dict[str, Any] = {
+    'source': settings.source, 'path': settings.data, 'max_image_pixels': settings.max_image_pixels,
+  }  # fmt: skip
   config = dataclasses.replace(model_data, **{name: value for name, value in changes.items() if value is not None})
   return config, Path(settings.data_dir or model_data.data_dir or model_path.parent / 'data').absolute()
 

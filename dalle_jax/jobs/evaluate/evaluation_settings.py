@@ -28,6 +28,7 @@ class EvaluationSettings:
   source: str | None = None  # kind of data, like config.data.source; None: the model's own data
   data: str | None = None  # directory of the data, like config.data.path; None: the model's own data
   data_dir: str | None = None  # directory for generated data sets; None: config.data.data_dir, or beside the model
+  max_image_pixels: int | None = None  # of a picture file; None: config.data.max_image_pixels
   out: str | None = None  # JSON file; None: evaluation_SPLIT.json beside the model
   temperature: float | None = None  # for this and the next four, None: the model's own setting
   top_k: int | None = None
@@ -43,7 +44,7 @@ class EvaluationSettings:
   blur_radii: tuple[float, ...] = tuple(range(9))  # for `blurred_fid`: standard deviations in pixels
 
   def __post_init__(self) -> None:
-    minimums = {'num_images': 0, 'batch_size': 1, 'images_per_prompt': 2, 'diversity_prompts': 1}
+    minimums = {'num_images': 0, 'batch_size': 1, 'images_per_prompt': 2, 'diversity_prompts': 1, 'max_image_pixels': 1}
     for name, minimum in minimums.items():
       value = getattr(self, name)
       if value is not None and value < minimum:

@@ -3,6 +3,7 @@
 Each of these is computed when a metric first asks for it, and only once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -59,6 +60,9 @@ class Measured:
     prompts: list[str] | None = None, sample_seed: int | None = None, sampling: SamplingConfig | None = None,
   ):  # fmt: skip
     self.settings, self.loaded, self.config = settings, loaded, loaded.config
+    if settings.max_image_pixels is not None:
+      data = dataclasses.replace(self.config.data, max_image_pixels=settings.max_image_pixels)
+      self.config = dataclasses.replace(self.config, data=data)
     self.count, self.mesh, self.extractor, self.ranker = count, mesh, extractor, ranker
     self._dataset, self._cache, self._grouped = dataset, cache, grouped
     self._prompts, self._sample_seed, self._sampling = prompts, sample_seed, sampling

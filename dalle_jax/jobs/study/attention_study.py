@@ -15,7 +15,7 @@ from dalle_jax import bundle, sharding
 from dalle_jax.bundle import drawing_parts, holds_text
 from dalle_jax.config import BlocksConfig, Config, SamplingConfig, SequenceConfig
 from dalle_jax.data import crops
-from dalle_jax.data.image import read_picture
+from dalle_jax.data.image import MAX_PIXELS, read_picture
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention_weights, reconstruction
 from dalle_jax.files import check_out
@@ -57,6 +57,7 @@ def show(
   heads: Sequence[int] | None = None,
   truncate: bool = False,
   continuation: bool = True,
+  max_image_pixels: int = MAX_PIXELS,
 ) -> Path:
   """Write the page for one prompt, and return its path.
 
@@ -73,6 +74,7 @@ def show(
     heads: heads to show, from 1; empty for only the mean of each layer; None for all, or for as many as fit.
     truncate: whether to cut a caption that is too long.
     continuation: whether a text model continues the prompt; False analyses the prompt alone.
+    max_image_pixels: the largest number of pixels of the picture file.
 
   Raises:
     ValueError: the model, the prompt, the picture or a setting cannot be used, or the file cannot be written.
@@ -81,7 +83,7 @@ def show(
   is_text_model = _check(model, prompt, image, num_images, continuation)
   check_out(Path(out))
   config = bundle.read_config(Path(model))
-  picture = _read_picture(config, image) if image else None
+  picture = _read_picture(config, image, max_image_pixels) if image else None
   group = config.model if is_text_model else config.prior
   _check_layers(model, group, layers, heads)
   mesh = sharding.make_mesh()
@@ -231,9 +233,10 @@ def _choice_notes(choice: Choice, group: Any) -> list[str]:
   ]
 
 
-def _read_picture(config: Config, file: str) -> np.ndarray:
+def _read_picture(config: Config, file: str, max_pixels: int) -> np.ndarray:
   """Read a picture and preprocess it as in training: the central square, resized to the model's image size."""
-  return crops.fit(read_picture(file), config.data.image_size, resampling=config.data.resampling)
+  pixels = read_picture(file, max_pixels=max_pixels)
+  return crops.fit(pixels, config.data.image_size, resampling=config.data.resampling)
 
 
 def _pictures(

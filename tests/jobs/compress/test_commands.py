@@ -21,6 +21,8 @@ from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer, train_pieces
 from dalle_jax.jobs.compress import commands
+from dalle_jax.jobs.compress.limits import DecodingLimits
+from dalle_jax.sampling import memory
 from dalle_jax.training import ngram_counts
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -283,3 +285,14 @@ def test_bad_input_is_reported_before_the_model_is_loaded(models, name, tmp_path
     commands.encode(**args, settings=CompressionSettings(**options))
   assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'in', 'there']
   assert (tmp_path / 'in').read_bytes() == TEXT and (tmp_path / 'there').read_bytes() == b'mine'
+
+
+def test_files_that_ask_for_too_many_sequences_are_refused(models, coded, tmp_path, monkeypatch):
+  (tmp_path / 'coded').write_bytes(coded)
+  arguments = (models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  with pytest.raises(ValueError, match=r'says 2 sequences side by side, more than the limit of 1; .*--max_batch_size'):
+    commands.decode(*arguments, limits=DecodingLimits(max_batch_size=1))
+  monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 100)
+  with pytest.raises(ValueError, match=r'2 sequences side by side need about .* GB, but 1e-07 GB are free'):
+    commands.decode(*arguments)
+  assert not (tmp_path / 'out').exists()

@@ -15,6 +15,7 @@ from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data import image
 from dalle_jax.jobs.compress import commands
+from dalle_jax.jobs.compress.limits import DecodingLimits
 
 
 @pytest.fixture(scope='module')
@@ -191,3 +192,14 @@ def test_other_formats_are_measured_with_their_best_settings(models, tmp_path):
     sizes = commands.encode(*args, CompressionSettings(lossy=True, verify=False), compare=True)['baselines']
     assert set(sizes) == {'PNG, one by one', 'WebP lossless, one by one'}
     assert sizes['PNG, one by one'] < (400 if name == 'grey' else 250)  # RGB needs 8 bits per value
+
+
+def test_the_limit_of_pixels_holds_for_encoding_and_decoding(models, tmp_path):
+  _pictures(tmp_path / 'in', (8, 8))
+  args = (models['pictures'], str(tmp_path / 'in'), str(tmp_path / 'coded'))
+  with pytest.raises(ValueError, match=r'0\.png: .* 8 x 8 pixels, more than the limit of 63; .*--max_image_pixels'):
+    commands.encode(*args, CompressionSettings(max_image_pixels=63))
+  commands.encode(*args, CompressionSettings(lossy=True, verify=False, max_image_pixels=64))
+  with pytest.raises(ValueError, match=r'8 x 8 pixels, more than the limit of 63; .*--max_image_pixels'):
+    commands.decode(models['pictures'], args[2], str(tmp_path / 'out'), limits=DecodingLimits(max_image_pixels=63))
+  assert not (tmp_path / 'out').exists()

@@ -56,3 +56,29 @@ def test_an_archive_of_arrays_is_refused(model, tmp_path):
 def test_encoding_needs_an_input_image(model, tmp_path):
   with pytest.raises(ValueError, match='--encode needs an input image; give it with --image'):
     code_files.encode(model, '', str(tmp_path))
+
+
+def _header(shape, dtype='<i4', version=(1, 0)):
+  text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+  size = len(text).to_bytes(2 if version == (1, 0) else 4, 'little')
+  return b'\x93NUMPY' + bytes(version) + size + text
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (_header((2**20, 2**20)), 'claims an array of 4,398,046,511,104 bytes, but 64 bytes follow'),
+    (_header((2**62, 2**62)), 'claims an array of'),
+    (_header((-1, 4)), 'must hold numbers'),
+    (_header((4,)), r'must be \[h, w\]'),
+    (_header((4, 4), '|O'), 'must hold numbers'),
+    (_header((4, 4), '|V2147483647'), 'claims an array of'),
+    (_header((2, 2), '<i4'), 'claims an array of 16 bytes, but 64'),
+    (_header((4, 4), version=(9, 0)), 'version'),
+    (b'\x93NUMP', ''),
+  ],
+)
+def test_headers_that_do_not_fit_the_file_are_refused_before_memory_is_taken(tmp_path, content, message):
+  (tmp_path / 'codes.npy').write_bytes(content + bytes(64))
+  with pytest.raises(ValueError, match=rf'--decode=.*codes\.npy cannot be read as a \.npy file.*{message}'):
+    code_files.decode('nowhere', str(tmp_path / 'codes.npy'), str(tmp_path))

@@ -120,14 +120,23 @@ def test_an_image_is_generated_again_from_its_png_file(drawn, model, tmp_path):
 @pytest.mark.parametrize(
   'changes',
   [{'top_k': 1.5}, {'seed': True}, {'index': 2**31}, {'index': -1}, {'temperature': float('nan')}, {'top_p': None},
-   {'truncate': 'no'}, {'batch_size': 2.5}, {'guidance_scale': 1e39}],
-  ids=str,
+   {'truncate': 'no'}, {'batch_size': 2.5}, {'guidance_scale': 1e39}, {'batch_size': 2**70}, {'seed': 2**70},
+   {'model': 'x' * 10**6}, {'given': 'x' * 10**6}, {'top_k': [0] * 10**6}, {'negative_prompt': 5}],
+  ids=lambda changes: str(changes)[:40],
 )  # fmt: skip
 def test_png_files_with_changed_settings_are_refused(drawn, model, tmp_path, changes):
   text = {'prompt': 'a', 'dalle_jax': json.dumps(_facts(drawn[0]) | changes)}
   sheets.save_png(Image.open(drawn[0]), tmp_path / 'a.png', text)
-  with pytest.raises(ValueError, match=r'--from=.*a\.png'):
+  with pytest.raises(ValueError, match=r'--from=.*a\.png|a\.png \(--from\)') as refusal:
     draw_again(model, str(tmp_path / 'a.png'), str(tmp_path))
+  assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize('content', [b'', b'%!PS', b'\x89PNG\r\n\x1a\n' + bytes(9)])
+def test_broken_files_are_not_generated_again(tmp_path, content):
+  (tmp_path / 'a.png').write_bytes(content)
+  with pytest.raises(ValueError, match=r'--from .*a\.png cannot be read: cannot decode'):
+    draw_again('nowhere', str(tmp_path / 'a.png'), str(tmp_path))
 
 
 def test_a_large_contact_sheet_is_cut_and_an_old_page_of_candidates_is_removed(model, tmp_path, monkeypatch, caplog):

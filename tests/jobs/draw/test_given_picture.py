@@ -49,3 +49,45 @@ def test_facts_hold_a_hash_of_the_image_and_the_kept_part(picture, tmp_path):
 def test_bad_flags_are_refused_without_a_model(picture, values, message):
   with pytest.raises(ValueError, match=message):
     InputPicture(**{'image': picture, **values})
+
+
+def _mask(tmp_path, name, alpha, mode='RGBA', **options):
+  """A picture file that is transparent where `alpha` is 0."""
+  clear = Image.fromarray(np.dstack([np.full((*alpha.shape, 3), 200, np.uint8), alpha]), 'RGBA')
+  if mode == 'P':
+    palette = Image.fromarray((alpha > 0).astype(np.uint8), 'P')
+    palette.putpalette([200] * 6)
+    palette.save(tmp_path / name, transparency=0, **options)
+  else:
+    clear.convert(mode).save(tmp_path / name, **options)
+  return str(tmp_path / name)
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
+def test_masks_by_transparency_follow_the_orientation(tmp_path, mode):
+  alpha = np.zeros((4, 6), np.uint8)
+  alpha[:2, :3] = 255
+  exif = Image.Exif()
+  upright = read_mask(_mask(tmp_path, 'up.png', alpha, mode))
+  np.testing.assert_array_equal(upright, alpha > 0)
+  for orientation, stored in ((6, np.rot90(alpha)), (3, alpha[::-1, ::-1]), (2, alpha[:, ::-1])):
+    exif[0x0112] = orientation
+    turned = read_mask(_mask(tmp_path, 'turned.png', np.ascontiguousarray(stored), mode, exif=exif))
+    np.testing.assert_array_equal(turned, upright)
+
+
+@pytest.mark.parametrize('content', [b'', b'%!PS-Adobe-3.0 EPSF-3.0', b'\x89PNG\r\n\x1a\n' + bytes(30)])
+def test_broken_masks_and_images_are_named_with_their_flag(picture, tmp_path, content):
+  file = tmp_path / 'a\x1b[31m.png'
+  file.write_bytes(content)
+  for name, values in (('mask', {'mask': str(file)}), ('image', {'image': str(file), 'keep_top': 0.5})):
+    with pytest.raises(ValueError, match=rf'--{name} .*a\\x1b\[31m\.png cannot be read: cannot decode'):
+      InputPicture(**{'image': picture, **values})
+
+
+def test_the_limit_of_pixels_holds_for_image_and_mask(picture, tmp_path):
+  mask = _mask(tmp_path, 'mask.png', np.zeros((6, 9), np.uint8))
+  assert 'max_image_pixels' not in InputPicture(image=picture, mask=mask, max_image_pixels=54).facts()
+  for values, name in (({'mask': mask}, 'mask'), ({'keep_top': 0.5}, 'image')):
+    with pytest.raises(ValueError, match=rf'--{name} .* 9 x 6 pixels, more than the limit of 53'):
+      InputPicture(image=picture, max_image_pixels=53, **values)
