@@ -58,7 +58,7 @@ def _with_channels(image: Image.Image, space: bytes) -> Image.Image | None:
   return None
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
   """The transform from a profile to sRGB, or None if it changes nothing that can be seen.
 

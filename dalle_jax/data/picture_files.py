@@ -6,6 +6,7 @@ Ghostscript, which executes the file. This module is the only one that opens pic
 
 import contextlib
 import io
+import os
 import re
 import struct
 import threading
@@ -203,7 +204,14 @@ class _PillowLimit:
   """Pillow's own limit of pixels, a global variable. It is lifted while this module opens pictures, in any thread."""
 
   def __init__(self) -> None:
-    self._lock, self._users, self._limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+    self._limit = Image.MAX_IMAGE_PIXELS
+    self._begin()
+    if hasattr(os, 'register_at_fork'):  # a child has none of the threads that may hold the lock
+      os.register_at_fork(after_in_child=self._begin)
+
+  def _begin(self) -> None:
+    self._lock, self._users = threading.Lock(), 0
+    Image.MAX_IMAGE_PIXELS = self._limit
 
   @contextlib.contextmanager
   def lifted(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 import ast
 import concurrent.futures
 import io
+import os
 import pathlib
 import struct
 import tracemalloc
@@ -247,3 +248,16 @@ def test_damaged_files_of_every_format_give_value_errors_only():
             function(data, 1_000_000)
           except ValueError as error:
             assert len(str(error)) < 600 and str(error).isprintable()
+
+
+def test_a_forked_process_opens_pictures_and_has_pillows_limit():
+  limit, own = Image.MAX_IMAGE_PIXELS, picture_files._pillow_limit
+  with own.lifted(), own._lock:  # as another thread may hold it
+    assert Image.MAX_IMAGE_PIXELS is None
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # JAX warns of forks, because it has threads
+      child = os.fork()
+    if not child:
+      right = limit == Image.MAX_IMAGE_PIXELS and image_lib.decode(encoded(IMAGE)).shape == (6, 9, 3)
+      os._exit(0 if right else 1)
+  assert os.waitpid(child, 0)[1] == 0 and limit == Image.MAX_IMAGE_PIXELS
