@@ -291,7 +291,7 @@ def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
 
 def _captions(source: Path, files: list[str]) -> dict[str, str]:
   """Captions by picture name; empty if the directory has no captions (see `data.folder`)."""
-  if not any(PurePosixPath(name).name in folder.METADATA or name.endswith('.txt') for name in files):
+  if not any(PurePosixPath(name).name.lower() in folder.METADATA or name.lower().endswith('.txt') for name in files):
     return {}
   try:
     return {entry.path: entry.caption for entry in folder.scan(source)}

@@ -81,7 +81,7 @@ class Workspace:
   def _is_bare(self) -> bool:
     """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
     data = self.path / 'data'
-    only_checks = data.is_dir() and {file.name for file in data.iterdir()} <= {'checked'}
+    only_checks = data.is_dir() and [file.name for file in data.iterdir()] == ['checked']
     ignored = {'config.json', 'seconds.json', *(['data'] if only_checks else [])}
     return {file.name for file in self.path.iterdir()} <= ignored
 
