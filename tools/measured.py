@@ -5,7 +5,8 @@
       --command='python -m dalle_jax.train --config=configs/quickstart.py --config.seed=SEED --workdir=runs/seedSEED'
 
 Each run is a work directory with a `scores.json`, or the JSON file of an evaluation. A row holds the scores of a run.
-With several runs, the last row is the median of each column. docs/measured/README.md says how documents use the file.
+With several runs, the last row is the median of each column, unless --nomedian is given. docs/measured/README.md says
+how documents use the file.
 """
 
 import datetime
@@ -27,12 +28,13 @@ _LABELS = flags.DEFINE_list('labels', [], 'The label of each row. By default, th
 _SCORES = flags.DEFINE_list('scores', [], 'Names of scores, one for each column.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write. Other tables in the file stay.')
 _TABLE = flags.DEFINE_string('table', 'runs', 'The name of the table in the file.')
+_MEDIAN = flags.DEFINE_bool('median', True, 'Whether the last row of several runs is the median of each column.')
 _COMMAND = flags.DEFINE_string('command', '', 'The command that made the runs.')
 _HARDWARE = flags.DEFINE_string('hardware', '', 'What the runs were measured on.')
 
 
-def scores_of(path: Path) -> dict[str, float]:
-  """The scores of a run by name.
+def scores_of(path: Path) -> dict[str, Any]:
+  """The scores of a run by name: numbers, or in evaluations lists of a value and its standard error or interval.
 
   Args:
     path: a work directory with a scores.json, or the JSON file of an evaluation.
@@ -49,11 +51,19 @@ def scores_of(path: Path) -> dict[str, float]:
     raise ValueError(f'{file} (--runs) holds no scores. Give finished work directories or files of evaluations.')
   figures = content.get('figures')
   if isinstance(figures, dict):
-    return {name: figure['value'] for name, figure in figures.items()}
+    return {name: _cell(figure) for name, figure in figures.items()}
   return content
 
 
-def table_of(runs: list[Path], labels: list[str], names: list[str]) -> dict[str, Any]:
+def _cell(figure: dict[str, Any]) -> float | list[float]:
+  """A figure of an evaluation: [value, low, high], [value, standard error], or the value alone."""
+  value, error = figure['value'], figure['stderr']
+  if figure.get('interval'):
+    return [value, *figure['interval']]
+  return value if error is None else [value, error]
+
+
+def table_of(runs: list[Path], labels: list[str], names: list[str], with_median: bool = True) -> dict[str, Any]:
   """The table of a file in docs/measured: 'columns' and 'rows', the last one the median if there are several runs.
 
   Raises:
@@ -72,8 +82,9 @@ def table_of(runs: list[Path], labels: list[str], names: list[str]) -> dict[str,
     if missing:
       raise ValueError(f'{run} (--runs) has no score {", ".join(missing)} (--scores); it has {", ".join(scores)}.')
     rows.append([label, *(scores[name] for name in names)])
-  if len(rows) > 1:
-    rows.append(['median', *(statistics.median(column) for column in list(zip(*rows, strict=True))[1:])])
+  if len(rows) > 1 and with_median:
+    columns = list(zip(*rows, strict=True))[1:]
+    rows.append(['median', *(statistics.median(map(_value, column)) for column in columns)])
   return {'columns': ['run', *names], 'rows': rows}
 
 
@@ -94,10 +105,21 @@ def as_json(content: dict[str, Any]) -> str:
 
 
 def markdown(table: dict[str, Any]) -> str:
-  """A table as Markdown, with four significant digits."""
+  """A table as Markdown, with four significant digits. Uncertainties are rounded to two."""
   lines = [table['columns'], ['---'] * len(table['columns'])]
-  lines += [[row[0], *(f'{value:.4g}' for value in row[1:])] for row in table['rows']]
+  lines += [[row[0], *map(_shown, row[1:])] for row in table['rows']]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines).replace('| --- ', '|---').replace('--- |', '---|')
+
+
+def _value(cell: float | list[float]) -> float:
+  return cell[0] if isinstance(cell, list) else cell
+
+
+def _shown(cell: float | list[float]) -> str:
+  if not isinstance(cell, list):
+    return f'{cell:.4g}'
+  value, *uncertainty = cell
+  return f'{value:.4g} +- {uncertainty[0]:.2g}' if len(cell) == 2 else '{:.4g} ({:.4g} to {:.4g})'.format(*cell)
 
 
 def main(argv: list[str]) -> int:
@@ -105,7 +127,7 @@ def main(argv: list[str]) -> int:
   if not _OUT.value:
     raise ValueError('--out is missing; give the file to write, such as docs/measured/NAME.json.')
   out = Path(_OUT.value)
-  table = table_of([Path(run) for run in _RUNS.value], _LABELS.value, _SCORES.value)
+  table = table_of([Path(run) for run in _RUNS.value], _LABELS.value, _SCORES.value, _MEDIAN.value)
   content: dict[str, Any] = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
   content = {
     'date': datetime.date.today().isoformat(),

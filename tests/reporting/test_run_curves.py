@@ -21,10 +21,13 @@ def test_only_curves_with_data_are_drawn(tmp_path):
     {'step': 2, 'eval/psnr_hard': 20.0},
   )
   drawn = dict(run_curves(tmp_path))
-  assert list(drawn) == ['dVAE: loss', 'dVAE: PSNR']
-  assert 'relaxed codes' not in drawn['dVAE: PSNR']
+  assert list(drawn) == ['dVAE: loss', 'dVAE: PSNR of the mean squared error']
+  assert 'relaxed codes' not in drawn['dVAE: PSNR of the mean squared error']
   write_metrics(tmp_path / 'prior' / 'metrics.jsonl', {'step': 1, 'eval/image_bits_per_dim': 0.5, 'loss': 1.0})
-  assert [title for title, _ in run_curves(tmp_path)][2:] == ['Prior: loss', 'Prior: image bits per dimension']
+  assert [title for title, _ in run_curves(tmp_path)][2:] == [
+    'Prior: loss',
+    'Prior: bits of the image tokens per dimension of the image',
+  ]
 
 
 def test_every_declared_curve_is_drawn_if_all_metrics_have_data(tmp_path):

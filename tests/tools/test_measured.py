@@ -8,6 +8,10 @@ import pytest
 TOOL = Path(__file__).parents[2] / 'tools' / 'measured.py'
 
 
+SHARE = {'value': 1.0, 'stderr': None, 'count': 9, 'interval': [0.75, 1.0]}
+USE = {'value': 0.5, 'stderr': None, 'count': 9}
+
+
 def _run(*arguments):
   return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True)
 
@@ -22,12 +26,16 @@ def test_the_scores_of_runs_and_their_median_are_recorded_and_printed(tmp_path):
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1] == '| median | 46.8 |'
   evaluation = tmp_path / 'evaluation.json'
-  evaluation.write_text(json.dumps({'figures': {'kid': {'value': 0.25}}}))
-  done = _run(f'--runs={evaluation}', '--labels=all', '--scores=kid', f'--out={out}', '--table=kid')
+  evaluation.write_text(
+    json.dumps({'figures': {'kid': {'value': 0.25, 'stderr': 0.125, 'count': 9}, 'share': SHARE, 'use': USE}})
+  )
+  done = _run(f'--runs={evaluation}', '--labels=all', '--scores=kid,share,use', f'--out={out}', '--table=kid')
   assert done.returncode == 0, done.stderr
   content = json.loads(out.read_text())
   assert content['command'] == 'c' and content['hardware'] == 'h'
-  assert content['tables']['kid'] == {'columns': ['run', 'kid'], 'rows': [['all', 0.25]]}
+  rows = [['all', [0.25, 0.125], [1.0, 0.75, 1.0], 0.5]]
+  assert content['tables']['kid'] == {'columns': ['run', 'kid', 'share', 'use'], 'rows': rows}
+  assert done.stdout.splitlines()[-1] == '| all | 0.25 +- 0.12 | 1 (0.75 to 1) | 0.5 |'
   assert [row[0] for row in content['tables']['runs']['rows']] == ['run0', 'run1', 'run2', 'median']
 
 

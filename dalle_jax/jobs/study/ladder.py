@@ -21,7 +21,7 @@ Overrides = dict[str, str]  # 'config.GROUP.KEY' -> value, as text on a command 
 MEASURES = {
   'sequence': ('nats_per_token', 1.0, 'nats per token'),
   'prior': ('image_nats_per_token', 1.0, 'nats per image token'),
-  'dvae': ('bits_per_dim', math.log(2), 'nats per dimension of 8-bit pixels'),
+  'dvae': ('bits_per_dim', math.log(2), 'nats per dimension, probability of 8-bit pixels'),
 }
 
 

@@ -124,7 +124,7 @@ def _measure_tokens(experiment: PictureExperiment, params: dict[str, Any], split
   lengths, bits = token_likelihood.by_position(nats)
   scores |= {f'context/{length}': float(value) for length, value in zip(lengths, bits, strict=True)}
   title = curves.POSITION_TITLE
-  return PictureResults(scores, [], [], [(title, curves.context_svg({'held out': (lengths, bits)}, title))])
+  return PictureResults(scores, [], [], [(title, curves.context_svg({split: (lengths, bits)}, title))])
 
 
 def _measure_samples(
@@ -222,7 +222,7 @@ def write(experiment: PictureExperiment, results: PictureResults) -> dict[str, f
     config=config.to_dict(),
     curves=[*results.curves, *run_curves(space.path)],
     blocks=results.blocks,
-    notes=_notes(config),
+    notes=_notes(config, examples.held_out_split(experiment.dataset)),
   )
   print_scores(space.path, scores, [*(sheet.name for sheet in results.sheets), 'scores.json', 'report.html', 'model'])
   return scores
@@ -240,8 +240,8 @@ def _last_losses(workdir: Path) -> dict[str, float]:
   return scores
 
 
-def _notes(config: Config) -> list[str]:
-  """Notes that explain the scores of the report."""
+def _notes(config: Config, split: str) -> list[str]:
+  """Notes that explain the scores of the report; `split` is what reconstructions are measured on."""
   is_judged = config.data.source == 'captioned_shapes'
   if config.task == 'reranker':
     return [
@@ -255,8 +255,8 @@ def _notes(config: Config) -> list[str]:
     notes.append(f'A model of kind {config.model.kind} over {tokens}.')
   if 'dvae' in dict(config.task_stages[-1].parts):
     notes.append(
-      f'All scores use the averaged parameters. PSNR is the mean over at most {config.evaluation.num_reconstructions} '
-      'images.'
+      'All scores use the averaged parameters. PSNR and SSIM are means over the scores of at most '
+      f'{config.evaluation.num_reconstructions} images of the split {split}.'
     )
   if is_judged and config.reads_captions:
     notes.append(

@@ -22,11 +22,12 @@ class TextResults(NamedTuple):
 
   scores: dict[str, float]
   context_curve: curves.Series
+  split: str  # what the scores and the curve were measured on
   samples: list[str]
 
 
 def measure(experiment: TextExperiment, params: dict) -> TextResults:
-  """Measure the model on held-out text and sample from it.
+  """Measure the model on held-out text, or on the training text if nothing is held out, and sample from it.
 
   Args:
     experiment: A run of a model of text.
@@ -66,7 +67,7 @@ def measure(experiment: TextExperiment, params: dict) -> TextResults:
     top_p=sampling.top_p, batch_size=sampling.batch_size,
   )  # fmt: skip
   samples = [tokenizer.decode(sample).decode('utf-8', 'replace') for sample in sampled_ids[0]]
-  return TextResults(scores, (np.asarray(lengths), bits), samples)
+  return TextResults(scores, (np.asarray(lengths), bits), split, samples)
 
 
 def write(experiment: TextExperiment, results: TextResults) -> dict[str, float]:
@@ -83,7 +84,7 @@ def write(experiment: TextExperiment, results: TextResults) -> dict[str, float]:
     summary=scores,
     config=config.to_dict(),
     curves=[
-      (curves.CONTEXT_TITLE, curves.context_svg({'held out': results.context_curve})),
+      (curves.CONTEXT_TITLE, curves.context_svg({results.split: results.context_curve})),
       *run_curves(space.path),
     ],
     texts=[(f'Sample {i}', sample) for i, sample in enumerate(results.samples)],

@@ -233,8 +233,11 @@ CURVES = (
   Curve('KL divergence', 'nats per position', {'training': 'kl_per_position', 'evaluation': 'eval/kl_per_position'}),
   Curve('commitment loss', '', {'training': 'commitment'}),
   Curve(
-    'codebook perplexity', 'codes', {'training': 'codebook_perplexity', 'evaluation': 'eval/codebook_perplexity'},
-    log=True,
+    'codebook perplexity', 'codes',
+    {'training, within a batch': 'codebook_perplexity', 'evaluation': 'eval/codebook_perplexity'}, log=True,
   ),
-  Curve('codebook use', 'share of codes', {'training': 'codebook_use', 'evaluation': 'eval/codebook_use'}),
+  Curve(
+    'codebook use', 'share of codes',
+    {'training, within a batch': 'codebook_use', 'evaluation': 'eval/codebook_use'},
+  ),
 )  # fmt: skip

@@ -88,6 +88,6 @@ def tokens_per_example(config: Config) -> int:
 TOKEN_CURVES = (
   TEXT_CURVE,
   IMAGE_CURVE,
-  Curve('image bits per dimension', 'bits', {'evaluation': 'eval/image_bits_per_dim'}),
+  Curve('bits of the image tokens per dimension of the image', 'bits', {'evaluation': 'eval/image_bits_per_dim'}),
 )
 CURVES = (Curve('loss', 'weighted nats per token', {'training': 'loss', 'evaluation': 'eval/loss'}), *TOKEN_CURVES)
