@@ -102,13 +102,27 @@ def check_images(count: int, config: Config) -> None:
     ValueError: the images, their codes and one copy of them take more than the free memory.
   """
   tokens = config.tokenizer.text_length + config.image_length
-  needed = count * COPIES * (3 * config.data.image_size**2 + 4 * tokens)
+  size = config.data.image_size
+  check_samples(count, 3 * size**2 + 4 * tokens, f'images of {size} x {size} pixels')
+
+
+def check_samples(count: int, bytes_each: int, what: str) -> None:
+  """Check that the memory of this machine can hold samples and one copy of them.
+
+  Args:
+    count: the number of samples.
+    bytes_each: bytes of one sample.
+    what: describes the samples in the message.
+
+  Raises:
+    ValueError: they take more than the free memory.
+  """
+  needed = count * COPIES * bytes_each
   limits = [size for size in (_free_in_machine(), _free_in_cgroup()) if size is not None]
   if limits and needed > min(limits):
     raise ValueError(
-      f'{count:,} images of {config.data.image_size} x {config.data.image_size} pixels take {needed / 1e9:,.0f} GB of '
-      f'memory, but only {min(limits) / 1e9:,.0f} GB are free. Ask for fewer (--num_images, --candidates, prompts), '
-      'and draw the others with another --seed.'
+      f'{count:,} {what} take {needed / 1e9:,.0f} GB of memory, but only {min(limits) / 1e9:,.0f} GB are free. Ask for '
+      'fewer (--num_images, --candidates, prompts), and draw the others with another --seed.'
     )
 
 

@@ -25,6 +25,7 @@ from dalle_jax.models.language import TransformerLanguageModel
 from dalle_jax.models.prior import Prior
 from dalle_jax.reporting import attention_page as page
 from dalle_jax.reporting.attention_page import PictureArticle
+from dalle_jax.sampling import memory
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sampling.prompt_text import check_prompt
@@ -85,6 +86,10 @@ def show(
   check_prompt(prompt)
   check_out(Path(out), overwrite)
   config = bundle.read_config(Path(model))
+  if is_text_model:
+    memory.check_samples(num_images, 4 * config.model.length, 'texts')
+  else:
+    memory.check_images(num_images, config)
   picture = _read_picture(config, image) if image else None
   group = config.model if is_text_model else config.prior
   _check_layers(model, group, layers, heads)
