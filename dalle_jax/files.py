@@ -1,4 +1,4 @@
-"""Output files: check them before any work, and write them atomically."""
+"""Output files: check them before any work, and write them atomically. Foreign text: make it fit for a message."""
 
 import contextlib
 import json
@@ -10,18 +10,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-
-def shown(text: object, most: int = 200) -> str:
-  """A text from outside for a message: control and invisible characters escaped, cut after `most` characters.
-
-  Characters that move the cursor, that colour, or that change the direction of writing could forge what a terminal
-  shows.
-  """
-  text = str(text)
-  cut = text[:most]
-  printed = ''.join(char if char.isprintable() else char.encode('unicode_escape', 'replace').decode() for char in cut)
-  return printed if len(text) <= most else f'{printed}... ({len(text)} characters)'
 
 
 def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] = ()) -> None:
@@ -197,3 +185,23 @@ def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
 def is_not_finite(value: object) -> bool:
   """Whether a value is an infinite number or NaN."""
   return isinstance(value, float) and not math.isfinite(value)
+
+
+def shown(text: object, most: int = 200) -> str:
+  """Text from outside, such as a file's name or contents, in a form that is safe and short enough for a message.
+
+  Control characters, line breaks, invisible and bidirectional formatting characters and surrogates are escaped as in
+  Python, for example `\\x1b`. The middle of a long text is replaced by an ellipsis.
+
+  Args:
+    text: The text, or an object such as a path or an exception that `str` turns into the text.
+    most: The largest number of characters to return, at least 3.
+  """
+  text = str(text)
+  if len(text) > most:  # so that the work does not depend on the length either
+    text = text[: most + 1] + text[-most:]
+  escaped = ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
+  if len(escaped) <= most:
+    return escaped
+  tail = (most - 1) // 3
+  return f'{escaped[: most - 1 - tail]}…{escaped[len(escaped) - tail :]}'

@@ -29,8 +29,7 @@ def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[li
   bundle.check(path, needs=('model',))
   for prompt in prompts:
     check_prompt(prompt)
-  config = bundle.read_config(path)
-  memory.check_samples(len(prompts) * settings.num_images, 4 * config.model.length, 'texts')
+  memory.check_images(len(prompts) * settings.num_images, bundle.read_config(path))
   mesh = sharding.make_mesh()
   loaded = bundle.load(path, mesh, needs=('model',))
   sampling = settings.sampling(loaded.config.sampling, settings.num_images)
