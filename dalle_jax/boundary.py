@@ -31,6 +31,7 @@ EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130  # the status that a shell reports for a program ended by SIGINT
 EXIT_CLOSED_PIPE = 141  # the status that a shell reports for a program ended by SIGPIPE
 LONGEST, LONGEST_LINE = 2000, 800  # characters of a message and of a line of it; the middle of longer ones is left out
+ESCAPED = 10  # the most characters of an escaped character
 LONGEST_REASON = 400  # characters of a message that another library wrote
 
 # What to do about an error number of the operating system.
@@ -122,7 +123,7 @@ def printable(message: str) -> str:
   """A message without control characters, whose further lines are indented; long lines and messages are cut."""
   first, *lines = (_cut(line, LONGEST_LINE) for line in _cut(message.strip(), LONGEST).split('\n'))
   lines = [line if line.startswith(' ') else f'  {line}' for line in lines]
-  return '\n'.join(shown(line, len(line)) for line in (first, *lines))
+  return '\n'.join(shown(line, ESCAPED * len(line) + 3) for line in (first, *lines))
 
 
 def _cut(text: str, most: int) -> str:

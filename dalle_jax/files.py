@@ -120,6 +120,10 @@ def _check_parent(out: Path, what: str) -> None:
   parent = out.absolute().parent
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
     raise ValueError(f'{what}: {out} cannot be written: {parent} is not a directory, or is read-only.')
+  try:
+    _try_to_write(parent)
+  except OSError as error:
+    raise ValueError(f'{what}: {out} cannot be written: {error}. Name a directory that can be written.') from None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Importing this module is cheap; it does not import JAX.
 """
 
+import math
 import os
 import platform
 import re
@@ -165,6 +166,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
       flags.FLAGS['config'].value.items()  # of a file that fails with some errors, the value is something else
+    _check_numbers()
     return rest
   except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
     raise ValueError(_config_file_error(argv) or essence(error)) from error
@@ -173,6 +175,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if message is None:
       raise
     raise ValueError(message) from error
+
+
+def _check_numbers() -> None:
+  """Raises ValueError for a flag whose number is not finite or has more than 64 bits; absl's bounds accept NaN."""
+  for name in flags.FLAGS:
+    value = flags.FLAGS[name].value if flags.FLAGS[name].present else None
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(f'--{name} is {value}; it must be a finite number.')
+    if isinstance(value, int) and abs(value) >= 2**63:
+      raise ValueError(f'--{name} is {value}; it must be below 2^63.')
 
 
 def _config_file_error(argv: list[str]) -> str | None:

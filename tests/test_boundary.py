@@ -157,6 +157,20 @@ def test_a_configuration_file_that_fails_is_named_with_the_line(name, override, 
   assert 'Traceback' not in message
 
 
+@pytest.mark.parametrize('number', ['nan', 'inf', '-inf', '1e400'])
+def test_numbers_that_are_not_finite_are_refused_for_every_flag(number, monkeypatch):
+  for given, message in (
+    (f'--share={number}', r'--share'),
+    (f'--count={2**70}', r'--count is 1180591620717411303424; it must be below 2\^63'),
+  ):
+    holder = flags.flags.FlagValues()
+    monkeypatch.setattr(flags.flags, 'FLAGS', holder)
+    flags.flags.DEFINE_float('share', 0.5, '', lower_bound=0.0, upper_bound=1.0, flag_values=holder)
+    flags.flags.DEFINE_integer('count', 1, '', flag_values=holder)
+    with pytest.raises(ValueError, match=message):
+      flags._parse_flags(['program', given])
+
+
 def run_program(name, *arguments, stdout=subprocess.PIPE, **environment):
   command = [sys.executable, *(['-m', name] if name.startswith('dalle_jax.') else [name]), *arguments]
   return subprocess.run(
@@ -264,7 +278,7 @@ def test_every_program_refuses_an_output_that_cannot_be_written(name, place, tmp
   limit = resource.getrlimit(resource.RLIMIT_FSIZE)
   try:
     if place == 'file size':
-      resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+      resource.setrlimit(resource.RLIMIT_FSIZE, (50, limit[1]))
     done = _real(name, out)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -84,7 +84,7 @@ def test_errors_of_writing_name_the_file(tmp_path, monkeypatch):
     ('a\x1b[31mb\r\n\t', r'a\x1b[31mb\r\n\t'),
     ('\u202eabc\u200b\ud800', r'\u202eabc\u200b\ud800'),
     ('ein Käfer, 漢字 🦊', 'ein Käfer, 漢字 🦊'),
-    ('x' * 201, 'x' * 200 + '... (201 characters)'),
+    ('x' * 201, 'x' * 133 + '…' + 'x' * 66),
     (b'a\0', r"b'a\x00'"),
   ],
 )

@@ -45,12 +45,14 @@ _RESULTS = flags.DEFINE_string('results', None, 'fit, plot, plan: directory of a
 _PARAMS = flags.DEFINE_enum(
   'params', 'non_embedding', ['non_embedding', 'total'], 'fit, plot, plan: the parameters that N counts.'
 )
-_COMPUTE = flags.DEFINE_float('compute', None, 'plan: training budget of the run to plan, in FLOPs.')
+_COMPUTE = flags.DEFINE_float('compute', None, 'plan: training budget of the run to plan, in FLOPs.', lower_bound=1.0)
 _COVERAGE = flags.DEFINE_float(
   'coverage', 0.9, 'fit, plot, plan: share of the bootstrap samples that an interval covers.', lower_bound=0.01,
   upper_bound=0.999,
 )  # fmt: skip
-_RESAMPLES = flags.DEFINE_integer('resamples', 1000, 'fit, plot, plan: number of bootstrap samples.', lower_bound=100)
+_RESAMPLES = flags.DEFINE_integer(
+  'resamples', 1000, 'fit, plot, plan: number of bootstrap samples.', lower_bound=100, upper_bound=100_000
+)
 _BOOTSTRAP_SEED = flags.DEFINE_integer('bootstrap_seed', 0, 'fit, plot, plan: seed of the bootstrap.', lower_bound=0)
 SUBJECTS = ('sweep', 'fit', 'plot', 'plan')
 

@@ -62,6 +62,11 @@ class DrawSettings:
     """Images sampled per prompt."""
     return self.candidates or self.num_images
 
+  @property
+  def is_ranked(self) -> bool:
+    """Whether candidates are ranked."""
+    return bool(self.rank) or self.num_drawn > self.num_images
+
   def sampling(self, own: SamplingConfig, number: int) -> SamplingConfig:
     """Merge these settings over the model's.
 

@@ -92,23 +92,27 @@ def free_bytes(mesh: Mesh) -> int | None:
 
 
 def check_images(count: int, config: Config) -> None:
-  """Check that the memory of this machine can hold the images that a command generates.
+  """Check that the memory of this machine can hold the images, or texts, that a command generates.
 
   Args:
-    count: the number of images of all prompts, candidates included.
+    count: the number of images or texts of all prompts, candidates included.
     config: the model's configuration.
 
   Raises:
-    ValueError: the images, their codes and one copy of them take more than the free memory.
+    ValueError: they, their tokens and one copy of both take more than the free memory.
   """
-  tokens = config.tokenizer.text_length + config.image_length
-  needed = count * COPIES * (3 * config.data.image_size**2 + 4 * tokens)
+  size = config.data.image_size
+  if config.task == 'sequence' and config.model.tokens == 'text':
+    bytes_each, what = 4 * config.model.length, f'texts of {config.model.length} tokens'
+  else:
+    tokens = config.tokenizer.text_length + config.image_length
+    bytes_each, what = 3 * size**2 + 4 * tokens, f'images of {size} x {size} pixels'
+  needed = count * COPIES * bytes_each
   limits = [size for size in (_free_in_machine(), _free_in_cgroup()) if size is not None]
   if limits and needed > min(limits):
     raise ValueError(
-      f'{count:,} images of {config.data.image_size} x {config.data.image_size} pixels take {needed / 1e9:,.0f} GB of '
-      f'memory, but only {min(limits) / 1e9:,.0f} GB are free. Ask for fewer (--num_images, --candidates, prompts), '
-      'and draw the others with another --seed.'
+      f'{count:,} {what} take {needed / 1e9:,.0f} GB of memory, but only {min(limits) / 1e9:,.0f} GB are free. Ask for '
+      'fewer (--num_images, --candidates, prompts), and draw the others with another --seed.'
     )
 
 

@@ -93,40 +93,49 @@ def draw(
     The files written: images, then the page of all candidates if they were ranked, then the contact sheet.
 
   Raises:
-    ValueError: the model, a prompt, the input image or a setting cannot be used, a file exists already, or memory or
-      disk are too small for the images.
+    ValueError: the model, a prompt, the input image or a setting cannot be used, a file exists, or space is short.
   """
   drawing_parts(path)
   if reranker:
     bundle.check(Path(reranker), needs=('reranker',), flag='--reranker')
   if preview_every < 0:
-    raise ValueError(
-      f'--preview_every is {preview_every}; it must be a number of rows of tokens, or 0 for no previews.'
-    )
+    raise ValueError(f'--preview_every is {preview_every}; give a number of rows of tokens, or 0 for no previews.')
   count = settings.num_drawn if index is None else 1
   memory.check_images(len(prompts) * count, bundle.read_config(Path(path)))
-  directory = make_directory(out, size=LEAST_PNG_BYTES * len(prompts) * min(settings.num_images, count))
-  names = DrawnNames(directory, prompts, settings.seed, again)
-  ranked = bool(settings.rank) or settings.num_drawn > settings.num_images
-  check_new(names.all(min(settings.num_images, count), ranked or given is not None), overwrite)
+  names = _check_outputs(out, prompts, settings, min(settings.num_images, count), given, again, overwrite)
   model = load(path, mesh_config)
   ranker = _load_reranker(reranker, model)
   known = given.known(model) if given else None
   settings = model.effective(settings, known)
   count = settings.num_drawn if index is None else 1
   previews = Previews(names, count, overwrite) if preview_every else None
-  ranked = bool(settings.rank) or settings.num_drawn > settings.num_images
   writer = ImageWriter(names, count, index, carried_facts(model, settings, ranker, given))
   with Progress('sampling', len(prompts) * count * model.config.image_length, 'token') as progress:
     progress.message('compiling')
     drawn = model.draw(
       prompts, settings, known=known, index=None if index is None else [index], reranker=ranker,
       progress=progress.update_of, preview=previews, preview_every=max(preview_every, 1),
-      finished=None if ranked else writer.batch,
+      finished=None if settings.is_ranked else writer.batch,
     )  # fmt: skip
-  if ranked:
+  if settings.is_ranked:
     writer.ranked(drawn)
   return writer.finish(drawn)
+
+
+def _check_outputs(
+  out: str,
+  prompts: Sequence[str],
+  settings: DrawSettings,
+  num_kept: int,
+  given: InputPicture | None,
+  again: str,
+  overwrite: bool,
+) -> DrawnNames:
+  """Makes the output directory and checks its space and that no file would be replaced; the arguments are `draw`'s."""
+  directory = make_directory(out, size=LEAST_PNG_BYTES * len(prompts) * num_kept)
+  names = DrawnNames(directory, prompts, settings.seed, again)
+  check_new(names.all(num_kept, settings.is_ranked or given is not None), overwrite)
+  return names
 
 
 def _load_reranker(reranker: str, model: Model) -> Scorer | None:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle_jax import bundle, sharding
+from dalle_jax.sampling import memory
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
+from dalle_jax.sampling.prompt_text import check_prompt
 
 
 def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[list[str]]:
@@ -25,6 +27,9 @@ def write(model: str, prompts: Sequence[str], settings: DrawSettings) -> list[li
   """
   path = Path(model)
   bundle.check(path, needs=('model',))
+  for prompt in prompts:
+    check_prompt(prompt)
+  memory.check_images(len(prompts) * settings.num_images, bundle.read_config(path))
   mesh = sharding.make_mesh()
   loaded = bundle.load(path, mesh, needs=('model',))
   sampling = settings.sampling(loaded.config.sampling, settings.num_images)

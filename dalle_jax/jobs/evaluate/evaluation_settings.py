@@ -8,6 +8,7 @@ from dalle_jax.sampling.draw_settings import DrawSettings
 FEATURES = ('reranker', 'inception')
 DEFAULT_NUM_IMAGES = 1024
 DEFAULT_BATCH_SIZE = 32
+MOST_BLUR = 1000  # pixels
 ALL = 'all'
 
 
@@ -51,8 +52,10 @@ class EvaluationSettings:
         meaning = ' (all)' if name == 'num_images' else ''
         raise ValueError(f'--{name} is {value}; it must be {minimum}{meaning} or more.')
     self._draw_settings()  # checks the sampling settings
-    if not self.blur_radii or min(self.blur_radii) < 0:
-      raise ValueError(f'--blur_radii is {",".join(map(str, self.blur_radii))!r}; give numbers of pixels, 0 or more.')
+    if not self.blur_radii or not all(0 <= radius <= MOST_BLUR for radius in self.blur_radii):
+      raise ValueError(
+        f'--blur_radii is {",".join(map(str, self.blur_radii))!r}; give numbers of pixels from 0 to {MOST_BLUR}.'
+      )
     if self.features is not None and self.features not in FEATURES:
       raise ValueError(f'--features is {self.features!r}; allowed are {", ".join(FEATURES)}.')
     if self.features == 'reranker' and not self.reranker:

@@ -25,6 +25,7 @@ from dalle_jax.models.language import TransformerLanguageModel
 from dalle_jax.models.prior import Prior
 from dalle_jax.reporting import attention_page as page
 from dalle_jax.reporting.attention_page import PictureArticle
+from dalle_jax.sampling import memory
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.sampling.prompt_text import check_prompt
@@ -66,7 +67,7 @@ def show(
   Args:
     model: a model directory.
     prompt: the caption of the images to generate or of `image`; for a text model the text to continue.
-    out: the HTML file to write.
+    out: the HTML file to write. It may exist only with `overwrite`.
     image: a picture file to analyse instead of generated images; '' to generate.
     num_images: the number of images or texts to generate. Image i equals image i of `generate`.
     seed: the seed for sampling.
@@ -82,9 +83,8 @@ def show(
   Raises:
     ValueError: the model, the prompt, the picture or a setting cannot be used, or the file cannot be written.
   """
-  draw_settings = DrawSettings(num_images=num_images, seed=seed, temperature=temperature, top_k=top_k)
+  wanted = DrawSettings(num_images=num_images, seed=seed, temperature=temperature, top_k=top_k)
   is_text_model = _check(model, prompt, image, num_images, continuation)
-  check_prompt(prompt)
   check_out(Path(out), overwrite)
   config = bundle.read_config(Path(model))
   picture = _read_picture(config, image, max_image_pixels) if image else None
@@ -93,8 +93,7 @@ def show(
   mesh = sharding.make_mesh()
   loaded = bundle.load(Path(model), mesh, _needed_parts(is_text_model))
   choice = _choice(loaded, group, num_images, layers, heads)
-  settings = draw_settings.sampling(config.sampling, num_images)
-  origin = _sampling_note(seed, settings)
+  origin = _sampling_note(seed, settings := wanted.sampling(config.sampling, num_images))
   articles: list[PictureArticle | page.Text] = []
   if is_text_model:
     texts, prompt_length = _texts(loaded, prompt, num_images, mesh, seed, settings, continuation)
@@ -106,8 +105,8 @@ def show(
     assert choice is not None, 'a prior has attention'
     articles += [_picture_article(loaded, text[0], codes[i], images[i], picture, i, choice) for i in range(num_images)]
     origin = origin if picture is None else f'The picture {Path(image).name}, encoded as image tokens.'
-  notes = [page.SLOTS, *_choice_notes(choice, group)] if choice else []
-  page.write(Path(out), f'Attention: {prompt}', [origin, *notes], articles)
+  notes = [origin, page.SLOTS, *_choice_notes(choice, group)] if choice else [origin]
+  page.write(Path(out), f'Attention: {prompt}', notes, articles)
   return Path(out)
 
 
@@ -126,6 +125,7 @@ def _check(model: str, prompt: str, image: str, num_images: int, continuation: b
   """Whether the model is a text model. Raises ValueError if the arguments do not fit the model."""
   if not prompt.strip():
     raise ValueError('--prompt is empty; give at least one word.')
+  check_prompt(prompt)
   is_text_model = holds_text(model)
   if not is_text_model and drawing_parts(model)[1] == 'model':
     raise ValueError(
@@ -133,6 +133,7 @@ def _check(model: str, prompt: str, image: str, num_images: int, continuation: b
       'prior, or a model of text.'
     )
   bundle.check(Path(model), _needed_parts(is_text_model))
+  memory.check_images(num_images, bundle.read_config(Path(model)))
   if image and (is_text_model or num_images > 1):
     raise ValueError('--image analyses one picture; use it with an image model and with --num_images=1.')
   if not continuation and (not is_text_model or num_images > 1):
