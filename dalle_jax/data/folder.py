@@ -57,6 +57,17 @@ class FolderSource:
     path, caption = self._entries[index]
     return {'image': Path(self._root, path).read_bytes(), 'caption': caption, 'key': path}
 
+  def stamp(self) -> str:
+    """A hash of the sizes and modification times of all files. Changes if a file is replaced."""
+    digest = hashlib.sha256()
+    for path, _ in self._entries:
+      try:
+        status = os.stat(os.path.join(self._root, path))
+        digest.update(f'{status.st_size} {status.st_mtime_ns},'.encode())
+      except OSError:
+        digest.update(b'missing,')
+    return digest.hexdigest()
+
   @property
   def entries(self) -> list[Entry]:
     """The paths and captions of all records. Reads no image."""

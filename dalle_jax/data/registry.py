@@ -6,7 +6,7 @@ To add a kind of data set, write a function like `_folder`, and add its name to 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from dalle_jax.data import folder, tfds_source
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
+  from dalle_jax.data.seen import Overlap
 
 # Called with (items done, items in total) while a data set is generated or checked.
 Progress = Callable[[int, int], None]
@@ -27,6 +28,8 @@ class Dataset:
   splits: tuple[str, ...]  # 'train' first, then 'validation' if anything is held out, then splits specific to the kind
   fingerprint: str  # hash of the kind, the settings and those contents that can be checked quickly
   _open: Callable[[str], 'Source']
+  # For each held-out split, how much of it also occurs in training; empty if they were not compared.
+  overlaps: Mapping[str, 'Overlap'] = dataclasses.field(default_factory=dict)
 
   def open(self, split: str) -> 'Source':
     """Returns random access to the records of a split.
