@@ -135,7 +135,7 @@ def _new_records(
   )
   if settings.split == 'train' and training is dataset:
     return dataset, f'The split is the training data.{remark}'
-  directory = model_path.parent / seen_records.DIRECTORY
+  directory = Path(settings.cache or model_path.parent / seen_records.DIRECTORY).absolute()
   remaining = seen_records.leave_out(config, dataset, training, directory)
   if settings.split in dataset.splits and settings.split not in remaining.splits:
     raise ValueError(
