@@ -7,6 +7,8 @@ from PIL import Image
 from dalle_jax.config import Config
 from dalle_jax.data import registry, seen
 from dalle_jax.jobs import examples, seen_records
+from dalle_jax.jobs.evaluate import evaluation_run
+from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 
 
 @pytest.fixture
@@ -93,3 +95,49 @@ def test_generated_shapes_share_nothing(tmp_path):
     assert (overlap.images, overlap.captions, overlap.left_out) == (0, 0, 0)
   assert set(result.overlaps) == {'validation', 'held_out'}
   assert dataclasses.asdict(result.overlaps['validation'])['total'] == 60
+
+
+def compared(config, tmp_path, trained_on, **changes):
+  """The data set and the note of an evaluation of a model that was trained on `config`."""
+  settings = EvaluationSettings(model=str(tmp_path / 'model'), **changes)
+  data, data_dir = evaluation_run._data_config(settings, config.data, tmp_path / 'model')
+  dataset = registry.prepare(data, data_dir)
+  return evaluation_run._new_records(config, dataset, settings, tmp_path / 'model', {'data': trained_on})
+
+
+def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_path):
+  root, _ = folder
+  config = make_config(root)
+  dataset = registry.prepare(config.data, tmp_path)
+  trained_on = dataset.fingerprint
+  result, note = compared(config, tmp_path, trained_on)
+  assert result.overlaps['validation'].images == 2 and 'changed' not in note
+  assert 'have changed since the model was trained' in compared(config, tmp_path, 'other')[1]
+  assert compared(config, tmp_path, trained_on, split='train')[1] == 'The split is the training data.'
+  # Other data with three of the training images, of which one is in its split 'train'.
+  other = tmp_path / 'other'
+  other.mkdir()
+  paths = [entry.path for entry in dataset.open('train').entries]
+  for path in paths[:3]:
+    Image.open(root / path).save(other / path)
+    (other / f'{path[:-4]}.txt').write_text(f'another {path}')
+  for i in range(5):
+    Image.new('RGB', (32, 32), (i, 0, 0)).save(other / f'new{i}.png')
+    (other / f'new{i}.txt').write_text(f'a new caption {i}')
+  for split in ('train', 'validation'):
+    result, _ = compared(config, tmp_path, trained_on, data=str(other), split=split)
+    assert not {record['key'] for record in result.open(split)} & set(paths)
+  assert sum(overlap.images for overlap in result.overlaps.values()) == 3
+  # Without the training data, nothing can be compared, and the report says so.
+  root.rename(tmp_path / 'moved')
+  result, note = compared(config, tmp_path, trained_on, data=str(other))
+  assert not result.overlaps and note.startswith('Not compared with the training data')
+
+
+def test_an_evaluation_of_training_images_only_is_refused(folder, tmp_path):
+  root, held_out = folder
+  first = registry.prepare(make_config(root).data, tmp_path).open('train').entries[0].path
+  for path in held_out:
+    Image.open(root / first).save(root / path)
+  with pytest.raises(ValueError, match=r"All \d+ records of the split 'validation' \(--split\) also occur in training"):
+    compared(make_config(root), tmp_path, '')
