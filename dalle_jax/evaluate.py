@@ -53,7 +53,7 @@ _INCEPTION = flags.DEFINE_string(
   'inception', None, 'Weights for --features=inception: pt_inception-2015-12-05-6726825d.pth from pytorch-fid.'
 )
 _CACHE = flags.DEFINE_string(
-  'cache', None, 'Directory for cached features of real images. Default: features beside the model.'
+  'cache', None, 'Directory for cached features and hashes of real images. Default: two directories beside the model.'
 )
 _IMAGES_PER_PROMPT = flags.DEFINE_integer('images_per_prompt', 8, 'diversity: images per prompt, 2 or more.')
 _DIVERSITY_PROMPTS = flags.DEFINE_integer('diversity_prompts', 64, 'diversity: largest number of prompts.')

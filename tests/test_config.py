@@ -198,6 +198,7 @@ BAD_VALUES = {
   'evaluation.batch_size': -4,
   'profile': (5, 4),
   'evaluation.num_tokens': 0,
+  'evaluation.num_compared': 0,
   'evaluation.num_context_targets': 0,
   'evaluation.num_text_samples': 0,
 } | {

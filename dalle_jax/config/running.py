@@ -98,6 +98,7 @@ class EvaluationConfig:
   sheet_prompts: int = 8  # captions on a sample sheet
   images_per_prompt: int = 8  # images per caption on a sample sheet
   batch_size: int = 64  # examples measured at a time
+  num_compared: int = 200_000  # training records that held-out images and captions are compared with
   num_tokens: int = 81_920  # sequence models: held-out tokens to measure, from the start, in complete sequences
   num_context_targets: int = 1_000  # sequence models: tokens that are predicted from contexts of every length
   num_text_samples: int = 4  # models of text: texts to generate

@@ -4,7 +4,7 @@ To add a kind of data set, write a function like `_folder`, and add its name to 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from dalle_jax.data.fingerprints import fingerprint_of, hash_of
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
+  from dalle_jax.data.seen import Overlap
 
 # Called with (items done, items in total) while a data set is generated or checked.
 Progress = Callable[[int, int], None]
@@ -28,6 +29,8 @@ class Dataset:
   fingerprint: str  # identifies the kind, the settings and the contents, see `fingerprints`
   _open: Callable[[str], 'Source']
   account: Account | None = None  # what was found, used and left out; None for a source that leaves out nothing
+  # For each held-out split, how much of it also occurs in training; empty if they were not compared.
+  overlaps: Mapping[str, 'Overlap'] = dataclasses.field(default_factory=dict)
 
   def open(self, split: str) -> 'Source':
     """Returns random access to the records of a split.

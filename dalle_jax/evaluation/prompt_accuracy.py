@@ -1,4 +1,4 @@
-"""Prompt accuracy on captioned_shapes: the share of images in which the exact judge finds all that the prompt names."""
+"""Prompt accuracy on captioned_shapes: the share of images in which the judge finds all that the prompt names."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from dalle_jax.data.shapes import scene as scenes
 from dalle_jax.data.shapes.captions import Claims, ObjectClaim, caption, parse
 from dalle_jax.data.shapes.render import render
 from dalle_jax.evaluation import judge as judging
+from dalle_jax.evaluation import near_misses as misses
 
 
 def everything(scene):
@@ -40,7 +43,7 @@ def accuracy(pairs):
 
 @pytest.mark.parametrize('size', [32, 64])
 def test_nearly_all_rendered_scenes_are_read_correctly(size):
-  share = accuracy((scene, render(scene, size)) for scene in sample(1200))
+  share = accuracy((scene, render(scene, size)) for scene in sample(600))
   assert share >= 0.995
 
 
@@ -57,11 +60,73 @@ def test_centres_are_read_to_a_fraction_of_a_pixel():
       assert 32 * max(abs(shape.x - truth.x), abs(shape.y - truth.y)) < 0.3
 
 
-@pytest.mark.parametrize(('size', 'sigma'), [(32, 0.5), (32, 0.7), (64, 1.4)])
-def test_blurred_and_noisy_scenes_are_read(size, sigma):
+@pytest.mark.parametrize(('size', 'sigma'), [(32, 0.3), (64, 0.6)])
+def test_scenes_with_the_blur_and_noise_of_a_reconstruction_are_read(size, sigma):
   rng = np.random.default_rng(2)
-  share = accuracy((scene, degrade(render(scene, size), rng, sigma, 8)) for scene in sample(300, seed=2))
-  assert share >= 0.97
+  pairs = [(scene, image, degrade(image, rng, sigma, 2.5)) for scene in sample(300, seed=2)
+           for image in [render(scene, size)]]  # fmt: skip
+  psnr = [-10 * np.log10(np.mean((image / 255 - degraded / 255.0) ** 2)) for _, image, degraded in pairs]
+  assert np.mean(psnr) < 42  # dB, as for the quick start's model on combinations that it never saw
+  assert accuracy((scene, degraded) for scene, _, degraded in pairs) >= 0.995
+
+
+def test_one_in_ten_of_the_listed_near_misses_is_rejected():
+  listed = misses.near_misses()
+  assert len(listed) == 1_000
+  assert len({item.kind for item in listed}) == 22
+  assert len({(item.caption, item.image.tobytes()) for item in listed}) > 950
+  accepted = [item[:3] for item in listed[::10] if judging.judge([item.caption], item.image[None])[0]]
+  assert not accepted
+
+
+@pytest.mark.slow
+def test_all_listed_near_misses_are_rejected():
+  accepted = [item[:3] for item in misses.near_misses() if judging.judge([item.caption], item.image[None])[0]]
+  assert not accepted
+
+
+@pytest.mark.parametrize('corners', range(5, 13))
+def test_polygons_are_told_from_circles(corners):
+  for size, radius in scenes.SIZES.items():
+    if corners <= misses.MOST_CORNERS[size]:
+      image = misses.paint((255, 255, 255), (misses.polygon(corners, radius, 7.0, 0.51, 0.49), scenes.COLORS['blue']))
+      assert judging.read(image) is None
+  circle = misses.paint((255, 255, 255), (misses.shape('circle', 0.21, 0.51, 0.49), scenes.COLORS['blue']))
+  assert judging.read(circle).objects[0].shape == 'circle'
+
+
+def test_every_stray_pixel_and_every_faint_patch_makes_an_image_unreadable():
+  image = render(scenes.Scene('gray', (scenes.Shape('circle', 'purple', 'large', 0.5, 0.5),)), 32)
+  for y, x in [(1, 1), (2, 20), (30, 30), (8, 5), (16, 16), (16, 13), (25, 9), (9, 11)]:
+    for color in ('pink', 'red', 'green'):
+      changed = image.copy()
+      changed[y, x] = scenes.COLORS[color]
+      assert judging.read(changed) is None
+  for level in (16, -20):
+    changed = image.copy()
+    changed[2:6, 2:6] = 128 + level
+    assert judging.read(changed) is None
+  changed = image.copy()
+  changed[2:6, 2:6] = 128 + 4  # within the tolerance
+  assert judging.read(changed) is not None
+
+
+@pytest.mark.parametrize(('name', 'size'), [*itertools.product(scenes.SHAPES, scenes.SIZES)])
+def test_sizes_are_read_within_their_tolerance(name, size):
+  radius = scenes.SIZES[size]
+  for factor, readable in ((1.01, True), (0.99, True), (1.05, False), (0.95, False)):
+    image = misses.paint((0, 0, 0), (misses.shape(name, radius * factor), scenes.COLORS['green']))
+    assert (judging.read(image) is not None) == readable, factor
+
+
+def test_outlines_with_exact_coverage_are_read():
+  """The tolerances allow for the approximate coverage that `render` computes at corners."""
+  grid = (np.arange(32 * 16) + 0.5) / 16
+  for name, size in itertools.product(scenes.SHAPES, scenes.SIZES):
+    inside = misses.shape(name, scenes.SIZES[size])(grid[None, :], grid[:, None]) < 0
+    alpha = inside.reshape(32, 16, 32, 16).mean((1, 3))[..., None]
+    image = (255 * (1 - alpha) + np.array(scenes.COLORS['blue']) * alpha + 0.5).astype(np.uint8)
+    assert judging.satisfies(parse(f'a {size} blue {name} in the center of a white background'), image)
 
 
 def other(names, *used):
@@ -87,7 +152,7 @@ def wrong_claims(scene):
 
 
 def test_true_claims_are_accepted_and_wrong_claims_rejected():
-  for scene in sample(60, seed=3):
+  for scene in sample(30, seed=3):
     image = render(scene, 32)
     assert judging.satisfies(everything(scene), image)
     assert not any(judging.satisfies(claims, image) for claims in wrong_claims(scene))
@@ -149,7 +214,6 @@ FIGURES = {
 @pytest.mark.parametrize('name', FIGURES)
 def test_shapes_outside_the_language_are_not_read(name):
   assert judging.read(paint(FIGURES[name])) is None
-  assert judging.read(paint(R < 6.4)) is not None  # the same rendering of a disc is readable
 
 
 def test_empty_images_and_noise_are_not_read():

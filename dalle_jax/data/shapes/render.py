@@ -32,6 +32,11 @@ def _triangle(dx, dy, radius):
 _DISTANCES = {'circle': _circle, 'square': _square, 'triangle': _triangle, 'diamond': _diamond}
 
 
+def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | np.floating | float) -> np.ndarray:
+  """Returns the signed distance in pixels to the outline of a shape; the arguments are those of `coverage`."""
+  return _DISTANCES[shape](dx, dy, radius)
+
+
 def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | np.floating | float) -> np.ndarray:
   """Returns the share of each pixel that a shape covers, in [0, 1].
 
@@ -41,7 +46,7 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | np
     dy: vertical offset, in pixels, positive downwards.
     radius: the shape's radius in pixels (see `scene.SIZES`).
   """
-  return np.clip(0.5 - _DISTANCES[shape](dx, dy, radius), 0, 1)
+  return np.clip(0.5 - signed_distance(shape, dx, dy, radius), 0, 1)
 
 
 @functools.lru_cache(maxsize=8)

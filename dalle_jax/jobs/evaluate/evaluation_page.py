@@ -79,7 +79,8 @@ def write(
       summary[f'{name}_low'], summary[f'{name}_high'] = figure.interval
   notes = [
     f'{result["num_images"]} images of the split {result["split"]}, seed {result["seed"]}; model {result["model"]}, '
-    f'data {result["data"]}. docs/evaluation.md explains each figure.'
+    f'data {result["data"]}. docs/evaluation.md explains each figure.',
+    result['seen']['note'],
   ]
   config = {name: result[name] for name in ('sampling', 'settings', 'versions', 'seconds')}
   html.write_report(

@@ -15,11 +15,13 @@ from jax.sharding import Mesh
 
 import dalle_jax
 from dalle_jax import bundle, sharding
-from dalle_jax.config import DataConfig
+from dalle_jax.config import Config, DataConfig
 from dalle_jax.data import registry
+from dalle_jax.data.registry import Dataset
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.files import check_out, is_not_finite, write_json, write_whole
 from dalle_jax.hosts import say
+from dalle_jax.jobs import seen_records
 from dalle_jax.jobs.evaluate import evaluation_page, features, metrics
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.measured import Measured
@@ -58,7 +60,7 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
   ranker = load_ranker(settings.reranker, mesh) if settings.reranker else None
   extractor = features.load_extractor(settings, mesh, ranker)
   data, data_dir = _data_config(settings, config.data, model_path)
-  dataset = registry.prepare(data, data_dir)
+  dataset, seen_note = _new_records(config, registry.prepare(data, data_dir), settings, model_path, info)
   if dataset.account:
     say(f'data: {data.source}\n{dataset.account}')
   count = settings.count(len(dataset.open(settings.split)))
@@ -70,6 +72,7 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
     grouped='diversity' in chosen,
   )  # fmt: skip
   figures, seconds = _measure(chosen, measured)
+  overlap = dataset.overlaps.get(settings.split)
   result = {
     'schema': SCHEMA,
     'model': info.get('params', ''),
@@ -77,6 +80,7 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
     'reranker': ranker.info.get('params', '') if ranker else None,
     'features': {'name': extractor.name, 'fingerprint': extractor.fingerprint} if extractor else None,
     'split': settings.split,
+    'seen': {**(dataclasses.asdict(overlap) if overlap else {}), 'note': seen_note},
     'num_images': count,
     'seed': settings.seed,
     'metrics': chosen,
@@ -107,6 +111,49 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
   }  # fmt: skip
   config = dataclasses.replace(model_data, **{name: value for name, value in changes.items() if value is not None})
   return config, Path(settings.data_dir or model_data.data_dir or model_path.parent / 'data').absolute()
+
+
+def _new_records(
+  config: Config, dataset: Dataset, settings: EvaluationSettings, model_path: Path, info: Mapping[str, Any]
+) -> tuple[Dataset, str]:
+  """The data set without records that also occur in the model's training data, and a sentence about them.
+
+  Args:
+    config: the model's configuration.
+    dataset: the data set to measure on.
+    settings: the settings of the evaluation.
+    model_path: the model directory.
+    info: the contents of its bundle.json.
+
+  Raises:
+    ValueError: all records of the split occur in training.
+  """
+  training, trained_on = dataset, info.get('data', '')
+  if dataset.fingerprint != trained_on and (settings.source or settings.data):
+    try:
+      training = registry.prepare(
+        *_data_config(dataclasses.replace(settings, source=None, data=None), config.data, model_path)
+      )
+    except ValueError as error:
+      note = f'Not compared with the training data, which cannot be read: {error}'
+      say(note)
+      return dataset, note
+  remark = (
+    ''
+    if training.fingerprint == trained_on
+    else (' The training data have changed since the model was trained, so it may have seen other records too.')
+  )
+  if settings.split == 'train' and training is dataset:
+    return dataset, f'The split is the training data.{remark}'
+  directory = Path(settings.cache or model_path.parent / seen_records.DIRECTORY).absolute()
+  remaining = seen_records.leave_out(config, dataset, training, directory)
+  if settings.split in dataset.splits and settings.split not in remaining.splits:
+    raise ValueError(
+      f'All {remaining.overlaps[settings.split].total:,} records of the split {settings.split!r} (--split) also occur '
+      'in training, so nothing is left to measure. Use another split or other data (--data).'
+    )
+  overlap = remaining.overlaps.get(settings.split)
+  return remaining, (overlap.describe() if overlap else '') + remark
 
 
 def _measure(chosen: list[str], measured: Measured) -> tuple[dict[str, Figure], dict[str, float]]:

@@ -39,7 +39,7 @@ class EvaluationSettings:
   features: str | None = None  # one of FEATURES
   reranker: str | None = None  # model directory
   inception: str | None = None  # file of weights
-  cache: str | None = None  # directory for features of real images; None: features beside the model
+  cache: str | None = None  # directory for features and hashes of real images; None: directories beside the model
   images_per_prompt: int = 8  # for `diversity`: number of images per prompt
   diversity_prompts: int = 64  # for `diversity`: maximum number of prompts
   blur_radii: tuple[float, ...] = tuple(range(9))  # for `blurred_fid`: standard deviations in pixels

@@ -147,7 +147,7 @@ def measure_clip_score(measured: Measured) -> Figures:
 
 
 def measure_prompt_accuracy(measured: Measured) -> Figures:
-  """The share of generated images that show everything their captions say, by an exact judge."""
+  """The share of generated images that show everything their captions say, by a judge; see `evaluation.judge`."""
   samples = measured.samples
   shares = prompt_accuracy.shares(samples.prompts, judge.judge(samples.prompts, samples.images))
   return {f'prompt_accuracy/{name}'.rstrip('/'): figure for name, figure in shares.items()}

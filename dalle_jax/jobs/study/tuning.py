@@ -58,7 +58,7 @@ def prepare(path: str, data_dir: str, num_prompts: int) -> tuple[Model, list[Pro
   if config.data.source != 'captioned_shapes' or not config.reads_captions:
     raise ValueError(
       f'{path} (--model) was not trained on captions of captioned_shapes (config.data.source), the only data set whose '
-      'images can be judged exactly.'
+      'images a program can judge.'
     )
   if num_prompts < 1:
     raise ValueError(f'--num_prompts is {num_prompts}; it must be at least 1.')

@@ -16,7 +16,7 @@ from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.hosts import say
-from dalle_jax.jobs import examples
+from dalle_jax.jobs import examples, seen_records
 from dalle_jax.jobs.train import pretrained
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.text_data import estimate_ngrams
@@ -46,7 +46,10 @@ def check(config: Config) -> None:
 
 
 def prepare(config: Config, space: Workspace) -> Dataset:
-  """Prepare the data set on host 0, then open it on all hosts, which share a file system."""
+  """Prepare the data set on host 0, then open it on all hosts, which share a file system.
+
+  Held-out records that also occur in training are left out.
+  """
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
     make = functools.partial(registry.prepare, config.data, space.data(config))
     with hosts.together('making the data'):
@@ -58,7 +61,7 @@ def prepare(config: Config, space: Workspace) -> Dataset:
   say(f'data: {config.data.source} with {counts}')
   if dataset.account:
     say(str(dataset.account))
-  return dataset
+  return seen_records.leave_out(config, dataset, dataset, space.path / seen_records.DIRECTORY)
 
 
 def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Dataset, Tokenizer | None]:

@@ -3,7 +3,7 @@
 The scores are a fixed list of metrics of `python -m dalle_jax.evaluate`. Some have other names in scores.json.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from dalle_jax import stages
 from dalle_jax.config import Config
+from dalle_jax.data.seen import Overlap
 from dalle_jax.evaluation import judge, prompt_accuracy, sequence_likelihood, token_likelihood
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.jobs import examples, report_blocks
@@ -72,6 +73,8 @@ def measure(experiment: PictureExperiment, params: dict[str, Any]) -> PictureRes
   scores['codebook/num_tokens'] = float(codes.size)
   sheet = sheets.reconstruction_sheet(measured.pictures[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
   results = PictureResults(scores, [SheetFile('reconstructions.png', sheet)], [], [])
+  if 'held_out' in dataset.splits:
+    results = _joined(results, _measure_held_out(experiment, params))
   sample_blocks: list[report_blocks.Block] = []
   if config.task == 'sequence':
     results = _joined(results, _measure_tokens(experiment, params, split))
@@ -85,6 +88,16 @@ def measure(experiment: PictureExperiment, params: dict[str, Any]) -> PictureRes
     report_blocks.codebook(measured.loaded.dvae, params['dvae'], codes, experiment.mesh),
   ]
   return results._replace(blocks=blocks)
+
+
+def _measure_held_out(experiment: PictureExperiment, params: dict[str, Any]) -> PictureResults:
+  """Measure reconstructions of combinations that never occur in training."""
+  measured = _measured(experiment, params, 'held_out', experiment.config.evaluation.num_reconstructions)
+  _, decoded = measured.reconstructed
+  figures = {**metrics.measure_reconstruction(measured), **metrics.measure_codebook(measured)}
+  scores = {name.replace('/', '/held_out/', 1): figure.value for name, figure in figures.items()}
+  sheet = sheets.reconstruction_sheet(measured.pictures[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
+  return PictureResults(scores, [SheetFile('reconstructions_held_out.png', sheet)], [], [])
 
 
 def _joined(first: PictureResults, second: PictureResults) -> PictureResults:
@@ -209,7 +222,8 @@ def _measure_reranker(experiment: PictureExperiment, params: dict[str, Any]) -> 
 def write(experiment: PictureExperiment, results: PictureResults) -> dict[str, float]:
   """Write the sheets, scores.json and report.html, print their paths, and return all scores."""
   config, space = experiment.config, experiment.space
-  scores = results.scores | _last_losses(space.path) | space.seconds()
+  overlaps = experiment.dataset.overlaps
+  scores = results.scores | _last_losses(space.path) | _seen(overlaps) | space.seconds()
   if jax.process_index() != 0:
     return scores
   for sheet in results.sheets:
@@ -222,7 +236,10 @@ def write(experiment: PictureExperiment, results: PictureResults) -> dict[str, f
     config=config.to_dict(),
     curves=[*results.curves, *run_curves(space.path)],
     blocks=results.blocks,
-    notes=_notes(config, examples.held_out_split(experiment.dataset)),
+    notes=[
+      *_notes(config, examples.held_out_split(experiment.dataset)),
+      *(overlap.describe() for overlap in overlaps.values()),
+    ],
   )
   print_scores(space.path, scores, [*(sheet.name for sheet in results.sheets), 'scores.json', 'report.html', 'model'])
   return scores
@@ -238,6 +255,15 @@ def _last_losses(workdir: Path) -> dict[str, float]:
         f'{stage}/{name[5:]}': value for name, value in line.items() if name.startswith('eval/') and value is not None
       }
   return scores
+
+
+def _seen(overlaps: Mapping[str, Overlap]) -> dict[str, float]:
+  """How many records of each held-out split also occur in training, as scores."""
+  return {
+    f'seen/{split}/{name}': float(getattr(overlap, name))
+    for split, overlap in overlaps.items()
+    for name in ('images', 'captions', 'left_out')
+  }
 
 
 def _notes(config: Config, split: str) -> list[str]:

@@ -62,6 +62,9 @@ def test_scores_json_has_the_expected_names_and_plausible_values(finished):
   assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
   assert 0 <= scores['prompt_accuracy/validation'] <= 1
   assert scores['prompt_count/validation'] == 8
+  for split in ('validation', 'held_out'):
+    assert scores[f'seen/{split}/images'] == scores[f'seen/{split}/captions'] == scores[f'seen/{split}/left_out'] == 0
+  assert scores['reconstruction/held_out/psnr'] > 0
   assert 1 <= scores['codebook/perplexity'] <= CONFIG.dvae.image_vocab_size
   seconds = [value for name, value in scores.items() if name.startswith('seconds/') and name != 'seconds/total']
   assert scores['seconds/total'] == pytest.approx(sum(seconds))
@@ -69,7 +72,7 @@ def test_scores_json_has_the_expected_names_and_plausible_values(finished):
 
 def test_training_writes_sheets_and_a_report(finished):
   workdir, scores = finished
-  for name in ('reconstructions.png', 'samples_validation.png', 'samples_held_out.png'):
+  for name in ('reconstructions.png', 'reconstructions_held_out.png', 'samples_validation.png', 'samples_held_out.png'):
     with Image.open(workdir / name) as image:
       assert min(image.size) >= 32
   assert sorted(file.name for file in (workdir / 'dvae' / 'sheets').iterdir()) == ['00000008.png']
@@ -80,6 +83,7 @@ def test_training_writes_sheets_and_a_report(finished):
     'Likelihood of tokens', 'Codebook', 'Curves', 'Configuration',
   ]  # fmt: skip
   assert 'prompt_accuracy/validation' in report.text('caption')
+  assert 'held_out: the images of 0 of' in (workdir / 'report.html').read_text()
   exact_values = {float(data.attrs['value']) for data in report.of('data')}
   assert {scores['reconstruction/psnr'], scores['prompt_accuracy/validation']} <= exact_values
   settings = CONFIG.evaluation
