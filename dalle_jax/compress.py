@@ -16,6 +16,7 @@ from absl import flags
 from dalle_jax import flags as doors
 
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.')
+_VERIFY_MODEL = doors.define_verify_model()
 _CODER = flags.DEFINE_string(
   'coder', 'range', 'encode: the entropy coder. range, or huffman: a new Huffman code for every token.'
 )
@@ -48,7 +49,8 @@ _RECOVER = flags.DEFINE_bool(
 _GPU_FLAGS = '--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
 _ENCODING = ('coder', 'batch_size', 'verify', 'lossy', 'resize', 'caption', 'compare', 'report')
 # The flags that each action refuses.
-_REFUSED = {'encode': ('recover',), 'decode': _ENCODING, 'info': (*_ENCODING, 'model', 'recover', 'overwrite')}
+_NOT_FOR_INFO = (*_ENCODING, 'model', 'verify_model', 'recover', 'overwrite')
+_REFUSED = {'encode': ('recover',), 'decode': _ENCODING, 'info': _NOT_FOR_INFO}
 USAGE = {'encode': 'IN OUT', 'decode': 'IN OUT', 'info': 'IN'}
 
 
@@ -63,9 +65,11 @@ def main(action: str, argv: list[str]) -> int:
   if action != 'info' and model is None:
     raise ValueError(f'{action} needs --model=DIR, the directory WORKDIR/model of a training run.')
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
+  from dalle_jax.bundle import verify_by_default
   from dalle_jax.compression.settings import CompressionSettings
   from dalle_jax.jobs.compress import commands
 
+  verify_by_default(_VERIFY_MODEL.value)
   if action == 'info':
     commands.info(*paths)
     return 0

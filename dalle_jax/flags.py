@@ -104,6 +104,13 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
   app.run(guarded, argv=argv, flags_parser=_parse_flags)
 
 
+def define_verify_model() -> Any:
+  """Defines --verify_model, for the commands that load models; they pass its value to `bundle.verify_by_default`."""
+  return flags.DEFINE_bool(
+    'verify_model', True, 'Compare the files of each model with their checksums. false: load changed files too.'
+  )
+
+
 def read_config(name: str = 'config') -> 'Config':
   """The configuration of the flag --config, after a check of the keys that the command line set.
 

@@ -39,9 +39,9 @@ def check(path: Path, config: Config, parts: Sequence[str], ngrams: Sequence[int
       f'{", ".join(sorted(parts))}. Copy the directory again or run the training command again.'
     )
   for part in parts:
-    shapes = _Shapes(stored[part])
-    limits = _limits_of_ngrams(ngrams, shapes) if _counts(config, part) else _LIMITS[part](config, shapes)
-    for key, value, most in limits:
+    shapes = _Shapes(stored[part], ngrams)
+    limits = _LIMITS.get('ngrams' if _counts(config, part) else part, _no_limits)
+    for key, value, most in limits(config, shapes):
       if value > most:
         raise ValueError(
           f'{path / "config.json"} is damaged: {key} is {value}, but the stored parameters allow at most {most}. Copy '
@@ -56,7 +56,8 @@ def _counts(config: Config, part: str) -> bool:
 class _Shapes:
   """The shapes of one part, by path."""
 
-  def __init__(self, tree: Any):
+  def __init__(self, tree: Any, ngrams: Sequence[int]):
+    self.ngrams = ngrams
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     self._shapes = {tuple(_name(entry) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
     self.longest = max((size for shape in self._shapes.values() for size in shape), default=0)
@@ -137,8 +138,9 @@ def _limits_of_model(config: Config, shapes: _Shapes) -> Iterator[_Limit]:
     yield 'config.dvae.image_vocab_size', config.dvae.image_vocab_size, shapes.longest
 
 
-def _limits_of_ngrams(ngrams: Sequence[int], shapes: _Shapes) -> Iterator[_Limit]:
-  for order, number in enumerate(ngrams):
+def _limits_of_ngrams(config: Config, shapes: _Shapes) -> Iterator[_Limit]:
+  del config
+  for order, number in enumerate(shapes.ngrams):
     yield f'ngrams[{order}] in bundle.json', number, shapes.size(str(order), 'token')
 
 
@@ -155,7 +157,13 @@ def _limits_of_reranker(config: Config, shapes: _Shapes) -> Iterator[_Limit]:
     yield f'config.reranker.{encoder}_width', width, shapes.longest
 
 
+def _no_limits(config: Config, shapes: _Shapes) -> Iterator[_Limit]:
+  del config, shapes
+  yield from ()
+
+
 _LIMITS = {
+  'ngrams': _limits_of_ngrams,
   'dvae': _limits_of_dvae,
   'prior': _limits_of_prior,
   'model': _limits_of_model,
