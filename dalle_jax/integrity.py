@@ -148,7 +148,7 @@ def parse_json(content: bytes, file: Path, allow_nan: bool = False) -> dict[str,
     raise ValueError(f'{file} is damaged: it is not UTF-8 text (byte {error.start}).') from None
   except (ValueError, RecursionError, MemoryError) as error:
     why = 'it is nested too deeply' if isinstance(error, RecursionError) else cause(error)
-    raise ValueError(f'{file} is damaged: {why}') from None
+    raise ValueError(f'{file} is damaged: {why.rstrip(".")}.') from None
   if not isinstance(values, dict):
     raise ValueError(f'{file} is damaged: it holds {shown(json.dumps(values), 40)}, not a JSON object.')
   return values

@@ -135,7 +135,7 @@ def _read_info(path: Path, flag: str, verify: bool) -> dict[str, Any]:
   if type(version) is not int:
     raise ValueError(damaged % f'format_version is {shown(version)!r}')
   if verify and 'checksum' in info and not integrity.has_own_checksum(file.read_bytes(), info['checksum']):
-    raise ValueError(damaged % 'its contents do not match its checksum')
+    raise ValueError(f'{damaged % "its contents do not match its checksum"} To load it all the same, set {FLAG}.')
   if not 1 <= version <= FORMAT_VERSION:
     advice = 'Install a newer dalle_jax.' if version > FORMAT_VERSION else 'Train the model again.'
     raise ValueError(
@@ -208,10 +208,11 @@ def _damaged_message(path: Path, damaged: list[str]) -> str:
     f'The model directory {path} is damaged: {integrity.listed(damaged)}. Copy the directory again or run the training '
     'command again.'
   )
-  changed_only = all(problem.endswith(integrity.CHANGED) for problem in damaged)
-  return message + (
-    f' To load the changed files all the same, set {FLAG} (in Python: verify=False).' if changed_only else ''
-  )
+  # Without checksums, files of params/ that have other sizes are refused all the same.
+  small = ('config.json (', 'tokenizer.model (')
+  if all(problem.endswith(integrity.CHANGED) or problem.startswith(small) for problem in damaged):
+    message += f' To load the changed files all the same, set {FLAG} (in Python: verify=False).'
+  return message
 
 
 def _missing_message(path: Path, needs: tuple[str, ...], flag: str) -> str:
