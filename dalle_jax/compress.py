@@ -16,6 +16,7 @@ from absl import flags
 from dalle_jax import flags as doors
 
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.')
+_VERIFY_MODEL = doors.define_verify_model()
 _CODER = flags.DEFINE_string(
   'coder', 'range', 'encode: the entropy coder. range, or huffman: a new Huffman code for every token.'
 )
@@ -57,7 +58,7 @@ _ENCODING = ('coder', 'batch_size', 'verify', 'lossy', 'resize', 'caption', 'com
 # The flags that each action refuses.
 _REFUSED = {
   'encode': ('recover', 'max_batch_size'), 'decode': _ENCODING,
-  'info': (*_ENCODING, 'model', 'recover', 'overwrite', 'max_image_pixels', 'max_batch_size'),
+  'info': (*_ENCODING, 'model', 'verify_model', 'recover', 'overwrite', 'max_image_pixels', 'max_batch_size'),
 }  # fmt: skip
 USAGE = {'encode': 'IN OUT', 'decode': 'IN OUT', 'info': 'IN'}
 
@@ -73,10 +74,12 @@ def main(action: str, argv: list[str]) -> int:
   if action != 'info' and model is None:
     raise ValueError(f'{action} needs --model=DIR, the directory WORKDIR/model of a training run.')
   os.environ['XLA_FLAGS'] = f'{_GPU_FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
+  from dalle_jax.bundle import verify_by_default
   from dalle_jax.compression.settings import CompressionSettings
   from dalle_jax.jobs.compress import commands
   from dalle_jax.jobs.compress.limits import DecodingLimits
 
+  verify_by_default(_VERIFY_MODEL.value)
   if action == 'info':
     commands.info(*paths)
     return 0

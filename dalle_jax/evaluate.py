@@ -9,6 +9,7 @@ from dalle_jax import flags as doors
 
 _DEFAULT = "Default: the model's own setting."
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.', required=True)
+_VERIFY_MODEL = doors.define_verify_model()
 _METRICS = flags.DEFINE_list(
   'metrics', ['elbo'],
   'Metrics to measure, separated by commas: elbo, reconstruction, codebook, likelihood, fid, kid, precision_recall, '
@@ -71,9 +72,11 @@ def _radii() -> tuple[float, ...]:
 
 def main(argv: list[str]) -> int:
   del argv
+  from dalle_jax.bundle import verify_by_default
   from dalle_jax.jobs.evaluate import evaluation_run
   from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 
+  verify_by_default(_VERIFY_MODEL.value)
   settings = EvaluationSettings(
     model=_MODEL.value,
     metrics=tuple(_METRICS.value),

@@ -106,6 +106,13 @@ def _is_verbose() -> bool:
   return logging.get_verbosity() >= logging.DEBUG or any(int(number) for number in given)
 
 
+def define_verify_model() -> Any:
+  """Defines --verify_model, for the commands that load models; they pass its value to `bundle.verify_by_default`."""
+  return flags.DEFINE_bool(
+    'verify_model', True, 'Compare the files of each model with their checksums. false: load changed files too.'
+  )
+
+
 def read_config(name: str = 'config') -> 'Config':
   """The configuration of the flag --config, after a check of the keys that the command line set.
 

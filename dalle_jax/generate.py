@@ -12,6 +12,7 @@ from absl import flags
 from dalle_jax import flags as doors
 
 _MODEL = flags.DEFINE_string('model', None, 'Model directory, WORKDIR/model of a training run.', required=True)
+_VERIFY_MODEL = doors.define_verify_model()
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text prompt; repeat the flag for more prompts.')
 _PROMPTS_FILE = flags.DEFINE_string('prompts_file', '', 'Text file with one prompt per line.')
 _OUT = flags.DEFINE_string('out', 'samples', 'Directory for the images.')
@@ -80,10 +81,12 @@ _IMAGE_OPTIONS = ('mask', 'keep_top', *_BOXES, 'variation')
 
 def main(argv: list[str]) -> int:
   del argv
+  from dalle_jax.bundle import verify_by_default
   from dalle_jax.jobs.draw import again, code_files
   from dalle_jax.sampling.draw_settings import DrawSettings
 
   _check_flags()
+  verify_by_default(_VERIFY_MODEL.value)
   values: dict[str, Any] = {name: flags.FLAGS[name].value for name in _SETTINGS}
   settings = DrawSettings(num_images=_num_images(), **values)
   if _ENCODE.value or _DECODE.value:

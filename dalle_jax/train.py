@@ -23,6 +23,7 @@ _STOP_AFTER = flags.DEFINE_enum(
   ['data', 'tokenizer', *stages.names(), 'report'],
   'Last stage to run. If the task has no such stage, the run ends after its last one, without a report.',
 )
+_VERIFY_MODEL = doors.define_verify_model()
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Train on several hosts. Start the same command on every host.')
 _CLUSTER = 'Needed with --distributed unless Slurm, GKE or Cloud TPU provides it.'
 _COORDINATOR = flags.DEFINE_string('coordinator', None, f'HOST:PORT of host 0. {_CLUSTER}')
@@ -34,8 +35,10 @@ def main(argv: list[str]) -> int:
   del argv
   config = doors.read_config()  # reports mistakes before JAX starts
   doors.start_jax(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_HOSTS.value, _HOST_INDEX.value)
+  from dalle_jax.bundle import verify_by_default
   from dalle_jax.jobs.train import run
 
+  verify_by_default(_VERIFY_MODEL.value)
   return run.main(config, _WORKDIR.value, _STOP_AFTER.value)
 
 

@@ -297,9 +297,9 @@ def test_message_for_an_incomplete_model_directory(tmp_path):
 # The entries of bundle.json, the parts that a command needs, and the message; PATH is the model directory.
 INFOS = [
   (
-    {'format_version': 2},
+    {'format_version': 3},
     ('dvae', 'prior'),
-    'PATH (--model) has bundle format 2, and this version of dalle_jax reads format 1. Install a newer dalle_jax.',
+    'PATH (--model) has bundle format 3, and this version of dalle_jax reads format 1 to 2. Install a newer dalle_jax.',
   ),
   (
     {'parts': ['dvae']},
@@ -328,8 +328,8 @@ INFOS = [
   (
     {'parts': ['dvae'], 'files': {'array': 8}},
     ('dvae',),
-    'The parameters in PATH/params are damaged: array (0 of 8 bytes). Copy the directory again or run the training '
-    'command again.',
+    'The model directory PATH is damaged: params/array (missing). Copy the directory again or run the training command '
+    'again.',
   ),
 ]
 

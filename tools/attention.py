@@ -19,6 +19,7 @@ from absl import flags
 from dalle_jax import flags as doors
 
 _MODEL = flags.DEFINE_string('model', None, 'Model directory written by training (WORKDIR/model).')
+_VERIFY_MODEL = doors.define_verify_model()
 _PROMPT = flags.DEFINE_string('prompt', '', 'Caption of the images to generate or of --image, or text to continue.')
 _OUT = flags.DEFINE_string('out', 'attention.html', 'HTML file to write.')
 _OVERWRITE = doors.define_overwrite('the file of --out')
@@ -76,8 +77,10 @@ def main(argv: list[str]) -> int:
   del argv
   layers, heads = numbers('--layers', _LAYERS.value), numbers('--heads', _HEADS.value)
   doors.start_jax(distributed=False)
+  from dalle_jax.bundle import verify_by_default
   from dalle_jax.jobs.study import attention_study
 
+  verify_by_default(_VERIFY_MODEL.value)
   path = attention_study.show(
     _MODEL.value, _PROMPT.value, out=_OUT.value, image=_IMAGE.value, num_images=_NUM_IMAGES.value, seed=_SEED.value,
     temperature=_TEMPERATURE.value, top_k=_TOP_K.value, layers=layers, heads=heads, truncate=_TRUNCATE.value,

@@ -1,14 +1,18 @@
-"""Measures speed on this machine: training steps, sampling, and dense against sparse attention.
+"""Measures speed on this machine: training steps, sampling, checkpoints, and dense against sparse attention.
 
     python tools/benchmark.py dvae --config=configs/quickstart.py
     python tools/benchmark.py prior --config=configs/quickstart.py --config.prior_training.batch_size=32
     python tools/benchmark.py draw --config=configs/quickstart.py
+    python tools/benchmark.py checkpoint --config=configs/quickstart.py --stage=prior
     python tools/benchmark.py attention --grids=16,32,64,128
 
 The data is random and the parameters are untrained. Only compiled programs are timed, not data loading.
 
 `dvae` and `prior` time a training step; `draw` times the generation of a batch of images. They print the time of the
 first call, which includes compilation, and the median and range of several timed rounds.
+
+`checkpoint` saves the state of a training stage `--rounds` times and restores it. It prints the time that training
+waits, the time in the background, and the share of the background time that checksums take.
 
 `attention` times the forward and backward pass of one attention layer. For dense attention with a mask and for sparse
 attention, it prints the time, the temporary memory of the program, and the FLOPs of its matrix products. The row 'mix'
@@ -18,6 +22,7 @@ weighs the patterns like the 64 layers of the paper: 47 row, 16 column, 1 conv.
 import functools
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +33,7 @@ from ml_collections import config_flags
 from dalle_jax import flags as doors
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'dvae, prior, draw: configuration file, such as configs/quickstart.py.'
+  'config', None, 'dvae, prior, draw, checkpoint: configuration file, such as configs/quickstart.py.'
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Number of timed rounds; the median is printed.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 20, 'Training steps, or batches of images, per round.', lower_bound=1)
@@ -38,7 +43,8 @@ _GRIDS = flags.DEFINE_list(
 _TEXT_LENGTH = flags.DEFINE_integer('text_length', 256, 'attention: text tokens before the image.', lower_bound=1)
 _NUM_HEADS = flags.DEFINE_integer('num_heads', 1, 'attention: number of heads.', lower_bound=1)
 _HEAD_DIM = flags.DEFINE_integer('head_dim', 64, 'attention: channels per head.', lower_bound=1)
-SUBJECTS = ('dvae', 'prior', 'draw', 'attention')
+_STAGE = flags.DEFINE_enum('stage', 'prior', ['dvae', 'prior'], 'checkpoint: stage whose state is saved.')
+SUBJECTS = ('dvae', 'prior', 'draw', 'checkpoint', 'attention')
 MIX = {'row': 47, 'column': 16, 'conv': 1}  # layers of each pattern (appendix B.1)
 
 
@@ -183,7 +189,8 @@ def main(subject: str, argv: list[str]) -> int:
     return 0
   if _CONFIG.value is None:
     raise ValueError(f'{subject} needs --config=FILE, such as --config=configs/quickstart.py.')
-  time_configuration(subject, Config.from_dict(_CONFIG.value))
+  time_program = time_checkpoints if subject == 'checkpoint' else functools.partial(time_configuration, subject)
+  time_program(Config.from_dict(_CONFIG.value))
   return 0
 
 
@@ -221,6 +228,62 @@ def time_configuration(subject: str, config: Any) -> None:
   }
   for label, value in rows.items():
     print(f'{label:<30}  {value}')
+
+
+def time_checkpoints(config: Any) -> None:
+  """Prints the times of saving and restoring the state of the stage --stage."""
+  doors.start_jax(distributed=False)
+  from dalle_jax import sharding
+
+  mesh = sharding.make_mesh(config.mesh, model=config)
+  sharding.check(config, mesh)
+  with sharding.use_mesh(mesh), tempfile.TemporaryDirectory() as directory:
+    size, waiting, background, checksums, restoring = checkpoint_seconds(config, mesh, directory)
+  share = statistics.median(part / whole for part, whole in zip(checksums, background, strict=True))
+  rows = {
+    'size of the state': f'{size / 2**20:,.1f} MiB',
+    'median time that training waits': f'{statistics.median(waiting):.2f} s',
+    'median time in the background': f'{statistics.median(background):.2f} s',
+    'of which checksums': f'{statistics.median(checksums):.3f} s, {100 * share:.1f} %',
+    'time of restoring': f'{restoring:.2f} s',
+  }
+  for label, value in rows.items():
+    print(f'{label:<32}  {value}')
+
+
+def checkpoint_seconds(
+  config: Any, mesh: Any, directory: str
+) -> tuple[int, list[float], list[float], list[float], float]:
+  """Saves the state of a stage in each round, then restores it.
+
+  Returns:
+    The bytes of the state; for each round the seconds of the call, of the background and of the checksums; and the
+    seconds of restoring.
+  """
+  import jax
+
+  from dalle_jax.training.checkpoint import Checkpoints
+  from dalle_jax.training.optimizer import make_optimizer
+  from dalle_jax.training.stage_tasks import make_task, training_of
+  from dalle_jax.training.state import abstract_state, create_state
+
+  training, task = training_of(config, _STAGE.value), make_task(config, _STAGE.value)
+  tx, use_ema = make_optimizer(training), training.ema_decay > 0
+  state = jax.block_until_ready(create_state(task, tx, mesh, config.seed, use_ema))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  waiting, background, checksums = [], [], []
+  with Checkpoints(directory, keep=1) as checkpoints:
+    for step in range(_ROUNDS.value):
+      start = time.perf_counter()
+      checkpoints.save(step, state, {}, {})
+      waiting.append(time.perf_counter() - start)
+      checkpoints.wait_until_finished()
+      background.append(time.perf_counter() - start - waiting[-1])
+      checksums.append(checkpoints.checksum_seconds)
+    start = time.perf_counter()
+    restored = checkpoints.restore_latest(abstract_state(task, tx, mesh, use_ema))
+    jax.block_until_ready(restored)
+  return size, waiting, background, checksums, time.perf_counter() - start
 
 
 if __name__ == '__main__':

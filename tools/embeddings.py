@@ -13,6 +13,7 @@ from absl import flags
 
 from dalle_jax import flags as doors
 
+_VERIFY_MODEL = doors.define_verify_model()
 _MODEL = flags.DEFINE_string('model', None, 'Model directory of a model of text (config.task=sequence).')
 _NEAR = flags.DEFINE_multi_string('near', [], 'Word whose nearest tokens are shown; repeat the flag for more words.')
 _ANALOGY = flags.DEFINE_multi_string(
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
   from dalle_jax import bundle, sharding
   from dalle_jax.evaluation import embeddings
 
+  bundle.verify_by_default(_VERIFY_MODEL.value)
   loaded = bundle.load(Path(_MODEL.value), sharding.make_mesh(), needs=('model',))
   table = embeddings.table(loaded.params['model'])
   for words in queries:

@@ -23,6 +23,7 @@ from absl import flags
 from dalle_jax import flags as doors
 
 ACTIONS = ('grid', 'candidates')
+_VERIFY_MODEL = doors.define_verify_model()
 _MODEL = flags.DEFINE_string('model', None, 'Model directory of a model trained on captioned shapes.')
 _DATA_DIR = flags.DEFINE_string('data_dir', '', 'Directory of generated data sets. Default: beside the model.')
 _NUM_PROMPTS = flags.DEFINE_integer('num_prompts', 200, 'Prompts per split and number of objects.')
@@ -76,8 +77,10 @@ def main(action: str, argv: list[str]) -> int:
   for path in (out, out.with_suffix('.svg')) if action == 'candidates' else (out,):
     files.check_out(path, _OVERWRITE.value)
   doors.start_jax(distributed=False)
+  from dalle_jax.bundle import verify_by_default
   from dalle_jax.jobs.study import tuning
 
+  verify_by_default(_VERIFY_MODEL.value)
   model, prompts = tuning.prepare(_MODEL.value, _DATA_DIR.value, _NUM_PROMPTS.value)
   facts = {'model': model.info.get('params', ''), 'seed': _SEED.value, 'num_prompts': _NUM_PROMPTS.value}
   if action == 'grid':

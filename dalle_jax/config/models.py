@@ -28,6 +28,8 @@ TOKENS = ('text', 'image', 'text_image')
 SEQUENCE_KINDS = ('transformer', 'lstm', 'rnn', 'neural_ngram', 'ngram')
 SMOOTHINGS = ('kneser_ney', 'backoff', 'add_k', 'maximum_likelihood')
 MAX_ORDER = 8
+MAX_GROUPS = 16
+MAX_WIDTH = 2**20
 STEMS = ('patch', 'conv')
 ACTIVATIONS = ('gelu', 'quick_gelu')
 
@@ -81,6 +83,11 @@ class DvaeConfig:
       'temperature_start', 'temperature_end', 'temperature_steps', 'kl_warmup_steps', 'logits_init_scale',
       'codebook_init_scale', 'normal_scale',
     )  # fmt: skip
+    require(
+      self.num_groups <= MAX_GROUPS,
+      f'config.dvae.num_groups is {self.num_groups}; it must be at most {MAX_GROUPS}, because each group halves the '
+      'resolution.',
+    )
     require(
       self.image_vocab_size >= 2, f'config.dvae.image_vocab_size is {self.image_vocab_size}; it must be at least 2.'
     )
@@ -148,7 +155,8 @@ class BlocksConfig:
       require_choice(group, self, name, choices)
     require_positive(group, self, 'num_layers', 'embed_dim', 'num_heads', 'mlp_ratio')
     width, heads = self.embed_dim, self.num_heads
-    divisors = [divisor for divisor in range(1, width + 1) if width % divisor == 0]
+    require(width <= MAX_WIDTH, f'config.{group}.embed_dim is {width}; it must be at most {MAX_WIDTH}.')
+    divisors = [divisor for divisor in range(1, width + 1) if width % divisor == 0] if width % heads else []
     nearest = sorted(sorted(divisors, key=lambda divisor: abs(divisor - heads))[:2])
     require(
       width % heads == 0,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -208,13 +209,13 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
   """Builds a configuration group, and the groups in it, from a mapping. `path` is its name in messages."""
   fields = {f.name: f for f in dataclasses.fields(cls)}
   if not isinstance(values, dict):
-    raise ValueError(f'{path} must be a group of keys ({", ".join(fields)}); given {values!r}.')
+    raise ValueError(f'{path} must be a group of keys ({", ".join(fields)}); given {_shown(values)}.')
   kwargs = {}
   for name, value in values.items():
     if name not in fields:
       matches = difflib.get_close_matches(str(name), fields, n=1)
       hint = f'did you mean {path}.{matches[0]}?' if matches else f'known keys: {", ".join(fields)}.'
-      raise ValueError(f'Unknown key {path}.{name}; {hint}')
+      raise ValueError(f'Unknown key {path}.{name[:80]}; {hint}')
     kind = fields[name].type
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       kwargs[name] = _build(kind, value, f'{path}.{name}')
@@ -229,11 +230,19 @@ def _cast(value: Any, kind: Any, path: str) -> Any:
   """Converts a value to `kind`: integers become floats, and lists become tuples. Rejects other types."""
   if typing.get_origin(kind) is tuple:
     return _cast_tuple(value, typing.get_args(kind)[0], path)
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+  if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
     return float(value)
   if type(value) is not kind:
-    raise ValueError(f'{path} must be of type {kind.__name__}; given {value!r} of type {type(value).__name__}.')
+    raise ValueError(f'{path} must be of type {kind.__name__}; given {_shown(value)} of type {type(value).__name__}.')
+  if (kind is int and not -(2**63) <= value < 2**63) or (kind is float and math.isnan(value)):
+    raise ValueError(f'{path} is {_shown(value)}; it must be a number from -2^63 to 2^63 - 1.')
   return value
+
+
+def _shown(value: Any) -> str:
+  """The value in a message, without the end if it is long."""
+  text = ascii(value) if not isinstance(value, int) or abs(value) < 2**63 else f'a number of {value.bit_length()} bits'
+  return text if len(text) <= 80 else text[:77] + '...'
 
 
 def _cast_tuple(value: Any, kind: type, path: str) -> tuple:
@@ -241,7 +250,7 @@ def _cast_tuple(value: Any, kind: type, path: str) -> tuple:
   value = [value] if isinstance(value, str) else value
   if not isinstance(value, tuple | list):
     raise ValueError(
-      f'{path} must be of type tuple of {kind.__name__}; given {value!r} of type {type(value).__name__}.'
+      f'{path} must be of type tuple of {kind.__name__}; given {_shown(value)} of type {type(value).__name__}.'
     )
   if kind is str:
     value = [word for item in value for word in (item.split(',') if isinstance(item, str) else [item])]

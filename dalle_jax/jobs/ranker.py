@@ -97,7 +97,9 @@ class Ranker:
     return in_batches(run, self._params, items, self._mesh, self._batch_size, prepare=prepare, whole=True)
 
 
-def load(path: str, mesh: Mesh, *, batch_size: int = 64, flag: str = '--reranker') -> Ranker:
+def load(
+  path: str, mesh: Mesh, *, batch_size: int = 64, flag: str = '--reranker', verify: bool | None = None
+) -> Ranker:
   """Loads a reranker from a model directory.
 
   Args:
@@ -105,9 +107,10 @@ def load(path: str, mesh: Mesh, *, batch_size: int = 64, flag: str = '--reranker
     mesh: The device mesh.
     batch_size: Images or prompts per batch.
     flag: The flag that names the directory, for error messages.
+    verify: Whether to compare the files with their checksums, as in `bundle.load`.
 
   Raises:
     ValueError: The directory is missing, damaged, or holds another kind of model. The message names the flag and says
       how to train a reranker.
   """
-  return Ranker(bundle.load(Path(path), mesh, needs=('reranker',), flag=flag), mesh, batch_size)
+  return Ranker(bundle.load(Path(path), mesh, needs=('reranker',), flag=flag, verify=verify), mesh, batch_size)

@@ -8,8 +8,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
-from dalle_jax import hosts, trees
-from dalle_jax.training import checkpoint_format, description
+from dalle_jax import hosts, integrity, trees
+from dalle_jax.training import checkpoint_checksums, checkpoint_format, description
+from dalle_jax.training.checkpoint_checksums import ChecksumHandler, ChecksumSave, DamagedError
 from dalle_jax.training.checkpoint_format import FORMAT_VERSION, NewerFormatError
 from dalle_jax.training.state import TrainState
 
@@ -50,7 +51,8 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=('state', 'data', 'meta'))
+    self._checksums = ChecksumHandler()
+    self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers(self._checksums))
     for step in self.steps():
       self._policy.losses[step] = self._read_loss(step)
 
@@ -94,47 +96,52 @@ class Checkpoints:
       'description': self._about,
     }
     items = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta)
-    )
+      state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta),
+      checksums=ChecksumSave(),
+    )  # fmt: skip
     self._policy.losses[step] = meta['loss']
     saved = self._manager.save(step, args=items, force=True)
     assert saved, f'Orbax refused to save step {step}'
 
   def restore_latest(self, abstract: TrainState) -> Restored | None:
-    """Restore the newest readable checkpoint with the shardings of `abstract`, or return None if there are none.
+    """Restore the newest intact checkpoint with the shardings of `abstract`, or return None if there are none.
 
     A damaged checkpoint is reported in a warning and skipped. The next `save` deletes it.
 
     Raises:
-      ValueError: all checkpoints are damaged; or an undamaged one does not fit the model, or was written by a later
-        version.
+      ValueError: all checkpoints are damaged; or an undamaged one does not fit the model, was written by a later
+        version, or may not be read.
       Exception: device or host memory is too small for the state.
     """
-    self._damaged = []
+    self._damaged, causes = [], []
     for step in reversed(self.steps()):
+      path = self.directory / str(step)
       try:
         # Each host reads its own shards. If one host fails, no host may continue from this checkpoint.
-        with hosts.together(f'restoring {self.directory / str(step)}'):
+        with hosts.together(f'restoring {path}'):
           restored = self.restore(step, abstract)
       except (MismatchError, NewerFormatError) as error:
-        raise ValueError(
-          f'Training cannot continue from the checkpoint {self.directory / str(step)}: {error}.'
-        ) from error
-      except Exception as error:  # Orbax and its storage raise many types; apart from out of memory, all mean damage
+        raise ValueError(f'Training cannot continue from the checkpoint {path}: {error}.') from error
+      except Exception as error:  # Orbax and its storage raise many types; apart from the exceptions, all mean damage
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
           raise  # out of memory: the checkpoint itself is not damaged
-        # TensorStore states the cause in the first line and appends all of its settings.
-        logging.warning(
-          'Checkpoint %s cannot be restored: %s', self.directory / str(step), str(error).partition('\n')[0]
-        )
+        if isinstance(error, PermissionError) or 'PERMISSION_DENIED' in str(error):
+          raise ValueError(
+            f'The checkpoint {path} may not be read: {integrity.cause(error)}. Change the permissions of its files.'
+          ) from error
         self._damaged.append(step)
+        causes.append(f'Checkpoint {path} cannot be restored: {integrity.cause(error)}.')
         last_error = error
         continue
+      for cause in causes:
+        logging.warning('%s The checkpoint %s is used instead.', cause, path)
       return restored
     if self._damaged:
+      damaged, self._damaged = sorted(self._damaged), []
       raise ValueError(
-        f'None of the checkpoints {sorted(self._damaged)} in {self.directory} can be restored: all are damaged. Set '
-        f'another --workdir, or delete this directory to start over. The last error was: {last_error}'
+        f'None of the checkpoints {damaged} in {self.directory} can be restored: all are damaged. Nothing was deleted. '
+        'Copy an intact checkpoint back, set another --workdir, or delete this directory to start over. '
+        + ' '.join(causes[: integrity.MOST_SHOWN])
       ) from last_error
     return None
 
@@ -142,12 +149,14 @@ class Checkpoints:
     """Restore the checkpoint of `step` with the shardings of `abstract`.
 
     Raises:
+      DamagedError: a file has changed since it was written.
       MismatchError: the checkpoint belongs to another model or optimizer.
       NewerFormatError: a later version of dalle_jax wrote the checkpoint.
       Exception: the checkpoint is missing or damaged; Orbax raises various types.
     """
-    meta = self._read_json(step, 'meta')
-    version = checkpoint_format.check_version(meta)
+    version, meta = self._read_meta(step)
+    if version > 2:
+      checkpoint_checksums.check(self.directory / str(step))
     stored = checkpoint_format.stored_form(version, abstract)
     differences = trees.differences(self._shapes(step), stored)
     if differences:
@@ -161,6 +170,11 @@ class Checkpoints:
     tree = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(stored))
     state = checkpoint_format.current_form(version, tree, abstract)
     return Restored(step=step, state=state, data=self._read_json(step, 'data'), meta=meta['meta'])
+
+  @property
+  def checksum_seconds(self) -> float:
+    """Seconds that the checksums of the last save took, in the background."""
+    return self._checksums.seconds
 
   def _shapes(self, step: int) -> Any:
     """Shapes and dtypes of the state that the checkpoint of `step` holds."""
@@ -183,15 +197,50 @@ class Checkpoints:
       self._manager.delete(step)
     self._damaged = []
 
+  def _read_meta(self, step: int) -> tuple[int, dict[str, Any]]:
+    """The format version of a checkpoint and its item 'meta', compared with its checksum.
+
+    Raises:
+      DamagedError: the file or the checksums have changed.
+      NewerFormatError: a later version of dalle_jax wrote the checkpoint.
+      ValueError: the item is damaged.
+    """
+    path = self.directory / str(step)
+    has_checksums = checkpoint_checksums.exist(path)
+    if has_checksums:
+      checkpoint_checksums.check(path, lambda name: name.startswith('meta/'))
+    meta = self._read_json(step, 'meta')
+    version = checkpoint_format.check_version(meta)
+    if (version > 2) != has_checksums:
+      raise DamagedError(f'damaged: it has format {version}, but {"a" if has_checksums else "no"} list of checksums')
+    if not isinstance(meta.get('meta'), dict) or not isinstance(meta.get('description', {}), dict):
+      raise DamagedError("damaged: its item 'meta' is incomplete")
+    return version, meta
+
   def _read_json(self, step: int, item: str) -> dict[str, Any]:
-    return ocp.JsonCheckpointHandler().restore(self.directory / str(step) / item, args=ocp.args.JsonRestore())
+    return integrity.read_json(self.directory / str(step) / item / 'metadata', allow_nan=True)
 
   def _read_loss(self, step: int) -> float | None:
+    """The held-out loss of a checkpoint; None if it was not measured or cannot be read."""
     try:
-      return self._read_json(step, 'meta')['loss']
+      loss = self._read_meta(step)[1]['loss']
+      return loss if loss is None else float(loss)
     except Exception as error:  # any type, as in restore_latest; an unreadable loss must not stop the run
-      logging.warning('The loss of checkpoint %s cannot be read: %s', self.directory / str(step), error)
+      logging.warning(
+        'The loss of checkpoint %s cannot be read: %s', self.directory / str(step), integrity.cause(error)
+      )
       return None
+
+
+def _handlers(checksums: ChecksumHandler) -> ocp.handlers.CheckpointHandlerRegistry:
+  """The handlers of a checkpoint's items. Orbax completes the items in this order; checksums must be the last."""
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  json_handler = ocp.JsonCheckpointHandler
+  registry.add('state', ocp.args.StandardSave, ocp.StandardCheckpointHandler())
+  registry.add('data', ocp.args.JsonSave, json_handler())
+  registry.add('meta', ocp.args.JsonSave, json_handler())
+  registry.add(checkpoint_checksums.ITEM, ChecksumSave, checksums)
+  return registry
 
 
 class _NewestAndBest:

@@ -2,6 +2,7 @@
 
 - 1: the state has no `skipped`; the item 'meta' holds 'loss' and 'meta'.
 - 2: the state has `skipped`; the item 'meta' also holds 'format_version' and 'description'.
+- 3: the item 'checksums' is new (`checkpoint_checksums`).
 
 The tests restore a stored checkpoint of each version.
 """
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from dalle_jax.training.state import TrainState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def check_version(meta: dict[str, Any]) -> int:
@@ -21,11 +22,15 @@ def check_version(meta: dict[str, Any]) -> int:
 
   Raises:
     NewerFormatError: a later version of dalle_jax wrote the checkpoint.
+    ValueError: the version is not a number.
   """
   version = meta.get('format_version', 1)  # format 1 does not store its version
-  if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+  if type(version) is not int or version < 1:
+    raise ValueError(f'its format version is {str(version)[:40]!r}')
+  if version > FORMAT_VERSION:
     raise NewerFormatError(
-      f'it has format {version!r}, and this version of dalle_jax reads 1 to {FORMAT_VERSION}: install a newer dalle_jax'
+      f'it has format {str(version)[:40]}, and this version of dalle_jax reads 1 to {FORMAT_VERSION}: '
+      'install a newer dalle_jax'
     )
   return version
 

@@ -11,9 +11,11 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
+import random_models
 import toy_training
 
-from dalle_jax import hosts
+from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config, MeshConfig, TrainingConfig
 from dalle_jax.flags import start_jax
 from dalle_jax.sharding import make_mesh
@@ -83,12 +85,39 @@ def check_training(index, count, directory):
   return {'kernel': jax.device_get(state.params['model']['kernel']).ravel().tolist(), 'step': int(state.step)}
 
 
+def check_bundle(count, directory):
+  """Writes a bundle whose arrays are split over the hosts, loads it, and loads it again with one bit flipped."""
+  path, config = directory / f'model_of_{count}', Config.from_dict(random_models.PICTURES)
+  tokenizer = random_models.caption_tokenizer()
+  params = random_models.random_params(config, tokenizer.vocab_size)
+  mesh = make_mesh(MeshConfig(data=1, fsdp=count))
+  boxed = jax.eval_shape(lambda: bundle.init_params(config, tokenizer.vocab_size))
+  params = jax.tree.map(
+    lambda leaf, split: jax.make_array_from_callback(leaf.shape, split, lambda i: np.asarray(leaf)[i]),
+    params,
+    sharding.param_shardings(boxed, mesh),
+  )
+  bundle.save(path, config, tokenizer, params, 'data')
+  loaded = bundle.load(path, mesh)
+  hosts.barrier('loaded')
+  if jax.process_index() == 0:
+    file = next(path.rglob('params/**/d/*'))
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+  hosts.barrier('damaged')
+  return {
+    'split': sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params)),
+    'params': loaded.info['params'],
+    'fingerprint': bundle.fingerprint(loaded.params),
+    'damaged': _message(bundle.load, path, mesh),
+  }
+
+
 def main():
   index, count, port, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4])
   if count > 1:
     start_jax(True, f'localhost:{port}', count, index)
   result = check_coordination(index, directory) if count > 1 else {}
-  print('RESULT', json.dumps(result | check_training(index, count, directory)))
+  print('RESULT', json.dumps(result | check_training(index, count, directory) | check_bundle(count, directory)))
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import signal
 import pytest
 from processes import ROOT, Processes, free_port
 
+from dalle_jax.training import checkpoint_checksums
 from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.signals import EXIT_INTERRUPTED
 
@@ -33,6 +34,11 @@ def test_hosts_agree_report_failures_and_train_like_one(tmp_path):
   assert (first['mistake'], second['error']) == ('OSError: disk full', 'RuntimeError: a bug')
   assert second['mistake'] == 'ValueError: making the data: host 0 failed: OSError: disk full'
   assert first['error'] == 'HostFailed: making the data: host 1 failed: RuntimeError: a bug'
+  for result in (first, second, single):  # the identity of a model and its checksums do not depend on the hosts
+    assert result['params'] == result['fingerprint'] == '02329cf29b725e11'
+    assert '(its contents have changed). Copy the directory again' in result['damaged']
+  assert first['split'] > 30 and single['split'] == 0
+  checkpoint_checksums.check(tmp_path / 'trained_by_2' / 'checkpoints' / '5')
   left = [file for name in ('run', 'host_0') for file in (tmp_path / name).iterdir()]
   assert left == []
 

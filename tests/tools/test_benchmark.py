@@ -25,10 +25,19 @@ def test_it_prints_parameters_and_throughput(subject, throughput):
   assert all(float(value.replace(',', '')) > 0 for value in figures.values()) and len(figures) == 2
 
 
+def test_it_prints_the_share_of_checksums_in_the_background_of_a_save():
+  finished = _run('checkpoint', '--config=configs/quickstart.py:tiny', '--stage=dvae', '--rounds=1')
+  assert finished.returncode == 0, finished.stderr
+  figures = dict(line.split('  ', 1) for line in finished.stdout.splitlines() if '  ' in line)
+  seconds, share = figures['of which checksums'].removesuffix(' %').split(' s, ')
+  assert 0 < float(seconds) < float(figures['median time in the background'].removesuffix(' s'))
+  assert 0 < float(share) < 100
+
+
 def test_an_unknown_subject_is_refused_with_the_allowed_ones():
   finished = _run('speed', '--config=configs/quickstart.py')
   assert finished.returncode != 0
-  assert "one of dvae, prior, draw, attention; given 'speed'" in finished.stderr
+  assert "one of dvae, prior, draw, checkpoint, attention; given 'speed'" in finished.stderr
 
 
 def test_an_invalid_batch_size_is_refused():

@@ -1,14 +1,18 @@
+import json
 import logging
+import re
 import shutil
 import time
+import zlib
 
 import jax
 import optax
 import pytest
 
 from dalle_jax.sharding import use_mesh
-from dalle_jax.training import checkpoint
+from dalle_jax.training import checkpoint, checkpoint_checksums
 from dalle_jax.training.checkpoint import Checkpoints
+from dalle_jax.training.checkpoint_checksums import DamagedError
 from dalle_jax.training.state import abstract_state, create_state
 
 
@@ -122,6 +126,21 @@ def _empty(name):
   return damage
 
 
+def _flip_bit(name):
+  def damage(directory):
+    path = directory / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+  return damage
+
+
+def _lower_version(directory):
+  path = directory / 'meta' / 'metadata'
+  path.write_text(path.read_text().replace('"format_version": 3', '"format_version": 2'))
+
+
 DAMAGES = {
   'cut': _cut,
   'flipped': _flip,
@@ -129,6 +148,12 @@ DAMAGES = {
   'no state': lambda directory: shutil.rmtree(directory / 'state'),
   'empty data': _empty('data'),
   'empty meta': _empty('meta'),
+  'flipped data': _flip_bit('data/metadata'),
+  'flipped meta': _flip_bit('meta/metadata'),
+  'flipped metadata of arrays': _flip_bit('state/_METADATA'),
+  'flipped checksums': _flip_bit('checksums/checksums.json'),
+  'no checksums': lambda directory: shutil.rmtree(directory / 'checksums'),
+  'version 2': _lower_version,
 }
 
 
@@ -144,7 +169,9 @@ def test_a_damaged_newest_checkpoint_is_reported_and_skipped(
     restored = checkpoints.restore_latest(abstract)
     assert restored.step == 2
     assert_trees_equal(restored.state, jax.tree.map(lambda x: x + 2, state))
-    assert f'{tmp_path / "3"} cannot be restored' in caplog.text
+    assert f'Checkpoint {tmp_path / "3"} cannot be restored: ' in caplog.text
+    assert f'The checkpoint {tmp_path / "2"} is used instead.' in caplog.text
+    assert all(len(record.getMessage()) < 800 and record.getMessage().isprintable() for record in caplog.records)
     checkpoints.save(3, state, {'position': 3}, {})  # training reaches step 3 again
   with Checkpoints(tmp_path, 2) as checkpoints:
     assert checkpoints.restore_latest(abstract).step == 3
@@ -156,8 +183,45 @@ def test_it_is_an_error_if_all_checkpoints_are_damaged(tmp_path, state, abstract
   _save(tmp_path, state, [None, None])
   for step in ('1', '2'):
     _cut(tmp_path / step)
-  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'None of the checkpoints \[1, 2\]'):
-    checkpoints.restore_latest(abstract)
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    with pytest.raises(ValueError, match=r'None of the checkpoints \[1, 2\] .* Nothing was deleted\. Copy an intact'):
+      checkpoints.restore_latest(abstract)
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_checksums_cover_every_file_of_every_item(tmp_path, state, abstract):
+  _save(tmp_path, state, [None])
+  files = {
+    path.relative_to(tmp_path / '1').as_posix(): path
+    for item in ('state', 'data', 'meta')
+    for path in (tmp_path / '1' / item).rglob('*')
+    if path.is_file() and path.name != 'commit_success.txt'
+  }
+  listed = json.loads((tmp_path / '1' / 'checksums' / 'checksums.json').read_text())['files']
+  assert listed == {
+    name: {'size': path.stat().st_size, 'crc32': f'{zlib.crc32(path.read_bytes()):08x}'} for name, path in files.items()
+  }
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    for name, path in files.items():
+      data = path.read_bytes()
+      for position in {0, len(data) // 2, len(data) - 1}:
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(DamagedError, match=re.escape(name)):
+          checkpoints.restore(1, abstract)
+      path.write_bytes(data)
+    assert checkpoints.restore(1, abstract).step == 1
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(tmp_path, state, abstract, monkeypatch):
+  def check(*arguments):
+    raise PermissionError(13, 'Permission denied', 'state/d/3f')
+
+  _save(tmp_path, state, [None, None])
+  monkeypatch.setattr(checkpoint_checksums, 'check', check)
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    with pytest.raises(ValueError, match=r"2 may not be read: .*'state/d/3f'\. Change the permissions"):
+      checkpoints.restore_latest(abstract)
+    assert checkpoints.steps() == [1, 2]
 
 
 @pytest.mark.parametrize('error', [MemoryError('too little'), RuntimeError('RESOURCE_EXHAUSTED: Out of memory')])
@@ -196,5 +260,5 @@ def test_a_checkpoint_of_another_model_is_an_error_that_lists_the_differences(tm
 def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, state, abstract, monkeypatch):
   monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 99)
   _save(tmp_path, state, [None])
-  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'has format 99, and .* reads 1 to 2'):
+  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'has format 99, and .* reads 1 to 3'):
     checkpoints.restore_latest(abstract)

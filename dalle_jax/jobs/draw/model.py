@@ -59,11 +59,12 @@ class Model:
   Args:
     loaded: the contents of the model directory.
     mesh: the device mesh that holds its parameters.
+    verify: whether to compare the files of a reranker with their checksums, as in `load`.
   """
 
-  def __init__(self, loaded: bundle.Bundle, mesh: Mesh):
+  def __init__(self, loaded: bundle.Bundle, mesh: Mesh, verify: bool | None = None):
     self.config, self.tokenizer, self.info = loaded.config, loaded.caption_tokenizer, loaded.info
-    self.mesh, self._loaded = mesh, loaded
+    self.mesh, self._loaded, self._verify = mesh, loaded, verify
     self.part = loaded.drawing_part
 
   @property
@@ -97,7 +98,7 @@ class Model:
     names = ('reranker', 'progress', 'preview', 'preview_every')
     options = {name: settings.pop(name) for name in names if name in settings}
     if isinstance(options.get('reranker'), str | Path):
-      options['reranker'] = ranker.load(str(options['reranker']), self.mesh)
+      options['reranker'] = ranker.load(str(options['reranker']), self.mesh, verify=self._verify)
     unknown = set(settings) - {field.name for field in dataclasses.fields(DrawSettings)}
     if unknown:
       raise ValueError(
@@ -395,17 +396,18 @@ def _repeated(known: Known | None, count: int) -> Known | None:
   return known._replace(codes=known.codes.repeat(count, axis=0), keep=known.keep.repeat(count, axis=0))
 
 
-def load(path: str | Path, mesh_config: MeshConfig | None = None) -> Model:
+def load(path: str | Path, mesh_config: MeshConfig | None = None, verify: bool | None = None) -> Model:
   """Loads a model directory that contains a dVAE, with or without a prior or a model of image tokens.
 
   Args:
     path: the model directory, WORKDIR/model of a training run.
     mesh_config: the device mesh; None splits the batch over all devices.
+    verify: whether to compare the files with their checksums; None: as --verify_model says, else True.
 
   Raises:
     ValueError: the directory is missing, incomplete, damaged, of a newer version, or has no dVAE.
   """
   precision.use_32_bits()
-  bundle.check(Path(path), needs=('dvae',))
+  bundle.check(Path(path), needs=('dvae',), verify=verify)
   mesh = sharding.make_mesh(mesh_config)
-  return Model(bundle.load(Path(path), mesh, needs=('dvae',)), mesh)
+  return Model(bundle.load(Path(path), mesh, needs=('dvae',), verify=verify), mesh, verify)

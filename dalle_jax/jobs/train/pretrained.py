@@ -1,12 +1,11 @@
 """A pretrained dVAE that replaces the first stage."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from dalle_jax import bundle
+from dalle_jax import bundle, integrity
 from dalle_jax.config import Config
 from dalle_jax.config.models import DVAE_SHAPE
 from dalle_jax.jobs.train.workspace import Workspace
@@ -56,9 +55,9 @@ def _check_shape(config: Config, trained: Config, path: Path) -> None:
 
 
 def _check_same(space: Workspace, identity: dict[str, Any]) -> None:
-  """Raises ValueError if the run started with another dVAE, because its prior models the codes of that dVAE."""
+  """Raises ValueError if the run began with another dVAE, whose codes its prior models, or its record is damaged."""
   file = space.path / 'pretrained.json'
-  if file.exists() and json.loads(file.read_text()) != identity:
+  if file.exists() and integrity.read_json(file) != identity:
     raise ValueError(
       f'The run in {space.path} began with another dVAE than the one in {FLAG} now. Set another --workdir, or set '
       f'{FLAG} to the earlier dVAE.'
