@@ -90,8 +90,7 @@ def show(
   picture = _read_picture(config, image, max_image_pixels) if image else None
   group = config.model if is_text_model else config.prior
   _check_layers(model, group, layers, heads)
-  mesh = sharding.make_mesh()
-  loaded = bundle.load(Path(model), mesh, _needed_parts(is_text_model))
+  loaded = bundle.load(Path(model), mesh := sharding.make_mesh(), _needed_parts(is_text_model))
   choice = _choice(loaded, group, num_images, layers, heads)
   origin = _sampling_note(seed, settings := wanted.sampling(config.sampling, num_images))
   articles: list[PictureArticle | page.Text] = []
