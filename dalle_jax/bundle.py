@@ -24,7 +24,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,7 @@ def save(
   tokenizer: Tokenizer | ClipTokenizer | TextTokenizer | None,
   params: dict[str, Any],
   data_fingerprint: str,
+  part_data: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a bundle, and replaces an older bundle at the same path.
 
@@ -152,7 +153,9 @@ def save(
     config: The configuration that the model was trained with.
     tokenizer: The tokenizer of captions or text; None if no part reads text.
     params: The parameters of each part, unboxed. Every process writes its shards of sharded arrays.
-    data_fingerprint: The fingerprint of the training data.
+    data_fingerprint: The fingerprint of the data.
+    part_data: The fingerprint of the training data of each part, if they are known. `bundle.json` lists them if they
+      differ from each other or from the data.
   """
   import orbax.checkpoint as ocp
 
@@ -176,12 +179,18 @@ def save(
         'dalle_jax_version': dalle_jax.__version__,
         'parts': sorted(params),
         'data': data_fingerprint,
+        **_part_data(part_data or {}, data_fingerprint),
         'files': _sizes(partial / 'params'),
         **_identity(config, tokenizer, params),
       }
       (partial / 'bundle.json').write_text(json.dumps(info, indent=2) + '\n')
       shutil.rmtree(path, ignore_errors=True)
       partial.rename(path)
+
+
+def _part_data(part_data: Mapping[str, str], data_fingerprint: str) -> dict[str, Any]:
+  """The entry of `bundle.json` for parts that were trained on other data."""
+  return {'part_data': dict(part_data)} if set(part_data.values()) - {data_fingerprint} else {}
 
 
 def _identity(config: Config, tokenizer: Any, params: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A pretrained dVAE that replaces the first stage."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from jax.sharding import Mesh
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.config.models import DVAE_SHAPE
+from dalle_jax.files import read_json_object
 from dalle_jax.jobs.train.workspace import Workspace
 
 FLAG = 'config.dvae.pretrained'
@@ -41,6 +41,15 @@ def load(config: Config, space: Workspace, mesh: Mesh) -> dict[str, Any]:
   return {'dvae': loaded.params['dvae']}
 
 
+def data_of_parts(config: Config) -> dict[str, str]:
+  """The fingerprint of the data that the pretrained dVAE was trained on: {'dvae': fingerprint}, or {} if unknown."""
+  if not config.dvae.pretrained or config.models_text:
+    return {}
+  info = bundle.check(Path(config.dvae.pretrained), needs=('dvae',), flag=FLAG)
+  fingerprint = info.get('part_data', {}).get('dvae', info.get('data'))
+  return {'dvae': fingerprint} if fingerprint else {}
+
+
 def _check_shape(config: Config, trained: Config, path: Path) -> None:
   """Raises ValueError if the dVAE in `path`, with the configuration `trained`, has another shape than `config`."""
   lines = [
@@ -58,7 +67,8 @@ def _check_shape(config: Config, trained: Config, path: Path) -> None:
 def _check_same(space: Workspace, identity: dict[str, Any]) -> None:
   """Raises ValueError if the run started with another dVAE, because its prior models the codes of that dVAE."""
   file = space.path / 'pretrained.json'
-  if file.exists() and json.loads(file.read_text()) != identity:
+  advice = f'Remove this file if {FLAG} is the dVAE that the run began with.'
+  if file.exists() and read_json_object(file, advice) != identity:
     raise ValueError(
       f'The run in {space.path} began with another dVAE than the one in {FLAG} now. Set another --workdir, or set '
       f'{FLAG} to the earlier dVAE.'
