@@ -41,6 +41,7 @@ from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model, make_stream_model
+from dalle_jax.files import check_array_path
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.reranker import Reranker
@@ -160,6 +161,7 @@ def save(
   import orbax.checkpoint as ocp
 
   path = Path(path).absolute()
+  check_array_path(path, 'The model directory')
   partial = path.with_name(path.name + '.partial')
   is_main = jax.process_index() == 0
   with hosts.together(f'beginning {path}'):
@@ -223,6 +225,7 @@ def check(path: Path, needs: tuple[str, ...] = ('dvae', 'prior'), flag: str = '-
     ValueError: The bundle is missing, incomplete, damaged or of another kind. The message says what to do.
   """
   path = Path(path)
+  check_array_path(path, flag, reading=True)
   if not path.is_dir():
     raise ValueError(_missing_message(path, needs, flag))
   missing = [name for name in _FILES if not (path / name).exists()]

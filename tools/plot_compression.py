@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from dalle_jax import flags as doors
-from dalle_jax.files import read_json_object
+from dalle_jax.files import check_path, read_json_object
 
 _REPORT = flags.DEFINE_multi_string(
   'report', [], 'JSON file that `compress encode --report` wrote for a text; repeat the flag for more reports.'
@@ -67,6 +67,7 @@ def main(argv: list[str]) -> int:
   del argv
   if not _REPORT.value:
     raise ValueError('Give --report=FILE once for each report.')
+  check_path(_OUT.value, '--out')
   from dalle_jax.files import write_whole
   from dalle_jax.reporting import curves
 

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from dalle_jax import flags as doors
-from dalle_jax.files import read_json_object
+from dalle_jax.files import check_path, read_json_object
 
 _RUN = flags.DEFINE_multi_string(
   'run', [], 'Work directory of a run with config.task=sequence; repeat the flag for more runs.'
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
   del argv
   if not _RUN.value:
     raise ValueError('Give --run=WORKDIR once for each run.')
+  check_path(_OUT.value, '--out')
   from dalle_jax.files import write_whole
   from dalle_jax.reporting import curves
 
