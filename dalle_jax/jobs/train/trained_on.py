@@ -15,13 +15,12 @@ from dalle_jax.config import Config
 from dalle_jax.data.registry import Dataset
 from dalle_jax.files import read_json_object
 from dalle_jax.hosts import say
-from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.jobs.train.workspace import TOKENIZER_RECORD, Workspace
 from dalle_jax.stages import Stage
 from dalle_jax.training.loop import CHECKPOINTS
 from dalle_jax.training.stage_tasks import training_of
 
 FILE = 'trained_on.json'
-TOKENIZER_FILE = 'tokenizer.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +154,7 @@ class TrainingRecords:
 
   def _check_tokenizer_data(self) -> None:
     """Remove a tokenizer that was trained on other data, if no trained stage needs it, and record the present data."""
-    space, file = self._space, self._space.path / TOKENIZER_FILE
+    space, file = self._space, self._space.path / TOKENIZER_RECORD
     if not (self._config.reads_captions or self._config.models_text) or any(map(_reads_text, self._trained())):
       return
     record = self._read(file)
@@ -164,7 +163,7 @@ class TrainingRecords:
       space.confirm()
       space.tokenizer.unlink()
     if record is None or record.data != self._now.data:
-      space.write(TOKENIZER_FILE, dataclasses.asdict(self._now))
+      space.write(TOKENIZER_RECORD, dataclasses.asdict(self._now))
 
   def _read(self, file: Path) -> TrainedOn | None:
     """A stored record; None if there is none.

@@ -21,6 +21,7 @@ from dalle_jax.jobs.run_lock import RunLock
 from dalle_jax.training import metrics_log
 
 _CONFIG, _SECONDS = 'config.json', 'seconds.json'
+TOKENIZER_RECORD = 'tokenizer.json'  # what the tokenizer was trained on; see `trained_on`
 _REQUIRED = ('seed', 'data', 'tokenizer', 'dvae', 'prior')  # keys that every version has written to config.json
 
 
@@ -147,7 +148,7 @@ class Workspace:
   def _is_bare(self) -> bool:
     """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
     names = {file.name.removesuffix('.partial') for file in self.path.iterdir()}
-    return {name for name in names if not name.startswith('.')} <= {_CONFIG, _SECONDS, run_lock.FILE}
+    return {name for name in names if not name.startswith('.')} <= {_CONFIG, _SECONDS, TOKENIZER_RECORD, run_lock.FILE}
 
   def confirm(self) -> None:
     """Makes sure that this run still holds the lock of the directory; call it before writing."""

@@ -1,20 +1,46 @@
-"""Starts the training command twice in one work directory."""
+"""Training holds the lock of its work directory; the slow tests start the command twice."""
 
+import pathlib
+import runpy
 import signal
 import time
 
 import pytest
 from processes import Processes
 
+from dalle_jax.config import Config
 from dalle_jax.jobs import run_lock
+from dalle_jax.jobs.run_lock import RunLock
+from dalle_jax.jobs.train import run
 from dalle_jax.training.metrics_log import read_metrics
 
+LANGUAGE = pathlib.Path(__file__).parents[3] / 'configs' / 'language.py'
 # Compiles in seconds and trains long enough to be found running.
 TEXT = (
   '--config=configs/language.py:neural_ngram,tiny', '--config.tokenizer.kind=bytes', '--stop_after=sequence',
   '--config.sequence_training.num_steps=600', '--config.sequence_training.log_every=10',
   '--config.sequence_training.eval_every=300', '--config.sequence_training.checkpoint_every=50',
 )  # fmt: skip
+
+
+def test_training_holds_the_lock_confirms_it_at_every_step_and_releases_it_after_an_error(tmp_path, monkeypatch):
+  values = runpy.run_path(str(LANGUAGE))['get_config']('neural_ngram,tiny').to_dict()
+  values['tokenizer']['kind'] = 'bytes'
+  calls = []
+
+  def train(*args, hooks, **kwargs):
+    assert (tmp_path / run_lock.FILE).exists()
+    with pytest.raises(ValueError, match='is in use'):
+      run.run(Config.from_dict(values), str(tmp_path))
+    with monkeypatch.context() as patch:
+      patch.setattr(RunLock, 'confirm', lambda lock: calls.append(lock))
+      assert not any(hook.is_due(3, 10) for hook in hooks)
+    raise RuntimeError('an error in training')
+
+  monkeypatch.setattr(run, 'train', train)
+  with pytest.raises(RuntimeError, match='an error in training'):
+    run.run(Config.from_dict(values), str(tmp_path))
+  assert len(calls) == 1 and not (tmp_path / run_lock.FILE).exists()
 
 
 def _start(workdir, name, *arguments):

@@ -87,6 +87,11 @@ def test_a_stage_without_checkpoint_takes_other_data(tmp_path):
   assert json.loads((tmp_path / 'dvae' / 'trained_on.json').read_text())['data'] == 'other'
 
 
+def test_a_look_at_the_data_leaves_the_configuration_open(tmp_path):
+  _records(tmp_path, FIRST).check_data()
+  Workspace(str(tmp_path), dataclasses.replace(PICTURES, seed=7))
+
+
 def test_a_stage_of_an_earlier_version_gets_its_record(tmp_path):
   _train(tmp_path, FIRST, 'dvae')
   (tmp_path / 'dvae' / 'trained_on.json').unlink()
