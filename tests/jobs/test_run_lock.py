@@ -149,8 +149,10 @@ def test_a_heartbeat_on_another_host_refuses_the_start_whatever_its_clock_says(t
   holder = _write_foreign(tmp_path, clock=0.0)
   timer = threading.Timer(0.3, lambda: _write_foreign(tmp_path, beat=1, token=holder.token))
   timer.start()
+  begin = time.monotonic()
   with pytest.raises(ValueError, match=r'Process 77 on host elsewhere, started .* holds'):
     _lock(tmp_path)
+  assert time.monotonic() - begin < run_lock.STALE_S
 
 
 @pytest.mark.parametrize('content', [b'', b'{}', b'5', b'\xff' * 9, b'{"host": 3}', b'[' * 100_000])
@@ -236,6 +238,14 @@ def test_a_sleeping_machine_is_noticed_before_the_next_write(tmp_path, monkeypat
   monkeypatch.setattr(run_lock, '_clock', lambda: now + 3600)
   lock.confirm()
   assert 'Process 77 on host elsewhere has it now' in lock.lost[0]
+
+
+def test_the_lock_of_another_process_is_not_released(tmp_path, monkeypatch):
+  monkeypatch.setattr(run_lock, 'BEAT_S', 60)  # the thread does nothing yet
+  lock = _lock(tmp_path)
+  content = _write_foreign(tmp_path).content()
+  lock.release()
+  assert lock.path.read_bytes() == content and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
