@@ -60,8 +60,8 @@ def check_array_path(path: str | Path, what: str, reading: bool = False) -> None
     bad = next((characters for characters in refused if characters in text), None)
     if bad:
       raise ValueError(
-        f'{what}: the path {text[:300]} contains {bad!r}, which the library that stores arrays cannot handle. Use a '
-        f'path without {" ".join(refused)}, also in the names of parent directories.'
+        f'{what}: the path {text[:300]} contains {bad!r}, which the library that stores arrays cannot handle. Rename '
+        f'it, or use a path without {" ".join(refused)}, also in the names of parent directories.'
       )
 
 
