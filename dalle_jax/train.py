@@ -24,6 +24,12 @@ _STOP_AFTER = flags.DEFINE_enum(
   'Last stage to run. If the task has no such stage, the run ends after its last one, without a report.',
 )
 _VERIFY_MODEL = doors.define_verify_model()
+_ALLOW_OTHER_DATA = flags.DEFINE_bool(
+  'allow_other_data',
+  False,
+  'Use finished stages of --workdir that were trained on other data, or with another tokenizer, than those of this '
+  'start.',
+)
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Train on several hosts. Start the same command on every host.')
 _CLUSTER = 'Needed with --distributed unless Slurm, GKE or Cloud TPU provides it.'
 _COORDINATOR = flags.DEFINE_string('coordinator', None, f'HOST:PORT of host 0. {_CLUSTER}')
@@ -39,7 +45,7 @@ def main(argv: list[str]) -> int:
   from dalle_jax.jobs.train import run
 
   verify_by_default(_VERIFY_MODEL.value)
-  return run.main(config, _WORKDIR.value, _STOP_AFTER.value)
+  return run.main(config, _WORKDIR.value, _STOP_AFTER.value, _ALLOW_OTHER_DATA.value)
 
 
 if __name__ == '__main__':

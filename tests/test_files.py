@@ -128,3 +128,79 @@ def test_long_foreign_text_is_cut_in_the_middle(char):
   for most in (3, 4, 10, 50):
     assert len(files.shown(char * 1000, most)) == most
   assert files.shown('x' * 200) == 'x' * 200
+
+
+@pytest.mark.parametrize(
+  ('content', 'reason'),
+  [
+    (b'', 'it is empty'),
+    (b' \n', 'it is empty'),
+    (b'[]', 'it holds an array'),
+    (b'null', 'it holds null'),
+    (b'5', 'it holds a number'),
+    (b'true', 'it holds true or false'),
+    (b'"x"', 'it holds a text'),
+    (b'{"a"', 'it is no JSON'),
+    (b'\xff\xfe', 'it is no text in UTF-8'),
+    (b'{"a": ' + b'9' * 5000 + b'}', 'it is no JSON'),
+    (b'[' * 100_000, 'it is no JSON'),
+    (b'{"a":' * 101 + b'{}' + b'}' * 101, 'it nests deeper than 100 levels'),
+  ],
+)
+def test_json_that_is_no_object_is_refused_by_name_and_not_repeated(tmp_path, content, reason):
+  path = tmp_path / 'a.json'
+  path.write_bytes(content)
+  with pytest.raises(ValueError) as error:
+    files.read_json_object(path, 'Remove it.')
+  assert str(error.value).startswith(f'{path} is damaged: {reason}') and str(error.value).endswith('. Remove it.')
+  assert len(str(error.value)) < 400
+
+
+def test_json_objects_are_read_within_bounds(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text('{"a": [1, {"b": null}]}')
+  assert files.read_json_object(path) == {'a': [1, {'b': None}]}
+  with pytest.raises(ValueError, match='larger than 10 bytes'):
+    files.read_json_object(path, max_bytes=10)
+  with pytest.raises(ValueError, match='nowhere cannot be read'):
+    files.read_json_object(tmp_path / 'nowhere')
+  os.mkfifo(tmp_path / 'pipe')
+  for special in (tmp_path, tmp_path / 'pipe'):
+    with pytest.raises(ValueError, match='is not a regular file'):
+      files.read_json_object(special)
+
+
+@pytest.mark.parametrize('path', ['', 'gs://b/x', 'gs:/b/x', 'a\nb', 'a\x7f', '\udcff', 'y' * 4000])
+def test_outputs_with_unusable_names_are_refused(tmp_path, monkeypatch, path):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match='--out'):
+    files.make_directory(path)
+  for check in (lambda out: files.check_out(out, False), lambda out: files.check_file(out, False, '--out')):
+    with pytest.raises(ValueError, match='--out'):
+      check(pathlib.Path(path))
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['a b', 'e[1]', '*', '?', '%s', '-x', 'é', 'x' * 250, 'C:', 'a:b/c', '{0}'])
+def test_outputs_with_other_names_are_written(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  assert files.make_directory(f'{name}/d').is_dir()
+  out = pathlib.Path(f'{name}/file')
+  files.check_out(out, False)
+  files.check_file(out, False, '--out')
+  files.write_whole(out, b'x')
+  with files.replacing(out) as partial:
+    partial.write_bytes(b'y')
+  assert (tmp_path / name / 'file').read_bytes() == b'y'
+
+
+def test_arrays_are_stored_only_at_paths_without_patterns(tmp_path):
+  for name in ('[', '*', '?', '\\'):
+    with pytest.raises(ValueError, match='--out: the path'):
+      files.check_array_path(tmp_path / f'a{name}' / 'model', '--out')
+  (tmp_path / 'a[1]').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'a[1]')
+  with pytest.raises(ValueError, match=r"contains '\['"):
+    files.check_array_path(tmp_path / 'link', '--out')
+  files.check_array_path(tmp_path / 'a[1]', '--model', reading=True)
+  files.check_array_path(tmp_path / 'a b%]', '--out')

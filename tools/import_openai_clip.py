@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from dalle_jax import flags as doors
+from dalle_jax.files import check_array_path, check_path
 
 _WEIGHTS = flags.DEFINE_string('weights', None, 'File with the weights: .pt archive, state dict or .safetensors.')
 _VOCAB = flags.DEFINE_string(
@@ -24,6 +25,8 @@ flags.mark_flags_as_required(['weights', 'vocab', 'out'])
 def main(argv: list[str]) -> int:
   del argv
   out = Path(_OUT.value)
+  check_path(_OUT.value, '--out')
+  check_array_path(out, '--out')
   if out.exists():
     raise ValueError(f'--out {out} is there already; name another directory.')
   from dalle_jax import bundle

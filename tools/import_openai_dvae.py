@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from dalle_jax import flags as doors
+from dalle_jax.files import check_array_path, check_path
 
 _ENCODER = flags.DEFINE_string('encoder', None, "File with the encoder's weights, such as encoder.pkl.")
 _DECODER = flags.DEFINE_string('decoder', None, "File with the decoder's weights, such as decoder.pkl.")
@@ -22,6 +23,8 @@ flags.mark_flags_as_required(['encoder', 'decoder', 'out'])
 def main(argv: list[str]) -> int:
   del argv
   out = Path(_OUT.value)
+  check_path(_OUT.value, '--out')
+  check_array_path(out, '--out')
   if out.exists():
     raise ValueError(f'--out {out} is there already; name another directory.')
   from dalle_jax import bundle

@@ -9,13 +9,13 @@ Reads the reports that `compress encode` wrote, and writes an SVG file with the 
 A Huffman code spends a whole number of bits per symbol, so its overhead grows as models get better.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from dalle_jax import flags as doors
+from dalle_jax.files import read_json_object
 
 _REPORT = flags.DEFINE_multi_string(
   'report', [], 'JSON file that `compress encode --report` wrote for a text; repeat the flag for more reports.'
@@ -24,17 +24,23 @@ _OUT = flags.DEFINE_string('out', 'compression.svg', 'SVG file to write.')
 _OVERWRITE = doors.define_overwrite('the file of --out')
 
 
+FIELDS = {
+  'kind': str, 'num_tokens': int, 'original_bytes': int, 'model': str, 'coder': str,
+  'model_bits_per_token': int | float, 'bits_per_token': int | float,
+}  # fmt: skip
+
+
 def read(path: Path) -> dict[str, Any]:
   """Reads the figures of one report.
 
   Raises:
     ValueError: the file is not a report, or is the report of images or of an empty file.
   """
-  try:
-    figures = json.loads(path.read_text())
-    kind, count = figures['kind'], figures['num_tokens']
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'--report={path} cannot be read: {error}') from None
+  figures = read_json_object(path, 'Name a file that `compress encode --report` wrote (--report).')
+  kind, count = figures.get('kind'), figures.get('num_tokens')
+  wrong = [name for name, types in FIELDS.items() if not isinstance(figures.get(name), types)]
+  if wrong and (kind not in ('text', 'pictures') or type(count) is not int or (kind == 'text' and count > 0)):
+    raise ValueError(f'--report={path} is not a report of `compress encode`: it has no valid {", ".join(wrong)}.')
   if kind != 'text' or not count:
     raise ValueError(
       f'--report={path} is of {count} tokens of {kind}; it must be the report of a text that is not empty.'

@@ -7,20 +7,20 @@ gains nothing from more. A model of image tokens (config.model.tokens=image) pre
 ones, so different points of its curve are different tokens. At each point, the tokens are the same for all models.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from dalle_jax import flags as doors
+from dalle_jax.files import read_json_object
 
 _RUN = flags.DEFINE_multi_string(
   'run', [], 'Work directory of a run with config.task=sequence; repeat the flag for more runs.'
 )
 _OUT = flags.DEFINE_string('out', 'context.svg', 'SVG file to write.')
 _OVERWRITE = doors.define_overwrite('the file of --out')
-PREFIX = 'context/'
+PREFIX, FILE = 'context/', 'scores.json'
 
 
 def read(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -29,11 +29,11 @@ def read(run: Path) -> tuple[np.ndarray, np.ndarray]:
   Raises:
     ValueError: the run has no such scores.
   """
-  try:
-    scores = json.loads((run / 'scores.json').read_text())
-    points = sorted((int(name[len(PREFIX) :]), value) for name, value in scores.items() if name.startswith(PREFIX))
-  except (OSError, ValueError, AttributeError) as error:
-    raise ValueError(f'--run={run}: its scores.json cannot be read: {error}') from None
+  advice = f'Run the training command of --run={run} again to write it.'
+  scores = {name: value for name, value in read_json_object(run / FILE, advice).items() if name.startswith(PREFIX)}
+  if not all(name[len(PREFIX) :].isdecimal() and type(value) in (int, float) for name, value in scores.items()):
+    raise ValueError(f'{run / FILE} is damaged: its {PREFIX}LENGTH must be numbers. {advice}')
+  points = sorted((int(name[len(PREFIX) :]), value) for name, value in scores.items())
   if not points:
     raise ValueError(f'--run={run} has no scores by length of context; runs with config.task=sequence have them.')
   return np.array([length for length, _ in points]), np.array([value for _, value in points], np.float64)

@@ -25,7 +25,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model, make_stream_model
+from dalle_jax.files import check_array_path
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.reranker import Reranker
@@ -158,6 +159,7 @@ def save(
   tokenizer: Tokenizer | ClipTokenizer | TextTokenizer | None,
   params: dict[str, Any],
   data_fingerprint: str,
+  part_data: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a bundle, and replaces an older bundle at the same path.
 
@@ -166,11 +168,14 @@ def save(
     config: The configuration that the model was trained with.
     tokenizer: The tokenizer of captions or text; None if no part reads text.
     params: The parameters of each part, unboxed. Every process writes its shards of sharded arrays.
-    data_fingerprint: The fingerprint of the training data.
+    data_fingerprint: The fingerprint of the data.
+    part_data: The fingerprint of the training data of each part, if they are known. `bundle.json` lists them if they
+      differ from each other or from the data.
   """
   import orbax.checkpoint as ocp
 
   path = Path(path).absolute()
+  check_array_path(path, 'The model directory')
   partial = path.with_name(path.name + '.partial')
   is_main = jax.process_index() == 0
   with hosts.together(f'beginning {path}'):
@@ -191,12 +196,18 @@ def save(
         'dalle_jax_version': dalle_jax.__version__,
         'parts': sorted(params),
         'data': data_fingerprint,
+        **_part_data(part_data or {}, data_fingerprint),
         'files': bundle_files.describe(partial),
         **identity,
       }
       (partial / 'bundle.json').write_text(integrity.with_checksum(info))
       shutil.rmtree(path, ignore_errors=True)
       partial.rename(path)
+
+
+def _part_data(part_data: Mapping[str, str], data_fingerprint: str) -> dict[str, Any]:
+  """The entry of `bundle.json` for parts that were trained on other data."""
+  return {'part_data': dict(part_data)} if set(part_data.values()) - {data_fingerprint} else {}
 
 
 def _identity(config: Config, tokenizer: Any, params: dict[str, Any]) -> dict[str, Any]:

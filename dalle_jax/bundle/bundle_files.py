@@ -10,6 +10,7 @@ from absl import logging
 
 import dalle_jax
 from dalle_jax import hosts, integrity
+from dalle_jax.files import check_array_path
 
 FORMAT_VERSION = 2
 FLAG = '--verify_model=false'
@@ -63,6 +64,7 @@ def check(
     ValueError: The bundle is missing, incomplete, damaged or of another kind. The message says what to do.
   """
   path = Path(path)
+  check_array_path(path, flag, reading=True)
   if not path.is_dir():
     raise ValueError(_missing_message(path, needs, flag))
   missing = [name for name in _FILES if not (path / name).exists()]

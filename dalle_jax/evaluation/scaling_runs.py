@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_jax.files import write_whole
+from dalle_jax.files import parse_json_object, write_whole
 
 FILE_NAME = 'results.jsonl'
 STATUSES = ('finished', 'diverged', 'failed')
@@ -69,9 +69,9 @@ def read(path: Path) -> tuple[list[Run], list[str]]:
 
 
 def _parse(line: str) -> Run:
-  values = json.loads(line)
+  values = parse_json_object(line.encode('utf-8', 'replace'))
   fields = {field.name: field.type for field in dataclasses.fields(Run)}
-  if not isinstance(values, dict) or set(values) != set(fields):
+  if set(values) != set(fields):
     raise ValueError(f'its keys are not {", ".join(fields)}')
   for name, value in values.items():
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -82,7 +82,7 @@ def _parse(line: str) -> Run:
       'overrides': isinstance(value, dict),
     }.get(name, is_number if fields[name] in (int, float) else isinstance(value, str))
     if not is_valid:
-      raise ValueError(f'{name} has the invalid value {value!r}')
+      raise ValueError(f'{name} has the invalid value {ascii(value)[:100]}')
   return Run(**values)
 
 

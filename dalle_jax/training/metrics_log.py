@@ -1,5 +1,6 @@
 """Writers of metrics: always a JSON-lines file; TensorBoard and Weights & Biases if configured."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dalle_jax.config import LoggingConfig
-from dalle_jax.files import write_whole
+from dalle_jax.files import parse_json_object, write_whole
 
 FILE_NAME = 'metrics.jsonl'
 
@@ -125,7 +126,11 @@ def make_writer(workdir: Path, logging: LoggingConfig, is_main_process: bool, re
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """Read a metrics file, one dictionary per line. A last line that a crash cut off is left out."""
+  """Read a metrics file, one dictionary per line. A last line that a crash cut off is left out.
+
+  Raises:
+    ValueError: Another line is damaged. The message names it.
+  """
   return [values for values, _ in _parsed_lines(path)]
 
 
@@ -137,10 +142,27 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
 
 
 def _parsed_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
+  """The values and the text of each line. Only the last line may be cut off: it has no line break."""
+  *lines, cut_line = path.read_bytes().split(b'\n')
   pairs = []
-  for line in path.read_text(encoding='utf-8').splitlines():
+  for number, line in enumerate(lines, start=1):
     try:
-      pairs.append((json.loads(line), line))
-    except json.JSONDecodeError:
-      continue
+      pairs += [(_parsed(line), line.decode())] if line.strip() else []
+    except ValueError as error:
+      raise ValueError(
+        f'{path}, line {number} is damaged: {error}. Remove this line, or move the file away to go on without the '
+        'metrics so far; checkpoints do not need them.'
+      ) from None
+  with contextlib.suppress(ValueError):
+    pairs.append((_parsed(cut_line), cut_line.decode()))
   return pairs
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+  """The values of one line. Raises ValueError if it does not hold the metrics of a step."""
+  values = parse_json_object(line)
+  if type(values.get('step')) is not int or values['step'] < 0:
+    raise ValueError('it has no step')
+  if not all(value is None or type(value) in (int, float) for value in values.values()):
+    raise ValueError('its values must be numbers')
+  return values

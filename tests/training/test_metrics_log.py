@@ -113,3 +113,32 @@ def test_tensorboard_hides_steps_that_will_be_repeated(tmp_path, monkeypatch, st
   monkeypatch.setattr(tensorboardX, 'SummaryWriter', lambda directory, purge_step: opened.append(purge_step))
   TensorBoardWriter(tmp_path, step)
   assert opened == [step + 1]
+
+
+@pytest.mark.parametrize(
+  'line', [b'{}', b'5', b'null', b'[]', b'\xff\x00\x80', b'{"step": "1"}', b'{"step": 1, "loss": "x"}', b'[' * 99_999]
+)
+def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_overwritten(tmp_path, line):
+  path = tmp_path / 'm.jsonl'
+  content = b'{"step": 1, "loss": 2.0}\n' + line + b'\n{"step": 2, "loss": 1.0}\n'
+  path.write_bytes(content)
+  for read in (read_metrics, lambda path: JsonlWriter(path, 5)):
+    with pytest.raises(ValueError, match=r'm\.jsonl, line 2 is damaged: .* Remove this line'):
+      read(path)
+  assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize('end', [b'{"step": 2, "lo', b'{', b'\0' * 50, b'\xff', b'{"step": 2, "a": "'])
+def test_whatever_a_crash_left_of_the_last_line_is_dropped(tmp_path, end):
+  path = tmp_path / 'm.jsonl'
+  path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + end)
+  assert [values['step'] for values in read_metrics(path)] == [1]
+  JsonlWriter(path, 5).close()
+  assert path.read_bytes() == b'{"step": 1, "loss": 2.0}\n'
+
+
+def test_a_whole_last_line_without_a_line_break_is_kept(tmp_path):
+  path = tmp_path / 'm.jsonl'
+  path.write_bytes(b'{"step": 1}\r\n\n{"step": 2}')
+  JsonlWriter(path, 5).close()
+  assert [values['step'] for values in read_metrics(path)] == [1, 2]

@@ -52,8 +52,8 @@ class Rung:
 
   @property
   def config_hash(self) -> str:
-    """A hash of the configuration keys that must not change when a run resumes; see `config.binding`."""
-    bound_keys = json.dumps(fixed(self.config.to_dict()), sort_keys=True)
+    """A hash of the configuration keys that a result depends on; see `config.binding`."""
+    bound_keys = json.dumps(fixed(self.config.to_dict(), data_paths=True), sort_keys=True)
     return hashlib.sha256(bound_keys.encode()).hexdigest()[:16]
 
   def cost(self, text_vocab_size: int | None = None) -> tuple[int, int, float]:

@@ -1,19 +1,21 @@
 """Trains the rungs of a ladder, each in its own process. An interrupted sweep resumes where it stopped."""
 
-import json
 import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import optimize
 
 from dalle_jax.evaluation import scaling_runs
 from dalle_jax.evaluation.scaling_runs import Run
+from dalle_jax.files import check_array_path, check_path, read_json_object
 from dalle_jax.hosts import say
+from dalle_jax.jobs import run_lock
 from dalle_jax.jobs.study.ladder import MEASURES, Rung
 from dalle_jax.training import metrics_log
 from dalle_jax.training.progress import format_duration
@@ -55,9 +57,17 @@ def sweep(rungs: Sequence[Rung], out: Path, train: Train) -> list[Run]:
     One result for each rung, in the order of `rungs`.
 
   Raises:
-    ValueError: the directory cannot be used.
+    ValueError: the directory cannot be used, or another sweep runs in it.
     Interrupted: on Ctrl-C or SIGTERM, after the current run has saved a checkpoint.
   """
+  check_path(out, '--out')
+  check_array_path(out, '--out')
+  with run_lock.hold(out, '--out') as lock:
+    return _sweep(rungs, out, train, lock.confirm if lock else lambda: None)
+
+
+def _sweep(rungs: Sequence[Rung], out: Path, train: Train, confirm: Callable[[], None]) -> list[Run]:
+  """Train the rungs in a locked directory; see `sweep`. Calls `confirm` before it writes."""
   file = out / scaling_runs.FILE_NAME
   try:
     (out / 'logs').mkdir(parents=True, exist_ok=True)
@@ -75,6 +85,7 @@ def sweep(rungs: Sequence[Rung], out: Path, train: Train) -> list[Run]:
     start = time.monotonic()
     run = _run(rung, out, train)
     results[rung.name] = run
+    confirm()
     scaling_runs.write(file, results.values())
     seconds[rung.name] = time.monotonic() - start
     remaining = _seconds_left(
@@ -139,18 +150,28 @@ def _held_out_loss(rung: Rung, workdir: Path) -> float | None:
 
 
 def _vocab_size(workdir: Path) -> int | None:
-  return _read_json(workdir / 'model' / 'bundle.json').get('text_vocab_size')
+  """The size of the run's vocabulary, from its model directory; None if there is none."""
+  value = _read(workdir / 'model' / 'bundle.json', int, 'text_vocab_size')
+  return None if value is None else int(value)
 
 
 def _stage_seconds(rung: Rung, workdir: Path) -> float:
-  return float(_read_json(workdir / 'seconds.json').get(rung.stage, 0.0))
+  return float(_read(workdir / 'seconds.json', (int, float), rung.stage) or 0.0)
 
 
-def _read_json(file: Path) -> dict:
-  try:
-    return json.loads(file.read_text())
-  except (OSError, ValueError):
-    return {}
+def _read(file: Path, kind: Any, name: str) -> Any:
+  """A number from a JSON file; None if there is no file, or if the file does not have it.
+
+  Raises:
+    ValueError: The file is damaged.
+  """
+  if not file.exists():
+    return None
+  advice = f'Run the training command of {file.parent} again, or remove the run to train it again.'
+  value = read_json_object(file, advice).get(name)
+  if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+    raise ValueError(f'{file} is damaged: {name} is not a number. {advice}')
+  return value
 
 
 def _last_line(log: Path) -> str:

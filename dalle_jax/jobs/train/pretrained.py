@@ -5,9 +5,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dalle_jax import bundle, integrity
+from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.config.models import DVAE_SHAPE
+from dalle_jax.files import read_json_object
 from dalle_jax.jobs.train.workspace import Workspace
 
 FLAG = 'config.dvae.pretrained'
@@ -40,6 +41,15 @@ def load(config: Config, space: Workspace, mesh: Mesh) -> dict[str, Any]:
   return {'dvae': loaded.params['dvae']}
 
 
+def data_of_parts(config: Config) -> dict[str, str]:
+  """The fingerprint of the data that the pretrained dVAE was trained on: {'dvae': fingerprint}, or {} if unknown."""
+  if not config.dvae.pretrained or config.models_text:
+    return {}
+  info = bundle.check(Path(config.dvae.pretrained), needs=('dvae',), flag=FLAG)
+  fingerprint = info.get('part_data', {}).get('dvae', info.get('data'))
+  return {'dvae': fingerprint} if fingerprint else {}
+
+
 def _check_shape(config: Config, trained: Config, path: Path) -> None:
   """Raises ValueError if the dVAE in `path`, with the configuration `trained`, has another shape than `config`."""
   lines = [
@@ -57,7 +67,8 @@ def _check_shape(config: Config, trained: Config, path: Path) -> None:
 def _check_same(space: Workspace, identity: dict[str, Any]) -> None:
   """Raises ValueError if the run began with another dVAE, whose codes its prior models, or its record is damaged."""
   file = space.path / 'pretrained.json'
-  if file.exists() and integrity.read_json(file) != identity:
+  advice = f'Remove this file if {FLAG} is the dVAE that the run began with.'
+  if file.exists() and read_json_object(file, advice) != identity:
     raise ValueError(
       f'The run in {space.path} began with another dVAE than the one in {FLAG} now. Set another --workdir, or set '
       f'{FLAG} to the earlier dVAE.'

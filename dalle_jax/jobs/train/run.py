@@ -3,16 +3,20 @@
 `stages.STAGES` lists the stages of each task. Every stage resumes where an earlier start of the same command stopped.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config
 from dalle_jax.hosts import say
+from dalle_jax.jobs import run_lock
 from dalle_jax.jobs.train import picture_data, picture_report, pretrained, sheet_hooks, text_data, text_report
 from dalle_jax.jobs.train.experiment import Experiment
-from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.jobs.train.trained_on import TrainingRecords
+from dalle_jax.jobs.train.workspace import Workspace, check_workdir
 from dalle_jax.stages import Stage
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.description import describe
@@ -29,7 +33,23 @@ EXIT_DIVERGED = 1  # exit status after a loss that is not finite; the last good 
 Params = dict[str, Any]
 
 
-def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LockHook(Hook):
+  """Confirms the lock of the work directory at every step, before sheets and checkpoints are written."""
+
+  space: Workspace
+
+  def is_due(self, step: int, num_steps: int) -> bool:
+    """Confirm the lock. Return False, because a hook that is due makes the loop wait for the devices."""
+    self.space.confirm()
+    return False
+
+
+def _do_nothing(state: Any, step: int) -> None:
+  """The function of a hook that is never due."""
+
+
+def main(config: Config, workdir: str, stop_after: str = 'report', allow_other_data: bool = False) -> int:
   """Run the stages up to `stop_after` and return the program's exit status.
 
   Raises:
@@ -37,7 +57,7 @@ def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
   """
   try:
     with terminations_as_interrupts(several_hosts=jax.process_count() > 1):
-      run(config, workdir, stop_after)
+      run(config, workdir, stop_after, allow_other_data)
     hosts.barrier('end')  # a host that exits earlier would abort hosts that are still writing
   except Interrupted as stop:
     say(str(stop))
@@ -51,52 +71,66 @@ def main(config: Config, workdir: str, stop_after: str = 'report') -> int:
   return 0
 
 
-def run(config: Config, workdir: str, stop_after: str = 'report') -> dict[str, float]:
+def run(config: Config, workdir: str, stop_after: str = 'report', allow_other_data: bool = False) -> dict[str, float]:
   """Run the stages and return the scores, or {} if `stop_after` comes before the report.
 
   Args:
     config: The experiment's configuration.
     workdir: The work directory.
     stop_after: The last step to run: 'data', 'tokenizer', the name of a stage, or 'report'.
+    allow_other_data: Whether to use stages that were trained on other data.
 
   Raises:
     ValueError: The configuration, the data or the work directory cannot be used.
     Interrupted: Ctrl-C or SIGTERM arrived; the loop saved a checkpoint.
     NonFiniteError: Training diverged.
   """
-  hosts.agree(hosts.facts(config.to_dict(), workdir=workdir, stop_after=stop_after))
+  flags = {'workdir': workdir, 'stop_after': stop_after, 'allow_other_data': allow_other_data}
+  hosts.agree(hosts.facts(config.to_dict(), **flags))
   mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   picture_data.check(config)
-  space = Workspace(workdir, config)
+  with run_lock.hold(check_workdir(workdir)) as lock:
+    return _run(config, Workspace(workdir, config, lock), mesh, stop_after, allow_other_data)
+
+
+def _run(config: Config, space: Workspace, mesh: Mesh, stop_after: str, allow_other_data: bool) -> dict[str, float]:
+  """Run the stages in a locked work directory; see `run`."""
   say_costs(config, mesh)
   params = pretrained.load(config, space, mesh)
   data = text_data if config.models_text else picture_data
   with space.timed('data'):
     dataset = data.prepare(config, space)
+  records = TrainingRecords(config, space, dataset, allow_other_data)
+  records.check_data()
   if stop_after == 'data':
     return {}
   dataset, tokenizer = data.tokenize(config, space, dataset)
+  records.check_tokenizer(tokenizer)
   if stop_after == 'tokenizer':
     return {}
   experiment = Experiment(config, space, mesh, dataset, tokenizer)
-  trained = _train_stages(experiment, params, stop_after)
+  trained = _train_stages(experiment, records, params, stop_after)
   if trained is None:
     return {}
-  bundle.save(space.model, config, tokenizer, trained, dataset.fingerprint)
+  space.confirm()
+  part_data = pretrained.data_of_parts(config) | records.data_of_parts()
+  bundle.save(space.model, config, tokenizer, trained, records.data_of_last_stage, part_data)
   if stop_after != 'report':
     return {}
   report = text_report if config.models_text else picture_report
   with space.timed('report'):
     results = report.measure(experiment, trained)
+  space.confirm()
   return report.write(experiment, results)
 
 
-def _train_stages(experiment: Experiment, params: Params, stop_after: str) -> Params | None:
+def _train_stages(experiment: Experiment, records: TrainingRecords, params: Params, stop_after: str) -> Params | None:
   """Train the stages and return the averaged parameters of each part; None if stopped before the last stage.
 
   Args:
     experiment: The experiment.
+    records: What the stages were trained on.
     params: The parameters of pretrained parts.
     stop_after: The name of the last stage to run.
   """
@@ -104,6 +138,7 @@ def _train_stages(experiment: Experiment, params: Params, stop_after: str) -> Pa
   *_, last = config.task_stages
   for stage in config.task_stages:
     if stage in config.trained_stages:  # a pretrained dVAE is not trained, but the run may stop after it
+      records.keep(stage)
       with experiment.space.timed(stage.name):
         params = params | _train_stage(experiment, stage, params)
     if stage.name == stop_after and stage is not last:
@@ -134,7 +169,10 @@ def _train_stage(experiment: Experiment, stage: Stage, params: Params) -> Params
     workdir=experiment.space.path / task.name,
     batches=batches,
     eval_batches=eval_batches,
-    hooks=[Hook(training.sheet_every, hook) for hook in hooks],
+    hooks=[
+      LockHook(every=1, fn=_do_nothing, space=experiment.space),
+      *(Hook(training.sheet_every, hook) for hook in hooks),
+    ],
     logging=config.logging,
     initial=params or None,
     about=describe(config, mesh, experiment.dataset.fingerprint),

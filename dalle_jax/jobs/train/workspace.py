@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,42 +11,61 @@ from typing import Any
 
 import jax
 
-from dalle_jax import hosts
+from dalle_jax import hosts, stages
 from dalle_jax.config import Config, difference
 from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
-from dalle_jax.files import finite_or_null, replacing, write_json
+from dalle_jax.files import check_array_path, check_path, finite_or_null, read_json_object, replacing, write_json
+from dalle_jax.jobs import run_lock
+from dalle_jax.jobs.run_lock import RunLock
+from dalle_jax.training import metrics_log
+
+_CONFIG, _SECONDS = 'config.json', 'seconds.json'
+TOKENIZER_RECORD = 'tokenizer.json'  # what the tokenizer was trained on; see `trained_on`
+_REQUIRED = ('seed', 'data', 'tokenizer', 'dvae', 'prior')  # keys that every version has written to config.json
+
+
+def check_workdir(path: str) -> Path:
+  """The absolute path of --workdir.
+
+  Raises:
+    ValueError: A work directory cannot have this name.
+  """
+  if not path:
+    raise ValueError('--workdir is empty; set it to a directory.')
+  check_path(path, '--workdir')
+  check_array_path(path, '--workdir')
+  return Path(path).absolute()
 
 
 class Workspace:
   """The work directory of a run: its files, and a stopwatch for its stages."""
 
-  def __init__(self, path: str, config: Config):
+  def __init__(self, path: str, config: Config, lock: RunLock | None = None):
     """Creates the directory, or opens the directory of an earlier start.
 
     Args:
       path: The value of --workdir.
       config: The experiment's configuration.
+      lock: The lock of the directory, which every write confirms; None to write without one.
 
     Raises:
-      ValueError: The directory cannot be written, holds a run with another configuration, or differs between hosts.
+      ValueError: The directory cannot be written, holds a run with another configuration or damaged files, or differs
+        between hosts.
     """
-    if not path:
-      raise ValueError('--workdir is empty; set it to a directory.')
-    if '://' in path:
-      raise ValueError(
-        f'--workdir {path} is a URL; it must be a path in the file system. Mount the bucket, and set --workdir to a '
-        'directory in the mounted file system.'
-      )
-    self.path = Path(path).absolute()
+    self.path = check_workdir(path)
+    if config.data.data_dir:
+      check_path(config.data.data_dir, 'config.data.data_dir')
+    self._lock = lock
     self._is_main = jax.process_index() == 0
     hosts.shared_directory(self.path)
     new = json.loads(json.dumps(config.to_dict()))
     with hosts.together(f'--workdir {self.path}'):
       self._check_config(new)
+      self._seconds = self._read_seconds()
+      self._check_metrics()
     with hosts.together(f'--workdir {self.path}'):
       self._keep_config(new)
-    self._seconds = self._read('seconds.json')
 
   @property
   def model(self) -> Path:
@@ -62,8 +83,17 @@ class Workspace:
 
   def _check_config(self, new: dict) -> None:
     """Raises ValueError if an earlier start had another configuration, except for keys that may change."""
-    old = self._read('config.json')
-    if old and not self._is_bare():
+    file = self.path / _CONFIG
+    if not os.path.lexists(file):
+      self._check_that_no_run_is_here()
+      return
+    old = read_json_object(file, self._advice())
+    absent = [name for name in _REQUIRED if name not in old]
+    wrong = [name for name, group in new.items() if isinstance(group, dict) and not isinstance(old.get(name, {}), dict)]
+    if absent or wrong:
+      problem = f'it lacks {", ".join(absent)}' if absent else f'{", ".join(wrong)} must be a group of keys'
+      raise ValueError(f'{file} is damaged: {problem}. {self._advice()}')
+    if not self._is_bare():
       groups = groups_read(Config.from_dict(new))
       lines = difference(fixed(_with_defaults(old), groups), fixed(new, groups))
       if lines:
@@ -72,29 +102,61 @@ class Workspace:
           'values (old -> new):\n  ' + '\n  '.join(lines)
         )
 
+  def _check_that_no_run_is_here(self) -> None:
+    """Raises ValueError if the directory holds results although it has no config.json."""
+    results = [name for name in ('model', *stages.names()) if (self.path / name).is_dir()]
+    results = [name for name in results if any((self.path / name).iterdir())]
+    if results:
+      raise ValueError(
+        f'{self.path / _CONFIG} is missing, but --workdir {self.path} holds results of a run ({", ".join(results)}). '
+        f'{self._advice()}'
+      )
+
+  def _advice(self) -> str:
+    """What to do about a missing or damaged config.json."""
+    copy = self.path / 'model' / _CONFIG
+    if copy.exists():
+      return f'Copy {copy} to {self.path / _CONFIG} to go on with this run, or set another --workdir.'
+    return (
+      f'Restore {self.path / _CONFIG} from a copy to go on with this run, set another --workdir, or empty this one to '
+      'start over.'
+    )
+
+  def _read_seconds(self) -> dict[str, float]:
+    file = self.path / _SECONDS
+    if not os.path.lexists(file):
+      return {}
+    advice = 'Remove this file to go on; only the times of earlier starts are lost.'
+    seconds = {name: value or 0.0 for name, value in read_json_object(file, advice).items()}  # null: not finite
+    if not all(type(value) in (int, float) and 0 <= value < math.inf for value in seconds.values()):
+      raise ValueError(f'{file} is damaged: its values must be numbers of seconds. {advice}')
+    return seconds
+
+  def _check_metrics(self) -> None:
+    """Raises ValueError if a metrics file is damaged, which a run would otherwise only find at its end."""
+    for stage in stages.names() if self._is_main else ():
+      file = self.path / stage / metrics_log.FILE_NAME
+      if file.exists():
+        metrics_log.read_metrics(file)
+
   def _keep_config(self, new: dict) -> None:
     try:
-      self.write('config.json', new)
+      self.write(_CONFIG, new)
     except OSError as error:
       raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
 
   def _is_bare(self) -> bool:
     """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
+    names = {file.name.removesuffix('.partial') for file in self.path.iterdir()}
     data = self.path / 'data'
     only_checks = data.is_dir() and [file.name for file in data.iterdir()] == ['checked']
-    ignored = {'config.json', 'seconds.json', *(['data'] if only_checks else [])}
-    return {file.name for file in self.path.iterdir()} <= ignored
+    ignored = {_CONFIG, _SECONDS, TOKENIZER_RECORD, run_lock.FILE, *(['data'] if only_checks else [])}
+    return {name for name in names if not name.startswith('.')} <= ignored
 
-  def _read(self, name: str) -> dict:
-    file = self.path / name
-    if not file.exists():
-      return {}
-    try:
-      return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-      raise ValueError(
-        f'{file} is damaged ({error}). Remove this file if --workdir {self.path} is the right directory.'
-      ) from None
+  def confirm(self) -> None:
+    """Makes sure that this run still holds the lock of the directory; call it before writing."""
+    if self._lock is not None:
+      self._lock.confirm()
 
   def write(self, name: str, values: dict) -> None:
     """Writes a JSON file atomically, on host 0 only.
@@ -103,11 +165,13 @@ class Workspace:
     """
     if not self._is_main:
       return
+    self.confirm()
     write_json(self.path / name, finite_or_null(values))
 
   def keep_tokenizer(self, tokenizer: Any) -> None:
     """Saves a tokenizer atomically, on host 0 only."""
     if self._is_main:
+      self.confirm()
       with replacing(self.tokenizer) as partial:
         tokenizer.save(partial)
 
@@ -119,7 +183,7 @@ class Workspace:
       yield
     finally:
       self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - start
-      self.write('seconds.json', self._seconds)
+      self.write(_SECONDS, self._seconds)
 
   def seconds(self) -> dict[str, float]:
     """The scores 'seconds/STAGE' and 'seconds/total', summed over all restarts."""

@@ -47,7 +47,7 @@ def test_a_directory_without_results_accepts_another_configuration(tmp_path):
     {'logging': {'tensorboard': False}},
     {'sampling': {'temperature': 0.5}},
     {'evaluation': {'num_prompts': 7}},
-    {'data': {'num_workers': 2, 'num_threads': 1, 'data_dir': '/elsewhere'}},
+    {'data': {'num_workers': 2, 'num_threads': 1, 'data_dir': '/elsewhere', 'path': '/moved'}},
     {'profile': (3, 4)},
     {'prior_training': {'nonfinite': 'rewind', 'max_nonfinite': 3, 'fusion_mib': 64}},
   ],
@@ -147,3 +147,104 @@ def test_a_directory_in_which_only_pictures_were_checked_accepts_another_configu
   (tmp_path / 'data' / 'shapes').mkdir()
   with pytest.raises(ValueError, match='another configuration'):
     Workspace(str(tmp_path), Config(seed=3))
+
+
+DAMAGE = [
+  '',
+  '{}',
+  '[]',
+  'null',
+  '5',
+  '{"seed"',
+  '{"seed": 3}',
+  '\0' * 40,
+  '[' * 100_000,
+  '{"a":' * 200 + '1' + '}' * 200,
+]
+
+
+@pytest.mark.parametrize('has_results', [True, False])
+@pytest.mark.parametrize('text', DAMAGE, ids=lambda text: text[:8])
+def test_a_damaged_configuration_file_is_named_and_kept(tmp_path, text, has_results):
+  if has_results:
+    (tmp_path / 'dvae' / 'checkpoints' / '4').mkdir(parents=True)
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=r'config\.json is damaged: .* set another --workdir') as error:
+    Workspace(str(tmp_path), _config())
+  assert len(str(error.value)) < 1000
+  assert (tmp_path / 'config.json').read_text() == text and not (tmp_path / 'seconds.json').exists()
+
+
+@pytest.mark.parametrize('value', [5, None, [], 'text'])
+def test_a_group_of_the_configuration_file_that_is_no_group_is_named(tmp_path, value):
+  space = Workspace(str(tmp_path), _config())
+  (tmp_path / 'data').mkdir()
+  values = json.loads((space.path / 'config.json').read_text())
+  (space.path / 'config.json').write_text(json.dumps(values | {'prior': value}))
+  with pytest.raises(ValueError, match=r'config\.json is damaged: prior must be a group of keys'):
+    Workspace(str(tmp_path), _config())
+
+
+@pytest.mark.parametrize('name', ['dvae', 'prior', 'sequence', 'model'])
+def test_results_without_a_configuration_file_are_not_overwritten(tmp_path, name):
+  (tmp_path / name).mkdir()
+  Workspace(str(tmp_path), _config())  # an empty directory is no result
+  (tmp_path / 'config.json').unlink()
+  (tmp_path / name / 'config.json').write_text('{}')
+  with pytest.raises(ValueError, match=rf'config\.json is missing, but .* holds results of a run \({name}\)') as error:
+    Workspace(str(tmp_path), _config())
+  assert (f'Copy {tmp_path}/model/config.json to' in str(error.value)) == (name == 'model')
+  assert not (tmp_path / 'config.json').exists()
+
+
+@pytest.mark.parametrize(
+  'text', ['', '[]', '5', 'null', '{"dvae": "x"}', '{"dvae": true}', '{"dvae": -1}', '{"a": 1e999}']
+)
+def test_a_damaged_file_of_times_is_named_and_kept(tmp_path, text):
+  space = Workspace(str(tmp_path), _config())
+  (space.path / 'seconds.json').write_text(text)
+  with pytest.raises(ValueError, match=r'seconds\.json is damaged: .* Remove this file to go on'):
+    Workspace(str(tmp_path), _config())
+  assert (space.path / 'seconds.json').read_text() == text
+
+
+def test_times_that_were_not_finite_count_as_zero(tmp_path):
+  Workspace(str(tmp_path), _config())
+  (tmp_path / 'seconds.json').write_text('{"dvae": null, "prior": 2}')
+  assert Workspace(str(tmp_path), _config()).seconds() == {
+    'seconds/dvae': 0, 'seconds/prior': 2, 'seconds/total': 2,
+  }  # fmt: skip
+
+
+def test_damaged_metrics_are_named_at_the_start(tmp_path):
+  Workspace(str(tmp_path), _config())
+  (tmp_path / 'prior').mkdir()
+  (tmp_path / 'prior' / 'metrics.jsonl').write_text('{"step": 1}\nnull\n{"step": 2}\n')
+  with pytest.raises(ValueError, match=r'prior/metrics\.jsonl, line 2 is damaged'):
+    Workspace(str(tmp_path), _config())
+
+
+@pytest.mark.parametrize('name', ['e[2]', 't*', 'q?', 'a\\b', '[x]/run', 'a\nb', 'a\x1bb', 'a\udc80b', 'x' * 4000])
+def test_names_that_libraries_cannot_handle_are_refused_before_anything_is_made(tmp_path, name):
+  with pytest.raises(ValueError, match='--workdir') as error:
+    Workspace(f'{tmp_path}/{name}', _config())
+  assert len(str(error.value)) < 700 and '\x1b' not in str(error.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  'name', ['a b', 'p%d', '%41', '{x}', '-x', 'é', '$H', "q'", 'x' * 250, 'a,b', 'a]b', '~', 'x@2']
+)
+def test_other_names_are_accepted(tmp_path, name, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert Workspace(name, _config()).path == tmp_path / name
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/run', 's3://b/run', 'gs:/b/run', 'file:///tmp/run'])
+def test_urls_are_refused(tmp_path, path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match='is a URL'):
+    Workspace(path, _config())
+  with pytest.raises(ValueError, match=r'config\.data\.data_dir .* is a URL'):
+    Workspace('run', _config(data={'data_dir': path}))
+  assert not (tmp_path / path.partition('/')[0]).exists()
