@@ -57,6 +57,14 @@ class FolderSource:
     path, caption = self._entries[index]
     return {'image': Path(self._root, path).read_bytes(), 'caption': caption, 'key': path}
 
+  def name(self, index: int) -> str:
+    """The path of a record's image. Reads no image."""
+    return self._entries[index].path
+
+  def caption(self, index: int) -> str:
+    """The caption of a record. Reads no image."""
+    return self._entries[index].caption
+
   @property
   def entries(self) -> list[Entry]:
     """The paths and captions of all records. Reads no image."""

@@ -8,10 +8,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import folder, tfds_source
+from dalle_jax.data import folder, pinned, tfds_source
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
@@ -39,17 +39,34 @@ class Dataset:
     return self._open(split)
 
 
-def prepare(config: DataConfig, data_dir: Path, progress: Progress | None = None) -> Dataset:
+class RunData(NamedTuple):
+  """What a run knows of its own data.
+
+  Attributes:
+    file: where the run keeps the list of the records that it began with, see `pinned.keep`.
+    began: whether it has begun to train.
+  """
+
+  file: Path
+  began: bool
+
+
+def prepare(
+  config: DataConfig, data_dir: Path, progress: Progress | None = None, run: RunData | None = None
+) -> Dataset:
   """Prepares the configured data set: generates it if necessary, or checks its files.
 
   Args:
     config: the configuration of the data set.
     data_dir: directory for generated data sets.
     progress: called with (items done, items in total) from time to time.
+    run: the run that trains on the data, if any. It can then continue although records have been lost.
 
   Raises:
     ValueError: files are missing, or do not match the configuration.
   """
+  if config.source == 'folder':
+    return _folder(config, data_dir, progress, run)
   return SOURCES[config.source](config, data_dir, progress)
 
 
@@ -73,7 +90,7 @@ def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | N
   )
 
 
-def _folder(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: RunData | None = None) -> Dataset:
   del data_dir
   sources = folder.open_folder(
     config.path,
@@ -81,6 +98,10 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None) -> Da
     group_separator=config.group_separator,
     progress=progress,
   )
+  if run is not None:
+    lists = {split: source.entries for split, source in sources.items()}
+    lists = pinned.keep(run.file, lists, run.began, config.max_bad_share)
+    sources = {split: folder.FolderSource(Path(config.path), entries) for split, entries in lists.items()}
   contents = {split: _hash(source.entries) for split, source in sources.items()}
   return Dataset(tuple(sources), _fingerprint(config.source, contents), sources.__getitem__)
 

@@ -62,6 +62,7 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
     settings, loaded, dataset, count, mesh, extractor=extractor, ranker=ranker, cache=cache,
     grouped='diversity' in chosen,
   )  # fmt: skip
+  metrics.check_count(chosen, measured.count)
   figures, seconds = _measure(chosen, measured)
   result = {
     'schema': SCHEMA,
@@ -70,7 +71,8 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None) -> dict[str
     'reranker': ranker.info.get('params', '') if ranker else None,
     'features': {'name': extractor.name, 'fingerprint': extractor.fingerprint} if extractor else None,
     'split': settings.split,
-    'num_images': count,
+    'num_images': measured.count,
+    'num_unreadable': len(measured.source.left_out),
     'seed': settings.seed,
     'metrics': chosen,
     'figures': {name: _as_json(figure) for name, figure in figures.items()},

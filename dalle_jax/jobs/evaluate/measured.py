@@ -38,6 +38,8 @@ class Samples(NamedTuple):
 class Measured:
   """The data for a model's metrics: the first `count` images of a split, and what the model computes from them.
 
+  Images that cannot be read are left out, so that the attributes `source` and `count` may have fewer.
+
   Args:
     settings: the settings of the evaluation.
     loaded: the model.
@@ -59,10 +61,11 @@ class Measured:
     prompts: list[str] | None = None, sample_seed: int | None = None, sampling: SamplingConfig | None = None,
   ):  # fmt: skip
     self.settings, self.loaded, self.config = settings, loaded, loaded.config
-    self.count, self.mesh, self.extractor, self.ranker = count, mesh, extractor, ranker
+    self.mesh, self.extractor, self.ranker = mesh, extractor, ranker
     self._dataset, self._cache, self._grouped = dataset, cache, grouped
     self._prompts, self._sample_seed, self._sampling = prompts, sample_seed, sampling
-    self.source = dataset.open(settings.split)
+    self.source = examples.readable(self.config, dataset.open(settings.split), settings.split, count)
+    self.count = len(self.source)
 
   @property
   def needed_extractor(self) -> Extractor:
@@ -195,6 +198,8 @@ class Measured:
       'image size': self.config.data.image_size, 'crop': 'center', 'resampling': self.config.data.resampling,
       'blur': float(radius),
     }  # fmt: skip
+    if self.source.left_out:
+      facts['unreadable records'] = sorted(self.source.left_out)
     name = f'{extractor.name}_{self.settings.split}_{self.count}' + (f'_blur{radius:g}' if radius else '')
     return cache.get(name, facts, lambda: extractor(blur.gaussian(self.pictures, radius), 'real images'))
 

@@ -80,7 +80,7 @@ class Workspace:
 
   def _is_bare(self) -> bool:
     """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
-    return {file.name for file in self.path.iterdir()} <= {'config.json', 'seconds.json'}
+    return {file.name for file in self.path.iterdir()} <= {'config.json', 'records.json', 'seconds.json'}
 
   def _read(self, name: str) -> dict:
     file = self.path / name

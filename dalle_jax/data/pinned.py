@@ -1,0 +1,74 @@
+"""The list of records that a run began with, kept so that a run continues after some of its files broke.
+
+The position of a run in its data means something only for the list of records that it began with. A later start checks
+the files anew. If it finds fewer records but no other ones, the run keeps its list, and training replaces the records
+that are gone. Any other change is another data set.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import logging
+
+from dalle_jax.data.folder import Entry
+from dalle_jax.data.unreadable import most_bad, shown
+
+MOST_NAMED = 5  # lost records that a message names
+Lists = dict[str, list[Entry]]
+
+
+def keep(file: Path, contents: Mapping[str, list[Entry]], began: bool, max_bad_share: float) -> Lists:
+  """The records of a run by split: those that it began with if nothing but losses happened since, or else `contents`.
+
+  Args:
+    file: where the list is kept; written if the run has not begun to train.
+    contents: the records found now.
+    began: whether the run has begun to train.
+    max_bad_share: share of records that may be lost, see `unreadable.most_bad`.
+
+  Raises:
+    ValueError: too many records are lost; or `file` cannot be written.
+  """
+  fresh = {split: list(entries) for split, entries in contents.items()}
+  old = _read(file) if began else None
+  if old is None:
+    _write(file, fresh)
+    return fresh
+  found, known = set(itertools.chain(*fresh.values())), set(itertools.chain(*old.values()))
+  if found >= known or not found <= known:
+    return fresh
+  lost = [entry for entries in old.values() for entry in entries if entry not in found]
+  limit = most_bad(len(known), max_bad_share)
+  named = ', '.join(shown(entry.path) for entry in lost[:MOST_NAMED]) + (', ...' if len(lost) > MOST_NAMED else '')
+  problem = f'{len(lost)} of the {len(known)} records that the run began with are missing or cannot be read ({named})'
+  if len(lost) > limit:
+    raise ValueError(
+      f'{problem}; at most {limit} may be. Mend the data, or raise config.data.max_bad_share, which is '
+      f'{max_bad_share:g}. Then run the same command again to continue.'
+    )
+  logging.warning('%s. Other records take their places in training.', problem)
+  return old
+
+
+def _read(file: Path) -> Lists | None:
+  """The list in a file; None if there is none, or if it is damaged."""
+  try:
+    lists = json.loads(file.read_text(encoding='utf-8'))
+    return {split: [Entry(*entry) for entry in entries] for split, entries in lists.items()}
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    logging.warning('%s is damaged and is written again: %s', file, shown(error))
+    return None
+
+
+def _write(file: Path, lists: Lists) -> None:
+  partial = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+  try:
+    partial.write_text(json.dumps(lists), encoding='utf-8')
+    os.replace(partial, file)
+  except OSError as error:
+    raise ValueError(f'{file} cannot be written: {error}') from None
