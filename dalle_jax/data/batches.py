@@ -288,9 +288,9 @@ class Batches:
     """Name in the log those of the records tried in vain for a position that have not been named before."""
     for index in (self._examples.record_index(position, attempt) for attempt in range(failed)):
       if index not in self._bad_names:
-        self._bad_names[index] = self._examples.name(index)
+        self._bad_names[index] = name = self._examples.name(index)
         logging.warning(
-          'Cannot read %s: %s. %s', self._bad_names[index], self._examples.reason(index),
+          'Cannot read %s: %s. %s', name, self._examples.reason(index).removeprefix(f'{name}: '),
           'It is left out of the figures.' if self._held_out else 'Another record takes its place.',
         )  # fmt: skip
 
