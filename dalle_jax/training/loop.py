@@ -23,6 +23,7 @@ from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.profile import Profiler
 from dalle_jax.training.progress import Progress
+from dalle_jax.training.schedule import remarks
 from dalle_jax.training.signals import Interrupted, StopSignals
 from dalle_jax.training.state import TrainState, abstract_state, all_params, create_state
 from dalle_jax.training.step import IntervalTotals, evaluate_batches, make_eval_step, make_train_step
@@ -103,6 +104,8 @@ def train(
     )  # fmt: skip
     stack.callback(run.close)
     run.begin(restored)
+    for sentence in remarks(config, f'{task.name}_training'):
+      run.progress.message(sentence)
     return run.run()
 
 
