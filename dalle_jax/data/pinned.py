@@ -20,7 +20,9 @@ MOST_NAMED = 5  # lost records that a message names
 Lists = dict[str, list[Entry]]
 
 
-def keep(file: Path, contents: Mapping[str, list[Entry]], began: bool, max_bad_share: float) -> Lists:
+def keep(
+  file: Path, contents: Mapping[str, list[Entry]], began: bool, max_bad_share: float, is_main: bool = True
+) -> Lists:
   """The records of a run by split: those that it began with if nothing but losses happened since, or else `contents`.
 
   Args:
@@ -28,6 +30,7 @@ def keep(file: Path, contents: Mapping[str, list[Entry]], began: bool, max_bad_s
     contents: the records found now.
     began: whether the run has begun to train.
     max_bad_share: share of records that may be lost, see `unreadable.most_bad`.
+    is_main: whether this process may write `file`.
 
   Raises:
     ValueError: too many records are lost; or `file` cannot be written.
@@ -35,7 +38,8 @@ def keep(file: Path, contents: Mapping[str, list[Entry]], began: bool, max_bad_s
   fresh = {split: list(entries) for split, entries in contents.items()}
   old = _read(file) if began else None
   if old is None:
-    _write(file, fresh)
+    if is_main:
+      _write(file, fresh)
     return fresh
   found, known = set(itertools.chain(*fresh.values())), set(itertools.chain(*old.values()))
   if found >= known or not found <= known:

@@ -45,10 +45,12 @@ class RunData(NamedTuple):
   Attributes:
     file: where the run keeps the list of the records that it began with, see `pinned.keep`.
     began: whether it has begun to train.
+    is_main: whether this process writes the file; one of several hosts does.
   """
 
   file: Path
   began: bool
+  is_main: bool = True
 
 
 def prepare(
@@ -100,7 +102,7 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: 
   )
   if run is not None:
     lists = {split: source.entries for split, source in sources.items()}
-    lists = pinned.keep(run.file, lists, run.began, config.max_bad_share)
+    lists = pinned.keep(run.file, lists, run.began, config.max_bad_share, run.is_main)
     sources = {split: folder.FolderSource(Path(config.path), entries) for split, entries in lists.items()}
   contents = {split: _hash(source.entries) for split, source in sources.items()}
   return Dataset(tuple(sources), _fingerprint(config.source, contents), sources.__getitem__)

@@ -52,7 +52,7 @@ def name_of(source: Records, index: int) -> str:
 
 def most_bad(num_records: int, share: float) -> int:
   """How many of `num_records` records may be bad: the share, rounded down, but at least 1 unless the share is 0."""
-  return max(math.floor(share * num_records), 1 if share > 0 else 0)
+  return max(math.floor(share * num_records + 1e-9), 1 if share > 0 else 0)
 
 
 def captions(source: Records, most: int | None = None) -> Iterator[str]:

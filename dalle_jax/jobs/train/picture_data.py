@@ -52,7 +52,7 @@ def prepare(config: Config, space: Workspace) -> Dataset:
   """Prepare the data set on host 0, then open it on all hosts, which share a file system."""
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
     began = any(space.path.glob('*/checkpoints/[0-9]*'))
-    run = registry.RunData(space.path / 'records.json', began)
+    run = registry.RunData(space.path / 'records.json', began, jax.process_index() == 0)
     make = functools.partial(registry.prepare, config.data, space.data(config), run=run)
     with hosts.together('making the data'):
       if jax.process_index() == 0:
