@@ -50,6 +50,12 @@ def name_of(source: Records, index: int) -> str:
     return f'record {index}'
 
 
+def problem(source: Records, index: int, error: Exception) -> str:
+  """'NAME: REASON' for a record that cannot be read. Some errors name the record themselves."""
+  name = name_of(source, index)
+  return f'{name}: {shown(error).removeprefix(f"{name}: ")}'
+
+
 def most_bad(num_records: int, share: float) -> int:
   """How many of `num_records` records may be bad: the share, rounded down, but at least 1 unless the share is 0."""
   return max(math.floor(share * num_records + 1e-9), 1 if share > 0 else 0)
@@ -116,5 +122,5 @@ def readable(source: Records, read: Callable[[Any], Any], most: int | None = Non
     except Exception as error:
       if not is_unreadable(error):
         raise
-      problems[index] = f'{name_of(source, index)}: {shown(error)}'
+      problems[index] = problem(source, index, error)
   return Readable(source, problems, most), list(problems.values())

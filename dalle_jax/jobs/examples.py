@@ -12,7 +12,7 @@ from dalle_jax.config import Config
 from dalle_jax.data.batches import Preprocess, Source
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import PAD, Tokenizer
-from dalle_jax.data.unreadable import Readable, is_unreadable, name_of, shown
+from dalle_jax.data.unreadable import Readable, is_unreadable, problem
 from dalle_jax.data.unreadable import captions as readable_captions
 from dalle_jax.data.unreadable import readable as readable_records
 from dalle_jax.hosts import say
@@ -54,7 +54,7 @@ def _first(source: Source, transform: Preprocess, count: int | None = None) -> I
   """Yields the examples of the first `count` records that can be read (None: all), without augmentation."""
   generator = np.random.default_rng(0)  # unused, because there is no random crop, flip or BPE dropout
   remaining = len(source) if count is None else count
-  problem = 'the split has no records'
+  last_problem = 'the split has no records'
   for index in range(len(source)):
     if not remaining:
       return
@@ -63,13 +63,13 @@ def _first(source: Source, transform: Preprocess, count: int | None = None) -> I
     except Exception as error:
       if not is_unreadable(error):
         raise
-      problem = f'{name_of(source, index)}: {shown(error)}'
-      logging.warning('A record cannot be read and is left out: %s', problem)
+      last_problem = problem(source, index, error)
+      logging.warning('A record cannot be read and is left out: %s', last_problem)
       continue
     remaining -= 1
     yield example
   if remaining == (len(source) if count is None else count):
-    raise ValueError(f'No record can be read; the last problem was {problem}')
+    raise ValueError(f'No record can be read; the last problem was {last_problem}')
 
 
 def batches(

@@ -113,7 +113,8 @@ def test_shortages_of_the_machine_are_not_bad_records(error):
 
 
 @pytest.mark.parametrize('length, share, batches, expected', [
-  (100, 0.03, 25, 3), (100, 0.29, 1, 29), (100, 0.03, 26, 6), (100, 0.039, 1, 3), (12, 0.01, 1, 1), (12, 0.01, 4, 2), (12, 0.0, 9, 0),
+  (100, 0.03, 25, 3), (100, 0.29, 1, 29),
+  (100, 0.03, 26, 6), (100, 0.039, 1, 3), (12, 0.01, 1, 1), (12, 0.01, 4, 2), (12, 0.0, 9, 0),
   (4, 1.0, 2, 8),
 ])  # fmt: skip
 def test_the_limit_is_a_share_of_each_epoch_and_at_least_one_record(length, share, batches, expected):
