@@ -94,6 +94,11 @@ class Measured:
         batches.append({name: values[:rows] for name, values in batch.items()})
         done += rows
         progress.update(done)
+    if done != self.count:
+      raise ValueError(
+        f'{self.count - done} of {self.count} records of the split {self.settings.split!r} could be read when the '
+        'command started, and cannot be read any more. Run the command again to leave them out.'
+      )
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
   @property
