@@ -104,8 +104,6 @@ def train(
     )  # fmt: skip
     stack.callback(run.close)
     run.begin(restored)
-    for sentence in remarks(config, f'{task.name}_training'):
-      run.progress.message(sentence)
     return run.run()
 
 
@@ -204,6 +202,8 @@ class _Run:
 
   def run(self) -> TrainState:
     """Train to the last step, rewinding after non-finite steps if config.nonfinite asks for it."""
+    for sentence in remarks(self.config, f'{self.task.name}_training'):
+      self.progress.message(sentence)
     while True:
       try:
         return self._run_to_end()
