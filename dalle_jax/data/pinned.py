@@ -8,8 +8,8 @@ that are gone. Any other change is another data set.
 import itertools
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
@@ -17,17 +17,26 @@ from dalle_jax.data.folder import Entry
 from dalle_jax.data.unreadable import most_bad, shown
 
 MOST_NAMED = 5  # lost records that a message names
-Lists = dict[str, list[Entry]]
 
 
-def keep(
-  file: Path, contents: Mapping[str, list[Entry]], began: bool, max_bad_share: float, is_main: bool = True
-) -> Lists:
-  """The records of a run by split: those that it began with if nothing but losses happened since, or else `contents`.
+class Records(NamedTuple):
+  """The records of a data set.
+
+  Attributes:
+    lists: the records of each split.
+    fingerprint: the fingerprint of the data set.
+  """
+
+  lists: dict[str, list[Entry]]
+  fingerprint: str
+
+
+def keep(file: Path, fresh: Records, began: bool, max_bad_share: float, is_main: bool = True) -> Records:
+  """The records of a run: those that it began with if nothing but losses happened since, or else `fresh`.
 
   Args:
-    file: where the list is kept; written if the run has not begun to train.
-    contents: the records found now.
+    file: where the records are kept; written if the run has not begun to train.
+    fresh: the records found now.
     began: whether the run has begun to train.
     max_bad_share: share of records that may be lost, see `unreadable.most_bad`.
     is_main: whether this process may write `file`.
@@ -35,16 +44,15 @@ def keep(
   Raises:
     ValueError: too many records are lost; or `file` cannot be written.
   """
-  fresh = {split: list(entries) for split, entries in contents.items()}
   old = _read(file) if began else None
   if old is None:
     if is_main:
       _write(file, fresh)
     return fresh
-  found, known = set(itertools.chain(*fresh.values())), set(itertools.chain(*old.values()))
+  found, known = set(itertools.chain(*fresh.lists.values())), set(itertools.chain(*old.lists.values()))
   if found >= known or not found <= known:
     return fresh
-  lost = [entry for entries in old.values() for entry in entries if entry not in found]
+  lost = [entry for entries in old.lists.values() for entry in entries if entry not in found]
   limit = most_bad(len(known), max_bad_share)
   named = ', '.join(shown(entry.path) for entry in lost[:MOST_NAMED]) + (', ...' if len(lost) > MOST_NAMED else '')
   problem = f'{len(lost)} of the {len(known)} records that the run began with are missing or cannot be read ({named})'
@@ -57,22 +65,23 @@ def keep(
   return old
 
 
-def _read(file: Path) -> Lists | None:
-  """The list in a file; None if there is none, or if it is damaged."""
+def _read(file: Path) -> Records | None:
+  """The records in a file; None if there is none, or if it is damaged."""
   try:
-    lists = json.loads(file.read_text(encoding='utf-8'))
-    return {split: [Entry(*entry) for entry in entries] for split, entries in lists.items()}
+    stored = json.loads(file.read_text(encoding='utf-8'))
+    lists = {split: [Entry(*entry) for entry in entries] for split, entries in stored['lists'].items()}
+    return Records(lists, str(stored['fingerprint']))
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
     logging.warning('%s is damaged and is written again: %s', file, shown(error))
     return None
 
 
-def _write(file: Path, lists: Lists) -> None:
+def _write(file: Path, records: Records) -> None:
   partial = file.with_name(f'{file.name}.{os.getpid()}.tmp')
   try:
-    partial.write_text(json.dumps(lists), encoding='utf-8')
+    partial.write_text(json.dumps(records._asdict()), encoding='utf-8')
     os.replace(partial, file)
   except OSError as error:
     raise ValueError(f'{file} cannot be written: {error}') from None

@@ -100,12 +100,15 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: 
     group_separator=config.group_separator,
     progress=progress,
   )
-  if run is not None:
-    lists = {split: source.entries for split, source in sources.items()}
-    lists = pinned.keep(run.file, lists, run.began, config.max_bad_share, run.is_main)
-    sources = {split: folder.FolderSource(Path(config.path), entries) for split, entries in lists.items()}
   contents = {split: _hash(source.entries) for split, source in sources.items()}
-  return Dataset(tuple(sources), _fingerprint(config.source, contents), sources.__getitem__)
+  fingerprint = _fingerprint(config.source, contents)
+  if run is not None:
+    fresh = pinned.Records({split: source.entries for split, source in sources.items()}, fingerprint)
+    records = pinned.keep(run.file, fresh, run.began, config.max_bad_share, run.is_main)
+    if records is not fresh:
+      fingerprint = records.fingerprint
+      sources = {split: folder.FolderSource(Path(config.path), entries) for split, entries in records.lists.items()}
+  return Dataset(tuple(sources), fingerprint, sources.__getitem__)
 
 
 def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:

@@ -138,11 +138,12 @@ def test_shown_escapes_control_characters_and_is_short():
 
 
 ENTRIES = [Entry(f'{i}.png', f'number {i}') for i in range(10)]
-FRESH = {'train': ENTRIES[:8], 'validation': ENTRIES[8:]}
+FRESH = pinned.Records({'train': ENTRIES[:8], 'validation': ENTRIES[8:]}, 'hash')
 
 
 def _without(*numbers):
-  return {split: [e for e in entries if int(e.path[0]) not in numbers] for split, entries in FRESH.items()}
+  lists = {split: [e for e in entries if int(e.path[0]) not in numbers] for split, entries in FRESH.lists.items()}
+  return pinned.Records(lists, f'hash without {numbers}')
 
 
 def test_a_run_keeps_the_records_that_it_began_with_when_some_are_lost(tmp_path, warnings):
@@ -159,13 +160,13 @@ def test_a_run_keeps_the_records_that_it_began_with_when_some_are_lost(tmp_path,
 def test_other_data_are_not_taken_for_losses(tmp_path):
   file = tmp_path / 'records.json'
   pinned.keep(file, FRESH, False, 0.5)
-  other = {'train': [*ENTRIES[1:8], Entry('0.png', 'changed')], 'validation': ENTRIES[8:]}
+  other = pinned.Records({'train': [*ENTRIES[1:8], Entry('0.png', 'changed')], 'validation': ENTRIES[8:]}, 'x')
   assert pinned.keep(file, other, True, 0.5) == other
   assert pinned.keep(file, _without(1), False, 0.5) == _without(1)  # before training, the data may change
-  assert json.loads(file.read_text())['train'][1] == ['2.png', 'number 2']
+  assert json.loads(file.read_text())['lists']['train'][1] == ['2.png', 'number 2']
 
 
-@pytest.mark.parametrize('damage', ['', '{', '[]', 'null', '{"train": 5}', '{"train": [["a"]]}'])
+@pytest.mark.parametrize('damage', ['', '{', '[]', 'null', '{"lists": {"train": 5}}', '{"lists": {}}'])
 def test_a_damaged_list_is_written_again(tmp_path, damage):
   file = tmp_path / 'records.json'
   file.write_text(damage)
