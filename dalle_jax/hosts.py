@@ -225,6 +225,11 @@ def _appears(file: Path, patience_s: float) -> bool:
   return True
 
 
+def any_host(mask: np.ndarray) -> np.ndarray:
+  """Where a boolean array is True on at least one host; it has the same shape on all hosts."""
+  return mask if jax.process_count() == 1 else np.asarray(_gather(mask.astype(np.uint8)).any(axis=0))
+
+
 def _gather(array: np.ndarray) -> np.ndarray:
   """Stacks an array from every host, all of the same shape: [hosts, ...]."""
   from jax.experimental import multihost_utils

@@ -103,6 +103,7 @@ BAD_VALUES = {
   'data.shapes_seed': -1,
   'data.position_jitter': 2,
   'data.validation_fraction': 1.5,
+  'data.max_bad_share': 1.5,
   'data.two_object_fraction': -0.1,
   'data.validation_path': 'held_out.txt',
   'tokenizer.kind': 'words',

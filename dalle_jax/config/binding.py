@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 # Groups and keys that may change between restarts, because they do not change what a model learns.
 _FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
-_FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir', 'max_image_pixels')
+_FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir', 'max_image_pixels', 'max_bad_share')
 # Where the data are. A work directory is bound to the fingerprint of their contents instead.
 _DATA_PATHS = ('path', 'validation_path')
 # A run that stopped at a loss that is not finite may resume with another value of 'nonfinite' or 'max_nonfinite'.

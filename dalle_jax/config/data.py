@@ -43,6 +43,9 @@ class DataConfig:
   max_image_pixels: int = 89_478_485
   num_workers: int = 0  # data-loading processes; 0: load in threads of the main process
   num_threads: int = 4  # reading threads per process
+  # Share of records that may turn out to be unreadable while a stage trains. Other records take their places; if there
+  # are more, the run ends after a checkpoint. One record is always allowed, unless this is 0.
+  max_bad_share: float = 0.01
 
   def __post_init__(self) -> None:
     require_choice('data', self, 'source', SOURCES)
@@ -51,7 +54,7 @@ class DataConfig:
     require_positive(
       'data', self, 'image_size', 'num_train', 'num_validation', 'num_held_out', 'max_image_pixels', 'num_threads'
     )
-    require_fraction('data', self, 'validation_fraction', 'two_object_fraction')
+    require_fraction('data', self, 'validation_fraction', 'two_object_fraction', 'max_bad_share')
     require(self.num_workers >= 0, f'config.data.num_workers is {self.num_workers}; it must be 0 or more.')
     require(
       self.position_jitter in (0, 1), f'config.data.position_jitter is {self.position_jitter}; allowed are 0 and 1.'

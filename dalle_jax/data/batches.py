@@ -17,10 +17,15 @@ from dalle_jax.data import fingerprints
 from dalle_jax.data import image as image_lib
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import Tokenizer, pad
+from dalle_jax.data.unreadable import UnreadableError, first_line, is_unreadable, most_bad, name_of
 from dalle_jax.data.wrong_captions import WrongCaptions
 
 Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], dict[str, np.ndarray]]
+MOST_BATCHES = 2**40  # length of an endless stream; its number of examples must fit into 63 bits
+ATTEMPTS = 64  # records tried for one row of a batch
+MOST_NAMED = 5  # bad records that a message names
+_FAILED = '_failed'  # field of a row on its way from the reading process: records that were tried in vain
 
 
 class Source(Protocol):
@@ -133,22 +138,72 @@ class _Examples:
     order = grain.MapDataset.range(len(source))
     # Grain's `repeat` makes `shuffle` use a different order in each epoch.
     self._order = (order.seed(seed).shuffle() if shuffle else order).repeat(None)
+    self._reasons: dict[int, str] = {}  # why records could not be read, by index, in this process
 
   def __len__(self) -> int:
     return self._length
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     batch, row = divmod(index, len(self._rows))
-    position = batch * self._batch_size + self._rows[row]
-    record_index, epoch = int(self._order[position]), position // len(self._source)
-    return self._transform(self._source[record_index], np.random.default_rng([self._seed, epoch, record_index]))
+    example, failed = self._read(batch * self._batch_size + self._rows[row])
+    return {**example, _FAILED: np.asarray(failed, np.int32)}
+
+  def record_index(self, position: int, attempt: int) -> int:
+    """The record that is tried for a position of the stream: the stream's own first, then others at random."""
+    if attempt == 0:
+      return int(self._order[position])
+    return int(self._generator(position, attempt).integers(len(self._source)))
+
+  def name(self, index: int) -> str:
+    """The name of a record."""
+    return name_of(self._source, index)
+
+  def reason(self, index: int) -> str:
+    """Why a record could not be read, on one line. If another process read it, this one tries to read it again."""
+    if index not in self._reasons:
+      try:
+        self._transform(self._source[index], np.random.default_rng(0))
+      except Exception as error:  # any type, see `is_unreadable`
+        return first_line(error)
+      return 'it could be read when it was tried again'
+    return self._reasons[index]
 
   def names(self, batch: int, most: int) -> list[str]:
-    """The keys of up to `most` records at the start of a global batch; 'record INDEX' for records without a key."""
+    """Names of up to `most` records at the start of a global batch, those that took the place of bad ones included."""
     first = batch * self._batch_size
     positions = range(first, first + min(most, self._batch_size))
-    record_indices = [int(self._order[position]) for position in positions]
-    return [str(self._source[index].get('key', f'record {index}')) for index in record_indices]
+    return [self.name(self.record_index(position, self._read(position)[1])) for position in positions]
+
+  def _read(self, position: int) -> tuple[dict[str, np.ndarray], int]:
+    """The example at a position of the stream, and how many records were tried in vain before it.
+
+    Raises:
+      UnreadableError: none of ATTEMPTS records can be read.
+    """
+    index = -1
+    for attempt in range(ATTEMPTS):
+      index = self.record_index(position, attempt)
+      try:
+        return self._transform(self._source[index], self._augmentation(position, attempt, index)), attempt
+      except Exception as error:
+        if not is_unreadable(error):
+          raise
+        self._reasons.setdefault(index, first_line(error))
+    raise UnreadableError(
+      f'None of {ATTEMPTS} records that were tried for one row of a batch can be read. The last one was '
+      f'{self.name(index)}: {self._reasons[index]}.'
+    )
+
+  def _augmentation(self, position: int, attempt: int, index: int) -> np.random.Generator:
+    if attempt:
+      generator = self._generator(position, attempt)
+      generator.integers(len(self._source))  # the number that chose the record
+      return generator
+    return np.random.default_rng([self._seed, position // len(self._source), index])
+
+  def _generator(self, position: int, attempt: int) -> np.random.Generator:
+    """Source of the choice of a replacement and of its augmentation; `attempt` is 1 or more."""
+    return np.random.default_rng([self._seed, position // len(self._source), position, attempt])
 
 
 class Batches:
@@ -172,6 +227,8 @@ class Batches:
     num_workers: int = 0,
     num_threads: int = 4,
     fingerprint: str = '',
+    max_bad_share: float = 0.0,
+    held_out: bool = False,
   ):
     """Prepares the stream; reading starts when the first batch is requested.
 
@@ -189,6 +246,8 @@ class Batches:
       num_workers: number of reading processes. 0: read in threads of this process.
       num_threads: reading threads in each process.
       fingerprint: hash of the data set. `restore` refuses a state with another fingerprint.
+      max_bad_share: share of records that may be unreadable, see `most_bad`.
+      held_out: says in the log that an unreadable record is left out, which the caller then does: see `bad_indices`.
 
     Raises:
       ValueError: there are no records, a single pass has less than one batch, or a partial last batch would have to be
@@ -198,7 +257,7 @@ class Batches:
     num_rows = len(rows)
     _check(len(source), batch_size, repeat, drop_remainder, num_rows)
     if repeat:
-      length = sys.maxsize // batch_size * num_rows
+      length = min(MOST_BATCHES, sys.maxsize // (2 * batch_size)) * num_rows
     else:
       length = len(source) // batch_size * num_rows if drop_remainder else len(source)
     examples = _Examples(source, transform, seed, shuffle, rows, batch_size, length)
@@ -207,6 +266,11 @@ class Batches:
     self._num_workers, self._num_threads = num_workers, num_threads
     self._identity = {'dataset_length': len(source), 'seed': seed, 'batch_size': batch_size, 'shuffle': shuffle,
                       'fingerprint': fingerprint}  # fmt: skip
+    self._rows, self._batch_size, self._num_records = rows, batch_size, len(source)
+    self._max_bad_share = max_bad_share
+    self._held_out = held_out
+    self._bad_names: dict[int, str] = {}
+    self._replaced = np.zeros(num_rows, bool)
     self._taken = 0
     self._iterator: grain.DatasetIterator | None = None
 
@@ -217,8 +281,44 @@ class Batches:
     if self._iterator is None:
       self._iterator = self._start()
     batch = next(self._iterator)
+    failed = batch.pop(_FAILED)
+    self._replaced = failed > 0
+    for row in np.flatnonzero(failed):
+      self._report(self._taken * self._batch_size + self._rows[row], failed[row])
     self._taken += 1
     return batch
+
+  def _report(self, position: int, failed: int) -> None:
+    """Name in the log those of the records tried in vain for a position that have not been named before."""
+    for index in (self._examples.record_index(position, attempt) for attempt in range(failed)):
+      if index not in self._bad_names:
+        self._bad_names[index] = name = self._examples.name(index)
+        logging.warning(
+          'Cannot read %s: %s. %s', name, self._examples.reason(index).removeprefix(f'{name}: '),
+          'It is left out of the figures.' if self._held_out else 'Another record takes its place.',
+        )  # fmt: skip
+
+  def replaced(self) -> np.ndarray:
+    """Whether each of this process's rows of the last batch holds another record than the stream names, bool [rows].
+
+    A record that cannot be read or decoded is replaced. The seed, the epoch, the position in the stream and the number
+    of attempts alone choose the other record.
+    """
+    return self._replaced
+
+  def bad_names(self) -> list[str]:
+    """The names of the first few unreadable records that this process has met."""
+    return list(self._bad_names.values())[:MOST_NAMED]
+
+  @property
+  def bad_indices(self) -> frozenset[int]:
+    """The indices of the unreadable records that this process has met."""
+    return frozenset(self._bad_names)
+
+  def most_replaced(self, num_batches: int) -> int:
+    """How many rows of `num_batches` batches may be replaced: `most_bad` for each epoch that they touch."""
+    epochs = -(-num_batches * self._batch_size // self._num_records)
+    return most_bad(self._num_records, self._max_bad_share) * epochs
 
   def state(self) -> dict[str, Any]:
     """The position in the stream as a JSON-serializable dict.

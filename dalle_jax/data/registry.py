@@ -6,10 +6,10 @@ To add a kind of data set, write a function like `_folder`, and add its name to 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import checked_pictures, folder, tfds_captions, tfds_source
+from dalle_jax.data import checked_pictures, folder, pinned, tfds_captions, tfds_source
 from dalle_jax.data.account import Account
 from dalle_jax.data.fingerprints import fingerprint_of, hash_of
 
@@ -43,17 +43,36 @@ class Dataset:
     return self._open(split)
 
 
-def prepare(config: DataConfig, data_dir: Path, progress: Progress | None = None) -> Dataset:
+class RunData(NamedTuple):
+  """What a run knows of its own data.
+
+  Attributes:
+    file: where the run keeps the list of the records that it began with, see `pinned.keep`.
+    began: whether it has begun to train.
+    is_main: whether this process writes the file; one of several hosts does.
+  """
+
+  file: Path
+  began: bool
+  is_main: bool = True
+
+
+def prepare(
+  config: DataConfig, data_dir: Path, progress: Progress | None = None, run: RunData | None = None
+) -> Dataset:
   """Prepares the configured data set: generates it if necessary, or checks its files.
 
   Args:
     config: the configuration of the data set.
     data_dir: directory for generated data sets.
     progress: called with (items done, items in total) from time to time.
+    run: the run that trains on the data, if any. It can then continue although records have been lost.
 
   Raises:
     ValueError: files are missing, or do not match the configuration.
   """
+  if config.source == 'folder':
+    return _folder(config, data_dir, progress, run)
   return SOURCES[config.source](config, data_dir, progress)
 
 
@@ -77,7 +96,7 @@ def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | N
   )
 
 
-def _folder(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: RunData | None = None) -> Dataset:
   account = Account('pictures')
   sources = folder.open_folder(
     config.path,
@@ -91,6 +110,16 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None) -> Da
   contents = {split: hash_of(source.entries) for split, source in sources.items()}
   digests = [digest for source in sources.values() for digest in source.digests]
   fingerprint = fingerprint_of(config.source, contents, digests)
+  if run is not None:
+    lists = {split: pinned.described(source.entries, source.digests) for split, source in sources.items()}
+    fresh = pinned.Records(lists, fingerprint)
+    records = pinned.keep(run.file, fresh, run.began, config.max_bad_share, run.is_main)
+    if records is not fresh:
+      fingerprint = records.fingerprint
+      sources = {
+        split: folder.FolderSource(Path(config.path), [record.entry for record in described])
+        for split, described in records.lists.items()
+      }
   return Dataset(tuple(sources), fingerprint, sources.__getitem__, account)
 
 

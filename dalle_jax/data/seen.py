@@ -7,9 +7,9 @@ without case, spacing and a final full stop.
 import dataclasses
 import hashlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
   """
   from dalle_jax.data.batches import Preprocess
 
-  transform = Preprocess(image_size=config.image_size, resampling=config.resampling)
+  transform = Preprocess(image_size=config.image_size, resampling=config.resampling, max_pixels=config.max_image_pixels)
   generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
 
   def of(index: int) -> tuple[int, int]:
@@ -119,16 +119,3 @@ def compare(
     split, len(held_out), sizes[0], images, captions, int((~is_new).sum()), len(train), sizes[1]
   )  # fmt: skip
   return np.flatnonzero(is_new).tolist(), overlap
-
-
-class Subset:
-  """Some of the records of a source, in its order. Picklable."""
-
-  def __init__(self, source: 'Source', indices: Sequence[int]):
-    self._source, self._indices = source, tuple(indices)
-
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._source[self._indices[index]]

@@ -9,6 +9,8 @@ from typing import Any
 from absl import logging
 
 from dalle_jax.data.caption_text import is_empty
+from dalle_jax.data.unreadable import first_line
+from dalle_jax.files import shown
 
 # Features that can serve as a record's key. The first one that a data set has is used.
 _KEYS = ('key', 'id', 'image_id', 'image/id', 'filename', 'file_name', 'image/filename')
@@ -53,14 +55,15 @@ def open_tfds(path: str | os.PathLike, split: str, caption_key: str) -> TfdsSour
     has one, otherwise 'SPLIT/INDEX'.
 
   Raises:
-    ValueError: the directory is not a TFDS data set, its file format has no random access, the split does not exist,
-      or there is no image feature or no text feature `caption_key`.
+    ValueError: the directory is not a TFDS data set, its file format has no random access, the split does not exist or
+      has missing or damaged files, or there is no image feature or no text feature `caption_key`.
   """
   builder = _builder(path)
   split_names = list(builder.info.splits)
   if split.split('[')[0] not in split_names:
     raise ValueError(f'{path} has no split {split!r}; it has {", ".join(split_names)}.')
   _check_features(builder.info.features, path, caption_key)
+  _check_files(builder.info.splits[split.split('[')[0]], path)
   with _quiet():
     import tensorflow_datasets as tfds
 
@@ -75,7 +78,11 @@ def splits(path: str | os.PathLike) -> dict[str, int]:
   Raises:
     ValueError: the directory is not a TFDS data set, or its file format has no random access.
   """
-  return {name: info.num_examples for name, info in _builder(path).info.splits.items()}
+  counts = {name: info.num_examples for name, info in _builder(path).info.splits.items()}
+  negative = [name for name, count in counts.items() if count < 0]
+  if negative:
+    raise ValueError(f'config.data.path: {path} is damaged: its dataset_info.json states {counts} examples.')
+  return counts
 
 
 def full_name(path: str | os.PathLike) -> str:
@@ -94,12 +101,11 @@ def _builder(path: str | os.PathLike) -> Any:
     )
   with _quiet():
     import tensorflow_datasets as tfds
-    from google.protobuf import json_format
 
     try:
       builder = tfds.builder_from_directory(path)
-    except (OSError, ValueError, KeyError, json_format.ParseError) as error:
-      raise ValueError(f'config.data.path: {path} is not a readable TFDS data set: {error}') from error
+    except Exception as error:  # damaged JSON files make TFDS raise many types
+      raise ValueError(f'config.data.path: {path} is not a readable TFDS data set: {first_line(error)}') from error
   file_format = builder.info.file_format.value
   if file_format != 'array_record':
     raise ValueError(
@@ -120,6 +126,30 @@ def _check_features(features: Any, path: str | os.PathLike, caption_key: str) ->
     raise ValueError(
       f'config.data.caption_key: {path} has no text feature {caption_key!r}; its text features are '
       f'{", ".join(texts) or "none"}.'
+    )
+
+
+def _check_files(split: Any, path: str | os.PathLike) -> None:
+  """Checks that the files of a split can be opened and have the numbers of records that dataset_info.json states.
+
+  Reads no record: a damaged record is replaced when training reads it.
+  """
+  from array_record.python.array_record_module import ArrayRecordReader
+
+  for file, expected in zip(split.filepaths, split.shard_lengths, strict=True):
+    try:
+      reader = ArrayRecordReader(os.fspath(file))
+      count = reader.num_records()
+      reader.close()
+    except Exception as error:  # array_record raises RuntimeError, and other types for other file systems
+      problem = f'cannot be read: {first_line(error)}'
+    else:
+      if count == expected:
+        continue
+      problem = f'has {count} records, but dataset_info.json states {expected}'
+    raise ValueError(
+      f'config.data.path: {path} is damaged. Its file {shown(os.path.basename(file))} {problem}. Prepare the data set '
+      'again, or copy this file again; it is not made by dalle_jax, so nothing was changed.'
     )
 
 

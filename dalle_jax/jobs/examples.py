@@ -1,8 +1,10 @@
 """Images and captions of a data set's records, for sheets and scores."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from dalle_jax import sharding
@@ -11,18 +13,71 @@ from dalle_jax.data.batches import Preprocess, Source
 from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import PAD, Tokenizer
+from dalle_jax.data.unreadable import Readable, is_unreadable, problem
+from dalle_jax.data.unreadable import captions as readable_captions
+from dalle_jax.data.unreadable import readable as readable_records
+from dalle_jax.hosts import say
 
+MOST_NAMED = 5  # records that cannot be read that a message names
 MOST_CAPTIONS = 5_000  # limit on records read for captions; some data sets decode the image to read its caption
 
 
 def first_images(config: Config, dataset: Dataset, split: str, count: int) -> np.ndarray:
-  """The first `count` images of a split, cropped and resized to the models' input: uint8 [N, H, W, 3]."""
-  source = dataset.open(split)
-  transform = Preprocess(
+  """The first `count` readable images of a split, cropped and resized to the models' input: uint8 [N, H, W, 3].
+
+  Raises:
+    ValueError: no image can be read.
+  """
+  transform = _preprocess(config)
+  return np.stack([example['image'] for example in _first(dataset.open(split), transform, count)])
+
+
+def _preprocess(config: Config) -> Preprocess:
+  """The transform to the models' input, without captions."""
+  return Preprocess(
     image_size=config.data.image_size, resampling=config.data.resampling, max_pixels=config.data.max_image_pixels
   )
-  generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
-  return np.stack([transform(source[i], generator)['image'] for i in range(min(count, len(source)))])
+
+
+def readable(config: Config, source: Source, split: str, most: int | None = None) -> Readable:
+  """Leave out of figures those of the first `most` records (None: all) that cannot be read, and say so.
+
+  Raises:
+    ValueError: no record can be read.
+  """
+  transform = _preprocess(config)
+  records, problems = readable_records(source, lambda record: transform(record, np.random.default_rng(0)), most)
+  count = len(records) + len(problems)
+  if not problems:
+    return records
+  named = '; '.join(problems[:MOST_NAMED]) + ('; ...' if len(problems) > MOST_NAMED else '')
+  message = f'{len(problems)} of {count} records of the split {split!r} cannot be read ({named})'
+  if not len(records):
+    raise ValueError(f'{message}, so there is nothing to measure. Mend the data, or give other data.')
+  say(f'{message}. They are left out of all figures, which measure {len(records)} records.')
+  return records
+
+
+def _first(source: Source, transform: Preprocess, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the examples of the first `count` records that can be read (None: all), without augmentation."""
+  generator = np.random.default_rng(0)  # unused, because there is no random crop, flip or BPE dropout
+  remaining = len(source) if count is None else count
+  last_problem = 'the split has no records'
+  for index in range(len(source)):
+    if not remaining:
+      return
+    try:
+      example = transform(source[index], generator)
+    except Exception as error:
+      if not is_unreadable(error):
+        raise
+      last_problem = problem(source, index, error)
+      logging.warning('A record cannot be read and is left out: %s', last_problem)
+      continue
+    remaining -= 1
+    yield example
+  if remaining == (len(source) if count is None else count):
+    raise ValueError(f'No record can be read; the last problem was {last_problem}')
 
 
 def batches(
@@ -30,7 +85,8 @@ def batches(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
   """Yields the first `count` records as (number of real rows, batch), where all batches have the same shape.
 
-  Repetitions of the last record fill the last batch.
+  Records that cannot be read are left out. `readable` leaves them out before and says so. Repetitions of the last
+  record fill the last batch.
 
   Args:
     config: The experiment's configuration.
@@ -45,12 +101,10 @@ def batches(
     text_length=config.tokenizer.text_length, max_pixels=config.data.max_image_pixels,
   )  # fmt: skip
   size = sharding.rounded_batch(batch_size, mesh)
-  for begin in range(0, count, size):
-    indices = [min(i, count - 1) for i in range(begin, begin + size)]
-    generator = np.random.default_rng(0)  # unused, because there is no random crop, flip or BPE dropout
-    examples = [transform(source[i], generator) for i in indices]
-    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-    yield min(size, count - begin), batch
+  examples = _first(Readable(source, most=count), transform)
+  while chunk := list(itertools.islice(examples, size)):
+    padded = chunk + [chunk[-1]] * (size - len(chunk))
+    yield len(chunk), {name: np.stack([example[name] for example in padded]) for name in chunk[0]}
 
 
 def caption_pieces(tokenizer: Tokenizer, text: np.ndarray) -> list[str]:
@@ -60,9 +114,7 @@ def caption_pieces(tokenizer: Tokenizer, text: np.ndarray) -> list[str]:
 
 def captions(dataset: Dataset, split: str) -> list[str]:
   """The non-empty captions of the first MOST_CAPTIONS records of a split."""
-  source = dataset.open(split)
-  all_captions = (source[i]['caption'] for i in range(min(len(source), MOST_CAPTIONS)))
-  return [caption for caption in all_captions if not is_empty(caption)]
+  return [caption for caption in readable_captions(dataset.open(split), MOST_CAPTIONS) if not is_empty(caption)]
 
 
 def held_out_split(dataset: Dataset) -> str:

@@ -10,7 +10,7 @@ from dalle_jax import hosts
 from dalle_jax.config import Config
 from dalle_jax.data import seen
 from dalle_jax.data.registry import Dataset
-from dalle_jax.data.seen import Subset
+from dalle_jax.data.unreadable import Readable
 from dalle_jax.hosts import say
 from dalle_jax.jobs.evaluate.features import Cache
 from dalle_jax.training.progress import Progress
@@ -50,7 +50,8 @@ def _without_seen(config: Config, dataset: Dataset, training: Dataset, directory
     source = dataset.open(split)
     own = _digests(config, dataset, split, directory)
     indices, overlaps[split] = seen.compare(split, own, train, (len(source), num_train), config.reads_captions)
-    subsets[split] = source if len(indices) == len(source) else Subset(source, indices)
+    seen_indices = set(range(len(source))) - set(indices)
+    subsets[split] = Readable(source, seen_indices) if seen_indices else source
   splits = tuple(split for split in dataset.splits if split not in subsets or len(subsets[split]))
   return dataclasses.replace(
     dataset,

@@ -297,6 +297,19 @@ def losses(
   }
 
 
+def count_text(text: jax.Array, captioned: jax.Array | None = None) -> jax.Array:
+  """The number of text targets that `losses` counts, a float32 scalar.
+
+  Args:
+    text: text ids [B, text_length - 1].
+    captioned: bool [B], whether the example has a caption; None means that all have.
+  """
+  _, counted = _text_targets(text)
+  if captioned is not None:
+    counted &= captioned[:, None]
+  return counted.sum().astype(jnp.float32)
+
+
 def text_nats(text_logits: jax.Array, text: jax.Array) -> jax.Array:
   """-ln p(caption) in nats, [B]: the sum over the caption's tokens and the pad that ends it.
 

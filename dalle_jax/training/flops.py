@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dalle_jax import hardware
 from dalle_jax.config import Config
 from dalle_jax.training.tasks import Task, boxed_params
 from dalle_jax.training.tasks.codes import encode
@@ -105,3 +106,12 @@ def _without_remat(task: Task) -> Task:
   assert dataclasses.is_dataclass(task)
   groups = {name: dataclasses.replace(getattr(config, name), remat='none') for name in ('prior', 'model')}
   return dataclasses.replace(task, config=dataclasses.replace(config, **groups))
+
+
+def utilisation_per_rate(task: Task, batch: Any, mesh: jax.sharding.Mesh) -> float | None:
+  """Model-FLOPs utilisation at one step per second; None if the peak FLOP/s of the devices is unknown."""
+  chip = hardware.chip(mesh.devices.flat[0].device_kind)
+  if chip is None:
+    return None
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+  return step_flops(task, shapes) / (chip.peak_flops * mesh.size)

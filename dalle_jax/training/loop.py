@@ -10,18 +10,20 @@ from typing import Any
 
 import jax
 
-from dalle_jax import hardware
 from dalle_jax.config import LoggingConfig, TrainingConfig
 from dalle_jax.sharding import check_batch, use_mesh
+from dalle_jax.training.bad_records import BadDataError, LeftOutError
 from dalle_jax.training.checkpoint import Checkpoints, Restored
 from dalle_jax.training.clock import IntervalClock
 from dalle_jax.training.feed import BatchStream, Feed
-from dalle_jax.training.flops import step_flops
+from dalle_jax.training.flops import utilisation_per_rate
 from dalle_jax.training.metrics_log import make_writer
+from dalle_jax.training.monitors import open_monitors
 from dalle_jax.training.nonfinite import NonFiniteError, advice, shown_metrics
 from dalle_jax.training.optimizer import make_optimizer
 from dalle_jax.training.profile import Profiler
 from dalle_jax.training.progress import Progress
+from dalle_jax.training.schedule import remarks
 from dalle_jax.training.signals import Interrupted, StopSignals
 from dalle_jax.training.state import TrainState, abstract_state, all_params, create_state
 from dalle_jax.training.step import IntervalTotals, evaluate_batches, make_eval_step, make_train_step
@@ -92,7 +94,7 @@ def train(
     if restored is not None and restored.step >= config.num_steps:
       return restored.state
     feed = Feed(batches, mesh)
-    monitors = _open_monitors(stack, task.name, config.num_steps, workdir, logging.stall_seconds, profile)
+    monitors = open_monitors(stack, task.name, config.num_steps, workdir, logging.stall_seconds, profile)
     run = _Run(
       task=task, config=config, mesh=mesh, seed=seed, feed=feed, eval_batches=eval_batches, hooks=hooks,
       abstract=abstract, checkpoints=checkpoints, **monitors,
@@ -105,19 +107,6 @@ def train(
     return run.run()
 
 
-def _open_monitors(
-  stack: contextlib.ExitStack, name: str, num_steps: int, workdir: Path, stall_seconds: float, profile: tuple[int, ...]
-) -> dict[str, Any]:
-  """Enter the context managers that watch a run, and return them by their field names in `_Run`."""
-  process = jax.process_index()
-  return {
-    'progress': stack.enter_context(Progress(name, num_steps, enabled=process == 0)),
-    'watchdog': stack.enter_context(Watchdog(name, stall_seconds, process)),
-    'profiler': stack.enter_context(Profiler(_process_directory(workdir / 'profile'), profile)),
-    'stop': stack.enter_context(StopSignals(several_hosts=jax.process_count() > 1)),
-  }
-
-
 @dataclasses.dataclass(frozen=True)
 class _LogLine:
   """A log line whose metrics may still be on the devices."""
@@ -126,6 +115,8 @@ class _LogLine:
   totals: Any  # from `IntervalTotals.take`
   last: Any  # metrics of the line's last step
   host: dict[str, float]  # values measured on the host
+  num_bad: Any  # from `BadRecords.total`
+  num_read: int  # from `Feed.num_read`
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -158,9 +149,11 @@ class _Run:
   writer: Any = None
   in_flight: deque[Any] = dataclasses.field(default_factory=deque)  # losses of the dispatched, unfinished steps
   pending: _LogLine | None = None
+  num_left_out: int = 0  # held-out records that evaluations leave out because they cannot be read
   eval_loss: float | None = None  # held-out loss at the current step, if it was measured
   logged_step: int = 0
   logged_skipped: int = 0  # skipped updates up to `logged_step`
+  counted_bad: tuple[int, int] = (0, 0)  # bad records and batches up to a recent step, equal on all hosts
   is_compiled: bool = False
   # Model-FLOPs utilisation at one step per second; None if the peak FLOP/s of the devices is unknown.
   utilisation_per_rate: float | None = None
@@ -198,7 +191,9 @@ class _Run:
     self.pending, self.eval_loss = None, None
     position = restored.data if restored else self.feed.start
     # Checkpoints of format 1 have neither excluded batches nor the metrics of the open interval.
-    self.feed.restore(position, meta.get('num_batches', self.step), excluded | set(meta.get('excluded', ())))
+    excluded |= set(meta.get('excluded', ()))
+    self.feed.restore(position, meta.get('num_batches', self.step), excluded, meta.get('bad_records'))
+    self.counted_bad = self.feed.bad.forgiven
 
   def close(self) -> None:
     if self.writer is not None:
@@ -207,11 +202,15 @@ class _Run:
 
   def run(self) -> TrainState:
     """Train to the last step, rewinding after non-finite steps if config.nonfinite asks for it."""
+    for sentence in remarks(self.config, f'{self.task.name}_training'):
+      self.progress.message(sentence)
     while True:
       try:
         return self._run_to_end()
       except NonFiniteError as error:
         self._rewind(error)
+      except BadDataError as error:
+        raise self._end_for_bad_data(error) from error
 
   def _run_to_end(self) -> TrainState:
     if not self.is_compiled:
@@ -234,7 +233,8 @@ class _Run:
 
   def _one_step(self) -> None:
     batch = self.feed.next()
-    self._measure_flops(batch)
+    if not self.is_compiled:
+      self.utilisation_per_rate = utilisation_per_rate(self.task, batch, self.mesh)
     self.profiler.before(self.step + 1)
     if self.is_compiled:
       self.watchdog.set_activity('step', self.step)
@@ -263,14 +263,6 @@ class _Run:
       self.clock.add('data', self.clock.now() - start)
     self.watchdog.set_activity('step', self.step)  # from here on, any wait is for the devices
 
-  def _measure_flops(self, batch: Any) -> None:
-    """Set `utilisation_per_rate` before the first step; it stays None if the devices' peak FLOP/s is unknown."""
-    chip = hardware.chip(self.mesh.devices.flat[0].device_kind)
-    if self.is_compiled or chip is None:
-      return
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    self.utilisation_per_rate = step_flops(self.task, shapes) / (chip.peak_flops * self.mesh.size)
-
   def _log(self, metrics: Any) -> None:
     """Write the previous log line and hold this one back.
 
@@ -285,7 +277,7 @@ class _Run:
       host |= {'steps_per_second': rate, 'examples_per_second': rate * self.config.batch_size}
       if self.utilisation_per_rate is not None:
         host['model_flops_utilisation'] = rate * self.utilisation_per_rate
-    self.pending = _LogLine(self.step, self.totals.take(), metrics, host)
+    self.pending = _LogLine(self.step, self.totals.take(), metrics, host, self.feed.bad.total(), self.feed.num_read)
     self._write(previous)
 
   def _after_step(self) -> bool:
@@ -298,6 +290,9 @@ class _Run:
       if hook.is_due(step, config.num_steps):
         with self._outside_steps('pictures'):
           hook.fn(self.state, step)
+    if jax.process_count() == 1:  # several hosts know their sum only when they write a log line
+      self.counted_bad = self.feed.bad.total(), self.feed.num_read
+    self.feed.check_bad(*self.counted_bad)  # before saving, so that the checkpoint knows what it has forgiven
     stop = self.stop.must_stop(self.checkpoints.reached_preemption)
     if stop or _is_due(config.checkpoint_every, step) or self._is_last():
       with self._outside_steps('checkpoint'):
@@ -336,30 +331,22 @@ class _Run:
     """Check that the metrics of a log line are finite, then write and show them."""
     if line is None:
       return
-    totals, last = jax.device_get((line.totals, line.last))
+    totals, last, num_bad = jax.device_get((line.totals, line.last, line.num_bad))
     self._check_finite(totals, line.step)
+    self.counted_bad = int(num_bad), line.num_read
     count = int(totals['count'])
     values = {name: float(total) / count for name, total in totals['sums'].items()} if count else {}
     values['learning_rate'] = float(last['learning_rate'])
     if 'halved_after' in last:
       values.pop('halved_after', None)
-      self._report_halving(int(last['halved_after']), values['learning_rate'])
+      halved_after = int(last['halved_after'])  # number of updates, not counting skipped ones; 0: never halved
+      if halved_after and halved_after >= self.logged_step - self.logged_skipped:
+        self.progress.message(f'the learning rate was halved to {values["learning_rate"]:g} after step {halved_after}')
     if 'skipped_updates' in last:
       values['skipped_updates'] = float(last['skipped_updates'])
-    self.writer.write(line.step, values | line.host)
+    self.writer.write(line.step, values | line.host | {'bad_records': float(num_bad)})
     self.logged_step, self.logged_skipped = line.step, int(last.get('skipped_updates', self.logged_skipped))
     self.progress.update(self.step, **({'loss': values['loss']} if count else {}))
-
-  def _report_halving(self, halved_after: int, rate: float) -> None:
-    """Print a message if the learning rate was halved since the last log line.
-
-    Args:
-      halved_after: number of updates made when the current rate came into force, not counting skipped updates; 0 if the
-        rate was never halved.
-      rate: the learning rate in force.
-    """
-    if halved_after and halved_after >= self.logged_step - self.logged_skipped:
-      self.progress.message(f'the learning rate was halved to {rate:g} after step {halved_after}')
 
   def _check_finite(self, totals: Any, step: int, report_skips: bool = True) -> None:
     """Check that the steps since the last log line are finite.
@@ -415,13 +402,28 @@ class _Run:
     self.progress.message(f'{error.problem} Rewinding to {goal} and excluding batch {number}.')
     self.begin(restored, {*self.feed.excluded, number})
 
+  def _end_for_bad_data(self, error: BadDataError) -> ValueError:
+    """Save a checkpoint of the last step if all hosts can, and return the error that ends the run."""
+    if self.step and error.on_all_hosts and self.step not in self.checkpoints.steps():
+      with self._outside_steps('checkpoint'):
+        self._save()
+    self.checkpoints.wait_until_finished()
+    return error.final(self.checkpoints.steps(), self.checkpoints.directory)
+
   def _evaluate(self) -> None:
     """Evaluate on the held-out batches, write the results, and update the best loss."""
     assert self.eval_batches is not None  # else no evaluation is due
     params = all_params(self.state, ema=True)
-    means = evaluate_batches(self.eval_step, params, self.eval_batches(), self.mesh, self.seed, self.state.step)
+    try:
+      means = evaluate_batches(self.eval_step, params, self.eval_batches(), self.mesh, self.seed, self.state.step)
+    except LeftOutError as error:  # each time at least one record more, so this ends
+      self.num_left_out = error.count
+      self.progress.message(f'evaluating again without the {error.count} held-out records that cannot be read')
+      self._evaluate()
+      return
     values = {name: float(value) for name, value in self.task.summarize(means).items()}
-    self.writer.write(self.step, {f'eval/{name}': value for name, value in values.items()})
+    left_out = {'eval/left_out_records': float(self.num_left_out)} if self.num_left_out else {}
+    self.writer.write(self.step, {f'eval/{name}': value for name, value in values.items()} | left_out)
     self.progress.update(self.step, eval_loss=values['loss'])
     if math.isfinite(values['loss']):
       self.eval_loss = values['loss']
@@ -434,13 +436,9 @@ class _Run:
       'totals': self.totals.state(),
       'num_batches': self.feed.num_read,
       'excluded': list(self.feed.excluded),
+      'bad_records': self.feed.bad.state(),
     }
     self.checkpoints.save(self.step, self.state, self.feed.position, meta, self.eval_loss)
-
-
-def _process_directory(directory: Path) -> Path:
-  """This process's directory for traces: JAX names trace files by machine, which several processes may share."""
-  return directory / f'host_{jax.process_index()}' if jax.process_count() > 1 else directory
 
 
 def _is_due(every: int, step: int) -> bool:

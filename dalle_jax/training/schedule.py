@@ -43,6 +43,34 @@ def make_schedule(config: TrainingConfig) -> optax.Schedule:
   return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
+def remarks(config: TrainingConfig, group: str) -> list[str]:
+  """What a user may not expect of the schedule: a rate that stays at its end for many steps, or never reaches its peak.
+
+  Args:
+    config: the stage's training configuration.
+    group: its name, such as 'prior_training', for the sentences.
+  """
+  sentences = []
+  end, steps = config.schedule_steps, config.num_steps
+  if config.schedule == 'cosine' and 0 < end < steps:
+    rate = config.final_learning_rate
+    effect = 'the optimizer changes no parameter' if rate == 0 else f'the learning rate stays at {rate:g}'
+    sentences.append(
+      f'config.{group}.schedule_steps is {end}, so the learning rate reaches its final value {rate:g} '
+      f'{steps - end} steps before the end: from step {end + 1} to step {steps} {effect}. Set schedule_steps to 0 to '
+      f'use all of num_steps={steps}, or set final_learning_rate.'
+    )
+  if config.warmup_steps >= steps:
+    sentences.append(
+      f'config.{group}.warmup_steps is {config.warmup_steps}, so the learning rate is still rising at the last step '
+      f'{steps} and stays below learning_rate={config.learning_rate:g}.'
+    )
+  late = [step for step in config.halving_steps if step >= steps]
+  if late:
+    sentences.append(f'config.{group}.halving_steps has {late}, which num_steps={steps} never reaches.')
+  return sentences
+
+
 def halving_at_plateaus(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
   """Make a transformation that halves updates at every plateau of the training loss, at most max_halvings times.
 

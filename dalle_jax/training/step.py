@@ -30,8 +30,8 @@ def make_train_step(
   """Make the jitted function (state, batch) -> (state, metrics), which donates its state argument.
 
   Its random numbers come from the stream 'train' at state.step. Metrics are replicated float32 scalars: the task's
-  metrics and 'loss', averaged over micro-batches; 'grad_norm' (before clipping); 'param_norm' (after the update); and
-  the result of `rate_in_force`.
+  metrics and 'loss', averaged over micro-batches (see `micro_scales`); 'grad_norm' (before clipping); 'param_norm'
+  (after the update); and the result of `rate_in_force`.
 
   If config.nonfinite is 'skip', a step whose loss or gradient is not finite only increments state.step and
   state.skipped. The metric 'skipped_updates' then reports state.skipped after every step.
@@ -85,12 +85,20 @@ def _mean_gradients(
 ) -> tuple[Any, Metrics, Any]:
   """Mean gradients and metrics over `num_micro` micro-batches that are processed one after the other.
 
+  Gradients equal those of the whole batch if the task's terms are means over examples, or are scaled by the task (see
+  `micro_scales`). Metrics that are no means, such as a PSNR or a perplexity, are averaged over micro-batches.
+
   The third result stacks the micro-batches' statistics along a new first axis; it is empty if the task has none.
   """
   key = step_key(seed, 'train', state.step)
 
-  def loss(params: Any, micro_batch: Any, index: jax.Array | int) -> tuple[jax.Array, Metrics]:
-    value, metrics = task.loss({**params, **state.frozen}, micro_batch, jax.random.fold_in(key, index), state.step)
+  def loss(
+    params: Any, micro_batch: Any, index: jax.Array | int, scales: Metrics | None = None
+  ) -> tuple[jax.Array, Metrics]:
+    keywords = {'scales': scales} if scales else {}
+    value, metrics = task.loss(
+      {**params, **state.frozen}, micro_batch, jax.random.fold_in(key, index), state.step, **keywords
+    )
     return value, {**metrics, 'loss': value}
 
   grad = jax.grad(loss, has_aux=True)
@@ -99,15 +107,36 @@ def _mean_gradients(
     statistics = jax.tree.map(lambda s: s[None], metrics.pop('statistics', {}))
     return grads, metrics, statistics
 
-  def body(total: Any, micro_batch_and_index: tuple[Any, jax.Array]) -> tuple[Any, Metrics]:
-    grads, metrics = grad(state.params, *micro_batch_and_index)
+  def body(total: Any, inputs: tuple[Any, jax.Array, Metrics]) -> tuple[Any, Metrics]:
+    grads, metrics = grad(state.params, *inputs)
     return jax.tree.map(jnp.add, total, grads), metrics
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  xs = (jax.tree.map(lambda x: _micro_batches(x, num_micro, mesh), batch), jnp.arange(num_micro))
-  total, metrics = jax.lax.scan(body, zeros, xs)
+  micro_batches, indices = jax.tree.map(lambda x: _micro_batches(x, num_micro, mesh), batch), jnp.arange(num_micro)
+  scales = micro_scales(task, micro_batches, jax.vmap(lambda index: jax.random.fold_in(key, index))(indices))
+  total, metrics = jax.lax.scan(body, zeros, (micro_batches, indices, scales))
   statistics = metrics.pop('statistics', {})
   return jax.tree.map(lambda g: g / num_micro, total), jax.tree.map(lambda m: m.mean(0), metrics), statistics
+
+
+def micro_scales(task: Any, micro_batches: Any, keys: jax.Array) -> Metrics:
+  """Factors by which a task scales its means, so that their mean over micro-batches is that over the whole batch.
+
+  A mean over what a micro-batch counts, such as its caption tokens, is scaled by this count, divided by the mean count
+  of all micro-batches.
+
+  Args:
+    task: a task. If it has no `weight`, there are no factors, because all micro-batches count the same.
+    micro_batches: fields [M, B / M, ...].
+    keys: the keys of the micro-batches' losses, [M].
+
+  Returns:
+    For each name that `task.weight` gives, float32 factors [M].
+  """
+  if not hasattr(task, 'weight'):
+    return {}
+  counts = jax.lax.map(lambda inputs: task.weight(*inputs), (micro_batches, keys))
+  return {name: jnp.where(count.sum() > 0, count / count.mean(), 1.0) for name, count in counts.items()}
 
 
 def _micro_batches(x: jax.Array, num_micro: int, mesh: jax.sharding.Mesh) -> jax.Array:
@@ -120,20 +149,29 @@ def _micro_batches(x: jax.Array, num_micro: int, mesh: jax.sharding.Mesh) -> jax
   return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
 
 
-def make_eval_step(task: Any, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, jax.Array]]:
-  """Make the jitted function (params, batch, key, step) -> means from `task.evaluate`, replicated over the mesh."""
-  return jax.jit(task.evaluate, out_shardings=replicated(mesh))
+def make_eval_step(task: Any, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Metrics, Metrics]]:
+  """Make the jitted function (params, batch, key, step) -> (means, weights), replicated over the mesh.
+
+  The means are those of `task.evaluate`. The weights are those of `task.weight`, which counts what some of the means
+  average over; there are none if the task has no such method.
+  """
+
+  def evaluate(params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[Metrics, Metrics]:
+    weights = task.weight(batch, None) if hasattr(task, 'weight') else {}
+    return task.evaluate(params, batch, key, step), weights
+
+  return jax.jit(evaluate, out_shardings=replicated(mesh))
 
 
 def evaluate_batches(
-  eval_step: Callable[..., dict[str, jax.Array]],
+  eval_step: Callable[..., tuple[Metrics, Metrics]],
   params: Any,
   batches: Iterable[Any],
   mesh: jax.sharding.Mesh,
   seed: int,
   step: jax.Array,
 ) -> dict[str, np.ndarray]:
-  """Means of `task.evaluate` over numpy batches, weighted by their numbers of rows.
+  """Means of `task.evaluate` over numpy batches, weighted by their numbers of rows or by `task.weight`.
 
   Batch i always uses key i of the stream 'eval', so evaluations differ only in their parameters and `step`.
 
@@ -141,18 +179,22 @@ def evaluate_batches(
     ValueError: there are no batches.
   """
   totals: dict[str, Any] = {}
+  counts: dict[str, float] = {}
   rows = 0
   for index, batch in enumerate(batches):
     size = len(jax.tree.leaves(batch)[0])
-    means = jax.device_get(eval_step(params, to_global(batch, mesh), step_key(seed, 'eval', index), step))
-    totals = {name: totals.get(name, 0.0) + size * np.asarray(mean, np.float64) for name, mean in means.items()}
+    means, weights = jax.device_get(eval_step(params, to_global(batch, mesh), step_key(seed, 'eval', index), step))
+    for name, mean in means.items():
+      weight = float(weights.get(name, size))
+      totals[name] = totals.get(name, 0.0) + weight * np.asarray(mean, np.float64)
+      counts[name] = counts.get(name, 0.0) + weight
     rows += size
   if not rows:
     raise ValueError(
       'There are no batches to evaluate on: the held-out split holds less than one batch. Hold out more examples, or '
       'lower the batch_size of this stage.'
     )
-  return {name: total / rows for name, total in totals.items()}
+  return {name: total / counts[name] if counts[name] else 0 * total for name, total in totals.items()}
 
 
 class IntervalTotals:

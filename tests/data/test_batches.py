@@ -307,3 +307,16 @@ def test_records_returns_the_keys_of_a_global_batch_on_every_process():
   assert [batches.records(i, 99) for i in range(4)] == [[str(key) for key in batch] for batch in read_numbers]
   processes = [Batches(Numbers(10), number, 4, seed=3, rows=process_rows(4, i, 2)) for i in range(2)]
   assert processes[0].records(1, 3) == processes[1].records(1, 3) == batches.records(1, 99)[:3]
+
+
+@pytest.mark.parametrize('batch_size, rows', [(1, None), (1, (0,)), (4, (2,)), (2**40, (0, 2**40 - 1))])
+def test_any_batch_size_gives_an_endless_stream(batch_size, rows):
+  batches = Batches(Numbers(20), number, batch_size, seed=5, rows=rows)
+  expected = np.concatenate(numbers(take(Batches(Numbers(20), number, 4, seed=5), 9)))
+  if batch_size <= 4:
+    read = np.concatenate(numbers(take(batches, 9)))
+    np.testing.assert_array_equal(read, expected[:9] if batch_size == 1 else expected[2::4])
+  else:
+    assert next(batches)['number'].shape == (2,)
+  batches.restore({**batches.state(), 'batches': 2**30 // batch_size})  # far into the stream
+  assert next(batches)['noise'].shape == (1 if batch_size <= 4 else 2,)

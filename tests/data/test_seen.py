@@ -1,5 +1,4 @@
 import io
-import pickle
 
 import pytest
 from PIL import Image
@@ -66,10 +65,3 @@ def test_a_limit_is_reported():
 @pytest.mark.parametrize(('first', 'second'), [('Ａ  cat ', 'a cat'), ('a cat.', 'A CAT'), ('STRASSE', 'straße')])
 def test_captions_are_normalized(first, second):
   assert seen.normalized(first) == seen.normalized(second) != seen.normalized('a cat on a mat')
-
-
-def test_a_subset_can_be_pickled():
-  source = records((encoded(1), 'a'), (encoded(2), 'b'), (encoded(3), 'c'))
-  subset = pickle.loads(pickle.dumps(seen.Subset(source, [2, 0])))
-  assert [record['caption'] for record in subset] == ['c', 'a']
-  assert len(subset) == 2

@@ -72,5 +72,14 @@ class Stream:
   def restore(self, state):
     self.position = state['position']
 
+  def replaced(self):
+    return np.array(False)
+
+  def most_replaced(self, num_batches):
+    return 0
+
+  def bad_names(self):
+    return []
+
   def records(self, number, most):
     return [f'{number}/{row}' for row in range(min(most, self.batch_size))]

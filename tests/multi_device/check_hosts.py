@@ -20,6 +20,7 @@ from dalle_jax.config import Config, MeshConfig, TrainingConfig
 from dalle_jax.flags import start_jax
 from dalle_jax.sharding import make_mesh
 from dalle_jax.training.loop import train
+from dalle_jax.training.metrics_log import read_metrics
 
 BATCH_SIZE = 8
 
@@ -61,28 +62,40 @@ def check_coordination(index, directory):
 
 
 def check_training(index, count, directory):
-  """Trains, resumes from the checkpoint and trains on; returns the parameters."""
+  """Trains, resumes from the checkpoint and trains on; returns the parameters, and counts of replaced rows.
+
+  Three rows of each batch are replaced, one or two of each host. At last, they exceed the limit.
+  """
   share = BATCH_SIZE // count
 
   class Share(toy_training.Stream):
     def __next__(self):
       return {name: rows[index * share : (index + 1) * share] for name, rows in super().__next__().items()}
 
+    def replaced(self):
+      return np.arange(index * share, (index + 1) * share) % 3 == 0
+
+    def most_replaced(self, num_batches):
+      return limit
+
   config = TrainingConfig(
     num_steps=3, batch_size=BATCH_SIZE, learning_rate=0.05, schedule='constant', warmup_steps=0, ema_decay=0.9,
     log_every=1, eval_every=0, checkpoint_every=3, keep_checkpoints=3,
   )  # fmt: skip
-  for num_steps in (3, 5):  # the second run resumes from the checkpoint of the first
-    state = train(
-      toy_training.LinearTask(noise=0.1),
-      dataclasses.replace(config, num_steps=num_steps),
-      mesh=make_mesh(MeshConfig()),
-      seed=0,
-      workdir=directory / f'trained_by_{count}',
-      batches=Share(),
-      logging=toy_training.QUIET,
-    )
-  return {'kernel': jax.device_get(state.params['model']['kernel']).ravel().tolist(), 'step': int(state.step)}
+  workdir, limit = directory / f'trained_by_{count}', 15
+
+  def run(num_steps):
+    return train(
+      toy_training.LinearTask(noise=0.1), dataclasses.replace(config, num_steps=num_steps),
+      mesh=make_mesh(MeshConfig()), seed=0, workdir=workdir, batches=Share(), logging=toy_training.QUIET,
+    )  # fmt: skip
+
+  run(3)
+  state = run(5)  # resumes from the checkpoint of the first
+  hosts.barrier('trained')
+  counts = {line['step']: line['bad_records'] for line in read_metrics(workdir / 'metrics.jsonl')}
+  result = {'kernel': jax.device_get(state.params['model']['kernel']).ravel().tolist(), 'step': int(state.step)}
+  return result | {'bad': counts, 'too bad': _message(run, 20)}
 
 
 def check_bundle(count, directory):

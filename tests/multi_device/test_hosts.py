@@ -30,6 +30,11 @@ def test_hosts_agree_report_failures_and_train_like_one(tmp_path):
     assert 'cannot be made' in result['not to be made']
     assert result['stopped'].startswith('KeyboardInterrupt')
     assert (result['step'], result['kernel']) == (5, pytest.approx(single['kernel'], rel=1e-5))
+  for result in (first, second, single):
+    assert result['bad'] == {str(step): 3 * step for step in range(1, 6)}
+  for result, step in ((first, 7), (second, 7), (single, 6)):  # several hosts know their sum a log line later
+    assert '18 records of the last 6 batches cannot be read; at most 15' in result['too bad']
+    assert f'The checkpoint of step {step} is in' in result['too bad']
   assert first['kernel'] == second['kernel']
   assert (first['mistake'], second['error']) == ('OSError: disk full', 'RuntimeError: a bug')
   assert second['mistake'] == 'ValueError: making the data: host 0 failed: OSError: disk full'

@@ -9,7 +9,7 @@ import pytest
 from runs import learnt
 
 from dalle_jax import hardware
-from dalle_jax.training import loop
+from dalle_jax.training import loop, monitors
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.loop import Hook, train
 from dalle_jax.training.metrics_log import read_metrics
@@ -92,7 +92,7 @@ def test_the_watchdog_tells_waiting_for_data_from_waiting_for_devices(fit, tmp_p
   """Waiting for the devices must count as 'step'. Otherwise a host that hangs in a collective would blame its data."""
   activities, waits = [''], []
 
-  class Watched(loop.Watchdog):
+  class Watched(monitors.Watchdog):
     def set_activity(self, activity, step):
       activities.append(activity)
 
@@ -102,7 +102,7 @@ def test_the_watchdog_tells_waiting_for_data_from_waiting_for_devices(fit, tmp_p
       return super().__next__()
 
   wait = jax.block_until_ready
-  monkeypatch.setattr(loop, 'Watchdog', Watched)
+  monkeypatch.setattr(monitors, 'Watchdog', Watched)
   monkeypatch.setattr(
     loop.jax, 'block_until_ready', lambda tree: waits.append(('devices', activities[-1])) or wait(tree)
   )

@@ -1,10 +1,13 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dalle_jax.config import TrainingConfig
 from dalle_jax.training.optimizer import make_optimizer
-from dalle_jax.training.schedule import PlateauState, halving_at_plateaus, make_schedule, rate_in_force
+from dalle_jax.training.schedule import PlateauState, halving_at_plateaus, make_schedule, rate_in_force, remarks
 
 
 def test_cosine_schedule_in_closed_form(make_config):
@@ -144,3 +147,29 @@ def test_other_schedules_have_no_plateau_state(make_config, changes):
   nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, PlateauState))
   assert not any(isinstance(node, PlateauState) for node in nodes)
   assert ('halved_after' in rate_in_force(config, state, jnp.int32(0))) == (changes['schedule'] == 'steps')
+
+
+@pytest.mark.parametrize('changes, expected', [
+  ({}, []),
+  ({'schedule_steps': 100}, []),
+  ({'schedule_steps': 150}, []),
+  (
+    {'schedule_steps': 60},
+    [r'prior_training\.schedule_steps is 60, .* 0 40 steps before the end: from step 61 to step 100 the optimizer'],
+  ),
+  ({'schedule_steps': 60, 'final_learning_rate': 1e-5}, ['stays at 1e-05']),
+  ({'schedule': 'constant', 'warmup_steps': 100}, [r'warmup_steps is 100, .* still rising .* below learning']),
+  ({'schedule': 'constant', 'warmup_steps': 99}, []),
+  ({'schedule': 'steps', 'halving_steps': (50, 100)}, [r'halving_steps has \[100\], which num_steps=100 never']),
+])  # fmt: skip
+def test_remarks_name_rates_that_a_user_may_not_expect(changes, expected):
+  config = TrainingConfig(**({'num_steps': 100, 'warmup_steps': 10, 'learning_rate': 0.1} | changes))
+  sentences = remarks(config, 'prior_training')
+  assert len(sentences) == len(expected)
+  assert all(re.search(pattern, text) for pattern, text in zip(expected, sentences, strict=True)), sentences
+
+
+def test_steps_after_the_schedule_have_the_rate_that_the_remark_states():
+  config = TrainingConfig(num_steps=100, warmup_steps=10, learning_rate=0.1, schedule_steps=60)
+  rates = np.array([make_schedule(config)(step) for step in (58, 59, 60, 99)])  # of steps 59, 60, 61 and 100
+  assert (rates[:2] > 0).all() and (rates[2:] == 0).all()

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from PIL import Image
 
+from dalle_jax.data import generated
 from dalle_jax.data.shapes.captions import caption, parse
 from dalle_jax.data.shapes.partition import describe, is_reserved
 from dalle_jax.data.shapes.render import MIN_SIZE, render
@@ -185,21 +186,31 @@ def _locked(directory: Path) -> Iterator[None]:
     yield
 
 
-def _is_complete(directory: Path, counts: dict[str, int]) -> bool:
-  """Whether a directory holds all files of a data set with these numbers of examples per split."""
-  if not all((directory / name).is_file() for name in ('dataset_info.json', 'features.json')):
-    return False
-  splits = tfds.builder_from_directory(directory).info.splits
-  if {name: split.num_examples for name, split in splits.items()} != counts:
-    return False
-  return all(os.path.isfile(path) for split in splits.values() for path in split.filepaths)
+def _damage(directory: Path, config: ShapesConfig) -> str:
+  """What is wrong with the files of a data set, in words; '' if nothing is."""
+
+  def read() -> None:
+    splits = tfds.builder_from_directory(directory).info.splits
+    if {name: split.num_examples for name, split in splits.items()} != config.counts:
+      raise ValueError('dataset_info.json states other numbers of examples')
+    for split, count in config.counts.items():
+      source = open_split(directory, split)
+      for index in range(count):
+        example = source[index]
+        with Image.open(io.BytesIO(example['image'])) as image:
+          image.load()
+        if example['key'] != f'{split}-{index:07d}' or image.size != (config.image_size, config.image_size):
+          raise ValueError(f'record {index} of {split} is another one')
+
+  with _quiet():
+    return generated.damage(directory, read)
 
 
-def _remove_unfinished(directory: Path) -> None:
-  """Removes the files of an interrupted preparation: the directory and TFDS's temporary directories beside it."""
-  for path in (directory, *directory.parent.glob(f'incomplete.*_{directory.name}')):
-    if path.exists():
-      shutil.rmtree(path)
+def _remove(directory: Path) -> None:
+  """Removes a damaged or unfinished data set, and TFDS's temporary directories of interrupted preparations."""
+  generated.remove(directory, ('dataset_info.json', 'features.json', f'{CaptionedShapes.name}-*.array_record*'))
+  for path in directory.parent.glob(f'incomplete.*_{directory.name}'):
+    shutil.rmtree(path)
 
 
 def _redirected(progress: Progress, stdout: TextIO) -> Progress:
@@ -235,8 +246,8 @@ def prepare(
 ) -> Path:
   """Writes the data set below `data_dir`, unless a complete one with these settings exists there.
 
-  An incomplete data set is removed and written again. If two processes prepare the same data set, the second waits for
-  the first.
+  An incomplete or damaged data set is removed and written again; see `generated`. If two processes prepare the same
+  data set, the second waits for the first.
 
   Args:
     data_dir: the root directory. Data sets with different settings have different directories below it.
@@ -253,7 +264,7 @@ def prepare(
     The directory of the data set, to be passed to `open_split`.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: a setting is out of range; or a damaged data set cannot be removed.
   """
   config = _make_config(
     image_size=image_size,
@@ -267,9 +278,13 @@ def prepare(
   data_dir = Path(data_dir).expanduser().absolute()
   directory = data_dir / CaptionedShapes.name / config.name / str(CaptionedShapes.VERSION)
   with _locked(directory.parent):
-    if not _is_complete(directory, config.counts):
-      _remove_unfinished(directory)
+    damage = _damage(directory, config) if directory.exists() else None
+    if damage:
+      absl_logging.warning('The generated data set in %s is damaged and is made again: %s.', directory, damage)
+    if damage != '':
+      _remove(directory)
       _write(config, data_dir, progress)
+      generated.record(directory)
   return directory
 
 

@@ -71,6 +71,7 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
     settings, loaded, dataset, count, mesh, extractor=extractor, ranker=ranker, cache=cache,
     grouped='diversity' in chosen,
   )  # fmt: skip
+  metrics.check_count(chosen, measured.count)
   figures, seconds = _measure(chosen, measured)
   overlap = dataset.overlaps.get(settings.split)
   result = {
@@ -81,7 +82,8 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
     'features': {'name': extractor.name, 'fingerprint': extractor.fingerprint} if extractor else None,
     'split': settings.split,
     'seen': {**(dataclasses.asdict(overlap) if overlap else {}), 'note': seen_note},
-    'num_images': count,
+    'num_images': measured.count,
+    'num_unreadable': len(measured.source.left_out),
     'seed': settings.seed,
     'metrics': chosen,
     'figures': {name: _as_json(figure) for name, figure in figures.items()},

@@ -39,6 +39,8 @@ class Samples(NamedTuple):
 class Measured:
   """The data for a model's metrics: the first `count` images of a split, and what the model computes from them.
 
+  Images that cannot be read are left out, so that the attributes `source` and `count` may have fewer.
+
   Args:
     settings: the settings of the evaluation.
     loaded: the model.
@@ -63,10 +65,11 @@ class Measured:
     if settings.max_image_pixels is not None:
       data = dataclasses.replace(self.config.data, max_image_pixels=settings.max_image_pixels)
       self.config = dataclasses.replace(self.config, data=data)
-    self.count, self.mesh, self.extractor, self.ranker = count, mesh, extractor, ranker
+    self.mesh, self.extractor, self.ranker = mesh, extractor, ranker
     self._dataset, self._cache, self._grouped = dataset, cache, grouped
     self._prompts, self._sample_seed, self._sampling = prompts, sample_seed, sampling
-    self.source = dataset.open(settings.split)
+    self.source = examples.readable(self.config, dataset.open(settings.split), settings.split, count)
+    self.count = len(self.source)
 
   @property
   def needed_extractor(self) -> Extractor:
@@ -95,6 +98,11 @@ class Measured:
         batches.append({name: values[:rows] for name, values in batch.items()})
         done += rows
         progress.update(done)
+    if done != self.count:
+      raise ValueError(
+        f'{self.count - done} of {self.count} records of the split {self.settings.split!r} could be read when the '
+        'command started, and cannot be read any more. Run the command again to leave them out.'
+      )
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
   @property
@@ -199,6 +207,8 @@ class Measured:
       'image size': self.config.data.image_size, 'crop': 'center', 'resampling': self.config.data.resampling,
       'blur': float(radius),
     }  # fmt: skip
+    if self.source.left_out:
+      facts['unreadable records'] = sorted(self.source.left_out)
     name = f'{extractor.name}_{self.settings.split}_{self.count}' + (f'_blur{radius:g}' if radius else '')
     return cache.get(name, facts, lambda: extractor(blur.gaussian(self.pictures, radius), 'real images'))
 

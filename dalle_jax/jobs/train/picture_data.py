@@ -10,18 +10,21 @@ import numpy as np
 
 from dalle_jax import hosts, sharding
 from dalle_jax.config import Config
-from dalle_jax.data import registry
+from dalle_jax.data import registry, unreadable
 from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.data.unreadable import Readable, UnreadableError
 from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.hosts import say
 from dalle_jax.jobs import examples, seen_records
+from dalle_jax.jobs.examples import MOST_NAMED
 from dalle_jax.jobs.train import pretrained
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.text_data import estimate_ngrams
 from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.stages import Stage
+from dalle_jax.training.bad_records import BadDataError, LeftOutError
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
 from dalle_jax.training.stage_tasks import task_module, training_of
@@ -51,7 +54,9 @@ def prepare(config: Config, space: Workspace) -> Dataset:
   Held-out records that also occur in training are left out.
   """
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
-    make = functools.partial(registry.prepare, config.data, space.data(config))
+    began = any(space.path.glob('*/checkpoints/[0-9]*'))
+    run = registry.RunData(space.path / 'records.json', began, jax.process_index() == 0)
+    make = functools.partial(registry.prepare, config.data, space.data(config), run=run)
     with hosts.together('making the data'):
       if jax.process_index() == 0:
         dataset = make(progress.update_of)
@@ -74,8 +79,7 @@ def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Datase
   with space.timed('tokenizer'):
     with hosts.together('training the tokenizer'):
       if jax.process_index() == 0 and not space.tokenizer.exists():
-        source = dataset.open('train')
-        captions = (source[i]['caption'] for i in range(len(source)))
+        captions = unreadable.captions(dataset.open('train'))
         space.keep_tokenizer(train_tokenizer(captions, config.tokenizer.vocab_size))
     tokenizer = Tokenizer.load(space.tokenizer)
   say(f'tokenizer: {tokenizer.vocab_size} pieces')
@@ -98,7 +102,7 @@ def make_batches(
   )  # fmt: skip
   make = functools.partial(
     Batches, batch_size=training.batch_size, rows=sharding.own_rows(mesh, training.batch_size),
-    num_threads=config.data.num_threads, fingerprint=dataset.fingerprint,
+    num_threads=config.data.num_threads, fingerprint=dataset.fingerprint, max_bad_share=config.data.max_bad_share,
   )  # fmt: skip
   # A mirrored image may contradict its caption: captions mention left, right and written words.
   flip = config.data.flip and stage.mirrors
@@ -107,17 +111,31 @@ def make_batches(
     crop = 'paper_dvae' if stage.mirrors else 'paper_prior'
   source, wrong_captions = dataset.open('train'), None
   if 'wrong' in fields:
-    wrong_captions = WrongCaptions(source[i]['caption'] for i in range(len(source)))
+    wrong_captions = WrongCaptions(unreadable.captions(source))
   augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, wrong_captions=wrong_captions)
   stream = make(source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=config.data.num_workers)
   if 'validation' not in dataset.splits:
     return stream, None
-  held_out = dataset.open('validation')
-  num_batches = min(training.eval_batches, -(-len(held_out) // training.batch_size))
+  held_out, bad = dataset.open('validation'), set[int]()
 
   def evaluation() -> Iterator[dict[str, np.ndarray]]:
-    batches = make(held_out, transform(crop='center', flip=False), seed=0, shuffle=False)
-    return itertools.islice(batches, num_batches)
+    """Yields the readable held-out records. If one turns out to be unreadable, the last step raises LeftOutError."""
+    records = Readable(held_out, bad)
+    batches = make(records, transform(crop='center', flip=False), seed=0, shuffle=False, held_out=True)
+    num_batches = min(training.eval_batches, -(-len(records) // training.batch_size))
+    try:
+      yield from itertools.islice(batches, num_batches)
+    except UnreadableError as error:
+      raise BadDataError(f'The held-out data: {error}', on_all_hosts=jax.process_count() == 1) from error
+    is_bad = np.isin(np.arange(len(records)), list(batches.bad_indices))
+    newly_bad = [records.indices[i] for i in np.flatnonzero(hosts.any_host(is_bad))]
+    if not newly_bad:
+      return
+    bad.update(newly_bad)
+    if len(bad) > min(unreadable.most_bad(len(held_out), config.data.max_bad_share), len(held_out) - 1):
+      names = ', '.join(unreadable.name_of(held_out, index) for index in sorted(bad)[:MOST_NAMED])
+      raise BadDataError(f'{len(bad)} of {len(held_out)} held-out records cannot be read, such as {names}.')
+    raise LeftOutError(len(bad))
 
   return stream, evaluation
 

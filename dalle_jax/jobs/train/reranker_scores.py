@@ -7,6 +7,7 @@ from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
 from dalle_jax.data.batches import Preprocess
 from dalle_jax.data.registry import Dataset
+from dalle_jax.data.unreadable import Readable
 from dalle_jax.evaluation import contrasts, retrieval
 from dalle_jax.hosts import say
 from dalle_jax.jobs import examples
@@ -34,7 +35,8 @@ def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tup
   retrieved: Retrieved = {}
   splits: list[str] = [name for name in ('validation', 'held_out') if name in dataset.splits]
   for split in splits or ['train']:
-    captions, images = _distinct_captions(config, dataset, split)
+    source = examples.readable(config, dataset.open(split), split)
+    captions, images = _distinct_captions(config, source)
     text_embeddings, image_embeddings = ranker.text_embeddings(captions), ranker.image_embeddings(images)
     cosines = image_embeddings @ text_embeddings.T
     scores |= retrieval.scores(cosines, split)
@@ -43,14 +45,13 @@ def measure(config: Config, dataset: Dataset, loaded: Bundle, mesh: Mesh) -> tup
     best = np.argsort(-prompt_cosines, axis=1)[:, : config.evaluation.images_per_prompt]
     retrieved[split] = prompts, images[best], np.take_along_axis(prompt_cosines, best, axis=1)
     if config.data.source == 'captioned_shapes':
-      scores |= _contrasts(config, dataset, ranker, split)
+      scores |= _contrasts(config, source, ranker, split)
     say(f'measured {split}: {len(captions)} captions')
   return scores, retrieved
 
 
-def _distinct_captions(config: Config, dataset: Dataset, split: str) -> tuple[list[str], np.ndarray]:
+def _distinct_captions(config: Config, source: Readable) -> tuple[list[str], np.ndarray]:
   """The first config.evaluation.num_captions distinct captions of a split, each with its first image."""
-  source = dataset.open(split)
   first_images: dict[str, np.ndarray] = {}
   transform = Preprocess(
     image_size=config.data.image_size, resampling=config.data.resampling, max_pixels=config.data.max_image_pixels
@@ -65,10 +66,10 @@ def _distinct_captions(config: Config, dataset: Dataset, split: str) -> tuple[li
   return list(first_images), np.stack(list(first_images.values()))
 
 
-def _contrasts(config: Config, dataset: Dataset, ranker: Ranker, split: str) -> dict[str, float]:
+def _contrasts(config: Config, source: Readable, ranker: Ranker, split: str) -> dict[str, float]:
   """How often a caption scores its own image above an image that differs in one attribute."""
   pairs = contrasts.make_pairs(
-    dataset.open(split), config.data.image_size, config.evaluation.num_prompts, stream_seed(config.seed, split)
+    source, config.data.image_size, config.evaluation.num_prompts, stream_seed(config.seed, split)
   )
   text_embeddings = ranker.text_embeddings(pairs.captions)
   true_embeddings, false_embeddings = (ranker.image_embeddings(images) for images in (pairs.true, pairs.false))

@@ -150,7 +150,7 @@ class Workspace:
     names = {file.name.removesuffix('.partial') for file in self.path.iterdir()}
     data = self.path / 'data'
     only_checks = data.is_dir() and [file.name for file in data.iterdir()] == ['checked']
-    ignored = {_CONFIG, _SECONDS, TOKENIZER_RECORD, run_lock.FILE, *(['data'] if only_checks else [])}
+    ignored = {_CONFIG, _SECONDS, TOKENIZER_RECORD, 'records.json', run_lock.FILE, *(['data'] if only_checks else [])}
     return {name for name in names if not name.startswith('.')} <= ignored
 
   def confirm(self) -> None:

@@ -38,7 +38,17 @@ class Curve(NamedTuple):
 
 
 class Task(Hashable, Protocol):
-  """Functions of a batch, and the names of the collections that training changes."""
+  """Functions of a batch, and the names of the collections that training changes.
+
+  A task whose means do not all count every example alike, such as a mean over caption tokens, also has
+
+      weight(batch, key) -> dict[str, jax.Array]
+
+  It returns float32 scalars: what each such mean counts in the batch, by the name of the mean in the results of
+  `evaluate` and `loss`. `key` is that of the loss, or None for `evaluate`. The loss of such a task takes an argument
+  `scales=None`, a dict with the same names. It multiplies the means, in its value and in its metrics, by these factors.
+  Gradient accumulation and evaluation over several batches are then exact (`training.step`).
+  """
 
   @property
   def name(self) -> str:

@@ -75,8 +75,15 @@ class JointTask:
     kl = jnp.sum(jnp.exp(posterior) * (posterior - jax.nn.log_softmax(image_logits)), axis=-1)
     return {'kl': kl.mean(), 'text': prior_model.text_nats(text_logits, text).mean()}
 
-  def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
+  def weight(self, batch: dict, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    """The number of counted text tokens, for `evaluate`. The terms of the loss are means over all examples."""
+    return {'text_nats_per_token': prior_model.count_text(batch['text'])}
+
+  def loss(
+    self, params: Any, batch: dict, key: jax.Array, step: jax.Array, scales: dict[str, jax.Array] | None = None
+  ) -> tuple[jax.Array, dict]:
     """Mean NLL per dimension of the relaxed reconstruction, plus kl_weight * (KL + text) per position."""
+    del scales  # no term counts tokens
     image, task = batch['image'], self.dvae
     logits = task.apply(params, image, method='encode_latents')
     soft = bottleneck.gumbel_softmax(logits, key, task.temperature(step))

@@ -42,17 +42,27 @@ class PriorTask:
     loss = weights.text_loss_weight * losses['text'] + weights.image_loss_weight * losses['image']
     return {'loss': loss, 'text_nats_per_token': losses['text'], 'image_nats_per_token': losses['image']}
 
-  def loss(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
+  def _captions(self, batch: dict, key: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """The caption ids that a loss reads, and which examples have kept their captions; None means all."""
+    share = self.config.prior.caption_drop
+    return prior_model.drop_captions(key, batch['text'], share) if share and key is not None else (batch['text'], None)
+
+  def weight(self, batch: dict, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    """The number of counted text tokens."""
+    return {'text_nats_per_token': prior_model.count_text(*self._captions(batch, key))}
+
+  def loss(
+    self, params: Any, batch: dict, key: jax.Array, step: jax.Array, scales: dict[str, jax.Array] | None = None
+  ) -> tuple[jax.Array, dict]:
     """text_loss_weight * nats per text token + image_loss_weight * nats per image token, plus the z-loss.
 
     The z-loss is z_loss_weight times the mean squared log-partition function, with the same weights for text and image
     tokens. During training each caption is dropped with probability `caption_drop`.
     """
     weights = self.config.prior
-    text, captioned = batch['text'], None
-    if weights.caption_drop:
-      text, captioned = prior_model.drop_captions(key, text, weights.caption_drop)
-    losses = self._losses(params, batch['image'], text, captioned)
+    losses = self._losses(params, batch['image'], *self._captions(batch, key))
+    if scales:
+      losses |= {name: scales['text_nats_per_token'] * losses[name] for name in ('text', 'text_z')}
     metrics = self._metrics(losses)
     loss = metrics.pop('loss')
     if weights.z_loss_weight:
@@ -64,10 +74,21 @@ class PriorTask:
     return self._metrics(self._losses(params, batch['image'], batch['text']))
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
-    """Add the rate of the image tokens in bits per dimension of the image."""
+    """Add the loss, and the rate of the image tokens in bits per dimension of the image.
+
+    The loss follows from the means of its two terms, which may count different numbers of tokens in each batch.
+    """
+    weights = self.config.prior
+    loss = (
+      weights.text_loss_weight * means['text_nats_per_token']
+      + weights.image_loss_weight * means['image_nats_per_token']
+    )
     per_dim = self.config.image_length / (3 * self.config.data.image_size**2)
     bits = float(means['image_nats_per_token']) / np.log(2)
-    return {**{name: float(value) for name, value in means.items()}, 'image_bits_per_dim': bits * per_dim}
+    return {
+      **{name: float(value) for name, value in {**means, 'loss': loss}.items()},
+      'image_bits_per_dim': bits * per_dim,
+    }
 
 
 def make_task(config: Config, text_vocab_size: int) -> PriorTask:

@@ -78,6 +78,23 @@ class ImageTokensTask(SequenceTask):
     text = batch['text'] if self.model.text_length else jnp.zeros((len(codes), 0), codes.dtype)
     return self.model.stream(text, codes)
 
+  def weight(self, batch: dict, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    """The number of counted tokens, and of those in captions; nothing without captions, as then all count alike."""
+    model = self.model
+    if not model.text_length:
+      return {}
+    codes = jnp.zeros((len(batch['text']), model.image_length), batch['text'].dtype)
+    counted = model.counted(model.stream(batch['text'], codes)).astype(jnp.float32)
+    return {'nats_per_token': counted.sum(), 'text_nats_per_token': counted[:, : model.text_length].sum()}
+
+  def loss(
+    self, params: Any, batch: dict, key: jax.Array, step: jax.Array, scales: dict[str, jax.Array] | None = None
+  ) -> tuple[jax.Array, dict]:
+    """Mean nats per counted token."""
+    figures = self.figures(params, batch)
+    figures |= {name: scale * figures[name] for name, scale in (scales or {}).items()}
+    return figures['nats_per_token'], figures
+
   def figures(self, params: Any, batch: dict) -> dict[str, jax.Array]:
     model, tokens = self.model, self.tokens(params, batch)
     counted = model.counted(tokens)

@@ -106,7 +106,7 @@ def test_the_summary_in_closed_form():
   means = {'loss': np.array(1.5), 'text_nats_per_token': np.array(2.0), 'image_nats_per_token': np.array(3.0)}
   bits = 3 / np.log(2) * 16 / (3 * 8 * 8)
   assert TASK.summarize(means) == pytest.approx(
-    {'loss': 1.5, 'text_nats_per_token': 2, 'image_nats_per_token': 3, 'image_bits_per_dim': bits}
+    {'loss': 0.25 * 2 + 0.5 * 3, 'text_nats_per_token': 2, 'image_nats_per_token': 3, 'image_bits_per_dim': bits}
   )
 
 

@@ -1,0 +1,111 @@
+"""The list of records that a run began with, kept so that a run continues after some of its files broke.
+
+The position of a run in its data means something only for the list of records that it began with. A later start checks
+the files anew. If it finds fewer records but no other ones, the run keeps its list, and training replaces the records
+that are gone. Any other change is another data set.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import logging
+
+from dalle_jax.data.folder import Entry
+from dalle_jax.data.unreadable import first_line, most_bad
+from dalle_jax.files import shown
+
+MOST_NAMED = 5  # lost records that a message names
+
+
+class Described(NamedTuple):
+  """A record, and what its image was when the list was made.
+
+  Attributes:
+    entry: the record.
+    digest: SHA-256 of the image file; '' if it is unknown.
+  """
+
+  entry: Entry
+  digest: str
+
+
+class Records(NamedTuple):
+  """The records of a data set.
+
+  Attributes:
+    lists: the records of each split.
+    fingerprint: the fingerprint of the data set.
+  """
+
+  lists: dict[str, list[Described]]
+  fingerprint: str
+
+
+def described(entries: Sequence[Entry], digests: Sequence[str]) -> list[Described]:
+  """Pair records with the digests of their images. `digests` is empty if they are unknown."""
+  return [Described(*pair) for pair in zip(entries, digests or [''] * len(entries), strict=True)]
+
+
+def keep(file: Path, fresh: Records, began: bool, max_bad_share: float, is_main: bool = True) -> Records:
+  """The records of a run: those that it began with if nothing but losses happened since, or else `fresh`.
+
+  Args:
+    file: where the records are kept; written if the run has not begun to train.
+    fresh: the records found now.
+    began: whether the run has begun to train.
+    max_bad_share: share of records that may be lost, see `unreadable.most_bad`.
+    is_main: whether this process may write `file`.
+
+  Raises:
+    ValueError: too many records are lost; or `file` cannot be written.
+  """
+  old = _read(file) if began else None
+  if old is None:
+    if is_main:
+      _write(file, fresh)
+    return fresh
+  found, known = set(itertools.chain(*fresh.lists.values())), set(itertools.chain(*old.lists.values()))
+  if found >= known or not found <= known:
+    return fresh
+  lost = [record for records in old.lists.values() for record in records if record not in found]
+  limit = most_bad(len(known), max_bad_share)
+  named = ', '.join(shown(record.entry.path) for record in lost[:MOST_NAMED]) + (
+    ', ...' if len(lost) > MOST_NAMED else ''
+  )
+  problem = f'{len(lost)} of the {len(known)} records that the run began with are missing or cannot be read ({named})'
+  if len(lost) > limit:
+    raise ValueError(
+      f'{problem}; at most {limit} may be. Mend the data, or raise config.data.max_bad_share, which is '
+      f'{max_bad_share:g}. Then run the same command again to continue.'
+    )
+  logging.warning('%s. Other records take their places in training.', problem)
+  return old
+
+
+def _read(file: Path) -> Records | None:
+  """The records in a file; None if there is none, or if it is damaged."""
+  try:
+    stored = json.loads(file.read_text(encoding='utf-8'))
+    lists = {
+      split: [Described(Entry(*entry), str(digest)) for entry, digest in records]
+      for split, records in stored['lists'].items()
+    }
+    return Records(lists, str(stored['fingerprint']))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    logging.warning('%s is damaged and is written again: %s', file, first_line(error))
+    return None
+
+
+def _write(file: Path, records: Records) -> None:
+  partial = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+  try:
+    partial.write_text(json.dumps(records._asdict()), encoding='utf-8')
+    os.replace(partial, file)
+  except OSError as error:
+    raise ValueError(f'{file} cannot be written: {error}') from None
