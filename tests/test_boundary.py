@@ -29,6 +29,7 @@ PROGRAMS = {
   'tools/plot_compression.py': [],
   'tools/plot_context.py': [],
   'tools/scaling.py': ['fit'],
+  'tools/soak.py': ['table', '--out=a'],
   'tools/tune_sampling.py': ['grid', '--model=m', '--out=a.json'],
 }
 OTHER_TOOLS = sorted({f'tools/{path.name}' for path in (ROOT / 'tools').glob('*.py')} - set(PROGRAMS))
@@ -230,6 +231,7 @@ JAX_PROGRAMS = {
   'tools/attention.py': ['--model=MODEL', '--prompt=a red circle', '--out=OUT.html'],
   'tools/benchmark.py': ['dvae', '--config=configs/quickstart.py:tiny'],
   'tools/embeddings.py': ['--model=MODEL', '--near=a'],
+  'tools/soak.py': ['table', '--out=a'],
   'tools/tune_sampling.py': ['grid', '--model=MODEL', '--out=OUT.json'],
 }
 MODEL = 'tests/golden/bundles/1'

@@ -9,12 +9,10 @@ model's dVAE has encoded and decoded them. The first errors are listed.
 """
 
 import collections
-import io
 from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from dalle_jax import flags as doors
 
@@ -71,6 +69,7 @@ def main(argv: list[str]) -> int:
   doors.start_jax(distributed=False)
   from dalle_jax import bundle, sharding
   from dalle_jax.config import DataConfig
+  from dalle_jax.data.image import decode
   from dalle_jax.data.shapes import builder
   from dalle_jax.data.shapes.scene import Scene
   from dalle_jax.evaluation import reconstruction
@@ -87,7 +86,7 @@ def main(argv: list[str]) -> int:
   )  # fmt: skip
   examples = [builder.make_example(config, _SPLIT.value, index) for index in range(_COUNT.value)]
   scenes = [Scene.from_json(example['scene']) for example in examples]
-  images = np.stack([np.asarray(Image.open(io.BytesIO(example['image']))) for example in examples])
+  images = np.stack([decode(example['image']) for example in examples])
   count_accepted()
   count_rejected(f'true scenes of {_SPLIT.value}, rendered', scenes, images)
   if path:

@@ -33,7 +33,7 @@ class Described(NamedTuple):
   digest: str
 
 
-class Records(NamedTuple):
+class RecordLists(NamedTuple):
   """The records of a data set.
 
   Attributes:
@@ -50,7 +50,7 @@ def described(entries: Sequence[Entry], digests: Sequence[str]) -> list[Describe
   return [Described(*pair) for pair in zip(entries, digests or [''] * len(entries), strict=True)]
 
 
-def keep(file: Path, fresh: Records, began: bool, max_bad_share: float, is_main: bool = True) -> Records:
+def keep(file: Path, fresh: RecordLists, began: bool, max_bad_share: float, is_main: bool = True) -> RecordLists:
   """The records of a run: those that it began with if nothing but losses happened since, or else `fresh`.
 
   Args:
@@ -86,7 +86,7 @@ def keep(file: Path, fresh: Records, began: bool, max_bad_share: float, is_main:
   return old
 
 
-def _read(file: Path) -> Records | None:
+def _read(file: Path) -> RecordLists | None:
   """The records in a file; None if there is none, or if it is damaged."""
   try:
     stored = json.loads(file.read_text(encoding='utf-8'))
@@ -94,7 +94,7 @@ def _read(file: Path) -> Records | None:
       split: [Described(Entry(*entry), str(digest)) for entry, digest in records]
       for split, records in stored['lists'].items()
     }
-    return Records(lists, str(stored['fingerprint']))
+    return RecordLists(lists, str(stored['fingerprint']))
   except FileNotFoundError:
     return None
   except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
@@ -102,7 +102,7 @@ def _read(file: Path) -> Records | None:
     return None
 
 
-def _write(file: Path, records: Records) -> None:
+def _write(file: Path, records: RecordLists) -> None:
   partial = file.with_name(f'{file.name}.{os.getpid()}.tmp')
   try:
     partial.write_text(json.dumps(records._asdict()), encoding='utf-8')

@@ -112,7 +112,7 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: 
   fingerprint = fingerprint_of(config.source, contents, digests)
   if run is not None:
     lists = {split: pinned.described(source.entries, source.digests) for split, source in sources.items()}
-    fresh = pinned.Records(lists, fingerprint)
+    fresh = pinned.RecordLists(lists, fingerprint)
     records = pinned.keep(run.file, fresh, run.began, config.max_bad_share, run.is_main)
     if records is not fresh:
       fingerprint = records.fingerprint

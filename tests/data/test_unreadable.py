@@ -138,7 +138,7 @@ def test_shown_escapes_control_characters_and_is_short():
 
 
 RECORDS = [pinned.Described(Entry(f'{i}.png', f'number {i}'), f'digest {i}') for i in range(10)]
-FRESH = pinned.Records({'train': RECORDS[:8], 'validation': RECORDS[8:]}, 'hash')
+FRESH = pinned.RecordLists({'train': RECORDS[:8], 'validation': RECORDS[8:]}, 'hash')
 CHANGED = [
   pinned.Described(Entry('0.png', 'changed'), 'digest 0'),
   pinned.Described(Entry('0.png', 'number 0'), 'other'),
@@ -147,7 +147,7 @@ CHANGED = [
 
 def _without(*numbers):
   lists = {split: [r for r in rows if int(r.entry.path[0]) not in numbers] for split, rows in FRESH.lists.items()}
-  return pinned.Records(lists, f'hash without {numbers}')
+  return pinned.RecordLists(lists, f'hash without {numbers}')
 
 
 def test_a_run_keeps_the_records_that_it_began_with_when_some_are_lost(tmp_path, warnings):
@@ -165,7 +165,7 @@ def test_a_run_keeps_the_records_that_it_began_with_when_some_are_lost(tmp_path,
 def test_other_data_are_not_taken_for_losses(tmp_path, changed):
   file = tmp_path / 'records.json'
   pinned.keep(file, FRESH, False, 0.5)
-  other = pinned.Records({'train': [*RECORDS[2:8], changed], 'validation': RECORDS[8:]}, 'x')
+  other = pinned.RecordLists({'train': [*RECORDS[2:8], changed], 'validation': RECORDS[8:]}, 'x')
   assert pinned.keep(file, other, True, 0.5) == other
   assert pinned.keep(file, _without(1), False, 0.5) == _without(1)  # before training, the data may change
   assert json.loads(file.read_text())['lists']['train'][1] == [['2.png', 'number 2'], 'digest 2']

@@ -21,6 +21,7 @@ from absl import logging as absl_logging
 from PIL import Image
 
 from dalle_jax.data import generated
+from dalle_jax.data.image import decode
 from dalle_jax.data.shapes.captions import caption, parse
 from dalle_jax.data.shapes.partition import describe, is_reserved
 from dalle_jax.data.shapes.render import MIN_SIZE, render
@@ -197,9 +198,8 @@ def _damage(directory: Path, config: ShapesConfig) -> str:
       source = open_split(directory, split)
       for index in range(count):
         example = source[index]
-        with Image.open(io.BytesIO(example['image'])) as image:
-          image.load()
-        if example['key'] != f'{split}-{index:07d}' or image.size != (config.image_size, config.image_size):
+        height, width, _ = decode(example['image']).shape
+        if example['key'] != f'{split}-{index:07d}' or (height, width) != (config.image_size, config.image_size):
           raise ValueError(f'record {index} of {split} is another one')
 
   with _quiet():

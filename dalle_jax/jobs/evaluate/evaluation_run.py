@@ -73,30 +73,43 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
   )  # fmt: skip
   metrics.check_count(chosen, measured.count)
   figures, seconds = _measure(chosen, measured)
-  overlap = dataset.overlaps.get(settings.split)
   result = {
-    'schema': SCHEMA,
     'model': info.get('params', ''),
     'data': dataset.fingerprint,
-    'reranker': ranker.info.get('params', '') if ranker else None,
-    'features': {'name': extractor.name, 'fingerprint': extractor.fingerprint} if extractor else None,
-    'split': settings.split,
-    'seen': {**(dataclasses.asdict(overlap) if overlap else {}), 'note': seen_note},
-    'num_images': measured.count,
-    'num_unreadable': len(measured.source.left_out),
-    'seed': settings.seed,
+    'seen': _seen(dataset, settings.split, seen_note),
     'metrics': chosen,
     'figures': {name: _as_json(figure) for name, figure in figures.items()},
-    'sampling': dataclasses.asdict(settings.sampling(config.sampling, count)),
-    'settings': json.loads(json.dumps(dataclasses.asdict(settings))),
-    'versions': _versions(),
-    'devices': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
     'seconds': seconds,
+    **_circumstances(settings, measured),
   }
   shown = evaluation_page.blocks(measured)
   if jax.process_index() == 0:
     _write(out, result, figures, settings, shown)
   return result
+
+
+def _seen(dataset: Dataset, split: str, note: str) -> dict[str, Any]:
+  """How many records of the split also occur in training, and a sentence about it."""
+  overlap = dataset.overlaps.get(split)
+  return {**(dataclasses.asdict(overlap) if overlap else {}), 'note': note}
+
+
+def _circumstances(settings: EvaluationSettings, measured: Measured) -> dict[str, Any]:
+  """The entries of the JSON file that say how the figures were measured."""
+  mesh, ranker, extractor = measured.mesh, measured.ranker, measured.extractor
+  return {
+    'schema': SCHEMA,
+    'reranker': ranker.info.get('params', '') if ranker else None,
+    'features': {'name': extractor.name, 'fingerprint': extractor.fingerprint} if extractor else None,
+    'split': settings.split,
+    'num_images': measured.count,
+    'num_unreadable': len(measured.source.left_out),
+    'seed': settings.seed,
+    'sampling': dataclasses.asdict(settings.sampling(measured.config.sampling, measured.count)),
+    'settings': json.loads(json.dumps(dataclasses.asdict(settings))),
+    'versions': _versions(),
+    'devices': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
+  }
 
 
 def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_path: Path) -> tuple[DataConfig, Path]:

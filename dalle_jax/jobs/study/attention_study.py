@@ -90,9 +90,11 @@ def show(
   picture = _read_picture(config, image, max_image_pixels) if image else None
   group = config.model if is_text_model else config.prior
   _check_layers(model, group, layers, heads)
-  loaded = bundle.load(Path(model), mesh := sharding.make_mesh(), _needed_parts(is_text_model))
+  mesh = sharding.make_mesh()
+  loaded = bundle.load(Path(model), mesh, _needed_parts(is_text_model))
   choice = _choice(loaded, group, num_images, layers, heads)
-  origin = _sampling_note(seed, settings := wanted.sampling(config.sampling, num_images))
+  settings = wanted.sampling(config.sampling, num_images)
+  origin = _sampling_note(seed, settings)
   articles: list[PictureArticle | page.Text] = []
   if is_text_model:
     texts, prompt_length = _texts(loaded, prompt, num_images, mesh, seed, settings, continuation)
@@ -104,9 +106,21 @@ def show(
     assert choice is not None, 'a prior has attention'
     articles += [_picture_article(loaded, text[0], codes[i], images[i], picture, i, choice) for i in range(num_images)]
     origin = origin if picture is None else f'The picture {Path(image).name}, encoded as image tokens.'
-  notes = [origin, page.SLOTS, *_choice_notes(choice, group)] if choice else [origin]
-  page.write(Path(out), f'Attention: {prompt}', notes, articles)
+  _write(Path(out), prompt, origin, choice, group, articles)
   return Path(out)
+
+
+def _write(
+  out: Path,
+  prompt: str,
+  origin: str,
+  choice: Choice | None,
+  group: Any,
+  articles: Sequence[PictureArticle | page.Text],
+) -> None:
+  """Write the page. `origin` says where its texts or pictures come from."""
+  notes = [origin, page.SLOTS, *_choice_notes(choice, group)] if choice else [origin]
+  page.write(out, f'Attention: {prompt}', notes, list(articles))
 
 
 def _sampling_note(seed: int, settings: SamplingConfig) -> str:
