@@ -88,26 +88,23 @@ def show(
   check_out(Path(out), overwrite)
   config = bundle.read_config(Path(model))
   picture = _read_picture(config, image, max_image_pixels) if image else None
-  group = config.model if is_text_model else config.prior
-  _check_layers(model, group, layers, heads)
+  _check_layers(model, group := config.model if is_text_model else config.prior, layers, heads)
   mesh = sharding.make_mesh()
   loaded = bundle.load(Path(model), mesh, _needed_parts(is_text_model))
   choice = _choice(loaded, group, num_images, layers, heads)
   settings = wanted.sampling(config.sampling, num_images)
-  origin = _sampling_note(seed, settings)
   articles: list[PictureArticle | page.Text] = []
   if is_text_model:
     texts, prompt_length = _texts(loaded, prompt, num_images, mesh, seed, settings, continuation)
     articles += [_text_article(loaded, ids, prompt_length, i, choice) for i, ids in enumerate(texts)]
-    origin = origin if continuation else 'The prompt itself; nothing was sampled.'
+    origin = _sampling_note(seed, settings) if continuation else 'The prompt itself; nothing was sampled.'
   else:
     text = encode_prompts(loaded.caption_tokenizer, [prompt], config.tokenizer.text_length, truncate)
     codes, images = _pictures(loaded, text, picture, num_images, mesh, seed, settings)
     assert choice is not None, 'a prior has attention'
     articles += [_picture_article(loaded, text[0], codes[i], images[i], picture, i, choice) for i in range(num_images)]
-    origin = origin if picture is None else f'The picture {Path(image).name}, encoded as image tokens.'
-  _write(Path(out), prompt, origin, choice, group, articles)
-  return Path(out)
+    origin = f'The picture {Path(image).name}, encoded as image tokens.' if image else _sampling_note(seed, settings)
+  return _write(Path(out), prompt, origin, choice, group, articles)
 
 
 def _write(
@@ -117,10 +114,11 @@ def _write(
   choice: Choice | None,
   group: Any,
   articles: Sequence[PictureArticle | page.Text],
-) -> None:
-  """Write the page. `origin` says where its texts or pictures come from."""
+) -> Path:
+  """Write the page and return its path. `origin` says where its texts or pictures come from."""
   notes = [origin, page.SLOTS, *_choice_notes(choice, group)] if choice else [origin]
   page.write(out, f'Attention: {prompt}', notes, list(articles))
+  return out
 
 
 def _sampling_note(seed: int, settings: SamplingConfig) -> str:
