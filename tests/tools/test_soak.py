@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from soaking import killing, mutations, subjects, worker
+from soaking import mutations, subjects, worker
 from soaking.results import OUTCOMES, Outcome, Results
 from toy_subject import ToySubject
 
@@ -80,20 +80,18 @@ def test_a_silent_fault_is_found(tmp_path, monkeypatch):
 
 
 def test_file_operations_in_the_work_directory_are_counted_and_kill_at_the_one_asked_for(tmp_path):
-  script = (
-    'import os, pathlib\n'
-    'from soaking import killing\n'
-    'killing._watch_file_operations()\n'
-    f'd = pathlib.Path({str(tmp_path)!r})\n'
-    "(d / 'a').write_text('a'); (d / 'a').read_text(); (d / 'a').rename(d / 'b'); (d / 'b').unlink()\n"
-  )
+  count = tmp_path.with_suffix('.count')
 
   def run(limit):
-    variables = os.environ | {
-      'PYTHONPATH': f'{TOOLS}{os.pathsep}{TOOLS.parent}', killing._DIRECTORY: str(tmp_path),
-      killing._KILL_AT: str(limit), killing._COUNT: str(tmp_path.with_suffix('.count')),
-    }  # fmt: skip
+    script = (
+      'import pathlib\n'
+      'from soaking import killing\n'
+      f'd = pathlib.Path({str(tmp_path)!r})\n'
+      f'killing.watch_file_operations(d, {limit}, pathlib.Path({str(count)!r}))\n'
+      "(d / 'a').write_text('a'); (d / 'a').read_text(); (d / 'a').rename(d / 'b'); (d / 'b').unlink()\n"
+    )
+    variables = os.environ | {'PYTHONPATH': f'{TOOLS}{os.pathsep}{TOOLS.parent}'}
     return subprocess.run([sys.executable, '-c', script], env=variables, check=False).returncode
 
-  assert run(0) == 0 and tmp_path.with_suffix('.count').read_text() == '3'
+  assert run(0) == 0 and count.read_text() == '3'
   assert run(2) == -9 and (tmp_path / 'a').exists()

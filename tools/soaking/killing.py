@@ -4,12 +4,14 @@ A cycle is one run from its start to its end, with several kills. At its end, pa
 those of the run without interruption.
 """
 
+import multiprocessing
 import os
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from soaking.results import Outcome
 
 PATIENCE_S = 900.0  # seconds until a start that does not end is a hang
 _STATUS_KILLED = -signal.SIGKILL
-_KILL_AT, _DIRECTORY, _COUNT = 'SOAK_KILL_AT', 'SOAK_DIRECTORY', 'SOAK_COUNT'
+# Packages that a start needs; importing them takes longer than all else, and is not what is tested.
+_PRELOADED = ('dalle_jax.data.shapes.builder', 'dalle_jax.jobs.train.run', 'grain')
 _EVENTS = ('os.rename', 'os.remove', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.truncate', 'os.utime')
 
 
@@ -39,8 +42,12 @@ class Killing:
     reference = directory / 'reference'
     shutil.rmtree(reference, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
-    process = self._start(reference, {_KILL_AT: '0', _COUNT: str(count)})
-    if process.wait() != 0:
+    os.environ.update(base_files.environment(base / 'programs'))
+    self._context = multiprocessing.get_context('forkserver')
+    self._context.set_forkserver_preload(['soaking.killing', *_PRELOADED])
+    process = self._start(reference, count=count)
+    process.join()
+    if process.exitcode != 0:
       raise ValueError(f'the run without kills failed:\n{self._log(reference).read_text(encoding="utf-8")[-4000:]}')
     self._seconds, self._operations = time.monotonic() - start, int(count.read_text(encoding='utf-8'))
     if base_files.learnt(reference) != self._expected:
@@ -68,7 +75,7 @@ class Killing:
         return max(kills, 1), outcome
       if not killed:
         break
-    outcome = self._ended(self._start(workdir, {}), workdir) or self._compare(workdir)
+    outcome = self._ended(self._start(workdir), workdir) or self._compare(workdir)
     if outcome.name == 'right':
       shutil.rmtree(workdir)
       self._log(workdir).unlink()
@@ -77,33 +84,38 @@ class Killing:
   def _killed_start(self, rng: np.random.Generator, workdir: Path) -> tuple[int, Outcome | None]:
     """Starts the run and kills it; returns the number of kills (0 if it ended first) and what went wrong."""
     if rng.random() < 0.5:
-      process = self._start(workdir, {_KILL_AT: str(int(rng.integers(1, self._operations + 1)))})
+      process = self._start(workdir, limit=int(rng.integers(1, self._operations + 1)))
       outcome = self._ended(process, workdir)
-      return int(process.returncode == _STATUS_KILLED), outcome
-    process = self._start(workdir, {})
-    try:
-      process.wait(rng.uniform(0.2, 0.8) * self._seconds)
-    except subprocess.TimeoutExpired:
+      return int(process.exitcode == _STATUS_KILLED), outcome
+    process = self._start(workdir)
+    process.join(rng.uniform(0.05, 0.8) * self._seconds)
+    if process.exitcode is None:
       process.kill()
-      process.wait()
+      process.join()
       return 1, None
     return 0, self._ended(process, workdir)
 
-  def _start(self, workdir: Path, extra: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'soaking.killing', *base_files.training_arguments(workdir)]
-    variables = base_files.environment(self._base / 'programs') | {_DIRECTORY: str(workdir)} | extra
-    with self._log(workdir).open('a', encoding='utf-8') as log:
-      root = Path(__file__).parents[2]
-      return subprocess.Popen(command, env=variables, cwd=root, stdout=log, stderr=subprocess.STDOUT)
+  def _start(self, workdir: Path, limit: int = 0, count: Path | None = None) -> BaseProcess:
+    """Starts the run in a process that has imported its packages already.
+
+    Args:
+      workdir: The work directory.
+      limit: The number of the file operation before which the process is killed; 0 for none.
+      count: A file for the number of file operations.
+    """
+    arguments = base_files.training_arguments(workdir)
+    process = self._context.Process(target=_run, args=(arguments, workdir, self._log(workdir), limit, count))
+    process.start()
+    return process
 
   def _log(self, workdir: Path) -> Path:
     return workdir.with_name(workdir.name + '.log')
 
-  def _ended(self, process: subprocess.Popen, workdir: Path) -> Outcome | None:
+  def _ended(self, process: BaseProcess, workdir: Path) -> Outcome | None:
     """Waits for the end of a start; None if it ended as it should, by itself or killed."""
-    try:
-      status = process.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
+    process.join(PATIENCE_S)
+    status = process.exitcode
+    if status is None:
       process.kill()
       return Outcome('hang', f'a start had not ended after {PATIENCE_S:.0f} s')
     if status in (0, _STATUS_KILLED):
@@ -119,9 +131,20 @@ class Killing:
     )
 
 
-def _watch_file_operations() -> None:
-  """Counts the file operations in the work directory, and kills this process before the one that is asked for."""
-  directory, limit, count = os.environ[_DIRECTORY], int(os.environ.get(_KILL_AT, '0')), 0
+def _run(arguments: list[str], workdir: Path, log: Path, limit: int, count: Path | None) -> None:
+  """Runs `python -m dalle_jax.train` in this process, with its output in a file."""
+  with log.open('a', encoding='utf-8') as output:
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+  os.chdir(Path(__file__).parents[2])
+  sys.argv = ['dalle_jax.train', *arguments]
+  watch_file_operations(workdir, limit, count)
+  runpy.run_module('dalle_jax.train', run_name='__main__')
+
+
+def watch_file_operations(directory: Path, limit: int, count_file: Path | None) -> None:
+  """Counts this process's file operations in a directory, and kills the process before number `limit`; 0: never."""
+  prefix, count = str(directory), 0
 
   def hook(event: str, arguments: tuple) -> None:
     nonlocal count
@@ -129,20 +152,11 @@ def _watch_file_operations() -> None:
       counts = isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     else:
       counts = event in _EVENTS
-    if counts and isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(directory):
+    if counts and isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(prefix):
       count += 1
+      if count_file:
+        count_file.write_text(str(count), encoding='utf-8')  # outside of the directory, so it does not count
       if count == limit:
         os.kill(os.getpid(), signal.SIGKILL)
 
   sys.addaudithook(hook)
-  if _COUNT in os.environ:
-    import atexit
-
-    atexit.register(lambda: Path(os.environ[_COUNT]).write_text(str(count), encoding='utf-8'))
-
-
-if __name__ == '__main__':
-  import runpy
-
-  _watch_file_operations()
-  runpy.run_module('dalle_jax.train', run_name='__main__', alter_sys=True)

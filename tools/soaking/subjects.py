@@ -1,7 +1,7 @@
 """The kinds of input: each makes a damaged input from an undamaged one, uses it as a door does, and judges the result.
 
-A trial returns an `Outcome`, or raises. The worker counts a ValueError as a clean error, because the doors print its
-message and exit with status 2. Any other exception would be a traceback.
+A trial returns an `Outcome`, or raises. The worker counts an error as clean if the commands would print one message for
+it and exit with status 2 (`dalle_jax.boundary`). Any other exception would be a traceback.
 """
 
 import io

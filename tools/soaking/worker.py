@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dalle_jax import boundary
 from soaking.results import Outcome
 
 PATIENCE_S = 60.0  # seconds that a trial may take
@@ -81,8 +82,9 @@ def _serve(pipe: Any, make_subject: Callable[[Path], Any], base: Path, seed: int
 def _outcome(subject: Any, rng: np.random.Generator, directory: Path) -> Outcome:
   try:
     return subject.trial(rng, directory)
-  except ValueError as error:
-    return Outcome('clean error', str(error))
   except Exception as error:
+    message = None if isinstance(error, MemoryError) else boundary.explain(error)
+    if message is not None:
+      return Outcome('clean error', message)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return Outcome('traceback', f'{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})')
