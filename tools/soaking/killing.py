@@ -4,6 +4,7 @@ A cycle is one run from its start to its end, with several kills. At its end, pa
 those of the run without interruption.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -11,6 +12,8 @@ import shutil
 import signal
 import sys
 import time
+import types
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -105,7 +108,8 @@ class Killing:
     """
     arguments = base_files.training_arguments(workdir)
     process = self._context.Process(target=_run, args=(arguments, workdir, self._log(workdir), limit, count))
-    process.start()
+    with _without_main():
+      process.start()
     return process
 
   def _log(self, workdir: Path) -> Path:
@@ -131,6 +135,16 @@ class Killing:
     )
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+  """Keeps new processes from importing the program that is running, whose flags are not those of training."""
+  main, sys.modules['__main__'] = sys.modules['__main__'], types.ModuleType('__main__')
+  try:
+    yield
+  finally:
+    sys.modules['__main__'] = main
+
+
 def _run(arguments: list[str], workdir: Path, log: Path, limit: int, count: Path | None) -> None:
   """Runs `python -m dalle_jax.train` in this process, with its output in a file."""
   with log.open('a', encoding='utf-8') as output:
@@ -144,7 +158,7 @@ def _run(arguments: list[str], workdir: Path, log: Path, limit: int, count: Path
 
 def watch_file_operations(directory: Path, limit: int, count_file: Path | None) -> None:
   """Counts this process's file operations in a directory, and kills the process before number `limit`; 0: never."""
-  prefix, count = str(directory), 0
+  own, count = str(directory), 0
 
   def hook(event: str, arguments: tuple) -> None:
     nonlocal count
@@ -152,7 +166,8 @@ def watch_file_operations(directory: Path, limit: int, count_file: Path | None) 
       counts = isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     else:
       counts = event in _EVENTS
-    if counts and isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(prefix):
+    path = os.fspath(arguments[0]) if counts and isinstance(arguments[0], str | os.PathLike) else ''
+    if path == own or path.startswith(own + os.sep):
       count += 1
       if count_file:
         count_file.write_text(str(count), encoding='utf-8')  # outside of the directory, so it does not count
