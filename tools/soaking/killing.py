@@ -87,11 +87,11 @@ class Killing:
   def _killed_start(self, rng: np.random.Generator, workdir: Path) -> tuple[int, Outcome | None]:
     """Starts the run and kills it; returns the number of kills (0 if it ended first) and what went wrong."""
     if rng.random() < 0.5:
-      process = self._start(workdir, limit=int(rng.integers(1, self._operations + 1)))
+      process = self._start(workdir, limit=int(rng.integers(1, self._operations // 4)))
       outcome = self._ended(process, workdir)
       return int(process.exitcode == _STATUS_KILLED), outcome
     process = self._start(workdir)
-    process.join(rng.uniform(0.05, 0.8) * self._seconds)
+    process.join(rng.uniform(0.02, 0.4) * self._seconds)
     if process.exitcode is None:
       process.kill()
       process.join()
