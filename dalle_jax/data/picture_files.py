@@ -6,10 +6,12 @@ Ghostscript, which executes the file. This module is the only one that opens pic
 
 import contextlib
 import io
+import logging
 import os
 import re
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +20,10 @@ from PIL import Image
 
 from dalle_jax.data import png_chunks
 from dalle_jax.files import shown
+
+# Pillow warns about metadata that we do not use, and prints parts of damaged files. What matters to the pixels raises.
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif')
 # Pillow's own limit, about 9,459 x 9,459 pixels, or 270 MB as RGB. Cameras stay below it, up to 80 megapixels, and the

@@ -4,6 +4,8 @@ import io
 import os
 import pathlib
 import struct
+import subprocess
+import sys
 import tracemalloc
 import warnings
 
@@ -262,3 +264,18 @@ def test_a_forked_process_opens_pictures_and_has_pillows_limit():
       right = limit == Image.MAX_IMAGE_PIXELS and image_lib.decode(encoded(IMAGE)).shape == (6, 9, 3)
       os._exit(0 if right else 1)
   assert os.waitpid(child, 0)[1] == 0 and limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_pillow_prints_nothing_about_damaged_metadata(tmp_path):
+  buffer = io.BytesIO()
+  Image.new('RGB', (4, 4)).save(buffer, 'TIFF', compression='raw', software='x' * 50)
+  data = buffer.getvalue()
+  (tmp_path / 'cut.tif').write_bytes(data[: data.index(b'x' * 50) + 3])
+  script = (
+    'import sys\nfrom dalle_jax.data import image\n'
+    "try:\n  image.decode(open(sys.argv[1], 'rb').read())\nexcept ValueError:\n  print('refused')\n"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script, tmp_path / 'cut.tif'], capture_output=True, text=True, check=False
+  )
+  assert (done.stdout, done.stderr) == ('refused\n', '')
