@@ -22,12 +22,16 @@ from dalle_jax.compression.container import ContainerReader, ContainerWriter, Da
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.evaluation.sequence_likelihood import num_values
-from dalle_jax.files import check_directory, check_file, finite_or_null, replacing, shown, write_json
+from dalle_jax.files import check_directory, check_file, finite_or_null, read_json_object, replacing, shown, write_json
 from dalle_jax.hosts import say
 from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
 from dalle_jax.training.signals import terminations_as_interrupts
+
+# Keys of config.json that do not change probabilities, besides the training settings. They are part of the format: a
+# change makes files that were coded before unreadable.
+_FREE = ('seed', 'mesh', 'logging', 'profile', 'sampling', 'evaluation')
 
 
 class Job(Protocol):
@@ -135,7 +139,7 @@ def decode(
       check_directory(out_path, 'OUT')
     job_type, parts = _job_type(model)
     loaded = _load(model, parts)
-    _check_model(reader.header, _identity(Path(model), loaded), job_type.kind, model)
+    _check_model(reader.header, loaded, job_type.kind, model)
     if reader.header.platform != platform():
       say(
         f'note: the file was encoded on {reader.coded_on}; this machine is {platform()!a}. If it computes other '
@@ -209,11 +213,24 @@ def _load(path: str, parts: tuple[str, ...]) -> Bundle:
 
 
 def _identity(path: Path, loaded: Bundle) -> str:
-  """A fingerprint of a model directory: its parameters, configuration and tokenizer."""
+  """A fingerprint of a model: its parameters, its tokenizer, and what its configuration says about probabilities."""
+  config = read_json_object(path / 'config.json')
+  model = {name: group for name, group in config.items() if name not in _FREE and not name.endswith('_training')}
+  model['data'] = {'image_size': loaded.config.data.image_size}
+  model['dvae'] = {name: value for name, value in config.get('dvae', {}).items() if name != 'pretrained'}
+  return _digest(path, loaded, json.dumps(model, sort_keys=True).encode())
+
+
+def _earlier_identity(path: Path, loaded: Bundle) -> str:
+  """The fingerprint in files of earlier versions: of all bytes of config.json, and so of the mesh and of paths too."""
+  return _digest(path, loaded, (path / 'config.json').read_bytes())
+
+
+def _digest(path: Path, loaded: Bundle, config: bytes) -> str:
   digest = hashlib.sha256(bundle.fingerprint(loaded.params).encode())
-  for name in ('config.json', 'tokenizer.model'):
-    file = path / name
-    digest.update(hashlib.sha256(file.read_bytes() if file.exists() else b'').digest())
+  tokenizer = path / 'tokenizer.model'
+  for content in (config, tokenizer.read_bytes() if tokenizer.exists() else b''):
+    digest.update(hashlib.sha256(content).digest())
   return digest.hexdigest()[:16]
 
 
@@ -230,8 +247,9 @@ def _writer(
   return ContainerWriter(file, header)
 
 
-def _check_model(header: Header, identity: str, kind: str, model: str) -> None:
-  if header.model != identity:
+def _check_model(header: Header, loaded: Bundle, kind: str, model: str) -> None:
+  identity = _identity(Path(model), loaded)
+  if header.model not in (identity, _earlier_identity(Path(model), loaded)):
     raise Unreadable(
       f'it was coded with the model {shown(repr(header.model))}, but {model} (--model) is the model {identity!r}'
     )
