@@ -30,7 +30,7 @@ class TrainedOn:
   Attributes:
     data: The fingerprint of the data.
     sizes: The number of records of each split; of text, the number of bytes.
-    tokenizer: The hash of the tokenizer; '' without one, or if it is unknown.
+    tokenizer: The hash of the tokenizer's contents, or in some records of its pieces; '' without one, or if unknown.
   """
 
   data: str
@@ -84,11 +84,11 @@ class TrainingRecords:
     Raises:
       ValueError: A stage was trained with another tokenizer and `allow_other_data` is False.
     """
-    current_hash = '' if tokenizer is None else tokenizer.pieces_hash
+    current_hash, pieces_hash = ('', '') if tokenizer is None else (tokenizer.contents_hash, tokenizer.pieces_hash)
     self._now = dataclasses.replace(self._now, tokenizer=current_hash)
     with hosts.together('comparing the tokenizer with that of earlier starts'):
       for stage, record in self._trained().items() if self._is_main else ():
-        if _reads_text(stage) and record and record.tokenizer not in ('', current_hash):
+        if _reads_text(stage) and record and record.tokenizer not in ('', current_hash, pieces_hash):
           self._refuse_or_say(
             f'stage {stage.name} was trained with another tokenizer than {self._space.tokenizer} holds now: hash '
             f'{record.tokenizer[:12]} then, {current_hash[:12] or "none"} now'

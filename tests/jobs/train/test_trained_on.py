@@ -6,10 +6,12 @@ import pathlib
 import runpy
 
 import pytest
+from random_models import caption_tokenizer
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer
+from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.jobs.train import run
 from dalle_jax.jobs.train.text_data import TextData
 from dalle_jax.jobs.train.trained_on import TrainingRecords
@@ -21,7 +23,7 @@ FIRST, OTHER = TextData({'train': [b'a' * 100]}, 'first'), TextData({'train': [b
 
 
 class OtherTokenizer(ByteTokenizer):
-  pieces_hash = 'another'
+  pieces_hash = contents_hash = 'another'
 
 
 def _records(tmp_path, data, config=PICTURES, allow=False):
@@ -110,6 +112,29 @@ def test_another_tokenizer_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r'stage prior was trained with another tokenizer .*: hash .* then, another now'):
     _records(tmp_path, FIRST).check_tokenizer(OtherTokenizer())
   _records(tmp_path, FIRST, allow=True).check_tokenizer(OtherTokenizer())
+
+
+def test_a_tokenizer_with_a_flipped_bit_in_its_rules_is_refused(tmp_path):
+  tokenizer, file = caption_tokenizer(), tmp_path / 'changed.model'
+  _train(tmp_path, FIRST, 'prior', step=3, tokenizer=tokenizer)
+  tokenizer.save(file)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+  changed = Tokenizer.load(file)
+  assert changed.pieces_hash == tokenizer.pieces_hash
+  with pytest.raises(ValueError, match='stage prior was trained with another tokenizer'):
+    _records(tmp_path, FIRST).check_tokenizer(changed)
+
+
+def test_a_record_of_the_pieces_of_a_tokenizer_is_accepted(tmp_path):
+  tokenizer = caption_tokenizer()
+  _train(tmp_path, FIRST, 'prior', step=3, tokenizer=tokenizer)
+  file = tmp_path / 'prior' / 'trained_on.json'
+  values = json.loads(file.read_text())
+  assert values['tokenizer'] == tokenizer.contents_hash != tokenizer.pieces_hash
+  file.write_text(json.dumps(values | {'tokenizer': tokenizer.pieces_hash}))
+  _records(tmp_path, FIRST).check_tokenizer(tokenizer)
 
 
 def test_a_tokenizer_of_other_data_is_trained_again_unless_a_stage_needs_it(tmp_path, capsys):
