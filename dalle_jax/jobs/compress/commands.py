@@ -22,7 +22,16 @@ from dalle_jax.compression.container import ContainerReader, ContainerWriter, Da
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.evaluation.sequence_likelihood import num_values
-from dalle_jax.files import check_directory, check_file, finite_or_null, read_json_object, replacing, shown, write_json
+from dalle_jax.files import (
+  check_directory,
+  check_file,
+  finite_or_null,
+  naming,
+  read_json_object,
+  replacing,
+  shown,
+  write_json,
+)
 from dalle_jax.hosts import say
 from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
@@ -92,7 +101,7 @@ def encode(
     loaded = _load(model, parts)
     job, identity = job_type(loaded), _identity(Path(model), loaded)
     make_writer = functools.partial(_writer, kind=job_type.kind, coder=settings.coder, identity=identity)
-    with replacing(out_path) as partial, partial.open('wb') as file:
+    with naming(out_path), replacing(out_path) as partial, partial.open('wb') as file:
       figures = job.encode(inputs, settings, functools.partial(make_writer, file))
       figures |= {
         'model': str(Path(model)), 'model_kind': _model_kind(loaded), 'num_values': num_values(loaded.params),
@@ -145,7 +154,7 @@ def decode(
         f'note: the file was encoded on {reader.coded_on}; this machine is {platform()!a}. If it computes other '
         'probabilities, the checksums will show it.'
       )
-    with replacing(out_path) as partial:
+    with naming(out_path), replacing(out_path) as partial:
       try:
         job_type(loaded).decode(reader, partial, Path(source).stat().st_size, limits or DecodingLimits())
         reader.check_whole()
@@ -267,7 +276,10 @@ def _readable_errors(source: str) -> Iterator[None]:
     with terminations_as_interrupts():
       yield
   except OSError as error:
-    raise ValueError(f'{shown(error.filename or source)}: {error.strerror or shown(error)}') from None
+    if error.errno is None:
+      raise ValueError(f'{shown(error.filename or source)}: {shown(error)}') from None
+    with naming(source):
+      raise
   except jax.errors.JaxRuntimeError as error:
     first_line = shown(str(error).splitlines()[0], 300)
     raise ValueError(f'{shown(source)}: {first_line} Encode with a lower --batch_size to use less memory.') from error

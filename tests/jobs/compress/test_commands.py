@@ -279,9 +279,9 @@ def test_ctrl_c_and_a_full_disk_leave_no_output_file(models, tmp_path, monkeypat
   from dalle_jax.compression import text
 
   (tmp_path / 'in').write_bytes(TEXT)
-  for error, kind in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, 'No space left on device'), ValueError)):
+  for error, kind in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, 'No space left on device'), OSError)):
     monkeypatch.setattr(text, 'encode', unittest.mock.Mock(side_effect=error))
-    with pytest.raises(kind):
+    with pytest.raises(kind, match=rf'{tmp_path}/coded' if kind is OSError else None):
       commands.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
     assert [path.name for path in tmp_path.iterdir()] == ['in']
 
