@@ -296,14 +296,29 @@ def test_images_are_drawn_without_a_home_directory(home, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['dalle_jax.train', 'dalle_jax.generate', 'tools/attention.py'])
+@pytest.mark.parametrize('name', ['dalle_jax.train', 'dalle_jax.generate', 'dalle_jax.compress', 'tools/attention.py'])
 def test_64_bit_types_change_nothing(name, tmp_path):
-  for x64 in ('0', '1'):
+  for x64 in '01':
     done = _real(name, tmp_path / x64 / 'a', JAX_ENABLE_X64=x64)
     assert done.returncode == 0, done.stderr
     assert ('32-bit types' in done.stderr) == (x64 == '1')
-  suffixes = ('.png', '.html') if 'train' not in name else ('.model', '.png')
+  suffixes = ('.png', '.html', '.djxc') if 'train' not in name else ('.model', '.png')
   contents = [
     {path.name: path.read_bytes() for path in (tmp_path / x64).rglob('*') if path.suffix in suffixes} for x64 in '01'
   ]
   assert contents[0] == contents[1] and contents[0]
+  if 'train' in name:
+    infos = [json.loads((tmp_path / x64 / 'a' / 'model' / 'bundle.json').read_text())['params'] for x64 in '01']
+    assert infos[0] == infos[1]
+    states = list((tmp_path / '1').glob('a/*/checkpoints/*/state'))
+    assert states and set().union(*map(_dtypes, states)) == {'float32', 'int32'}
+    assert _dtypes(tmp_path / '1' / 'a' / 'model' / 'params') == {'float32'}
+
+
+def _dtypes(path):
+  """The dtypes of stored arrays."""
+  import jax
+  import orbax.checkpoint as ocp
+
+  metadata = ocp.StandardCheckpointHandler().metadata(path)
+  return {str(leaf.dtype) for leaf in jax.tree.leaves(metadata.tree)}

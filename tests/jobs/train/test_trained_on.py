@@ -105,6 +105,22 @@ def test_a_stage_of_an_earlier_version_gets_its_record(tmp_path):
     _records(tmp_path, FIRST).check_data()
 
 
+def test_the_checkpoint_of_a_stage_of_an_earlier_version_says_what_its_data_were(tmp_path):
+  _train(tmp_path, OTHER, 'dvae')
+  (tmp_path / 'dvae' / 'trained_on.json').unlink()
+  (checkpoint,) = (tmp_path / 'dvae' / 'checkpoints').iterdir()
+  (checkpoint / 'data').mkdir()
+  (checkpoint / 'data' / 'metadata').write_text('{"fingerprint": "first", "dataset_length": 100}')
+  with pytest.raises(ValueError, match=r'fingerprint first \(100 train\) then, fingerprint other \(91 train\) now'):
+    _records(tmp_path, OTHER).check_data()
+  for data in (FIRST, OTHER):
+    records = _records(tmp_path, data, allow=True)
+    records.check_data()
+    records.keep(PICTURES.trained_stages[0])
+    assert records.data_of_parts() == {'dvae': 'first'}
+  assert json.loads((tmp_path / 'dvae' / 'trained_on.json').read_text())['data'] == 'first'
+
+
 def test_another_tokenizer_is_refused(tmp_path):
   _train(tmp_path, FIRST, 'dvae')
   _records(tmp_path, FIRST).check_tokenizer(OtherTokenizer())  # the dVAE reads no text
