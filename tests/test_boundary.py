@@ -1,6 +1,7 @@
 """Every program meets errors of the outside world: one message and status 2; mistakes of ours show a traceback."""
 
 import ast
+import contextlib
 import json
 import os
 import pathlib
@@ -79,6 +80,18 @@ def test_a_nameless_error_of_a_full_disk_names_what_the_flags_name(monkeypatch, 
   boundary.flags.FLAGS.mark_as_parsed()
   message = boundary.explain(situations.os_error('ENOSPC'))
   assert message.startswith('--out=samples (') and 'MB free): No space left on device. Free some space' in message
+
+
+def test_a_full_standard_output_is_not_blamed_on_what_the_flags_name(monkeypatch):
+  monkeypatch.setattr(boundary, '_places', lambda: '--out=samples')
+  with open('/dev/full', 'w') as full:
+    monkeypatch.setattr(sys, 'stdout', full)
+    full.write('a')
+    message = boundary.explain(situations.os_error('ENOSPC'))
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+      full.close()
+  assert message.startswith('The standard output: No space left')
 
 
 def test_further_lines_of_a_message_are_indented_and_long_lines_are_cut():
@@ -299,6 +312,7 @@ def test_images_are_drawn_without_a_home_directory(home, tmp_path):
 @pytest.mark.parametrize('name', ['dalle_jax.train', 'dalle_jax.generate', 'dalle_jax.compress', 'tools/attention.py'])
 def test_64_bit_types_change_nothing(name, tmp_path):
   for x64 in '01':
+    (tmp_path / x64).mkdir()
     done = _real(name, tmp_path / x64 / 'a', JAX_ENABLE_X64=x64)
     assert done.returncode == 0, done.stderr
     assert ('32-bit types' in done.stderr) == (x64 == '1')
