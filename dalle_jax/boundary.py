@@ -89,7 +89,8 @@ def run(program: Callable[[], int | None], verbose: Callable[[], bool]) -> NoRet
   """
   try:
     _open_streams()
-    _make_logs_printable()
+    _make_logs_printable(verbose)
+    _quieten_threads(verbose)
     try:
       status = program()
     except SystemExit as end:
@@ -310,16 +311,34 @@ def _open_streams() -> None:
       stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
 
 
-def _make_logs_printable() -> None:
-  """Escapes control characters in log lines, which may hold names of files; cuts long lines."""
+def _make_logs_printable(verbose: Callable[[], bool]) -> None:
+  """Escapes control characters in log lines, which may hold names of files; cuts long lines.
+
+  Libraries log the errors of their threads with tracebacks, before the same error ends the program with one message.
+  The tracebacks are shown if `verbose` says so.
+  """
 
   def escape(record: Any) -> bool:
     record.msg, record.args = printable(record.getMessage()), ()
+    if not verbose():
+      record.exc_info = record.exc_text = None
     return True
 
   handler = logging.get_absl_handler().python_handler
   if not handler.filters:
     handler.addFilter(escape)
+
+
+def _quieten_threads(verbose: Callable[[], bool]) -> None:
+  """Drops what TensorStore's threads report after a save of Orbax has failed, unless `verbose` says otherwise."""
+
+  def report(unraisable: Any) -> None:
+    if verbose() or str(unraisable.exc_value) != 'Event loop is closed':
+      earlier(unraisable)
+
+  earlier = sys.unraisablehook
+  if getattr(earlier, '__module__', '') != __name__:
+    sys.unraisablehook = report
 
 
 def _flush() -> None:

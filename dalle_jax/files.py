@@ -86,6 +86,7 @@ def read_json_object(
     with path.open('rb') as file:
       content = file.read(max_bytes + 1)
   except OSError as error:
+    advice = 'Change its permissions.' if isinstance(error, PermissionError) else advice
     raise ValueError(f'{path} cannot be read: {error.strerror or error}. {advice}'.rstrip()) from error
   if len(content) > max_bytes:
     raise ValueError(f'{path} is larger than {max_bytes:,} bytes, which this file never is. {advice}'.rstrip())

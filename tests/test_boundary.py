@@ -82,6 +82,35 @@ def test_a_nameless_error_of_a_full_disk_names_what_the_flags_name(monkeypatch, 
   assert message.startswith('--out=samples (') and 'MB free): No space left on device. Free some space' in message
 
 
+LOGGING = """
+from absl import logging
+from dalle_jax import flags
+
+class Closed:
+  def __del__(self):
+    raise RuntimeError('Event loop is closed')
+
+def main(argv):
+  try:
+    raise OSError('in a thread')
+  except OSError:
+    logging.exception('save failed')
+  Closed()
+  raise ValueError('once')
+
+flags.run(main)
+"""
+
+
+@pytest.mark.parametrize('verbosity', [-1, 1])
+def test_what_libraries_log_of_their_threads_has_tracebacks_only_if_asked_for(verbosity):
+  command = [sys.executable, '-c', LOGGING, f'--verbosity={verbosity}']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=_environment())
+  assert done.returncode == 2 and 'save failed' in done.stderr and 'error: once' in done.stderr
+  for text in ('Traceback', 'in a thread', 'Event loop is closed'):
+    assert (text in done.stderr) == (verbosity == 1)
+
+
 def test_a_full_standard_output_is_not_blamed_on_what_the_flags_name(monkeypatch):
   monkeypatch.setattr(boundary, '_places', lambda: '--out=samples')
   with open('/dev/full', 'w') as full:
