@@ -48,7 +48,9 @@ class TrainedOn:
 
   def __str__(self) -> str:
     sizes = ', '.join(f'{size:,} {split}' for split, size in self.sizes.items())
-    return f'fingerprint {self.data[:12]} ({sizes})'
+    # Of a folder, the hash of the pictures is followed by that of their names and captions; either may have changed.
+    name = self.data[:12] if len(self.data) <= 64 else f'{self.data[:8]}-{self.data[32:40]}'
+    return f'fingerprint {name} ({sizes})'
 
 
 class TrainingRecords:

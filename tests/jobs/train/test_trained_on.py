@@ -14,7 +14,7 @@ from dalle_jax.data.text_tokenizer import ByteTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.jobs.train import run
 from dalle_jax.jobs.train.text_data import TextData
-from dalle_jax.jobs.train.trained_on import TrainingRecords
+from dalle_jax.jobs.train.trained_on import TrainedOn, TrainingRecords
 from dalle_jax.jobs.train.workspace import Workspace
 
 LANGUAGE = pathlib.Path(__file__).parents[3] / 'configs' / 'language.py'
@@ -40,6 +40,11 @@ def _train(tmp_path, data, stage, step=None, config=PICTURES, tokenizer=None, al
   step = step or getattr(config, f'{stage.name}_training').num_steps
   (tmp_path / stage.name / 'checkpoints' / str(step)).mkdir(parents=True)
   return records
+
+
+def test_fingerprints_of_folders_with_other_captions_are_shown_differently():
+  shown = [str(TrainedOn('a' * 32 + letter * 64, {'train': 3})) for letter in 'bc']
+  assert shown == ['fingerprint aaaaaaaa-bbbbbbbb (3 train)', 'fingerprint aaaaaaaa-cccccccc (3 train)']
 
 
 def test_a_later_stage_on_other_data_is_refused_in_words(tmp_path):
