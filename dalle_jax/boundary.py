@@ -60,6 +60,8 @@ ADVICE = {
   'ETXTBSY': 'Another program uses it; end that program, or name another file.',
   'EBUSY': 'Another program uses it; end that program, or name another file.',
 }  # fmt: skip
+# What array_record says of errors of writing, such as 'write() failed: File too large; writing PATH; at byte 5'.
+_IN_WORDS = {os.strerror(getattr(errno, code)): getattr(errno, code) for code in (*_NAMELESS, 'EACCES', 'ENOMEM')}
 # Flags that name what the commands write; a full disk is reported with their directories.
 _OUTPUTS = ('workdir', 'out', 'data_dir', 'cache', 'report', 'json', 'hlo')
 # Status codes at the start of errors of XLA, JAX and TensorStore, and what they mean.
@@ -87,7 +89,8 @@ def run(program: Callable[[], int | None], verbose: Callable[[], bool]) -> NoRet
   """
   try:
     _open_streams()
-    _make_logs_printable()
+    _make_logs_printable(verbose)
+    _quieten_threads(verbose)
     try:
       status = program()
     except SystemExit as end:
@@ -191,6 +194,9 @@ def _coded(error: BaseException) -> str | None:
     return _os_message(OSError(code, os.strerror(code), file.group(1).split('\0')[0] if file else None))
   if isinstance(error, ValueError):
     return None
+  in_words = re.search(rf'failed: ({"|".join(map(re.escape, _IN_WORDS))})(?:; (?:writing|reading) ([^;]+))?', text)
+  if in_words:
+    return _os_message(OSError(_IN_WORDS[in_words.group(1)], *in_words.groups()))
   if any(word in text for word in _MEMORY_WORDS):
     return _too_little_memory(text)
   if 'initialize backend' in text or 'Unknown backend' in text:
@@ -241,10 +247,19 @@ def _os_message(error: OSError) -> str:
     return f'{subject or "The network"}: {type(error).__name__}: {reason}. {_NETWORK}'
   advice = ADVICE.get(code, '')
   if not names and code in _NAMELESS:
-    subject = _places() or 'A file, or the standard output'
+    subject = 'The standard output' if _stdout_fails() else _places() or 'A file, or the standard output'
   elif names and advice is _FULL:
     subject += _free_space(names[0])
   return f'{subject}: {reason}. {advice}'.removeprefix(': ').strip()
+
+
+def _stdout_fails() -> bool:
+  """Whether the standard output does not take what has been printed."""
+  try:
+    sys.stdout.flush()
+  except (OSError, ValueError):
+    return True
+  return False
 
 
 def _places() -> str:
@@ -296,16 +311,34 @@ def _open_streams() -> None:
       stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
 
 
-def _make_logs_printable() -> None:
-  """Escapes control characters in log lines, which may hold names of files; cuts long lines."""
+def _make_logs_printable(verbose: Callable[[], bool]) -> None:
+  """Escapes control characters in log lines, which may hold names of files; cuts long lines.
+
+  Libraries log the errors of their threads with tracebacks, before the same error ends the program with one message.
+  The tracebacks are shown if `verbose` says so.
+  """
 
   def escape(record: Any) -> bool:
     record.msg, record.args = printable(record.getMessage()), ()
+    if not verbose():
+      record.exc_info = record.exc_text = None
     return True
 
   handler = logging.get_absl_handler().python_handler
   if not handler.filters:
     handler.addFilter(escape)
+
+
+def _quieten_threads(verbose: Callable[[], bool]) -> None:
+  """Drops what TensorStore's threads report after a save of Orbax has failed, unless `verbose` says otherwise."""
+
+  def report(unraisable: Any) -> None:
+    if verbose() or str(unraisable.exc_value) != 'Event loop is closed':
+      earlier(unraisable)
+
+  earlier = sys.unraisablehook
+  if getattr(earlier, '__module__', '') != __name__:
+    sys.unraisablehook = report
 
 
 def _flush() -> None:

@@ -65,16 +65,20 @@ def check_array_path(path: str | Path, what: str, reading: bool = False) -> None
       )
 
 
-def read_json_object(path: Path, advice: str = '', max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json_object(
+  path: Path, advice: str = '', max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False
+) -> dict[str, Any]:
   """Read a JSON file that must hold an object.
 
   Args:
     path: The file.
     advice: A sentence for messages that says what to do if the file is damaged.
     max_bytes: The largest file to read.
+    allow_nan: Whether NaN is allowed as a number.
 
   Raises:
-    ValueError: The file cannot be read, is too large, or holds something else. The message names the file.
+    ValueError: The file cannot be read, is too large, or holds something else. The message names the file. If it cannot
+      be read, the cause is the OSError.
   """
   try:
     if not stat.S_ISREG(path.stat().st_mode):
@@ -82,27 +86,37 @@ def read_json_object(path: Path, advice: str = '', max_bytes: int = MAX_JSON_BYT
     with path.open('rb') as file:
       content = file.read(max_bytes + 1)
   except OSError as error:
-    raise ValueError(f'{path} cannot be read: {error}. {advice}'.rstrip()) from None
+    advice = 'Change its permissions.' if isinstance(error, PermissionError) else advice
+    raise ValueError(f'{path} cannot be read: {error.strerror or error}. {advice}'.rstrip()) from error
   if len(content) > max_bytes:
     raise ValueError(f'{path} is larger than {max_bytes:,} bytes, which this file never is. {advice}'.rstrip())
   try:
-    return parse_json_object(content)
+    return parse_json_object(content, allow_nan)
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error}. {advice}'.rstrip()) from None
 
 
-def parse_json_object(content: bytes) -> dict[str, Any]:
+def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]:
   """The JSON object in a text.
 
+  Args:
+    content: The text, in UTF-8.
+    allow_nan: Whether NaN is allowed as a number; Infinity and -Infinity always are.
+
   Raises:
-    ValueError: The text is no JSON object, or nests deeper than `MAX_JSON_DEPTH`. The message repeats none of it.
+    ValueError: The text is no JSON object, repeats a key, or nests deeper than `MAX_JSON_DEPTH`. The message repeats at
+      most a key of it.
   """
   if not content.strip():
     raise ValueError('it is empty')
   try:
-    values = json.loads(content.decode())
+    values = json.loads(
+      content.decode(), object_pairs_hook=_distinct, parse_constant=float if allow_nan else _finite_or_infinite
+    )
   except UnicodeDecodeError as error:
     raise ValueError(f'it is no text in UTF-8 (byte {error.start})') from None
+  except _UnusualJson:
+    raise
   except (ValueError, RecursionError) as error:
     raise ValueError(f'it is no JSON ({type(error).__name__}: {str(error)[:100]})') from None
   if not isinstance(values, dict):
@@ -113,6 +127,27 @@ def parse_json_object(content: bytes) -> dict[str, Any]:
     if not level:
       return values
   raise ValueError(f'it nests deeper than {MAX_JSON_DEPTH} levels')
+
+
+class _UnusualJson(ValueError):
+  """Valid JSON that none of our files holds."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A dictionary of pairs. Raises _UnusualJson if a key is repeated."""
+  values = dict(pairs)
+  if len(values) < len(pairs):
+    seen: set[str] = set()
+    repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    raise _UnusualJson(f'the key {shown(repeated, 80)!r} is repeated')
+  return values
+
+
+def _finite_or_infinite(text: str) -> float:
+  """The value of 'Infinity' or '-Infinity'. Raises _UnusualJson for NaN."""
+  if text == 'NaN':
+    raise _UnusualJson('it holds NaN')
+  return float(text)
 
 
 def _children(value: Any) -> list[Any]:

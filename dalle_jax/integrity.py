@@ -1,6 +1,7 @@
-"""Stored files that are read again: checksums in threads, JSON within bounds, and causes of errors in one line."""
+"""Stored files that are read again: checksums in threads, and causes of errors in one line."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-MOST_JSON_BYTES = 64 * 2**20  # far above what any run writes
+from dalle_jax.files import shown
+
+MOST_JSON_BYTES = 64 * 2**20  # of a list of files; far above what any run writes
 MOST_SHOWN = 3  # files that a message lists
 CHANGED = '(its contents have changed)'
 _BLOCK_BYTES = 2**20
@@ -44,9 +47,30 @@ ALGORITHMS: dict[str, Callable[[], _Digest]] = {'sha256': hashlib.sha256, 'crc32
 
 
 def files_below(directory: Path) -> dict[str, int]:
-  """The size in bytes of every regular file below a directory, by its path relative to the directory."""
-  files = (file for file in sorted(directory.rglob('*')) if file.is_file())
-  return {file.relative_to(directory).as_posix(): file.stat().st_size for file in files}
+  """The size in bytes of every regular file below a directory, by its path relative to the directory.
+
+  Symbolic links are followed, each directory once.
+
+  Raises:
+    OSError: A directory cannot be listed, so that its files must not be taken for missing ones.
+  """
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  sizes, seen = {}, set()
+  for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
+    facts = os.stat(folder)
+    if (facts.st_dev, facts.st_ino) in seen:
+      folders.clear()
+      continue
+    seen.add((facts.st_dev, facts.st_ino))
+    for file in (Path(folder, name) for name in names):
+      with contextlib.suppress(FileNotFoundError):  # a broken link, or deleted meanwhile
+        facts = file.stat()
+        if stat.S_ISREG(facts.st_mode):
+          sizes[file.relative_to(directory).as_posix()] = facts.st_size
+  return dict(sorted(sizes.items()))
 
 
 def checksum(file: Path, algorithm: str) -> str:
@@ -114,62 +138,6 @@ def listed(items: Iterable[str]) -> str:
   return ', '.join(items[:MOST_SHOWN]) + (f' and {more} more' if more > 0 else '')
 
 
-def read_json(file: Path, most_bytes: int = MOST_JSON_BYTES, allow_nan: bool = False) -> dict[str, Any]:
-  """Reads a JSON object.
-
-  Args:
-    file: The file.
-    most_bytes: The largest size that is read.
-    allow_nan: Whether NaN is allowed as a number.
-
-  Raises:
-    ValueError: The file is missing, unreadable, too large, or not a JSON object with distinct keys. The message names
-      it.
-  """
-  try:
-    facts = file.stat()
-    if not stat.S_ISREG(facts.st_mode):
-      raise ValueError(f'{file} is not a regular file.')
-    if facts.st_size > most_bytes:
-      raise ValueError(f'{file} is damaged: it has {facts.st_size} bytes; at most {most_bytes} are read.')
-    content = file.read_bytes()
-  except OSError as error:
-    raise ValueError(f'{file} cannot be read: {error.strerror or cause(error)}.') from None
-  return parse_json(content, file, allow_nan)
-
-
-def parse_json(content: bytes, file: Path, allow_nan: bool = False) -> dict[str, Any]:
-  """Parses the content of a JSON file; see `read_json`."""
-  try:
-    values = json.loads(
-      content.decode(), object_pairs_hook=_distinct, parse_constant=float if allow_nan else _finite_or_infinite
-    )
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{file} is damaged: it is not UTF-8 text (byte {error.start}).') from None
-  except (ValueError, RecursionError, MemoryError) as error:
-    why = 'it is nested too deeply' if isinstance(error, RecursionError) else cause(error)
-    raise ValueError(f'{file} is damaged: {why.rstrip(".")}.') from None
-  if not isinstance(values, dict):
-    raise ValueError(f'{file} is damaged: it holds {shown(json.dumps(values), 40)}, not a JSON object.')
-  return values
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A dictionary of pairs. Raises ValueError if a key is repeated."""
-  values = dict(pairs)
-  if len(values) < len(pairs):
-    names = [name for name, _ in pairs]
-    raise ValueError(f'the key {shown(next(name for name in names if names.count(name) > 1))!r} is repeated')
-  return values
-
-
-def _finite_or_infinite(text: str) -> float:
-  """The value of 'Infinity' or '-Infinity'. Raises ValueError for NaN."""
-  if text == 'NaN':
-    raise ValueError('it holds NaN')
-  return float(text)
-
-
 def with_checksum(values: Mapping[str, Any]) -> str:
   """JSON text of `values` and of a last entry 'checksum': the SHA-256 of the text with zeros in its place."""
   text = json.dumps({**values, 'checksum': _ZEROS}, indent=2) + '\n'
@@ -190,11 +158,4 @@ def cause(error: BaseException) -> str:
   """
   text = str(error).strip().partition('\n')[0]
   text = re.split(r'\s*(?:\[|;\s*)?(?:tensorstore_spec|source locations|spec)\s*=', text)[0]
-  return shown(text.strip() or type(error).__name__)
-
-
-def shown(text: str, most: int = 300) -> str:
-  """A text on one line of at most `most` characters; other characters stand for those that control a terminal."""
-  text = text[: most + 1]
-  text = ''.join(character if character.isprintable() else '\N{REPLACEMENT CHARACTER}' for character in text)
-  return text if len(text) <= most else text[: most - 3] + '...'
+  return shown(text.strip() or type(error).__name__, 300)

@@ -1,6 +1,7 @@
 """Every program meets errors of the outside world: one message and status 2; mistakes of ours show a traceback."""
 
 import ast
+import contextlib
 import json
 import os
 import pathlib
@@ -79,6 +80,47 @@ def test_a_nameless_error_of_a_full_disk_names_what_the_flags_name(monkeypatch, 
   boundary.flags.FLAGS.mark_as_parsed()
   message = boundary.explain(situations.os_error('ENOSPC'))
   assert message.startswith('--out=samples (') and 'MB free): No space left on device. Free some space' in message
+
+
+LOGGING = """
+from absl import logging
+from dalle_jax import flags
+
+class Closed:
+  def __del__(self):
+    raise RuntimeError('Event loop is closed')
+
+def main(argv):
+  try:
+    raise OSError('in a thread')
+  except OSError:
+    logging.exception('save failed')
+  Closed()
+  raise ValueError('once')
+
+flags.run(main)
+"""
+
+
+@pytest.mark.parametrize('verbosity', [-1, 1])
+def test_what_libraries_log_of_their_threads_has_tracebacks_only_if_asked_for(verbosity):
+  command = [sys.executable, '-c', LOGGING, f'--verbosity={verbosity}']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=_environment())
+  assert done.returncode == 2 and 'save failed' in done.stderr and 'error: once' in done.stderr
+  for text in ('Traceback', 'in a thread', 'Event loop is closed'):
+    assert (text in done.stderr) == (verbosity == 1)
+
+
+def test_a_full_standard_output_is_not_blamed_on_what_the_flags_name(monkeypatch):
+  monkeypatch.setattr(boundary, '_places', lambda: '--out=samples')
+  with open('/dev/full', 'w') as full:
+    monkeypatch.setattr(sys, 'stdout', full)
+    full.write('a')
+    message = boundary.explain(situations.os_error('ENOSPC'))
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+      full.close()
+  assert message.startswith('The standard output: No space left')
 
 
 def test_further_lines_of_a_message_are_indented_and_long_lines_are_cut():
@@ -296,14 +338,30 @@ def test_images_are_drawn_without_a_home_directory(home, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['dalle_jax.train', 'dalle_jax.generate', 'tools/attention.py'])
+@pytest.mark.parametrize('name', ['dalle_jax.train', 'dalle_jax.generate', 'dalle_jax.compress', 'tools/attention.py'])
 def test_64_bit_types_change_nothing(name, tmp_path):
-  for x64 in ('0', '1'):
+  for x64 in '01':
+    (tmp_path / x64).mkdir()
     done = _real(name, tmp_path / x64 / 'a', JAX_ENABLE_X64=x64)
     assert done.returncode == 0, done.stderr
     assert ('32-bit types' in done.stderr) == (x64 == '1')
-  suffixes = ('.png', '.html') if 'train' not in name else ('.model', '.png')
+  suffixes = ('.png', '.html', '.djxc') if 'train' not in name else ('.model', '.png')
   contents = [
     {path.name: path.read_bytes() for path in (tmp_path / x64).rglob('*') if path.suffix in suffixes} for x64 in '01'
   ]
   assert contents[0] == contents[1] and contents[0]
+  if 'train' in name:
+    infos = [json.loads((tmp_path / x64 / 'a' / 'model' / 'bundle.json').read_text())['params'] for x64 in '01']
+    assert infos[0] == infos[1]
+    states = list((tmp_path / '1').glob('a/*/checkpoints/*/state'))
+    assert states and set().union(*map(_dtypes, states)) == {'float32', 'int32'}
+    assert _dtypes(tmp_path / '1' / 'a' / 'model' / 'params') == {'float32'}
+
+
+def _dtypes(path):
+  """The dtypes of stored arrays."""
+  import jax
+  import orbax.checkpoint as ocp
+
+  metadata = ocp.StandardCheckpointHandler().metadata(path)
+  return {str(leaf.dtype) for leaf in jax.tree.leaves(metadata.tree)}

@@ -145,6 +145,8 @@ def test_long_foreign_text_is_cut_in_the_middle(char):
     (b'{"a": ' + b'9' * 5000 + b'}', 'it is no JSON'),
     (b'[' * 100_000, 'it is no JSON'),
     (b'{"a":' * 101 + b'{}' + b'}' * 101, 'it nests deeper than 100 levels'),
+    (b'{"a": NaN}', 'it holds NaN'),
+    (b'{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' is repeated"),
   ],
 )
 def test_json_that_is_no_object_is_refused_by_name_and_not_repeated(tmp_path, content, reason):
@@ -160,10 +162,13 @@ def test_json_objects_are_read_within_bounds(tmp_path):
   path = tmp_path / 'a.json'
   path.write_text('{"a": [1, {"b": null}]}')
   assert files.read_json_object(path) == {'a': [1, {'b': None}]}
+  assert files.parse_json_object(b'{"a": -Infinity}') == {'a': -math.inf}
+  assert math.isnan(files.parse_json_object(b'{"a": NaN}', allow_nan=True)['a'])
   with pytest.raises(ValueError, match='larger than 10 bytes'):
     files.read_json_object(path, max_bytes=10)
-  with pytest.raises(ValueError, match='nowhere cannot be read'):
+  with pytest.raises(ValueError, match='nowhere cannot be read') as error:
     files.read_json_object(tmp_path / 'nowhere')
+  assert isinstance(error.value.__cause__, FileNotFoundError)
   os.mkfifo(tmp_path / 'pipe')
   for special in (tmp_path, tmp_path / 'pipe'):
     with pytest.raises(ValueError, match='is not a regular file'):

@@ -17,6 +17,7 @@ from absl import flags
 from dalle_jax import flags as doors
 
 _MODEL = flags.DEFINE_string('model', None, 'Model directory of a model of captioned_shapes; reconstructs the scenes.')
+_VERIFY_MODEL = doors.define_verify_model()
 _SPLIT = flags.DEFINE_enum('split', 'validation', ('train', 'validation', 'held_out'), 'Split of the true scenes.')
 _COUNT = flags.DEFINE_integer('count', 1000, 'Number of true scenes.', lower_bound=1)
 
@@ -74,6 +75,7 @@ def main(argv: list[str]) -> int:
   from dalle_jax.data.shapes.scene import Scene
   from dalle_jax.evaluation import reconstruction
 
+  bundle.verify_by_default(_VERIFY_MODEL.value)
   path = Path(_MODEL.value) if _MODEL.value else None
   if path:
     bundle.check(path, needs=('dvae',))

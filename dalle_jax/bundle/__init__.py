@@ -44,7 +44,7 @@ from dalle_jax.data.clip_tokenizer import ClipTokenizer
 from dalle_jax.data.text_tokenizer import TextTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model, make_stream_model
-from dalle_jax.files import check_array_path
+from dalle_jax.files import check_array_path, read_json_object, shown
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import Prior
 from dalle_jax.models.reranker import Reranker
@@ -227,9 +227,9 @@ def read_config(path: Path) -> Config:
     ValueError: `config.json` is missing or damaged.
   """
   try:
-    return Config.from_dict(integrity.read_json(Path(path) / 'config.json'))
+    return Config.from_dict(read_json_object(Path(path) / 'config.json'))
   except ValueError as error:
-    why = integrity.shown(str(error), 500)
+    why = shown(error, 500)
     raise ValueError(f'The model directory {path} is damaged: {why}{bundle_files.writer(path)}') from None
 
 
@@ -271,7 +271,7 @@ def _load_tokenizer(path: Path, config: Config, pieces_hash: str | None) -> Any:
   try:
     tokenizer = tokenizer_class.load(file) if tokenizer_class else text_tokenizer.load(kind, file)
   except ValueError as error:
-    raise ValueError(f'The model directory {path} is damaged: {integrity.shown(str(error))}') from None
+    raise ValueError(f'The model directory {path} is damaged: {shown(error, 300)}') from None
   if pieces_hash is not None and tokenizer.pieces_hash != pieces_hash:
     raise ValueError(
       f'The model directory {path} is damaged: tokenizer.model is not the tokenizer that bundle.json names. Copy the '
@@ -285,7 +285,7 @@ def _check_without_checksums(path: Path, info: dict[str, Any], params: Any) -> N
   expected = info.get('params')
   if expected is not None and fingerprint(params) != expected:
     raise ValueError(
-      f'The parameters in {path / "params"} are damaged: their fingerprint is not {bundle_files.shown(expected)}. Copy '
+      f'The parameters in {path / "params"} are damaged: their fingerprint is not {bundle_files.brief(expected)}. Copy '
       f'the directory again or run the training command again. To load them all the same, set {bundle_files.FLAG}.'
     )
   checked = 'Only its parameters and tokenizer were' if expected is not None else 'Its parameters were not'

@@ -10,7 +10,7 @@ from absl import logging
 
 import dalle_jax
 from dalle_jax import hosts, integrity
-from dalle_jax.files import check_array_path
+from dalle_jax.files import check_array_path, read_json_object, shown
 
 FORMAT_VERSION = 2
 FLAG = '--verify_model=false'
@@ -108,16 +108,20 @@ def say_once(note: str) -> None:
 def writer(path: Path) -> str:
   """A sentence about the version that wrote a bundle; empty if it is this version or unknown."""
   try:
-    version = integrity.read_json(Path(path) / 'bundle.json')['dalle_jax_version']
+    version = _read_json(Path(path) / 'bundle.json')['dalle_jax_version']
   except (ValueError, KeyError):
     return ''
   is_same = version == dalle_jax.__version__
-  return '' if is_same else f' It was written by dalle_jax {shown(version)}; this is {dalle_jax.__version__}.'
+  return '' if is_same else f' It was written by dalle_jax {brief(version)}; this is {dalle_jax.__version__}.'
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
   """A value from a file, in at most 60 characters."""
-  return integrity.shown(str(value), 60)
+  return shown(value, 60)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+  return read_json_object(file, max_bytes=integrity.MOST_JSON_BYTES)
 
 
 def has_tokenizer(info: Mapping[str, Any]) -> bool:
@@ -129,19 +133,19 @@ def _read_info(path: Path, flag: str, verify: bool) -> dict[str, Any]:
   """The contents of `bundle.json` with all entries of the right types; the files of format 1 get their full paths."""
   file = path / 'bundle.json'
   try:
-    info = integrity.read_json(file)
+    info = _read_json(file)
   except ValueError as error:
     raise ValueError(f'{error} Copy the directory again or run the training command again.') from None
   damaged = f'{file} is damaged (%s). Copy the directory again or run the training command again.'
   version = info.get('format_version')
   if type(version) is not int:
-    raise ValueError(damaged % f'format_version is {shown(version)!r}')
+    raise ValueError(damaged % f'format_version is {brief(version)!r}')
   if verify and 'checksum' in info and not integrity.has_own_checksum(file.read_bytes(), info['checksum']):
     raise ValueError(f'{damaged % "its contents do not match its checksum"} To load it all the same, set {FLAG}.')
   if not 1 <= version <= FORMAT_VERSION:
     advice = 'Install a newer dalle_jax.' if version > FORMAT_VERSION else 'Train the model again.'
     raise ValueError(
-      f'{path} ({flag}) has bundle format {shown(version)}, and this version of dalle_jax reads format 1 to '
+      f'{path} ({flag}) has bundle format {brief(version)}, and this version of dalle_jax reads format 1 to '
       f'{FORMAT_VERSION}.{writer(path)} {advice}'
     )
   if version > 1 and 'checksum' not in info:
@@ -160,23 +164,23 @@ def _wrong_entry(info: Mapping[str, Any]) -> str:
   """Describes an entry of `bundle.json` that has a wrong type or value; '' if there is none."""
   parts = info['parts']
   if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
-    return f'parts is {shown(parts)}'
+    return f'parts is {brief(parts)}'
   for name in ('params', 'tokenizer', 'data', 'dalle_jax_version', 'checksum'):
     if not isinstance(info.get(name, ''), str):
-      return f'{name} is {shown(info[name])}'
+      return f'{name} is {brief(info[name])}'
   if not _is_count(info.get('text_vocab_size', 0)):
-    return f'text_vocab_size is {shown(info["text_vocab_size"])}'
+    return f'text_vocab_size is {brief(info["text_vocab_size"])}'
   ngrams = info.get('ngrams', [])
   if not isinstance(ngrams, list) or not all(_is_count(number) for number in ngrams):
-    return f'ngrams is {shown(ngrams)}'
+    return f'ngrams is {brief(ngrams)}'
   files, keys = info['files'], {'size'} if info['format_version'] == 1 else {'size', 'sha256'}
   if not isinstance(files, dict):
-    return f'files is {shown(files)}'
+    return f'files is {brief(files)}'
   for name, facts in files.items():
     if not isinstance(facts, dict) or set(facts) != keys or not _is_count(facts['size']):
-      return f'the entry {shown(name)} of files is {shown(facts)}'
+      return f'the entry {brief(name)} of files is {brief(facts)}'
     if not isinstance(facts.get('sha256', ''), str):
-      return f'the entry {shown(name)} of files is {shown(facts)}'
+      return f'the entry {brief(name)} of files is {brief(facts)}'
   if info['format_version'] > 1 and not ('config.json' in files and any(name.startswith('params/') for name in files)):
     return 'files does not list config.json and params/'
   return ''
@@ -201,7 +205,7 @@ def _check_sizes(path: Path, info: Mapping[str, Any], verify: bool) -> None:
   if verify and info['format_version'] > 1:
     extra = sorted(set(integrity.files_below(path)) - set(files) - {'bundle.json'})
     if extra:
-      names = integrity.listed(integrity.shown(name, 80) for name in extra)
+      names = integrity.listed(shown(name, 80) for name in extra)
       say_once(f'{path} holds files that do not belong to the model; they are not read: {names}.')
 
 

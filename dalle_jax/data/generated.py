@@ -32,16 +32,23 @@ def damage(directory: Path, read: Callable[[], None]) -> str:
     directory: the directory of the data set.
     read: reads all records, and raises an error if that is impossible. Called if there are no hashes, as in data sets
       of earlier versions; if all records can be read, the hashes are then written.
+
+  Raises:
+    PermissionError: a file may not be read, which does not mean damage.
   """
   try:
     facts = json.loads((directory / HASHES).read_text(encoding='utf-8'))
     return _first_difference(directory, facts)
   except FileNotFoundError:
     pass
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except PermissionError:
+    raise
+  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
     return f'{HASHES}: {first_line(error)}'
   try:
     read()
+  except PermissionError:
+    raise
   except Exception as error:  # readers of array_record files, TFDS and Pillow raise many types
     return first_line(error)
   try:

@@ -45,9 +45,14 @@ class PieceModel:
 
   @property
   def pieces_hash(self) -> str:
-    """SHA-256 of the pieces in order. Tokenizers with equal hashes give equal ids."""
+    """SHA-256 of the pieces in order."""
     pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
     return hashlib.sha256('\n'.join(pieces).encode()).hexdigest()
+
+  @property
+  def contents_hash(self) -> str:
+    """SHA-256 of the whole tokenizer, with the scores of its pieces and its rules of normalisation."""
+    return hashlib.sha256(self._model).hexdigest()
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the tokenizer to one file."""

@@ -61,7 +61,7 @@ def keep(file: Path, fresh: RecordLists, began: bool, max_bad_share: float, is_m
     is_main: whether this process may write `file`.
 
   Raises:
-    ValueError: too many records are lost; or `file` cannot be written.
+    ValueError: too many records are lost; or `file` is damaged or cannot be written.
   """
   old = _read(file) if began else None
   if old is None:
@@ -87,7 +87,7 @@ def keep(file: Path, fresh: RecordLists, began: bool, max_bad_share: float, is_m
 
 
 def _read(file: Path) -> RecordLists | None:
-  """The records in a file; None if there is none, or if it is damaged."""
+  """The records in a file; None if there is none. Raises ValueError if it is damaged."""
   try:
     stored = json.loads(file.read_text(encoding='utf-8'))
     lists = {
@@ -97,9 +97,11 @@ def _read(file: Path) -> RecordLists | None:
     return RecordLists(lists, str(stored['fingerprint']))
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-    logging.warning('%s is damaged and is written again: %s', file, first_line(error))
-    return None
+  except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    raise ValueError(
+      f'{file} is damaged or cannot be read: {first_line(error)}. Restore it from a copy, or remove it to go on with '
+      'the records that are found now; the run is refused later if they are other data.'
+    ) from error
 
 
 def _write(file: Path, records: RecordLists) -> None:

@@ -34,6 +34,9 @@ class TextTokenizer(Protocol):
   @property
   def pieces_hash(self) -> str: ...
 
+  @property
+  def contents_hash(self) -> str: ...
+
   def encode(self, text: bytes) -> np.ndarray:
     """Returns int32 ids [T]."""
 
@@ -50,7 +53,7 @@ class ByteTokenizer:
   """A tokenizer whose ids are the values of the bytes."""
 
   vocab_size = 256
-  pieces_hash = hashlib.sha256(b'bytes').hexdigest()
+  pieces_hash = contents_hash = hashlib.sha256(b'bytes').hexdigest()
 
   def encode(self, text: bytes) -> np.ndarray:
     return np.frombuffer(text, np.uint8).astype(np.int32)

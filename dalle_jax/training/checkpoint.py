@@ -9,14 +9,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from dalle_jax import hosts, integrity, trees
-from dalle_jax.training import checkpoint_checksums, checkpoint_format, description
+from dalle_jax.files import read_json_object
+from dalle_jax.training import checkpoint_checksums, checkpoint_faults, checkpoint_format, description
 from dalle_jax.training.checkpoint_checksums import ChecksumHandler, ChecksumSave, DamagedError
-from dalle_jax.training.checkpoint_format import FORMAT_VERSION, NewerFormatError
+from dalle_jax.training.checkpoint_faults import MismatchError
+from dalle_jax.training.checkpoint_format import FORMAT_VERSION
 from dalle_jax.training.state import TrainState
-
-
-class MismatchError(ValueError):
-  """An undamaged checkpoint belongs to another model or optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,25 +111,21 @@ class Checkpoints:
         version, or may not be read.
       Exception: device or host memory is too small for the state.
     """
-    self._damaged, causes = [], []
+    self._damaged, causes, last_error = [], [], None
     for step in reversed(self.steps()):
       path = self.directory / str(step)
+      failure: Exception | None = None
       try:
         # Each host reads its own shards. If one host fails, no host may continue from this checkpoint.
         with hosts.together(f'restoring {path}'):
           restored = self.restore(step, abstract)
-      except (MismatchError, NewerFormatError) as error:
-        raise ValueError(f'Training cannot continue from the checkpoint {path}: {error}.') from error
-      except Exception as error:  # Orbax and its storage raise many types; apart from the exceptions, all mean damage
-        if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-          raise  # out of memory: the checkpoint itself is not damaged
-        if isinstance(error, PermissionError) or 'PERMISSION_DENIED' in str(error):
-          raise ValueError(
-            f'The checkpoint {path} may not be read: {integrity.cause(error)}. Change the permissions of its files.'
-          ) from error
+      except Exception as error:  # Orbax and its storage raise many types
+        failure = error
+      checkpoint_faults.raise_unless_damaged(failure, path)
+      if failure is not None:
         self._damaged.append(step)
-        causes.append(f'Checkpoint {path} cannot be restored: {integrity.cause(error)}.')
-        last_error = error
+        causes.append(f'Checkpoint {path} cannot be restored: {integrity.cause(failure)}.')
+        last_error = failure
         continue
       for cause in causes:
         logging.warning('%s The checkpoint %s is used instead.', cause, path)
@@ -218,7 +212,8 @@ class Checkpoints:
     return version, meta
 
   def _read_json(self, step: int, item: str) -> dict[str, Any]:
-    return integrity.read_json(self.directory / str(step) / item / 'metadata', allow_nan=True)
+    file = self.directory / str(step) / item / 'metadata'
+    return read_json_object(file, max_bytes=integrity.MOST_JSON_BYTES, allow_nan=True)
 
   def _read_loss(self, step: int) -> float | None:
     """The held-out loss of a checkpoint; None if it was not measured or cannot be read."""

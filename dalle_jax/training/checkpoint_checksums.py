@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dalle_jax import integrity
+from dalle_jax.files import read_json_object
 
 ITEM = 'checksums'
 _ALGORITHM = 'crc32'
@@ -90,9 +91,9 @@ def check(checkpoint: Path, chosen: Callable[[str], bool] | None = None) -> None
 def _expected(file: Path) -> dict[str, dict[str, Any]]:
   """The size and the checksum of each file, from `checksums.json`."""
   try:
-    values = integrity.read_json(file)
+    values = read_json_object(file, max_bytes=integrity.MOST_JSON_BYTES)
     if not integrity.has_own_checksum(file.read_bytes(), values.get('checksum')):
       raise ValueError(f'{file} is damaged: its contents do not match its checksum')
   except ValueError as error:
-    raise DamagedError(str(error).rstrip('.')) from None
+    raise DamagedError(str(error).rstrip('.')) from error.__cause__
   return values['files']

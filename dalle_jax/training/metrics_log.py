@@ -160,7 +160,7 @@ def _parsed_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
 
 def _parsed(line: bytes) -> dict[str, Any]:
   """The values of one line. Raises ValueError if it does not hold the metrics of a step."""
-  values = parse_json_object(line)
+  values = parse_json_object(line, allow_nan=True)
   if type(values.get('step')) is not int or values['step'] < 0:
     raise ValueError('it has no step')
   if not all(value is None or type(value) in (int, float) for value in values.values()):

@@ -1,6 +1,8 @@
 """Damaged data sets: those that we generated are made again; those of others are refused and left alone."""
 
+import errno
 import json
+import pathlib
 
 import pytest
 from absl import logging
@@ -121,12 +123,29 @@ def test_intact_data_of_earlier_versions_are_read_once_and_kept(prepared, tmp_pa
   assert set(json.loads((prepared / generated.HASHES).read_text())) == set(times)
 
 
-@pytest.mark.parametrize('text', ['', '{', '{}', '[]', 'null', '5', '{"dataset_info.json": 3}', '{"x": [1, "y"]}'])
+@pytest.mark.parametrize(
+  'text', ['', '{', '{}', '[]', 'null', '5', '{"dataset_info.json": 3}', '{"x": [1, "y"]}', '[' * 10**5]
+)
 def test_damaged_hashes_make_the_data_again(prepared, tmp_path, warnings, text):
   (prepared / generated.HASHES).write_text(text)
   builder.prepare(tmp_path, **SETTINGS)
   assert len(warnings) == 1
   assert generated.damage(prepared, lambda: None) == ''
+
+
+@pytest.mark.parametrize('name', [generated.HASHES, 'dataset_info.json'])
+def test_files_that_may_not_be_read_are_not_damaged(prepared, tmp_path, monkeypatch, name):
+  real_open = pathlib.Path.open
+
+  def opened(path, *arguments, **options):
+    if path.name == name:
+      raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+    return real_open(path, *arguments, **options)
+
+  generated.record(prepared)
+  monkeypatch.setattr(pathlib.Path, 'open', opened)
+  with pytest.raises(PermissionError):
+    generated.damage(prepared, lambda: None)
 
 
 def test_files_of_others_are_never_removed(prepared, tmp_path):

@@ -171,9 +171,12 @@ def test_other_data_are_not_taken_for_losses(tmp_path, changed):
   assert json.loads(file.read_text())['lists']['train'][1] == [['2.png', 'number 2'], 'digest 2']
 
 
-@pytest.mark.parametrize('damage', ['', '{', '[]', 'null', '{"lists": {"train": 5}}', '{"lists": {}}'])
-def test_a_damaged_list_is_written_again(tmp_path, damage):
+@pytest.mark.parametrize('damage', ['', '{', '[]', 'null', '{"lists": {"train": 5}}', '{"lists": {}}', '[' * 10**5])
+def test_a_damaged_list_is_named_and_kept_if_the_run_has_begun(tmp_path, damage):
   file = tmp_path / 'records.json'
   file.write_text(damage)
-  assert pinned.keep(file, FRESH, True, 0.5) == FRESH
+  with pytest.raises(ValueError, match=r'records\.json is damaged or cannot be read: .*remove it to go on'):
+    pinned.keep(file, FRESH, True, 0.5)
+  assert file.read_text() == damage
+  assert pinned.keep(file, FRESH, False, 0.5) == FRESH
   assert pinned.keep(file, _without(1), True, 0.5) == FRESH

@@ -43,6 +43,10 @@ TENSORSTORE = (
   'RESOURCE_EXHAUSTED: Error writing local file "/runs/a/params/d/0": Failed to write: No space left on device '
   "[os_error_code='28'] [tensorstore_spec='" + 'x' * 5000 + "']"
 )
+ARRAY_RECORD = (
+  'Failed to finalize writing of split "train": write() failed: File too large; writing /runs/a/data/x-00000; at byte '
+  '16384; Failed to close chunk_writer'
+)
 
 # Name: the error, and words of the message.
 OUTSIDE = {
@@ -75,6 +79,7 @@ OUTSIDE = {
   'caused twice': (caused(RuntimeError('a'), caused(KeyError('b'), os_error('EROFS', 'ckpt'))), ['ckpt', 'Read-only']),
   'group': (ExceptionGroup('threads', [os_error('EACCES', 'ckpt')]), ['ckpt', 'Permission denied']),
   'tensorstore': (ValueError(TENSORSTORE), ['/runs/a/params/d/0', 'MB free): No space left', 'another disk']),
+  'array_record': (RuntimeError(ARRAY_RECORD), ['/runs/a/data/x-00000: ', 'File too large', 'ulimit -f']),
   'user': (ValueError('--top_p is 2.'), ['error: --top_p is 2.\n']),
   'long message': (ValueError('x' * 100_000 + ' Do this.'), ['characters left out', 'Do this.']),
 }

@@ -1,16 +1,21 @@
+import errno
 import json
 import logging
+import os
 import re
 import shutil
 import time
 import zlib
+from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import pytest
 
+from dalle_jax import hosts
 from dalle_jax.sharding import use_mesh
-from dalle_jax.training import checkpoint, checkpoint_checksums
+from dalle_jax.training import checkpoint
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.checkpoint_checksums import DamagedError
 from dalle_jax.training.state import abstract_state, create_state
@@ -212,16 +217,51 @@ def test_checksums_cover_every_file_of_every_item(tmp_path, state, abstract):
     assert checkpoints.restore(1, abstract).step == 1
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_damaged(tmp_path, state, abstract, monkeypatch):
-  def check(*arguments):
-    raise PermissionError(13, 'Permission denied', 'state/d/3f')
+@pytest.mark.parametrize('name', ['checksums.json', 'metadata', 'manifest.ocdbt', '2'])
+@pytest.mark.parametrize('number', [errno.EACCES, errno.ESTALE, errno.EMFILE])
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(tmp_path, state, abstract, monkeypatch, name, number):
+  real_open, real_scandir = Path.open, os.scandir
+
+  def refuse(path):
+    if Path(path).name == name and '2' in Path(path).parts:
+      raise OSError(number, os.strerror(number), str(path))
+
+  def opened(path, *arguments, **options):
+    refuse(path)
+    return real_open(path, *arguments, **options)
+
+  def scanned(path):
+    refuse(path)
+    return real_scandir(path)
 
   _save(tmp_path, state, [None, None])
-  monkeypatch.setattr(checkpoint_checksums, 'check', check)
   with Checkpoints(tmp_path, 2) as checkpoints:
-    with pytest.raises(ValueError, match=r"2 may not be read: .*'state/d/3f'\. Change the permissions"):
+    with monkeypatch.context() as patch:
+      patch.setattr(Path, 'open', opened)
+      patch.setattr(os, 'scandir', scanned)
+      with pytest.raises(ValueError, match=rf'2 may not be read: .*{os.strerror(number)}'):
+        checkpoints.restore_latest(abstract)
+    checkpoints.save(3, state, {}, {})
+    assert checkpoints.steps() == [2, 3]  # no checkpoint was deleted as damaged
+
+
+def test_a_missing_file_is_damage(tmp_path, state, abstract):
+  _save(tmp_path, state, [None, None])
+  (tmp_path / '2' / 'checksums' / 'checksums.json').unlink()
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.restore_latest(abstract).step == 1
+
+
+def test_a_host_passes_over_no_checkpoint_that_another_host_may_not_read(tmp_path, state, abstract, monkeypatch):
+  def restore(*arguments):
+    raise ValueError('restoring 2: host 1 failed: PermissionError')  # as `hosts.together` raises it on the others
+
+  _save(tmp_path, state, [None, None])
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    monkeypatch.setattr(Checkpoints, 'restore', restore)
+    monkeypatch.setattr(hosts, 'any_host', np.ones_like)
+    with pytest.raises(ValueError, match='restoring 2: host 1 failed'):
       checkpoints.restore_latest(abstract)
-    assert checkpoints.steps() == [1, 2]
 
 
 @pytest.mark.parametrize('error', [MemoryError('too little'), RuntimeError('RESOURCE_EXHAUSTED: Out of memory')])

@@ -22,12 +22,25 @@ from dalle_jax.compression.container import ContainerReader, ContainerWriter, Da
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.evaluation.sequence_likelihood import num_values
-from dalle_jax.files import check_directory, check_file, finite_or_null, replacing, shown, write_json
+from dalle_jax.files import (
+  check_directory,
+  check_file,
+  finite_or_null,
+  naming,
+  read_json_object,
+  replacing,
+  shown,
+  write_json,
+)
 from dalle_jax.hosts import say
 from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
 from dalle_jax.training.signals import terminations_as_interrupts
+
+# Keys of config.json that do not change probabilities, besides the training settings. They are part of the format: a
+# change makes files that were coded before unreadable.
+_FREE = ('seed', 'mesh', 'logging', 'profile', 'sampling', 'evaluation')
 
 
 class Job(Protocol):
@@ -88,7 +101,7 @@ def encode(
     loaded = _load(model, parts)
     job, identity = job_type(loaded), _identity(Path(model), loaded)
     make_writer = functools.partial(_writer, kind=job_type.kind, coder=settings.coder, identity=identity)
-    with replacing(out_path) as partial, partial.open('wb') as file:
+    with naming(out_path), replacing(out_path) as partial, partial.open('wb') as file:
       figures = job.encode(inputs, settings, functools.partial(make_writer, file))
       figures |= {
         'model': str(Path(model)), 'model_kind': _model_kind(loaded), 'num_values': num_values(loaded.params),
@@ -135,13 +148,13 @@ def decode(
       check_directory(out_path, 'OUT')
     job_type, parts = _job_type(model)
     loaded = _load(model, parts)
-    _check_model(reader.header, _identity(Path(model), loaded), job_type.kind, model)
+    _check_model(reader.header, loaded, job_type.kind, model)
     if reader.header.platform != platform():
       say(
         f'note: the file was encoded on {reader.coded_on}; this machine is {platform()!a}. If it computes other '
         'probabilities, the checksums will show it.'
       )
-    with replacing(out_path) as partial:
+    with naming(out_path), replacing(out_path) as partial:
       try:
         job_type(loaded).decode(reader, partial, Path(source).stat().st_size, limits or DecodingLimits())
         reader.check_whole()
@@ -209,11 +222,24 @@ def _load(path: str, parts: tuple[str, ...]) -> Bundle:
 
 
 def _identity(path: Path, loaded: Bundle) -> str:
-  """A fingerprint of a model directory: its parameters, configuration and tokenizer."""
+  """A fingerprint of a model: its parameters, its tokenizer, and what its configuration says about probabilities."""
+  config = read_json_object(path / 'config.json')
+  model = {name: group for name, group in config.items() if name not in _FREE and not name.endswith('_training')}
+  model['data'] = {'image_size': loaded.config.data.image_size}
+  model['dvae'] = {name: value for name, value in config.get('dvae', {}).items() if name != 'pretrained'}
+  return _digest(path, loaded, json.dumps(model, sort_keys=True).encode())
+
+
+def _earlier_identity(path: Path, loaded: Bundle) -> str:
+  """The fingerprint in files of earlier versions: of all bytes of config.json, and so of the mesh and of paths too."""
+  return _digest(path, loaded, (path / 'config.json').read_bytes())
+
+
+def _digest(path: Path, loaded: Bundle, config: bytes) -> str:
   digest = hashlib.sha256(bundle.fingerprint(loaded.params).encode())
-  for name in ('config.json', 'tokenizer.model'):
-    file = path / name
-    digest.update(hashlib.sha256(file.read_bytes() if file.exists() else b'').digest())
+  tokenizer = path / 'tokenizer.model'
+  for content in (config, tokenizer.read_bytes() if tokenizer.exists() else b''):
+    digest.update(hashlib.sha256(content).digest())
   return digest.hexdigest()[:16]
 
 
@@ -230,8 +256,9 @@ def _writer(
   return ContainerWriter(file, header)
 
 
-def _check_model(header: Header, identity: str, kind: str, model: str) -> None:
-  if header.model != identity:
+def _check_model(header: Header, loaded: Bundle, kind: str, model: str) -> None:
+  identity = _identity(Path(model), loaded)
+  if header.model not in (identity, _earlier_identity(Path(model), loaded)):
     raise Unreadable(
       f'it was coded with the model {shown(repr(header.model))}, but {model} (--model) is the model {identity!r}'
     )
@@ -249,7 +276,10 @@ def _readable_errors(source: str) -> Iterator[None]:
     with terminations_as_interrupts():
       yield
   except OSError as error:
-    raise ValueError(f'{shown(error.filename or source)}: {error.strerror or shown(error)}') from None
+    if error.errno is None:
+      raise ValueError(f'{shown(error.filename or source)}: {shown(error)}') from None
+    with naming(source):
+      raise
   except jax.errors.JaxRuntimeError as error:
     first_line = shown(str(error).splitlines()[0], 300)
     raise ValueError(f'{shown(source)}: {first_line} Encode with a lower --batch_size to use less memory.') from error

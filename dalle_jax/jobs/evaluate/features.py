@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax.evaluation.inception_features import InceptionFeatures
-from dalle_jax.files import write_whole
+from dalle_jax.files import shown, write_whole
 from dalle_jax.hosts import say
 from dalle_jax.importing import inception_weights as weights
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
@@ -123,8 +122,8 @@ def _read(path: Path, facts: dict[str, Any]) -> tuple[np.ndarray | None, str]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
       features, cached_facts, digest = file['features'], json.loads(str(file['facts'])), str(file['digest'])
     changed = [name for name in {**cached_facts, **facts} if cached_facts.get(name) != facts.get(name)]
-  except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-    return None, f'it is damaged ({error})'
+  except Exception as error:  # zipfile and numpy raise many types for damaged files
+    return None, f'it is damaged ({shown(error)})'
   if changed:
     return None, f'it was computed with another {" and ".join(changed)}'
   if digest != _digest(features):

@@ -97,7 +97,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report', allow_other_da
 def _run(config: Config, space: Workspace, mesh: Mesh, stop_after: str, allow_other_data: bool) -> dict[str, float]:
   """Run the stages in a locked work directory; see `run`."""
   say_costs(config, mesh)
-  params = pretrained.load(config, space, mesh)
+  params, pretrained_data = pretrained.load(config, space, mesh), pretrained.data_of_parts(config)
   data = text_data if config.models_text else picture_data
   with space.timed('data'):
     dataset = data.prepare(config, space)
@@ -114,7 +114,7 @@ def _run(config: Config, space: Workspace, mesh: Mesh, stop_after: str, allow_ot
   if trained is None:
     return {}
   space.confirm()
-  part_data = pretrained.data_of_parts(config) | records.data_of_parts()
+  part_data = pretrained_data | records.data_of_parts()
   bundle.save(space.model, config, tokenizer, trained, records.data_of_last_stage, part_data)
   if stop_after != 'report':
     return {}

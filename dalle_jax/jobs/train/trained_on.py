@@ -1,7 +1,8 @@
 """What each stage of a run was trained on: fingerprints of its data and tokenizer, compared at every start.
 
 WORKDIR/STAGE/trained_on.json belongs to a stage, and WORKDIR/tokenizer.json to the tokenizer. Stages and tokenizers of
-earlier versions have no such file; they get one at their next start.
+earlier versions have no such file; they get one at their next start. The fingerprint of the data of such a stage is
+read from its newest checkpoint.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import jax
 
 from dalle_jax import hosts
 from dalle_jax.config import Config
+from dalle_jax.data import fingerprints
 from dalle_jax.data.registry import Dataset
 from dalle_jax.files import read_json_object
 from dalle_jax.hosts import say
@@ -30,7 +32,7 @@ class TrainedOn:
   Attributes:
     data: The fingerprint of the data.
     sizes: The number of records of each split; of text, the number of bytes.
-    tokenizer: The hash of the tokenizer; '' without one, or if it is unknown.
+    tokenizer: The hash of the tokenizer's contents, or in some records of its pieces; '' without one, or if unknown.
   """
 
   data: str
@@ -46,7 +48,9 @@ class TrainedOn:
 
   def __str__(self) -> str:
     sizes = ', '.join(f'{size:,} {split}' for split, size in self.sizes.items())
-    return f'fingerprint {self.data[:12]} ({sizes})'
+    # Of a folder, the hash of the pictures is followed by that of their names and captions; either may have changed.
+    name = self.data[:12] if len(self.data) <= 64 else f'{self.data[:8]}-{self.data[32:40]}'
+    return f'fingerprint {name} ({sizes})'
 
 
 class TrainingRecords:
@@ -84,11 +88,11 @@ class TrainingRecords:
     Raises:
       ValueError: A stage was trained with another tokenizer and `allow_other_data` is False.
     """
-    current_hash = '' if tokenizer is None else tokenizer.pieces_hash
+    current_hash, pieces_hash = ('', '') if tokenizer is None else (tokenizer.contents_hash, tokenizer.pieces_hash)
     self._now = dataclasses.replace(self._now, tokenizer=current_hash)
     with hosts.together('comparing the tokenizer with that of earlier starts'):
       for stage, record in self._trained().items() if self._is_main else ():
-        if _reads_text(stage) and record and record.tokenizer not in ('', current_hash):
+        if _reads_text(stage) and record and record.tokenizer not in ('', current_hash, pieces_hash):
           self._refuse_or_say(
             f'stage {stage.name} was trained with another tokenizer than {self._space.tokenizer} holds now: hash '
             f'{record.tokenizer[:12]} then, {current_hash[:12] or "none"} now'
@@ -96,8 +100,11 @@ class TrainingRecords:
 
   def keep(self, stage: Stage) -> None:
     """Store what a stage is about to be trained on. The record of a trained stage stays as it is."""
-    if self._is_main and (self._config.counts_ngrams or not self._trained().get(stage)):
-      record = self._now if _reads_text(stage) else dataclasses.replace(self._now, tokenizer='')
+    file = self._space.path / stage.name / FILE
+    trained = None if self._config.counts_ngrams or not self._is_main else self._trained().get(stage)
+    if self._is_main and not (trained and file.exists()):
+      tokenizer = self._now.tokenizer if _reads_text(stage) else ''
+      record = dataclasses.replace(trained or self._now, tokenizer=tokenizer)
       self._space.write(f'{stage.name}/{FILE}', dataclasses.asdict(record))
 
   def data_of_parts(self) -> dict[str, str]:
@@ -116,7 +123,11 @@ class TrainingRecords:
   def _trained(self) -> dict[Stage, TrainedOn | None]:
     """The trained or partly trained stages, in order, with their records; None for a stage of an earlier version."""
     records = {stage: self._read(self._space.path / stage.name / FILE) for stage in self._config.trained_stages}
-    return {stage: record for stage, record in records.items() if self._has_weights(stage, record)}
+    return {
+      stage: record or self._record_of_checkpoint(stage)
+      for stage, record in records.items()
+      if self._has_weights(stage, record)
+    }
 
   def _has_weights(self, stage: Stage, record: TrainedOn | None) -> bool:
     """Whether a stage has a checkpoint. Counting n-grams writes none; a record then shows that they were counted."""
@@ -127,6 +138,22 @@ class TrainingRecords:
     names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
+  def _record_of_checkpoint(self, stage: Stage) -> TrainedOn | None:
+    """What the newest checkpoint of a stage of an earlier version says about its data; None if it does not say it."""
+    step = self._newest_step(stage)
+    if step is None:
+      return None
+    try:
+      position = read_json_object(self._space.path / stage.name / CHECKPOINTS / str(step) / 'data' / 'metadata')
+    except ValueError:
+      return None  # the stage itself passes over a damaged checkpoint
+    data, length = position.get('fingerprint'), position.get('dataset_length')
+    if not (isinstance(data, str) and data.isalnum()):
+      return None
+    if fingerprints.same(data, self._now.data):
+      return dataclasses.replace(self._now, tokenizer='')
+    return TrainedOn(data, {'train': length} if type(length) is int else {})
+
   def _check_stages(self) -> None:
     for stage, record in self._trained().items():
       if record is None or record.data == self._now.data:
@@ -134,6 +161,8 @@ class TrainingRecords:
       changes = (
         f'stage {stage.name} was trained on other data than the configuration names now: {record} then, {self._now} now'
       )
+      if self._config.data.source == 'captioned_shapes' and not self._config.models_text:
+        changes += ' (captioned_shapes of earlier versions of dalle_jax are other data, too)'
       step = self._newest_step(stage)
       num_steps = training_of(self._config, stage.name).num_steps
       if self._allow and step is not None and step < num_steps:

@@ -127,7 +127,8 @@ class Workspace:
     if not os.path.lexists(file):
       return {}
     advice = 'Remove this file to go on; only the times of earlier starts are lost.'
-    seconds = {name: value or 0.0 for name, value in read_json_object(file, advice).items()}  # null: not finite
+    values = read_json_object(file, advice)
+    seconds = {name: 0.0 if value is None else value for name, value in values.items()}  # null: not finite
     if not all(type(value) in (int, float) and 0 <= value < math.inf for value in seconds.values()):
       raise ValueError(f'{file} is damaged: its values must be numbers of seconds. {advice}')
     return seconds

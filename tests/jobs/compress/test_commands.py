@@ -1,6 +1,7 @@
 """Compression and decompression of files, as the command runs them."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import pytest
 from random_models import PICTURES, caption_tokenizer, save_random
 
-from dalle_jax import bundle
+from dalle_jax import bundle, sharding
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer, train_pieces
@@ -226,17 +227,61 @@ def test_the_same_parameters_with_another_tokenizer_are_another_model(models, co
   other = shutil.copytree(models['ngram'], tmp_path / 'other')
   train_pieces([TEXT.upper()], 280).save(other / 'tokenizer.model')
   (tmp_path / 'coded').write_bytes(coded)
-  with pytest.raises(ValueError, match='was coded with the model'):
-    commands.decode(str(other), str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  bundle.verify_by_default(False)
+  try:
+    with pytest.raises(ValueError, match='was coded with the model'):
+      commands.decode(str(other), str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  finally:
+    bundle.verify_by_default(True)
+
+
+@pytest.mark.parametrize(
+  ('group', 'key', 'value', 'is_same'),
+  [
+    ('mesh', 'fsdp', 1, True),
+    ('sampling', 'top_p', 0.5, True),
+    ('data', 'path', '/elsewhere', True),
+    ('sequence_training', 'num_steps', 7, True),
+    ('model', 'length', 16, False),
+    ('data', 'image_size', 8, False),
+  ],
+)
+def test_settings_that_change_no_probability_do_not_identify_a_model(models, tmp_path, group, key, value, is_same):
+  path = pathlib.Path(models['ngram'])
+  loaded = bundle.load(path, sharding.one_device_mesh(), ('model',))
+  values = json.loads((path / 'config.json').read_text())
+  values[group][key] = value
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  shutil.copy(path / 'tokenizer.model', tmp_path)
+  config = Config.from_dict(values)
+  identities = [
+    commands._identity(path, loaded),
+    commands._identity(tmp_path, dataclasses.replace(loaded, config=config)),
+  ]
+  assert (identities[0] == identities[1]) == is_same
+
+
+def test_files_with_the_identity_of_earlier_versions_decode(models, tmp_path, monkeypatch):
+  path = pathlib.Path(models['ngram'])
+  digest = hashlib.sha256(json.loads((path / 'bundle.json').read_text())['params'].encode())
+  for name in ('config.json', 'tokenizer.model'):
+    digest.update(hashlib.sha256((path / name).read_bytes()).digest())
+  (tmp_path / 'in').write_bytes(TEXT)
+  with monkeypatch.context() as patch:
+    patch.setattr(commands, '_identity', lambda *arguments: digest.hexdigest()[:16])
+    commands.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
+  assert commands.info(str(tmp_path / 'coded'))['model'] == digest.hexdigest()[:16]
+  commands.decode(models['ngram'], str(tmp_path / 'coded'), str(tmp_path / 'out'))
+  assert (tmp_path / 'out').read_bytes() == TEXT
 
 
 def test_ctrl_c_and_a_full_disk_leave_no_output_file(models, tmp_path, monkeypatch):
   from dalle_jax.compression import text
 
   (tmp_path / 'in').write_bytes(TEXT)
-  for error, kind in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, 'No space left on device'), ValueError)):
+  for error, kind in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, 'No space left on device'), OSError)):
     monkeypatch.setattr(text, 'encode', unittest.mock.Mock(side_effect=error))
-    with pytest.raises(kind):
+    with pytest.raises(kind, match=rf'{tmp_path}/coded' if kind is OSError else None):
       commands.encode(models['ngram'], str(tmp_path / 'in'), str(tmp_path / 'coded'), CompressionSettings())
     assert [path.name for path in tmp_path.iterdir()] == ['in']
 

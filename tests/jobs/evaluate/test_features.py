@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dalle_jax.jobs.evaluate import features
 from dalle_jax.jobs.evaluate.features import Cache, Extractor
 
 FEATURES = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -51,6 +52,17 @@ def test_damaged_files_are_recomputed_with_a_message(cache, tmp_path, capsys, da
   assert len(times) == 2 and 'it is damaged' in capsys.readouterr().out
   cache.get('real', FACTS, _make(times))
   assert len(times) == 2
+
+
+def test_a_flipped_bit_never_ends_a_program_and_never_changes_features(cache, tmp_path):
+  facts = {'format': features.FORMAT, **FACTS}
+  cache.get('real', FACTS, lambda: FEATURES)
+  file = tmp_path / 'features' / 'real.npz'
+  content = file.read_bytes()
+  for at in range(len(content)):
+    file.write_bytes(_flip(content, at))
+    read, _ = features._read(file, facts)
+    assert read is None or np.array_equal(read, FEATURES)
 
 
 def test_features_that_do_not_match_their_digest_are_recomputed(cache, tmp_path, capsys):

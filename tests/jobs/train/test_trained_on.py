@@ -6,13 +6,15 @@ import pathlib
 import runpy
 
 import pytest
+from random_models import caption_tokenizer
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer
+from dalle_jax.data.tokenizer import Tokenizer
 from dalle_jax.jobs.train import run
 from dalle_jax.jobs.train.text_data import TextData
-from dalle_jax.jobs.train.trained_on import TrainingRecords
+from dalle_jax.jobs.train.trained_on import TrainedOn, TrainingRecords
 from dalle_jax.jobs.train.workspace import Workspace
 
 LANGUAGE = pathlib.Path(__file__).parents[3] / 'configs' / 'language.py'
@@ -21,7 +23,7 @@ FIRST, OTHER = TextData({'train': [b'a' * 100]}, 'first'), TextData({'train': [b
 
 
 class OtherTokenizer(ByteTokenizer):
-  pieces_hash = 'another'
+  pieces_hash = contents_hash = 'another'
 
 
 def _records(tmp_path, data, config=PICTURES, allow=False):
@@ -38,6 +40,11 @@ def _train(tmp_path, data, stage, step=None, config=PICTURES, tokenizer=None, al
   step = step or getattr(config, f'{stage.name}_training').num_steps
   (tmp_path / stage.name / 'checkpoints' / str(step)).mkdir(parents=True)
   return records
+
+
+def test_fingerprints_of_folders_with_other_captions_are_shown_differently():
+  shown = [str(TrainedOn('a' * 32 + letter * 64, {'train': 3})) for letter in 'bc']
+  assert shown == ['fingerprint aaaaaaaa-bbbbbbbb (3 train)', 'fingerprint aaaaaaaa-cccccccc (3 train)']
 
 
 def test_a_later_stage_on_other_data_is_refused_in_words(tmp_path):
@@ -103,6 +110,22 @@ def test_a_stage_of_an_earlier_version_gets_its_record(tmp_path):
     _records(tmp_path, FIRST).check_data()
 
 
+def test_the_checkpoint_of_a_stage_of_an_earlier_version_says_what_its_data_were(tmp_path):
+  _train(tmp_path, OTHER, 'dvae')
+  (tmp_path / 'dvae' / 'trained_on.json').unlink()
+  (checkpoint,) = (tmp_path / 'dvae' / 'checkpoints').iterdir()
+  (checkpoint / 'data').mkdir()
+  (checkpoint / 'data' / 'metadata').write_text('{"fingerprint": "first", "dataset_length": 100}')
+  with pytest.raises(ValueError, match=r'fingerprint first \(100 train\) then, fingerprint other \(91 train\) now'):
+    _records(tmp_path, OTHER).check_data()
+  for data in (FIRST, OTHER):
+    records = _records(tmp_path, data, allow=True)
+    records.check_data()
+    records.keep(PICTURES.trained_stages[0])
+    assert records.data_of_parts() == {'dvae': 'first'}
+  assert json.loads((tmp_path / 'dvae' / 'trained_on.json').read_text())['data'] == 'first'
+
+
 def test_another_tokenizer_is_refused(tmp_path):
   _train(tmp_path, FIRST, 'dvae')
   _records(tmp_path, FIRST).check_tokenizer(OtherTokenizer())  # the dVAE reads no text
@@ -110,6 +133,29 @@ def test_another_tokenizer_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r'stage prior was trained with another tokenizer .*: hash .* then, another now'):
     _records(tmp_path, FIRST).check_tokenizer(OtherTokenizer())
   _records(tmp_path, FIRST, allow=True).check_tokenizer(OtherTokenizer())
+
+
+def test_a_tokenizer_with_a_flipped_bit_in_its_rules_is_refused(tmp_path):
+  tokenizer, file = caption_tokenizer(), tmp_path / 'changed.model'
+  _train(tmp_path, FIRST, 'prior', step=3, tokenizer=tokenizer)
+  tokenizer.save(file)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+  changed = Tokenizer.load(file)
+  assert changed.pieces_hash == tokenizer.pieces_hash
+  with pytest.raises(ValueError, match='stage prior was trained with another tokenizer'):
+    _records(tmp_path, FIRST).check_tokenizer(changed)
+
+
+def test_a_record_of_the_pieces_of_a_tokenizer_is_accepted(tmp_path):
+  tokenizer = caption_tokenizer()
+  _train(tmp_path, FIRST, 'prior', step=3, tokenizer=tokenizer)
+  file = tmp_path / 'prior' / 'trained_on.json'
+  values = json.loads(file.read_text())
+  assert values['tokenizer'] == tokenizer.contents_hash != tokenizer.pieces_hash
+  file.write_text(json.dumps(values | {'tokenizer': tokenizer.pieces_hash}))
+  _records(tmp_path, FIRST).check_tokenizer(tokenizer)
 
 
 def test_a_tokenizer_of_other_data_is_trained_again_unless_a_stage_needs_it(tmp_path, capsys):

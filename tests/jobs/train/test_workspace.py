@@ -198,7 +198,8 @@ def test_results_without_a_configuration_file_are_not_overwritten(tmp_path, name
 
 
 @pytest.mark.parametrize(
-  'text', ['', '[]', '5', 'null', '{"dvae": "x"}', '{"dvae": true}', '{"dvae": -1}', '{"a": 1e999}']
+  'text',
+  ['', '[]', '5', 'null', '{"a": 1e999}', *(f'{{"dvae": {value}}}' for value in ('"x"', '""', 'false', 'true', '-1'))],
 )
 def test_a_damaged_file_of_times_is_named_and_kept(tmp_path, text):
   space = Workspace(str(tmp_path), _config())
