@@ -5,6 +5,7 @@ it and exit with status 2 (`dalle_jax.boundary`). Any other exception would be a
 """
 
 import io
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -309,13 +310,22 @@ class WorkDirectories:
     self._fixed = self._bound((self._run / 'config.json').read_text(encoding='utf-8'))
 
   def _bound(self, text: str) -> Any:
-    """The values of a config.json that a work directory fixes; None if they cannot be read."""
-    import json
+    """The values of a config.json that a work directory fixes, with defaults for missing keys; None without them.
 
+    Values of other groups and keys may be anything: the command's own configuration replaces them.
+    """
     try:
-      return fixed(Config.from_dict(json.loads(text)).to_dict(), groups_read(self._config))
+      values = json.loads(text)
     except (ValueError, RecursionError):
       return None
+    defaults = json.loads(json.dumps(Config.from_dict({}).to_dict()))
+    if not isinstance(values, dict) or set(values) - set(defaults):
+      return None
+    for name, value in values.items():
+      if isinstance(defaults[name], dict) != isinstance(value, dict):
+        return None
+      defaults[name] = {**defaults[name], **value} if isinstance(value, dict) else value
+    return fixed(defaults, groups_read(self._config))
 
   def trial(self, rng: np.random.Generator, directory: Path) -> Outcome:
     from dalle_jax.jobs.train.workspace import Workspace
