@@ -12,6 +12,7 @@ import jax
 
 from dalle_jax import hosts
 from dalle_jax.config import Config
+from dalle_jax.data import fingerprints
 from dalle_jax.data.registry import Dataset
 from dalle_jax.files import read_json_object
 from dalle_jax.hosts import say
@@ -129,7 +130,7 @@ class TrainingRecords:
 
   def _check_stages(self) -> None:
     for stage, record in self._trained().items():
-      if record is None or record.data == self._now.data:
+      if record is None or fingerprints.same(record.data, self._now.data):
         continue
       changes = (
         f'stage {stage.name} was trained on other data than the configuration names now: {record} then, {self._now} now'
@@ -158,7 +159,7 @@ class TrainingRecords:
     if not (self._config.reads_captions or self._config.models_text) or any(map(_reads_text, self._trained())):
       return
     record = self._read(file)
-    if record and record.data != self._now.data and space.tokenizer.exists():
+    if record and not fingerprints.same(record.data, self._now.data) and space.tokenizer.exists():
       say(f'{space.tokenizer} was trained on other data, and no stage uses it yet; it is trained again.')
       space.confirm()
       space.tokenizer.unlink()
