@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dalle_jax.data.account import Account
 from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.image import EXTENSIONS
-from dalle_jax.data.metadata_files import LAYOUT, clean, is_metadata, read_metadata, read_text
+from dalle_jax.data.metadata_files import LAYOUT, clean, is_metadata, read_metadata
 from dalle_jax.data.survey import LEADS_OUT, NO_FILE, Survey, inside_of, survey
 from dalle_jax.files import shown
 
@@ -129,16 +129,28 @@ def _with_caption_files(root: Path, found: Survey, account: Account) -> list[Ent
     stems.add(stem)
     if reason := _unusable(path, texts.get(stem), found.barred):
       account.leave_out(reason, path)
-    elif os.path.getsize(root / texts[stem][0]) > MOST_CAPTION_BYTES:
-      account.leave_out(f'its text file has more than {MOST_CAPTION_BYTES:,} bytes', path)
     else:
-      lines = [clean(line) for line in read_text(root, texts[stem][0]).splitlines()]
-      _add(entries, path, lines, account)
+      try:
+        _add(entries, path, _caption_lines(root / texts[stem][0]), account)
+      except ValueError as error:
+        account.leave_out(f'its text file {error}', path)
   for stem, paths in texts.items():
     for path in paths[1:] if stem in stems else paths:
       if path not in found.barred:
         account.note('a text file that is not the caption of a picture', path)
   return entries
+
+
+def _caption_lines(file: Path) -> list[str]:
+  """The lines of a caption file. Raises ValueError with the rest of a sentence about a file that cannot be used."""
+  try:
+    if os.path.getsize(file) > MOST_CAPTION_BYTES:
+      raise ValueError(f'has more than {MOST_CAPTION_BYTES:,} bytes')
+    return [clean(line) for line in file.read_text(encoding='utf-8-sig').splitlines()]
+  except UnicodeDecodeError:
+    raise ValueError('is not UTF-8 text; save it as UTF-8') from None
+  except OSError as error:
+    raise ValueError(f'cannot be read: {error.strerror}') from None
 
 
 def _unusable(path: str, texts: list[str] | None, barred: Mapping[str, str]) -> str | None:

@@ -64,6 +64,8 @@ def _read(paths: str, key: str, account: Account) -> list[bytes]:
         f'{key}: there is no {shown(name.strip()) or "name between two commas"}; give a text file or a directory of '
         '.txt files.'
       )
+    if not path.is_file() and not path.is_dir():  # a device or a pipe may have no end
+      raise ValueError(f'{key}: {shown(name.strip())} is neither a file nor a directory; give one of these.')
     for file in _text_files(path, key, account) if path.is_dir() else [path]:
       text = _read_file(file, key)
       if not text:

@@ -46,7 +46,7 @@ def read_metadata(root: Path, path: str) -> Iterator[Listed]:
   """
   rows = _jsonl_rows if path.lower().endswith('.jsonl') else _csv_rows
   first_keys, has_captions = None, False
-  for number, row in rows(read_text(root, path), shown(path, 100)):
+  for number, row in rows(_read_text(root, path), shown(path, 100)):
     where = f'{shown(path, 100)}, line {number}'
     name = row.get('file_name')
     if not isinstance(name, str) or not name:
@@ -137,8 +137,8 @@ def _inside(folder: str, name: str, where: str) -> str:
   return path
 
 
-def read_text(root: Path, path: str) -> str:
-  """Reads a text file of the data folder, without a byte-order mark.
+def _read_text(root: Path, path: str) -> str:
+  """Reads a metadata file, without a byte-order mark.
 
   Raises:
     ValueError: the file cannot be read or is not UTF-8.

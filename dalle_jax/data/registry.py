@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import checked_pictures, folder, pinned, tfds_captions, tfds_source
+from dalle_jax.data import checked_pictures, folder, pinned, record_files, tfds_captions, tfds_source
 from dalle_jax.data.account import Account
 from dalle_jax.data.fingerprints import fingerprint_of, hash_of
 
@@ -131,10 +131,12 @@ def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None) -> Data
     'caption_key': config.caption_key,
     'splits': {split: [expressions[split], len(source)] for split, source in sources.items()},
   }
-  account = tfds_captions.count_captions(sources, [contents, tfds_source.identity(config.path)], data_dir, progress)
+  names = dict.fromkeys(expression.split('[')[0] for expression in expressions.values())
+  digests = record_files.digests(config.path, tfds_source.record_files(config.path, names), data_dir, progress)
+  account = tfds_captions.count_captions(sources, [contents, digests], data_dir, progress)
   return Dataset(
     splits=tuple(expressions),
-    fingerprint=fingerprint_of(config.source, contents),
+    fingerprint=fingerprint_of(config.source, contents, digests),
     _open=lambda split: _open_tfds(config, expressions[split]),
     account=account,
   )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dalle_jax.config import DataConfig
+from dalle_jax.data.unreadable import is_unreadable
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
@@ -78,8 +79,10 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
     try:
       record = source[index]
       image = transform(record, generator)['image']
-    except (ValueError, OSError):  # where the record is used, it is named
-      return NONE, NONE
+    except Exception as error:
+      if not is_unreadable(error):
+        raise
+      return NONE, NONE  # where the record is used, it is named
     caption = normalized(record['caption'])
     return _hash(f'{image.shape}'.encode() + image.tobytes()), _hash(caption.encode()) if caption else NONE
 

@@ -15,13 +15,14 @@ from typing import Any
 from dalle_jax.data.account import Account, Tally
 from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.tfds_source import TfdsSource
+from dalle_jax.data.unreadable import first_line
 from dalle_jax.files import write_json
 
 _NUM_THREADS = 8
 _CHUNK = 1_000  # examples between two calls of `progress`
 _EMPTY = 'used with an empty caption'
 _FURTHER = 'further captions of examples, which are not used'
-_UNREADABLE = 'cannot be read'
+_UNREADABLE = 'cannot be read, so that other examples take their places'
 
 
 def count_captions(
@@ -40,7 +41,7 @@ def count_captions(
   if account is None:
     account = _count(sources, progress)
     try:
-      content = {'used': account.used, 'notes': [dataclasses.asdict(tally) for tally in account.notes.values()]}
+      content = {'used': account.used, 'left_out': _listed(account.left_out), 'notes': _listed(account.notes)}
       write_json(file, {'content': content, 'checksum': _checksum(content)})
     except OSError:
       pass  # counted again at the next start
@@ -72,15 +73,20 @@ def _captions(source: TfdsSource, index: int) -> list[str] | Exception:
 
 
 def _add(account: Account, captions: list[str] | Exception, name: str) -> None:
-  account.used += 1
   if isinstance(captions, Exception):
-    account.note(f'{_UNREADABLE}: {captions}', name)
+    # The text in brackets differs from record to record: array_record gives hashes there.
+    account.leave_out(f'{_UNREADABLE}: {first_line(captions).partition(" (")[0]}', name)
     return
+  account.used += 1
   num_full = sum(not is_empty(caption) for caption in captions)
   if not num_full:
     account.note(_EMPTY, name)
   elif num_full > 1:
     account.note(_FURTHER, name, num_full - 1)
+
+
+def _listed(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
+  return [dataclasses.asdict(tally) for tally in tallies.values()]
 
 
 def _kept(file: Path) -> Account | None:
@@ -92,7 +98,8 @@ def _kept(file: Path) -> Account | None:
       return None
     account = Account('examples')
     account.used = content['used']
-    account.notes = {tally['reason']: Tally(**tally) for tally in content['notes']}
+    for tallies, name in ((account.left_out, 'left_out'), (account.notes, 'notes')):
+      tallies.update({tally['reason']: Tally(**tally) for tally in content[name]})
     return account
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import logging
@@ -88,6 +88,14 @@ def splits(path: str | os.PathLike) -> dict[str, int]:
 def full_name(path: str | os.PathLike) -> str:
   """Returns the name, configuration and version of a prepared data set, e.g. 'coco_captions/2014/1.1.0'."""
   return _builder(path).info.full_name
+
+
+def record_files(path: str | os.PathLike, split_names: Iterable[str]) -> dict[str, int]:
+  """Returns the number of records of each file of some splits, by the file's path."""
+  splits = [_builder(path).info.splits[name] for name in split_names]
+  return {
+    os.fspath(file): count for split in splits for file, count in zip(split.filepaths, split.shard_lengths, strict=True)
+  }
 
 
 def _builder(path: str | os.PathLike) -> Any:
@@ -181,14 +189,6 @@ def _texts(value: Any) -> list[str]:
   if isinstance(value, str) or not hasattr(value, '__len__'):
     return [str(value)]
   return [text for item in value for text in _texts(item)]
-
-
-def identity(path: str | os.PathLike) -> list[list[Any]]:
-  """The names, sizes and times of a data set's files."""
-  from etils import epath
-
-  files = sorted(epath.Path(path).iterdir())
-  return [[file.name, file.stat().length, file.stat().mtime] for file in files]
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ def test_a_text_without_line_breaks_is_split_at_the_exact_fraction(tmp_path):
     ('nowhere', '', r'config\.data\.path: there is no nowhere'),
     ('a', 'nowhere', r'config\.data\.validation_path: there is no nowhere'),
     ('empty', '', r'holds no text[\s\S]*0 texts found'),
+    ('/dev/zero', '', r'/dev/zero is neither a file nor a directory'),
     ('a,', '', 'there is no name between two commas'),
   ],
 )

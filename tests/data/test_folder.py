@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -259,10 +260,30 @@ def test_a_huge_caption_file_is_left_out(tmp_path):
   assert 'left out 1: its text file has more than 1,048,576 bytes (b.png)' in accounted(tmp_path)[1]
 
 
-def test_text_that_is_not_utf8_is_refused(tmp_path):
+def test_a_picture_whose_text_file_cannot_be_read_is_left_out_and_counted(tmp_path, monkeypatch):
+  for name in 'abcd':
+    write_image(tmp_path / f'{name}.png')
+    write_lines(tmp_path / f'{name}.txt', ['x'])
+  for name in 'ab':
+    (tmp_path / f'{name}.txt').write_bytes(b'caf\xe9')
+  read_text = Path.read_text
+
+  def refuse(file, **kwargs):
+    if file.name == 'c.txt':
+      raise PermissionError(errno.EACCES, 'Permission denied')
+    return read_text(file, **kwargs)
+
+  monkeypatch.setattr(Path, 'read_text', refuse)
+  _, lines = accounted(tmp_path)
+  assert lines[0] == '4 pictures found, 1 used, 3 left out'
+  assert 'left out 2: its text file is not UTF-8 text; save it as UTF-8 (a.png, b.png)' in lines
+  assert 'left out 1: its text file cannot be read: Permission denied (c.png)' in lines
+
+
+def test_metadata_that_are_not_utf8_are_refused(tmp_path):
   write_image(tmp_path / 'a.png')
-  (tmp_path / 'a.txt').write_bytes(b'caf\xe9')
-  with pytest.raises(ValueError, match=r'a\.txt is not UTF-8'):
+  (tmp_path / 'metadata.csv').write_bytes(b'file_name,text\na.png,caf\xe9\n')
+  with pytest.raises(ValueError, match=r'metadata\.csv is not UTF-8'):
     scan(tmp_path)
 
 

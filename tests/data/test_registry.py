@@ -84,7 +84,7 @@ def test_tfds_validation_is_an_existing_split_or_the_end_of_train(monkeypatch, t
   opened = []
   monkeypatch.setattr(tfds_source, 'splits', lambda path: counts)
   monkeypatch.setattr(tfds_source, 'full_name', lambda path: 'toy/1.0.0')
-  monkeypatch.setattr(tfds_source, 'identity', lambda path: [])
+  monkeypatch.setattr(tfds_source, 'record_files', lambda path, splits: {})
   monkeypatch.setattr(tfds_captions, 'count_captions', lambda sources, identity, directory, progress: None)
   monkeypatch.setattr(tfds_source, 'open_tfds', lambda path, split, key: opened.append((path, split, key)) or 'x')
   config = DataConfig(source='tfds', path='somewhere', validation_fraction=fraction, caption_key='c')

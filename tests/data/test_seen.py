@@ -65,3 +65,21 @@ def test_a_limit_is_reported():
 @pytest.mark.parametrize(('first', 'second'), [('Ａ  cat ', 'a cat'), ('a cat.', 'A CAT'), ('STRASSE', 'straße')])
 def test_captions_are_normalized(first, second):
   assert seen.normalized(first) == seen.normalized(second) != seen.normalized('a cat on a mat')
+
+
+def test_records_that_cannot_be_read_occur_nowhere():
+  class Damaged(list):
+    def __getitem__(self, index):
+      if index == 1:
+        raise RuntimeError('chunk data hash mismatch')  # what array_record raises
+      return super().__getitem__(index)
+
+  source = Damaged(records((encoded(1), 'a'), (encoded(2), 'b'), (b'no image', 'c')))
+  assert [bool(row.any()) for row in digests(source)] == [True, False, False]
+
+  class Short(list):
+    def __getitem__(self, index):
+      raise MemoryError
+
+  with pytest.raises(MemoryError):
+    digests(Short(source))

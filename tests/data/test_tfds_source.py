@@ -1,10 +1,15 @@
+import hashlib
 import json
+import os
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dalle_jax.data import tfds_captions, tfds_source
+from dalle_jax.config import DataConfig
+from dalle_jax.data import fingerprints, record_files, registry, tfds_captions, tfds_source
 from dalle_jax.data.image import decode, encode_png
 
 
@@ -170,12 +175,58 @@ def test_examples_that_cannot_be_read_are_counted(tmp_path):
       return 2
 
     def captions(self, index):
-      raise RuntimeError(f'damaged at {index}')
+      raise RuntimeError(f'hash mismatch (computed {index:x}a), chunk {index}')
 
-  lines = tfds_captions.count_captions({'train': Broken()}, 0, tmp_path).lines()
-  assert lines[1] == 'note 2: cannot be read: damaged at 0 (train 0, train 1)'
+  for _ in range(2):  # counted, then taken from the file
+    lines = tfds_captions.count_captions({'train': Broken()}, 0, tmp_path).lines()
+    assert lines == [
+      '2 examples found, 0 used, 2 left out',
+      'left out 2: cannot be read, so that other examples take their places: hash mismatch (train 0, train 1)',
+    ]
 
 
-def test_the_identity_changes_with_the_files(prepared):
-  names = [name for name, _, _ in tfds_source.identity(prepared)]
-  assert 'dataset_info.json' in names and tfds_source.identity(prepared) == tfds_source.identity(prepared)
+def test_the_fingerprint_depends_on_the_contents_of_record_files(prepared, tmp_path):
+  def fingerprint(path):
+    config = DataConfig(source='tfds', path=str(path), caption_key='caption')
+    return registry.prepare(config, tmp_path / 'data').fingerprint
+
+  def write_at(file, offset, bits):
+    content = bytearray(file.read_bytes())
+    content[offset] ^= bits
+    file.write_bytes(content)
+
+  path = tmp_path / prepared.parent.name / prepared.name
+  shutil.copytree(prepared, path)
+  before = fingerprint(prepared)
+  assert fingerprint(path) == fingerprint(path) == before  # the same contents at another place
+  (file,) = path.glob('*train*')
+  write_at(file, 1000, 1)
+  after = fingerprint(path)
+  assert after != before and fingerprints.same(before[32:], after)  # what earlier versions stored
+  write_at(file, 1000, 1)
+  assert fingerprint(path) == before
+  write_at(next(path.glob('*val*')), 1000, 1)
+  assert fingerprint(path) not in (before, after)
+
+
+def test_record_files_are_read_again_only_after_a_change(tmp_path, monkeypatch):
+  files = {str(tmp_path / f'{i}.array_record'): 10 + i for i in range(2)}
+  for i, file in enumerate(files):
+    Path(file).write_bytes(bytes([i]) * 5)
+    os.utime(file, (1, 1))
+  read = []
+
+  def digests():
+    read.clear()
+    return record_files.digests(str(tmp_path), files, tmp_path / 'data', lambda *done: read.append(done))
+
+  expected = [hashlib.sha256(bytes([i]) * 5).hexdigest() for i in range(2)]
+  assert digests() == expected and read == [(10, 21), (21, 21)]
+  assert digests() == expected and not read
+  last = list(files)[1]
+  Path(last).write_bytes(b'other')
+  os.utime(last, (2, 2))
+  assert digests() == [expected[0], hashlib.sha256(b'other').hexdigest()] and read == [(11, 11)]
+  Path(last).unlink()
+  with pytest.raises(ValueError, match=r'config\.data\.path: .*its file 1\.array_record cannot be read'):
+    digests()

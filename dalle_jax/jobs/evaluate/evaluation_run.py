@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 import dalle_jax
 from dalle_jax import bundle, sharding
 from dalle_jax.config import Config, DataConfig
-from dalle_jax.data import registry
+from dalle_jax.data import fingerprints, registry
 from dalle_jax.data.registry import Dataset
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.files import check_out, is_not_finite, write_json, write_whole
@@ -144,7 +144,7 @@ def _new_records(
     ValueError: all records of the split occur in training.
   """
   training, trained_on = dataset, info.get('data', '')
-  if dataset.fingerprint != trained_on and (settings.source or settings.data):
+  if not fingerprints.same(trained_on, dataset.fingerprint) and (settings.source or settings.data):
     try:
       training = registry.prepare(
         *_data_config(dataclasses.replace(settings, source=None, data=None), config.data, model_path)
@@ -155,7 +155,7 @@ def _new_records(
       return dataset, note
   remark = (
     ''
-    if training.fingerprint == trained_on
+    if fingerprints.same(trained_on, training.fingerprint)
     else (' The training data have changed since the model was trained, so it may have seen other records too.')
   )
   if settings.split == 'train' and training is dataset:

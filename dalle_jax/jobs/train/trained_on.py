@@ -156,7 +156,7 @@ class TrainingRecords:
 
   def _check_stages(self) -> None:
     for stage, record in self._trained().items():
-      if record is None or record.data == self._now.data:
+      if record is None or fingerprints.same(record.data, self._now.data):
         continue
       changes = (
         f'stage {stage.name} was trained on other data than the configuration names now: {record} then, {self._now} now'
@@ -187,7 +187,7 @@ class TrainingRecords:
     if not (self._config.reads_captions or self._config.models_text) or any(map(_reads_text, self._trained())):
       return
     record = self._read(file)
-    if record and record.data != self._now.data and space.tokenizer.exists():
+    if record and not fingerprints.same(record.data, self._now.data) and space.tokenizer.exists():
       say(f'{space.tokenizer} was trained on other data, and no stage uses it yet; it is trained again.')
       space.confirm()
       space.tokenizer.unlink()
