@@ -19,6 +19,7 @@ from dalle_jax import flags as doors
 _MODEL = flags.DEFINE_string('model', None, 'Model directory of a model of captioned_shapes; reconstructs the scenes.')
 _VERIFY_MODEL = doors.define_verify_model()
 _SPLIT = flags.DEFINE_enum('split', 'validation', ('train', 'validation', 'held_out'), 'Split of the true scenes.')
+_SEED = flags.DEFINE_integer('seed', None, "Seed of the true scenes. By default, the data's.", lower_bound=0)
 _COUNT = flags.DEFINE_integer('count', 1000, 'Number of true scenes.', lower_bound=1)
 
 MOST_LISTED = 20
@@ -82,9 +83,10 @@ def main(argv: list[str]) -> int:
   data = bundle.read_config(path).data if path else DataConfig(image_size=32)
   if data.source != 'captioned_shapes':
     raise ValueError(f'--model {path} was trained on {data.source}; the judge only reads captioned_shapes.')
+  seed = data.shapes_seed if _SEED.value is None else _SEED.value
   config = builder.ShapesConfig(
     name='', image_size=data.image_size, num_train=1, num_validation=1, num_held_out=1,
-    two_object_fraction=0.5, jitter=data.position_jitter, seed=data.shapes_seed,
+    two_object_fraction=0.5, jitter=data.position_jitter, seed=seed,
   )  # fmt: skip
   examples = [builder.make_example(config, _SPLIT.value, index) for index in range(_COUNT.value)]
   scenes = [Scene.from_json(example['scene']) for example in examples]

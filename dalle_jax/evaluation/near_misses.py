@@ -196,6 +196,31 @@ def _faint_objects() -> Iterator[Item]:
     yield f'a circle of {distance} RGB levels from the background', _noun(color, name), _scene(background, *layers)
 
 
+def _outlined() -> Iterator[Item]:
+  """Objects with an outline of 1 pixel in another colour, inside or outside their form."""
+  looks = _all_looks()
+  for turn, (size, name) in enumerate(itertools.cycle(itertools.product(SIZES, SHAPES))):
+    color, background = next(looks[name])
+    other = tuple(COLORS)[(tuple(COLORS).index(color) + 1 + turn % 7) % len(COLORS)]
+    form, reach = shape(name, SIZES[size]), turn // 8 % 2
+    outer, inner = (lambda px, py, form=form, by=by: form(px, py) - by for by in (reach, reach - 1))
+    detail = f'a {size} {name} with an outline in {other} {"outside" if reach else "inside"} its form'
+    yield detail, _noun(color, name), _scene(background, (outer, other), (inner, color))
+
+
+def _cropped() -> Iterator[Item]:
+  """Objects that the edge of the image cuts off."""
+  looks = _all_looks()
+  places = {'left': (0, 0.5), 'right': (1, 0.5), 'top': (0.5, 0), 'bottom': (0.5, 1)}
+  for inside, (place, (x, y)), name in itertools.cycle(itertools.product((0.8, 0.9), places.items(), SHAPES)):
+    color, background = next(looks[name])
+    distance = inside * SIZES['large']
+    center = [abs(at - distance) if at in (0, 1) else at for at in (x, y)]
+    image = _scene(background, (shape(name, SIZES['large'], *center), color))
+    detail = f'a large {name} whose centre is {distance:.3f} from the edge'
+    yield detail, f'{_noun(color, name)} {_PLACES[place]}', image
+
+
 def _sizes() -> Iterator[Item]:
   looks = _all_looks()
   for radius, name in itertools.cycle(itertools.product((0.162, 0.17, 0.18, 0.19, 0.197), SHAPES)):
@@ -305,14 +330,16 @@ def _wrong_attributes() -> Iterator[Item]:
 _KINDS: dict[str, tuple[Callable[[], Iterator[Item]], int]] = {
   **{f'polygon with {corners} corners': (functools.partial(_polygons, corners), 25) for corners in range(5, 13)},
   'stray pixels': (_stray_pixels, 96),
-  'missing part': (_missing_parts, 96),
+  'missing part': (_missing_parts, 80),
   'merged objects': (_merged, 48),
   'faint object': (_faint_objects, 96),
+  'outlined object': (_outlined, 32),
+  'cropped object': (_cropped, 16),
   'size between two': (_sizes, 80),
-  'color between two': (_colors, 90),
+  'color between two': (_colors, 72),
   'shifted background': (_backgrounds, 32),
   'wrong count': (_counts, 40),
-  'wrong relation': (_relations, 60),
+  'wrong relation': (_relations, 46),
   'position between two': (_positions, 40),
   'turned shape': (_turned, 40),
   'stretched shape': (_stretched, 32),

@@ -42,9 +42,9 @@ def accuracy(pairs):
 
 
 @pytest.mark.parametrize('size', [32, 64])
-def test_nearly_all_rendered_scenes_are_read_correctly(size):
-  share = accuracy((scene, render(scene, size)) for scene in sample(600))
-  assert share >= 0.995
+def test_rendered_scenes_are_read_correctly(size):
+  share = accuracy((scene, render(scene, size)) for scene in sample(300))
+  assert share == 1
 
 
 @pytest.mark.parametrize('size', [48, 100])
@@ -63,7 +63,7 @@ def test_centres_are_read_to_a_fraction_of_a_pixel():
 @pytest.mark.parametrize(('size', 'sigma'), [(32, 0.3), (64, 0.6)])
 def test_scenes_with_the_blur_and_noise_of_a_reconstruction_are_read(size, sigma):
   rng = np.random.default_rng(2)
-  pairs = [(scene, image, degrade(image, rng, sigma, 2.5)) for scene in sample(300, seed=2)
+  pairs = [(scene, image, degrade(image, rng, sigma, 2.5)) for scene in sample(200, seed=2)
            for image in [render(scene, size)]]  # fmt: skip
   psnr = [-10 * np.log10(np.mean((image / 255 - degraded / 255.0) ** 2)) for _, image, degraded in pairs]
   assert np.mean(psnr) < 42  # dB, as for the quick start's model on combinations that it never saw
@@ -73,7 +73,7 @@ def test_scenes_with_the_blur_and_noise_of_a_reconstruction_are_read(size, sigma
 def test_one_in_ten_of_the_listed_near_misses_is_rejected():
   listed = misses.near_misses()
   assert len(listed) == 1_000
-  assert len({item.kind for item in listed}) == 22
+  assert len({item.kind for item in listed}) == 24
   assert len({(item.caption, item.image.tobytes()) for item in listed}) > 950
   accepted = [item[:3] for item in listed[::10] if judging.judge([item.caption], item.image[None])[0]]
   assert not accepted
@@ -93,6 +93,22 @@ def test_polygons_are_told_from_circles(corners):
       assert judging.read(image) is None
   circle = misses.paint((255, 255, 255), (misses.shape('circle', 0.21, 0.51, 0.49), scenes.COLORS['blue']))
   assert judging.read(circle).objects[0].shape == 'circle'
+
+
+@pytest.mark.parametrize(('color', 'other', 'background'), [('red', 'green', 'gray'), ('orange', 'yellow', 'black'),
+                                                            ('blue', 'purple', 'white')])  # fmt: skip
+def test_an_outline_in_another_color_makes_an_object_unreadable(color, other, background):
+  form = misses.shape('square', scenes.SIZES['small'])
+  plain, outlined = (form, scenes.COLORS[color]), (lambda x, y: form(x, y) - 1, scenes.COLORS[other])
+  assert judging.read(misses.paint(scenes.BACKGROUNDS[background], plain)) is not None
+  assert judging.read(misses.paint(scenes.BACKGROUNDS[background], outlined, plain)) is None
+
+
+@pytest.mark.parametrize('name', scenes.SHAPES)
+def test_an_object_that_the_edge_cuts_off_is_not_read(name):
+  for x, readable in ((0.22, True), (0.19, False), (0.16, False)):
+    image = misses.paint((255, 255, 255), (misses.shape(name, 0.21, x, 0.5), scenes.COLORS['blue']))
+    assert judging.satisfies(parse(f'a blue {name} on the left'), image) == readable, x
 
 
 def test_every_stray_pixel_and_every_faint_patch_makes_an_image_unreadable():
