@@ -3,10 +3,11 @@
     python -m dalle_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 - `tiny`: every stage for a few steps, to check that everything works.
-- `guided`: the prior also learns images without captions, and samples with classifier-free guidance. This draws more
-  single objects correctly whose combination was never seen, but fewer pairs.
+- `guided`: the prior also learns images without captions, and samples with classifier-free guidance. With
+  earlier data and an earlier judge, this drew more single objects of combinations never seen, but fewer pairs.
 
-Expect a prompt accuracy of 97 to 99% with one object and 88 to 96% with two; docs/benchmarks.md has the runs.
+Expect a prompt accuracy of 97 to 99% for new scenes of familiar combinations, and much less for combinations never
+seen in training; docs/benchmarks.md has the runs.
 """
 
 from dalle_jax.config import base_config, choose, shrink

@@ -43,6 +43,8 @@ from dalle_jax.data.shapes.captions import Claims, parse
 from dalle_jax.data.shapes.render import coverage, render, signed_distance
 from dalle_jax.data.shapes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, Shape, relation_of
 
+# Rises when the judge accepts other images. Version 1 compared no rendering with the image.
+VERSION = 2
 GRID = 32  # side in pixels to which images are resized
 PATCH = 19  # side of a template in pixels; the largest shape fits in
 SHIFTS = 1  # pixels by which a template may be shifted off the centre of an object's box, in each direction

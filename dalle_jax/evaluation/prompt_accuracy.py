@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dalle_jax.data.shapes import captions as language
-from dalle_jax.evaluation import figures
+from dalle_jax.evaluation import figures, judge
 from dalle_jax.evaluation.figures import Figure
 
 KINDS = {1: 'one_object', 2: 'two_objects'}
@@ -59,8 +59,8 @@ def scores(captions: Sequence[str], right: np.ndarray, split: str) -> dict[str, 
 
 
 def flat_scores(accuracies: Mapping[str, Figure], split: str) -> dict[str, float]:
-  """Accuracies by the names of `shares` as flat metrics of a split, with intervals and counts."""
-  result: dict[str, float] = {}
+  """Accuracies by the names of `shares` as flat metrics of a split, with intervals, counts and the judge's version."""
+  result = {'prompt_judge': float(judge.VERSION)}
   for name, figure in accuracies.items():
     suffix = f'{split}/{name}'.rstrip('/')
     result |= figures.flat(f'prompt_accuracy/{suffix}', figure)

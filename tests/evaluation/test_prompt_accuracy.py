@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dalle_jax.evaluation import judge
 from dalle_jax.evaluation.figures import wilson
 from dalle_jax.evaluation.prompt_accuracy import choose, num_objects, scores
 
@@ -36,6 +37,7 @@ def test_scores_match_hand_computed_values():
       **_ends('validation', 3 / 5, 5),
       **_ends('validation/one_object', 2 / 3, 3),
       **_ends('validation/two_objects', 1 / 2, 2),
+      'prompt_judge': judge.VERSION,
       'prompt_count/validation': 5,
       'prompt_count/validation/one_object': 3,
       'prompt_count/validation/two_objects': 2,

@@ -18,6 +18,7 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import Config, DataConfig
 from dalle_jax.data import fingerprints, registry
 from dalle_jax.data.registry import Dataset
+from dalle_jax.evaluation import judge
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.files import check_out, is_not_finite, write_json, write_whole
 from dalle_jax.hosts import say
@@ -199,7 +200,7 @@ def _as_json(figure: Figure) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
   versions = {'dalle_jax': dalle_jax.__version__, 'jax': jax.__version__, 'jaxlib': jaxlib.__version__}
-  return versions | {'numpy': np.__version__, 'scipy': scipy.__version__}
+  return versions | {'numpy': np.__version__, 'scipy': scipy.__version__, 'judge': str(judge.VERSION)}
 
 
 def _write(

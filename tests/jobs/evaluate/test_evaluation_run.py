@@ -164,7 +164,7 @@ def test_the_result_names_model_features_settings_and_versions(evaluation, model
   assert result['model'] == bundle.check(model)['params']
   assert result['reranker'] == result['features']['fingerprint'] == bundle.check(Path(reranker), ())['params']
   assert result['settings'] == json.loads(json.dumps(dataclasses.asdict(settings)))
-  assert set(result['versions']) == {'dalle_jax', 'jax', 'jaxlib', 'numpy', 'scipy'}
+  assert set(result['versions']) == {'dalle_jax', 'jax', 'jaxlib', 'numpy', 'scipy', 'judge'}
   assert result['seen']['images'] == result['seen']['captions'] == 0
   assert 'also occur in training' in result['seen']['note']
   assert result['schema'] == 3 and result['metrics'] == list(settings.metrics)
