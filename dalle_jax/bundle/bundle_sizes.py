@@ -74,12 +74,12 @@ class _Shapes:
     return sum(name.startswith(beginning) for name in below)
 
   def layers(self, *path: str) -> int:
-    """The number of layers of the transformer at `path`, which stacks the layers of each block."""
-    ends = ('attention_norm', 'scale')
-    depth = len(path)
-    return sum(
-      shape[0] for entry, shape in self._shapes.items() if entry[:depth] == path and entry[-2:] == ends and shape
-    )
+    """The number of layers of the transformer at `path`: the stacked ones in 'layers', and those beside it."""
+    depth, end = len(path), ('attention_norm', 'scale')
+    norms = {
+      entry[depth:]: shape for entry, shape in self._shapes.items() if entry[:depth] == path and entry[-2:] == end
+    }
+    return sum((shape or (0,))[0] if inner[0] == 'layers' else 1 for inner, shape in norms.items())
 
 
 def _name(entry: Any) -> str:
@@ -117,7 +117,7 @@ def _limits_of_prior(config: Config, shapes: _Shapes) -> Iterator[_Limit]:
 
 def _limits_of_blocks(group: str, blocks: Any, shapes: _Shapes) -> Iterator[_Limit]:
   """The limits of a transformer's blocks; config.GROUP.num_heads divides embed_dim."""
-  yield f'config.{group}.num_layers', blocks.num_layers, shapes.layers('transformer', 'layers')
+  yield f'config.{group}.num_layers', blocks.num_layers, shapes.layers('transformer')
   yield f'config.{group}.embed_dim', blocks.embed_dim, shapes.longest
   yield f'config.{group}.mlp_ratio', blocks.mlp_ratio, shapes.longest
 
@@ -153,7 +153,7 @@ def _limits_of_reranker(config: Config, shapes: _Shapes) -> Iterator[_Limit]:
   yield 'config.reranker.embed_dim', reranker.embed_dim, shapes.longest
   for encoder in ('image', 'text'):
     layers, width = getattr(reranker, f'{encoder}_num_layers'), getattr(reranker, f'{encoder}_width')
-    yield f'config.reranker.{encoder}_num_layers', layers, shapes.layers(encoder, 'transformer', 'layers')
+    yield f'config.reranker.{encoder}_num_layers', layers, shapes.layers(encoder, 'transformer')
     yield f'config.reranker.{encoder}_width', width, shapes.longest
 
 

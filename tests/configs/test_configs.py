@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from dalle_jax import sharding
+from dalle_jax import bundle, sharding
+from dalle_jax.bundle import bundle_sizes
 from dalle_jax.config import Config, MeshConfig, base_config
 from dalle_jax.config.models import DVAE_SHAPE
 from dalle_jax.training.tasks.dvae import DvaeTask
@@ -154,3 +155,12 @@ def test_two_sizes_in_one_variant_are_refused():
   file = next(file for file in FILES if file.stem == 'dalle')
   with pytest.raises(ValueError, match=r"'12b' or '12b_padded'.*given '1b,2b'"):
     _load(file, '1b,2b')
+
+
+@pytest.mark.parametrize(('file', 'variant'), ALL, ids=_name)
+def test_the_sizes_of_a_model_are_not_taken_for_damage(file, variant):
+  _, config = _load(file, variant)
+  vocab_size = config.tokenizer.vocab_size if config.reads_captions or config.models_text else None
+  ngrams = [50 + i for i in range(config.model.order)] if config.counts_ngrams else None
+  shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(config, vocab_size, ngrams)))
+  bundle_sizes.check(pathlib.Path('model'), config, sorted(shapes), ngrams or [], shapes)
