@@ -63,11 +63,7 @@ def keep(file: Path, fresh: RecordLists, began: bool, max_bad_share: float, is_m
   Raises:
     ValueError: too many records are lost; or `file` is damaged or cannot be written.
   """
-  old = _read(file) if began else None
-  if old is None:
-    if is_main:
-      _write(file, fresh)
-    return fresh
+  old = first(file, fresh, began, is_main)
   found, known = set(itertools.chain(*fresh.lists.values())), set(itertools.chain(*old.lists.values()))
   if found >= known or not found <= known:
     return fresh
@@ -84,6 +80,16 @@ def keep(file: Path, fresh: RecordLists, began: bool, max_bad_share: float, is_m
     )
   logging.warning('%s. Other records take their places in training.', problem)
   return old
+
+
+def first(file: Path, fresh: RecordLists, began: bool, is_main: bool) -> RecordLists:
+  """The stored records of a run that has begun to train; otherwise stores and returns `fresh`. See `keep`."""
+  old = _read(file) if began else None
+  if old is not None:
+    return old
+  if is_main:
+    _write(file, fresh)
+  return fresh
 
 
 def _read(file: Path) -> RecordLists | None:

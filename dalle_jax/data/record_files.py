@@ -54,6 +54,11 @@ def digests(
   return [known[file] for file in files]
 
 
+def size_of(file: str) -> int:
+  """The size of a record file in bytes."""
+  return _stamp(file).size
+
+
 def _stamp(file: str) -> Stamp:
   if os.path.exists(file):
     return Stamp.of(os.stat(file))

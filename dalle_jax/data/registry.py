@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import checked_pictures, folder, pinned, record_files, tfds_captions, tfds_source
+from dalle_jax.data import checked_pictures, folder, pinned, pinned_files, record_files, tfds_captions, tfds_source
 from dalle_jax.data.account import Account
 from dalle_jax.data.fingerprints import fingerprint_of, hash_of
 
@@ -73,6 +73,8 @@ def prepare(
   """
   if config.source == 'folder':
     return _folder(config, data_dir, progress, run)
+  if config.source == 'tfds':
+    return _tfds(config, data_dir, progress, run)
   return SOURCES[config.source](config, data_dir, progress)
 
 
@@ -123,7 +125,7 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: 
   return Dataset(tuple(sources), fingerprint, sources.__getitem__, account)
 
 
-def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None, run: RunData | None = None) -> Dataset:
   expressions = _tfds_splits(config)
   sources = {split: _open_tfds(config, expression) for split, expression in expressions.items()}
   contents = {
@@ -132,11 +134,16 @@ def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None) -> Data
     'splits': {split: [expressions[split], len(source)] for split, source in sources.items()},
   }
   names = dict.fromkeys(expression.split('[')[0] for expression in expressions.values())
-  digests = record_files.digests(config.path, tfds_source.record_files(config.path, names), data_dir, progress)
+  files = tfds_source.record_files(config.path, names)
+  digests = record_files.digests(config.path, files, data_dir, progress)
+  fingerprint = fingerprint_of(config.source, contents, digests)
+  if run is not None:
+    listing = fingerprint_of(config.source, contents)
+    fingerprint = pinned_files.keep(run, files, digests, fingerprint, listing, config.max_bad_share)
   account = tfds_captions.count_captions(sources, [contents, digests], data_dir, progress)
   return Dataset(
     splits=tuple(expressions),
-    fingerprint=fingerprint_of(config.source, contents, digests),
+    fingerprint=fingerprint,
     _open=lambda split: _open_tfds(config, expressions[split]),
     account=account,
   )

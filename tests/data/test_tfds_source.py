@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import fingerprints, record_files, registry, tfds_captions, tfds_source
+from dalle_jax.data import fingerprints, pinned_files, record_files, registry, tfds_captions, tfds_source
 from dalle_jax.data.image import decode, encode_png
 
 
@@ -207,6 +208,44 @@ def test_the_fingerprint_depends_on_the_contents_of_record_files(prepared, tmp_p
   assert fingerprint(path) == before
   write_at(next(path.glob('*val*')), 1000, 1)
   assert fingerprint(path) not in (before, after)
+
+
+def test_a_run_continues_after_records_broke_but_not_on_other_records(prepared, tmp_path):
+  path = tmp_path / prepared.parent.name / prepared.name
+  shutil.copytree(prepared, path)
+  config = DataConfig(source='tfds', path=str(path), caption_key='caption')
+
+  def fingerprint(began=True, **changes):
+    run = registry.RunData(tmp_path / 'records.json', began)
+    return registry.prepare(dataclasses.replace(config, **changes), tmp_path / 'data', run=run).fingerprint
+
+  (file,) = path.glob('*train*')
+  original, before = file.read_bytes(), fingerprint(began=False)
+
+  def damage(count):
+    content = bytearray(original)
+    for offset in range(150, 3000, 100):
+      file.write_bytes(content)
+      if pinned_files._num_damaged(str(file)) >= count:
+        break
+      content[offset] ^= 1
+    assert pinned_files._num_damaged(str(file)) == count
+
+  damage(1)
+  assert fingerprint() == before
+  assert fingerprint(caption_key='image/filename') != before
+  assert fingerprint(began=False) != before  # a run that begins now
+  file.write_bytes(original)
+  assert fingerprint(began=False) == before
+  damage(2)
+  with pytest.raises(ValueError, match=r'2 of the 13 records .* at most 1 may be bad.*max_bad_share'):
+    fingerprint()
+  assert fingerprint(max_bad_share=0.2) == before
+  other = next(path.glob('*val*'))
+  file.write_bytes(other.read_bytes().ljust(len(original), b'\0')[: len(original)])
+  info = path / 'dataset_info.json'
+  info.write_text(info.read_text().replace('"10"', '"3"'))
+  assert fingerprint() != before
 
 
 def test_record_files_are_read_again_only_after_a_change(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ Importing this module imports tensorflow_datasets, which takes about a second. N
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import io
 import os
@@ -180,10 +181,18 @@ def _quiet() -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-  """Lets one process at a time write or remove a data set. The lock is released if its process dies."""
+  """Lets one process at a time write or remove a data set. The lock is released if its process dies.
+
+  There is no lock in a directory that cannot be written: this process can only read the data there.
+  """
   directory.mkdir(parents=True, exist_ok=True)
-  with open(directory / '.lock', 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with contextlib.ExitStack() as stack:
+    try:
+      file = stack.enter_context(open(directory / '.lock', 'w'))
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+      if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        raise
     yield
 
 

@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -114,6 +116,14 @@ def test_other_settings_use_another_directory(prepared, tmp_path):
   other = builder.prepare(tmp_path, **{**SETTINGS, 'seed': 4})
   assert other.parent.name != prepared.parent.name
   assert builder.open_split(other, 'train')[0] != builder.open_split(prepared, 'train')[0]
+
+
+def test_data_in_a_directory_that_cannot_be_written_can_be_read(prepared, monkeypatch):
+  def refuse(file, mode='r', *arguments):
+    raise PermissionError(errno.EACCES, 'Permission denied', os.fspath(file))
+
+  monkeypatch.setattr(builder, 'open', refuse, raising=False)
+  assert builder.prepare(prepared.parents[2], **SETTINGS) == prepared
 
 
 @pytest.mark.parametrize(('fraction', 'objects'), [(0.0, 1), (1.0, 2)])

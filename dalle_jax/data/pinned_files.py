@@ -1,0 +1,79 @@
+"""The record files that a run on a TFDS data set began with, so that it continues after some of its records broke.
+
+A changed file of the same size in which records cannot be read is damaged; training replaces these records. A changed
+file in which all records can be read is another one.
+"""
+
+import os
+from typing import Any
+
+from absl import logging
+
+from dalle_jax.data import pinned
+from dalle_jax.data.folder import Entry
+from dalle_jax.data.pinned import MOST_NAMED, Described, RecordLists
+from dalle_jax.data.record_files import size_of
+from dalle_jax.data.unreadable import is_unreadable, most_bad
+from dalle_jax.files import shown
+
+
+def keep(
+  run: Any, files: dict[str, int], digests: list[str], fingerprint: str, listing: str, max_bad_share: float
+) -> str:
+  """The fingerprint of a run's data: that of its first start if nothing but damage happened since.
+
+  Args:
+    run: a `registry.RunData`.
+    files: the number of records of each file, by its path.
+    digests: SHA-256 of each file.
+    fingerprint: the fingerprint of the data now.
+    listing: the part of the fingerprint that does not depend on contents.
+    max_bad_share: share of records that may be damaged, see `unreadable.most_bad`.
+
+  Raises:
+    ValueError: too many records are damaged; or the list of files cannot be written.
+  """
+  entries = [Entry(os.path.basename(file), str(size_of(file))) for file in files]
+  fresh = RecordLists({'files': pinned.described(entries, digests)}, fingerprint)
+  old = pinned.first(run.file, fresh, run.began, run.is_main)
+  if old.fingerprint == fingerprint or not old.fingerprint.endswith(listing):
+    return fingerprint
+  records = old.lists.get('files', [])
+  if [record.entry for record in records] != entries:
+    return fingerprint
+  changed = _changed(records, list(files), digests)
+  damaged = {file: _num_damaged(file) for file in changed}
+  if not all(damaged.values()):
+    return fingerprint
+  count, limit, total = sum(damaged.values()), most_bad(sum(files.values()), max_bad_share), sum(files.values())
+  named = ', '.join(shown(os.path.basename(file)) for file in changed[:MOST_NAMED])
+  problem = f'{count} of the {total} records that the run began with cannot be read any more (files {named})'
+  if count > limit:
+    raise ValueError(
+      f'{problem}; at most {limit} may be bad. Copy these files again, or raise config.data.max_bad_share, which is '
+      f'{max_bad_share:g}. Then run the same command again to continue.'
+    )
+  logging.warning('%s. Other records take their places in training.', problem)
+  return old.fingerprint
+
+
+def _changed(records: list[Described], files: list[str], digests: list[str]) -> list[str]:
+  return [
+    file for record, file, digest in zip(records, files, digests, strict=True) if record.digest != digest
+  ]  # fmt: skip
+
+
+def _num_damaged(file: str) -> int:
+  """The number of records of a file that cannot be read."""
+  from array_record.python.array_record_module import ArrayRecordReader
+
+  reader, count = ArrayRecordReader(file), 0
+  for index in range(reader.num_records()):
+    try:
+      reader.read([index])
+    except Exception as error:  # array_record raises many types
+      if not is_unreadable(error):
+        raise
+      count += 1
+  reader.close()
+  return count
