@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 16 * 2**20
+MOST_DIGITS = 300  # of an integer in JSON, with its sign; a float holds numbers of up to 308 digits
 MAX_JSON_DEPTH = 100
 MAX_PATH_BYTES = 3500  # leaves room for the longest names below a work directory; Linux allows 4095 bytes
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:')
@@ -111,7 +112,10 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
     raise ValueError('it is empty')
   try:
     values = json.loads(
-      content.decode(), object_pairs_hook=_distinct, parse_constant=float if allow_nan else _finite_or_infinite
+      content.decode(),
+      object_pairs_hook=_distinct,
+      parse_constant=float if allow_nan else _finite_or_infinite,
+      parse_int=_integer,
     )
   except UnicodeDecodeError as error:
     raise ValueError(f'it is no text in UTF-8 (byte {error.start})') from None
@@ -131,6 +135,13 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
 
 class _UnusualJson(ValueError):
   """Valid JSON that none of our files holds."""
+
+
+def _integer(digits: str) -> int:
+  """An integer. Raises _UnusualJson if a float cannot hold it, because arithmetic with it would overflow."""
+  if len(digits) > MOST_DIGITS:
+    raise _UnusualJson(f'it holds a whole number of {len(digits):,} characters; at most {MOST_DIGITS} are allowed')
+  return int(digits)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
