@@ -81,7 +81,7 @@ def check_sampling(values: Mapping[str, float], prefix: str = 'config.sampling.'
     'top_p': (lambda value: 0 < value <= 1, 'be above 0 and at most 1 (all)'),
     'guidance_scale': (lambda value: 0 <= value <= MOST, f'be 0 to {MOST:,.0f}; 1 means no guidance'),
     'guidance_ramp': (lambda value: 0 <= value <= 1, 'lie in [0, 1]'),
-    'batch_size': (lambda value: 0 < value <= MOST_ROWS, f'be above 0 and at most {MOST_ROWS:,}'),
+    'batch_size': (lambda value: 0 < value <= MOST_ROWS, f'be 1 to {MOST_ROWS:,}'),
   }
   for name, value in values.items():
     is_allowed, allowed = limits[name]
