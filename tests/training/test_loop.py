@@ -11,6 +11,7 @@ from runs import learnt
 from dalle_jax import hardware
 from dalle_jax.training import loop, monitors
 from dalle_jax.training.checkpoint import Checkpoints
+from dalle_jax.training.checkpoint_format import FORMAT_VERSION
 from dalle_jax.training.loop import Hook, train
 from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.nonfinite import NonFiniteError
@@ -244,7 +245,7 @@ def test_initial_parameters_enter_the_state_and_the_description_enters_checkpoin
   state, _ = fit(tmp_path, make_config(num_steps=2), initial=initial, about={'note': 'x'})
   np.testing.assert_array_equal(state.frozen['offset']['value'], [7, 8])
   meta = json.loads((tmp_path / 'checkpoints' / '2' / 'meta' / 'metadata').read_text())
-  assert meta['description'] == {'note': 'x'} and meta['format_version'] == 2
+  assert meta['description'] == {'note': 'x'} and meta['format_version'] == FORMAT_VERSION
 
 
 def test_too_little_training_data_is_an_error(fit, tmp_path, make_config, stream):
