@@ -31,5 +31,4 @@ def test_hosts_with_the_same_rows_train_like_one_host(outputs):
 def test_no_host_resumes_from_a_checkpoint_that_one_host_cannot_read(outputs):
   for output in outputs[:2]:
     assert 'checkpoints/4 cannot be restored' in output
-  assert 'host 1 failed' in outputs[0] or 'host 0 failed' in outputs[1]  # the hosts share the checksums
   assert 'continuing from step 2' in outputs[0] and 'continuing from step 4' in outputs[2]
