@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from dalle_jax.data import gate
 from dalle_jax.data.account import Account
 from dalle_jax.data.caption_listing import Entry, scan
@@ -25,11 +23,10 @@ from dalle_jax.data.checked_pictures import CheckedPictures
 from dalle_jax.data.image import EXTENSIONS as ALL_EXTENSIONS
 from dalle_jax.data.image import MAX_PIXELS
 from dalle_jax.data.metadata_files import METADATA
-from dalle_jax.data.survey import survey
 from dalle_jax.files import shown
 
 __all__ = [
-  'EXTENSIONS', 'METADATA', 'Entry', 'FolderSource', 'name_of', 'open_folder', 'scan', 'split_by_name', 'verify', 'walk'
+  'EXTENSIONS', 'METADATA', 'Entry', 'FolderSource', 'name_of', 'open_folder', 'scan', 'split_by_name', 'verify'
 ]  # fmt: skip
 
 EXTENSIONS = tuple(sorted(ALL_EXTENSIONS))
@@ -203,24 +200,3 @@ def _position(name: str) -> float:
   """The name's hash as a number in [0, 1)."""
   # 53 bits, because a float holds 53 bits exactly. With 64, the result could round up to 1.
   return (int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big') >> 11) / 2**53
-
-
-def walk(root: Path, key: str = 'config.data.path') -> list[str]:
-  """Lists the files below a folder that may be read, sorted, as relative paths with forward slashes; see `survey`.
-
-  A warning counts and names files that may not be read.
-
-  Args:
-    root: the folder.
-    key: the flag or configuration key that names the folder, for messages.
-
-  Raises:
-    ValueError: the folder does not exist, or a folder cannot be read.
-  """
-  found = survey(root, key)
-  account = Account('files')
-  for path, reason in found.barred.items():
-    account.leave_out(reason, path)
-  for tally in account.left_out.values():
-    logging.warning('%s: left out %s', shown(root), tally)
-  return found.files

@@ -18,7 +18,9 @@ from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data import folder, image
+from dalle_jax.data.account import Account
 from dalle_jax.data.crops import fit
+from dalle_jax.data.survey import survey
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.files import shown
 from dalle_jax.hosts import say
@@ -278,14 +280,27 @@ def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
     return [(source, _png_name(source.name), caption)]
   if not source.is_dir():
     raise ValueError(
-      f'{shown(source)} does not exist; the model in --model is an image model and takes a picture or a directory '
-      'of pictures.'
+      f'{shown(source)} {"is neither a file nor a directory" if source.exists() else "does not exist"}; the model in '
+      '--model is an image model and takes a picture or a directory of pictures.'
     )
-  files = folder.walk(source, 'IN')
-  names = [name for name in files if name.lower().endswith(image.EXTENSIONS) and (source / name).is_file()]
+  found, account = survey(source, 'IN'), Account('files')
+  names = [name for name in found.files if name.lower().endswith(image.EXTENSIONS)]
+  account.used = len(names)
+  for name in found.files:
+    if not name.lower().endswith(image.EXTENSIONS):
+      account.leave_out('no picture by its name; only pictures are stored', name)
+  for name in found.hidden:
+    account.leave_out('hidden, and therefore not read', name)
+  for name, reason in found.barred.items():
+    account.leave_out(reason, name)
+  for name in found.linked:
+    account.note('a link to a folder inside this folder, which is searched at its own place', name)
   if not names:
-    raise ValueError(f'{shown(source)} has no pictures; name a directory of {", ".join(image.EXTENSIONS)} files.')
-  captions = {} if caption else _captions(source, files)
+    raise ValueError(
+      f'{shown(source)} has no pictures; name a directory of {", ".join(image.EXTENSIONS)} files.\n{account}'
+    )
+  say(str(account))
+  captions = {} if caption else _captions(source, found.files)
   return [(source / name, _png_name(name), captions.get(name, caption)) for name in names]
 
 

@@ -19,7 +19,7 @@ from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.hosts import say
 from dalle_jax.jobs import examples, seen_records
 from dalle_jax.jobs.examples import MOST_NAMED
-from dalle_jax.jobs.train import pretrained
+from dalle_jax.jobs.train import pretrained, trained_on
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.text_data import estimate_ngrams
 from dalle_jax.jobs.train.workspace import Workspace
@@ -54,8 +54,7 @@ def prepare(config: Config, space: Workspace) -> Dataset:
   Held-out records that also occur in training are left out.
   """
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
-    began = any(space.path.glob('*/checkpoints/[0-9]*'))
-    run = registry.RunData(space.path / 'records.json', began, jax.process_index() == 0)
+    run = registry.RunData(space.path / 'records.json', _has_begun(config, space), jax.process_index() == 0)
     make = functools.partial(registry.prepare, config.data, space.data(config), run=run)
     with hosts.together('making the data'):
       if jax.process_index() == 0:
@@ -67,6 +66,12 @@ def prepare(config: Config, space: Workspace) -> Dataset:
   if dataset.account:
     say(str(dataset.account))
   return seen_records.leave_out(config, dataset, dataset, space.path / seen_records.DIRECTORY)
+
+
+def _has_begun(config: Config, space: Workspace) -> bool:
+  """Whether a stage of the run is trained at least in part. Counting n-grams writes no checkpoints, but this record."""
+  patterns = ('*/checkpoints/[0-9]*', *([f'*/{trained_on.FILE}'] if config.counts_ngrams else []))
+  return any(any(space.path.glob(pattern)) for pattern in patterns)
 
 
 def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Dataset, Tokenizer | None]:

@@ -14,7 +14,7 @@ from dalle_jax import bundle
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data import image
-from dalle_jax.jobs.compress import commands
+from dalle_jax.jobs.compress import commands, picture_job
 from dalle_jax.jobs.compress.limits import DecodingLimits
 
 
@@ -203,3 +203,15 @@ def test_the_limit_of_pixels_holds_for_encoding_and_decoding(models, tmp_path):
   with pytest.raises(ValueError, match=r'8 x 8 pixels, more than the limit of 63; .*--max_image_pixels'):
     commands.decode(models['pictures'], args[2], str(tmp_path / 'out'), limits=DecodingLimits(max_image_pixels=63))
   assert not (tmp_path / 'out').exists()
+
+
+def test_files_of_a_directory_that_are_not_stored_are_counted(tmp_path, capsys):
+  for name in ('a.png', 'b.JPG', 'c.heic', 'c.txt', '.d.png'):
+    (tmp_path / name).write_bytes(b'x')
+  (tmp_path / 'e.png').symlink_to(pathlib.Path(__file__))
+  assert [name for _, name, _ in picture_job._list_pictures(tmp_path, 'x')] == ['a.png', 'b.JPG.png']
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].strip() == '6 files found, 2 used, 4 left out'
+  assert '  left out 2: no picture by its name; only pictures are stored (c.heic, c.txt)' in lines
+  assert '  left out 1: hidden, and therefore not read (.d.png)' in lines
+  assert any('a link that leads out of the folder' in line and 'e.png' in line for line in lines)

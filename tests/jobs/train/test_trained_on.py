@@ -12,7 +12,7 @@ from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data.text_tokenizer import ByteTokenizer
 from dalle_jax.data.tokenizer import Tokenizer
-from dalle_jax.jobs.train import run
+from dalle_jax.jobs.train import picture_data, run
 from dalle_jax.jobs.train.text_data import TextData
 from dalle_jax.jobs.train.trained_on import TrainedOn, TrainingRecords
 from dalle_jax.jobs.train.workspace import Workspace
@@ -226,3 +226,16 @@ def test_records_hold_the_numbers_of_records(tmp_path):
   stored = json.loads((tmp_path / 'dvae' / 'trained_on.json').read_text())
   assert stored == {'data': 'first', 'sizes': {'train': 100}, 'tokenizer': ''}
   assert dataclasses.asdict(records._now)['sizes'] == {'train': 100}
+
+
+def test_counted_ngrams_show_that_a_run_has_begun(tmp_path):
+  values = PICTURES.to_dict() | {'task': 'sequence'}
+  values['dvae'] |= {'pretrained': 'unused'}
+  values['model'] |= {'tokens': 'image', 'kind': 'ngram', 'order': 1}
+  config = Config.from_dict(values)
+  for name, is_ngrams_only in (('trained_on.json', True), ('checkpoints/3', False)):
+    space = Workspace(str(tmp_path / name), config)
+    assert not picture_data._has_begun(config, space)
+    (space.path / 'sequence' / name).mkdir(parents=True)
+    assert picture_data._has_begun(config, space)
+    assert picture_data._has_begun(PICTURES, space) != is_ngrams_only
