@@ -220,7 +220,7 @@ def no_accelerator(error: BaseException) -> str:
 
 def _too_little_memory(text: str) -> str:
   return (
-    f'There is too little memory for what was asked{f" ({_short(text, 300)})" if text else ""}. Use a smaller batch '
+    f'There is too little memory{f" ({_short(text, 300)})" if text else ""}. Use a smaller batch '
     'size or fewer images at a time, end other programs, or use a device with more memory.'
   )
 

@@ -199,7 +199,7 @@ def test_files_that_do_not_belong_to_the_model_are_said_once(copy, mesh, caplog)
     (b'[' * 100_000, 'RecursionError'),
     (b'{"a": ' + b'[' * 101 + b']' * 101 + b'}', 'it nests deeper'),
     (b'{"seed": NaN}', 'it holds NaN'),
-    (b'{"seed": ' + b'9' * 5000 + b'}', 'Exceeds the limit'),
+    (b'{"seed": ' + b'9' * 5000 + b'}', 'whole number of'),
     (b'{"seed": 1, "seed": 1}', "the key 'seed' is repeated"),
     (b'\xff\xfe{}', 'no text in UTF-8'),
   ],

@@ -62,7 +62,7 @@ def read_metadata(root: Path, path: str) -> Iterator[Listed]:
 
 
 def _captions(row: dict[str, Any], where: str) -> list[str] | None:
-  """The captions of a line: those of "text", then those of "caption"."""
+  """The captions of a line: first what "text" holds, then what "caption" holds."""
   captions: list[str] = []
   for key in CAPTION_KEYS:
     values = row.get(key)

@@ -152,8 +152,8 @@ def _micro_batches(x: jax.Array, num_micro: int, mesh: jax.sharding.Mesh) -> jax
 def make_eval_step(task: Any, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Metrics, Metrics]]:
   """Make the jitted function (params, batch, key, step) -> (means, weights), replicated over the mesh.
 
-  The means are those of `task.evaluate`. The weights are those of `task.weight`, which counts what some of the means
-  average over; there are none if the task has no such method.
+  `task.evaluate` computes the means. `task.weight` counts what some of the means average over. Without such a method
+  there are no weights.
   """
 
   def evaluate(params: Any, batch: Any, key: jax.Array, step: jax.Array) -> tuple[Metrics, Metrics]:

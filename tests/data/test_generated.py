@@ -1,4 +1,4 @@
-"""Damaged data sets: those that we generated are made again; those of others are refused and left alone."""
+"""Damaged data sets: generated ones are made again; data of users are refused and left alone."""
 
 import errno
 import json

@@ -12,7 +12,7 @@ from dalle_jax.data.folder import Entry
 
 
 class Damaged:
-  """Records 0, 1, ..., of which those in `bad` raise an error of one of the types that readers raise."""
+  """Records 0, 1, ... Reading a record in `bad` raises an error of one of the types that readers raise."""
 
   def __init__(self, length, bad=(), error=None):
     self._length, self._bad, self._error = length, frozenset(bad), error

@@ -175,7 +175,7 @@ def _damage_a_file(rng: np.random.Generator, directory: Path) -> str:
 
 
 class CheckpointFiles:
-  """Checkpoints of which the newest is damaged: its undamaged state, or that of the one before."""
+  """A damaged newest checkpoint: restoring gives its undamaged state or the state of the checkpoint before it."""
 
   def __init__(self, base: Path):
     from dalle_jax.data.tokenizer import Tokenizer
