@@ -25,6 +25,23 @@ def is_empty(text: str) -> bool:
   return _VISIBLE.search(text) is None
 
 
+def decoded(content: bytes) -> str:
+  """The text of a caption file in UTF-8, without a byte-order mark.
+
+  Raises:
+    ValueError: it is in another encoding. The message is the rest of a sentence about the file.
+  """
+  if content.startswith((b'\xff\xfe', b'\xfe\xff')) or b'\0' in content:
+    raise ValueError('is UTF-16 or UTF-32 text; save it as UTF-8')
+  try:
+    return content.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    byte = content[error.start]
+    raise ValueError(
+      f'is not UTF-8 text (byte 0x{byte:02x}, as in Latin-1 or Windows-1252); save it as UTF-8'
+    ) from None
+
+
 def check_characters(text: str) -> None:
   """Check that a text can be encoded.
 

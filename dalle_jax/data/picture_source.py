@@ -1,0 +1,54 @@
+"""Records of pictures with captions, and records with one caption each."""
+
+import hashlib
+from typing import Any
+
+from dalle_jax.data.entries import Entry
+from dalle_jax.data.stores import Store
+
+
+class PictureSource:
+  """Random access to the records of pictures. A picture is read when its record is requested. Picklable."""
+
+  def __init__(self, store: Store, entries: list[Entry], digests: list[str] | None = None):
+    """
+    Args:
+      store: reads the pictures.
+      entries: the records.
+      digests: SHA-256 of each picture, if it is known.
+    """
+    self._store = store
+    self._entries = entries
+    self.digests = digests or []
+
+  def __len__(self) -> int:
+    return len(self._entries)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """The record {'image': encoded bytes, 'caption': str, 'key': str}; with several captions also 'captions'."""
+    entry = self._entries[index]
+    record = {'image': self._store.read(entry.path)[1], 'caption': entry.caption, 'key': entry.path}
+    return {**record, 'captions': entry.captions} if entry.others else record
+
+  def name(self, index: int) -> str:
+    """The path of a record's image. Reads no image."""
+    return self._entries[index].path
+
+  def captions(self, index: int) -> tuple[str, ...]:
+    """All captions of a record. Reads no image."""
+    return self._entries[index].captions
+
+  def stamp(self) -> str:
+    """A hash of the sizes and modification times of all pictures. Changes if a picture is replaced."""
+    digest = hashlib.sha256()
+    for entry in self._entries:
+      try:
+        digest.update('{} {},'.format(*self._store.stamp(entry.path)).encode())
+      except OSError:
+        digest.update(b'missing,')
+    return digest.hexdigest()
+
+  @property
+  def entries(self) -> list[Entry]:
+    """The paths and captions of all records. Reads no image."""
+    return self._entries
