@@ -312,16 +312,19 @@ class WorkDirectories:
   def _bound(self, text: str) -> Any:
     """The values of a config.json that a work directory fixes, with defaults for missing keys; None without them.
 
-    Values of other groups and keys may be anything: the command's own configuration replaces them.
+    Values of other groups and keys may be anything: the command's own configuration replaces them. So may the values of
+    names that no configuration has.
     """
     try:
       values = json.loads(text)
     except (ValueError, RecursionError):
       return None
     defaults = json.loads(json.dumps(Config.from_dict({}).to_dict()))
-    if not isinstance(values, dict) or set(values) - set(defaults):
+    if not isinstance(values, dict):
       return None
     for name, value in values.items():
+      if name not in defaults:
+        continue
       if isinstance(defaults[name], dict) != isinstance(value, dict):
         return None
       defaults[name] = {**defaults[name], **value} if isinstance(value, dict) else value
