@@ -72,6 +72,16 @@ def test_damaged_files_end_in_a_clean_error_or_right(subject, tmp_path):
     assert outcome.name in ('clean error', 'right'), outcome
 
 
+@pytest.mark.slow
+def test_the_tool_tries_every_kind_and_goes_on_where_it_stopped(tmp_path):
+  command = [sys.executable, str(TOOLS / 'soak.py'), 'inputs', f'--out={tmp_path}']
+  for count in (3, 5):
+    done = subprocess.run([*command, f'--count={count}'], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in subjects.SUBJECTS:
+      assert f'| {kind} | {count} |' in done.stdout
+
+
 def test_a_silent_fault_is_found(tmp_path, monkeypatch):
   monkeypatch.setattr(subjects.torch_file, 'read', lambda file: {'b': np.zeros(6)})
   made = subjects.TorchFiles(tmp_path)
