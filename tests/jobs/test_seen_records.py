@@ -1,7 +1,7 @@
 import dataclasses
 
-import numpy as np
 import pytest
+from numbered_pictures import save_numbered
 from PIL import Image
 
 from dalle_jax.config import Config
@@ -14,12 +14,7 @@ from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 @pytest.fixture
 def folder(tmp_path):
   """A folder in which two of the held-out images have the pixels of training images, under other names and captions."""
-  root = tmp_path / 'images'
-  root.mkdir()
-  rng = np.random.default_rng(0)
-  for i in range(30):
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(root / f'{i:02d}.png')
-    (root / f'{i:02d}.txt').write_text(f'number {i}')
+  root = save_numbered(tmp_path / 'images', 30)
   config = make_config(root)
   dataset = registry.prepare(config.data, tmp_path)
   train, held_out = (dataset.open(split).entries for split in ('train', 'validation'))

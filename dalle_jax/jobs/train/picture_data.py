@@ -14,11 +14,10 @@ from dalle_jax.data import registry, unreadable
 from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
-from dalle_jax.data.unreadable import Readable, UnreadableError
+from dalle_jax.data.unreadable import MOST_NAMED, Readable, UnreadableError
 from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.hosts import say
 from dalle_jax.jobs import examples, seen_records
-from dalle_jax.jobs.examples import MOST_NAMED
 from dalle_jax.jobs.train import pretrained, trained_on
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.text_data import estimate_ngrams
