@@ -100,7 +100,7 @@ def compared(config, tmp_path, trained_on, **changes):
   return evaluation_run._new_records(config, dataset, settings, tmp_path / 'model', {'data': trained_on})
 
 
-def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_path):
+def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_path, monkeypatch):
   root, _ = folder
   config = make_config(root)
   dataset = registry.prepare(config.data, tmp_path)
@@ -127,6 +127,15 @@ def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_pa
   root.rename(tmp_path / 'moved')
   result, note = compared(config, tmp_path, trained_on, data=str(other))
   assert not result.overlaps and note.startswith('Not compared with the training data')
+  prepare = registry.prepare
+
+  def denied(config, data_dir):
+    if config.path == str(root):
+      raise PermissionError(13, 'Permission denied', str(root))
+    return prepare(config, data_dir)
+
+  monkeypatch.setattr(registry, 'prepare', denied)
+  assert 'cannot be read: [Errno 13] Permission denied' in compared(config, tmp_path, trained_on, data=str(other))[1]
 
 
 def test_an_evaluation_of_training_images_only_is_refused(folder, tmp_path):
