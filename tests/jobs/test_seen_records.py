@@ -1,14 +1,19 @@
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from numbered_pictures import save_numbered
 from PIL import Image
 
+from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.data import registry, seen
 from dalle_jax.jobs import examples, seen_records
 from dalle_jax.jobs.evaluate import evaluation_run
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
+from dalle_jax.jobs.evaluate.features import Cache, Extractor
+from dalle_jax.jobs.evaluate.measured import Measured
 
 
 @pytest.fixture
@@ -59,6 +64,17 @@ def test_a_replaced_image_is_hashed_again(folder, tmp_path):
   changed = registry.prepare(config.data, tmp_path)
   result = seen_records.leave_out(config, changed, changed, tmp_path / 'overlaps')
   assert result.overlaps['validation'].images == 1
+
+
+def test_a_run_measures_the_same_records_after_a_training_image_broke(folder, tmp_path):
+  root, _ = folder
+  config, data = make_config(root), registry.RunData(tmp_path / 'records.json', began=False)
+  dataset = registry.prepare(config.data, tmp_path, run=data)
+  before = seen_records.leave_out(config, dataset, dataset, tmp_path / 'overlaps')
+  (root / dataset.open('train').entries[0].path).write_bytes(b'broken')  # held-out images repeat it
+  again = registry.prepare(config.data, tmp_path, run=data._replace(began=True))
+  after = seen_records.leave_out(config, again, again, tmp_path / 'overlaps')
+  assert before.overlaps['validation'].images == 2 and after.overlaps == before.overlaps
 
 
 def test_a_split_without_new_images_is_left_out(folder, tmp_path):
@@ -136,6 +152,24 @@ def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_pa
 
   monkeypatch.setattr(registry, 'prepare', denied)
   assert 'cannot be read: [Errno 13] Permission denied' in compared(config, tmp_path, trained_on, data=str(other))[1]
+
+
+def test_cached_features_are_those_of_the_records_that_remain(folder, tmp_path):
+  config = make_config(folder[0])
+  dataset = registry.prepare(config.data, tmp_path)
+  remaining = seen_records.leave_out(config, dataset, dataset, tmp_path / 'overlaps')
+  extractor = Extractor('toy', '', lambda images: images[:, :, 0, 0].astype(np.float32))
+  settings, loaded = EvaluationSettings(model='unused'), SimpleNamespace(config=config, caption_tokenizer=None)
+  features, pictures = [], []
+  for data in (dataset, remaining):
+    measured = Measured(
+      settings, loaded, data, 3, sharding.one_device_mesh(), extractor=extractor, cache=Cache(tmp_path / 'features')
+    )
+    features.append(measured.real_features())
+    pictures.append(measured.pictures)
+  assert not np.array_equal(*pictures)
+  for cached, images in zip(features, pictures, strict=True):
+    np.testing.assert_array_equal(cached, images[:, :, 0, 0])
 
 
 def test_an_evaluation_of_training_images_only_is_refused(folder, tmp_path):
