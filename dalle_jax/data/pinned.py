@@ -8,7 +8,6 @@ on.
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from absl import logging
 
 from dalle_jax.data.folder import Entry
 from dalle_jax.data.unreadable import MOST_NAMED, first_line, most_bad
-from dalle_jax.files import shown
+from dalle_jax.files import shown, write_whole
 
 
 class Described(NamedTuple):
@@ -88,7 +87,7 @@ def first(file: Path, fresh: RecordLists, began: bool, is_main: bool = True) -> 
     is_main: whether this process may write `file`.
 
   Raises:
-    ValueError: `file` is damaged or cannot be written.
+    ValueError: `file` is damaged.
   """
   old = _read(file) if began else None
   if old is not None:
@@ -117,10 +116,5 @@ def _read(file: Path) -> RecordLists | None:
 
 
 def write(file: Path, records: RecordLists) -> None:
-  """Store the records of a run. Raises ValueError if that fails."""
-  partial = file.with_name(f'{file.name}.{os.getpid()}.tmp')
-  try:
-    partial.write_text(json.dumps(records._asdict()), encoding='utf-8')
-    os.replace(partial, file)
-  except OSError as error:
-    raise ValueError(f'{file} cannot be written: {error}') from None
+  """Store the records of a run."""
+  write_whole(file, json.dumps(records._asdict()).encode())
