@@ -22,6 +22,7 @@ from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
 from dalle_jax.data import folder, image
 from dalle_jax.importing import torch_file
+from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
 from dalle_jax.jobs.draw.given_picture import read_mask
@@ -237,7 +238,7 @@ class CompressedFiles:
       reader = ContainerReader(file)
       if reader.header.kind != job.kind:
         return Outcome('clean error', 'another kind of file')
-      job.decode(reader, out, source.stat().st_size)
+      job.decode(reader, out, source.stat().st_size, DecodingLimits())
       reader.check_whole()
     if isinstance(job, PictureJob):
       same = np.array_equal(image.decode(out.read_bytes()), image.decode(original))
