@@ -66,6 +66,17 @@ def check_array_path(path: str | Path, what: str, reading: bool = False) -> None
       )
 
 
+def check_regular(path: Path) -> None:
+  """Check that a path leads to a regular file. Opening a pipe waits for its writer, and a device may have no end.
+
+  Raises:
+    ValueError: it leads to something else.
+    OSError: there is nothing, or it cannot be accessed.
+  """
+  if not stat.S_ISREG(path.stat().st_mode):
+    raise ValueError('it is a pipe, a device or a directory; give a regular file')
+
+
 def read_json_object(
   path: Path, advice: str = '', max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False
 ) -> dict[str, Any]:
@@ -208,8 +219,6 @@ def check_out(out: Path, overwrite: bool, what: str = '--out') -> None:
   Raises:
     ValueError: The name is empty, the file exists, is a directory or cannot be written, or its disk is full.
   """
-  if str(out) in ('', '.'):
-    raise ValueError(f'{what} is empty; name a file.')
   check_path(out, what)
   if out.is_file() and not overwrite:
     raise ValueError(f'{what}: {shown(out)} exists; give another name, or --overwrite.')

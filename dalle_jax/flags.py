@@ -102,7 +102,7 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
 
 def _is_verbose() -> bool:
   """Whether --verbosity=1 is given, perhaps among flags that cannot be parsed."""
-  given = re.findall(r'^--?(?:verbosity|v)[= ](\d+)$', '\n'.join(sys.argv), re.MULTILINE)
+  given = re.findall(r'^--?(?:verbosity|v)[=\n](\d+)$', '\n'.join(sys.argv), re.MULTILINE)
   return logging.get_verbosity() >= logging.DEBUG or any(int(number) for number in given)
 
 

@@ -30,11 +30,8 @@ ENVIRONMENT = (
 )  # fmt: skip
 PATIENCE_S = 30.0  # seconds until other hosts must see a new file of host 0; network file systems cache listings
 _POLL_S = 0.5
+_STOPPED = 'stopped by a signal'  # the report of a host that was stopped
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-
-
-class HostFailed(RuntimeError):
-  """Another host failed for a reason other than a user's mistake."""
 
 
 def barrier(name: str) -> None:
@@ -56,9 +53,8 @@ def together(activity: str) -> Iterator[None]:
     activity: describes the block in error messages, for example 'preparing the data'.
 
   Raises:
-    ValueError: another host raised a ValueError or an OSError.
+    ValueError: another host raised an error. The traceback of a mistake of the program is in that host's output.
     KeyboardInterrupt: another host was stopped.
-    HostFailed: another host raised any other exception.
   """
   if jax.process_count() == 1:
     yield
@@ -74,21 +70,20 @@ def together(activity: str) -> Iterator[None]:
   failures = {host: report for host, report in enumerate(reports) if report}
   if not failures:
     return
-  kinds = {report.split(' ', 1)[0] for report in failures.values()}
-  if 'stopped' in kinds:
+  if _STOPPED in failures.values():
     raise KeyboardInterrupt
   host, report = next(iter(failures.items()))
-  message = f'{activity}: host {host} failed: {report.split(" ", 1)[1]}'
-  raise ValueError(message) if kinds == {'mistake'} else HostFailed(message)
+  raise ValueError(f'{activity}: host {host} failed: {report}')
 
 
 def _describe(failure: BaseException) -> str:
-  """The report sent to the other hosts: the kind of failure ('stopped', 'mistake' or 'error'), then its message."""
+  """The report sent to the other hosts: the failure in words, or _STOPPED."""
   if isinstance(failure, KeyboardInterrupt):
-    return 'stopped by a signal'
+    return _STOPPED
   if isinstance(failure, ValueError):
-    return f'mistake {failure}'
-  return f'{"mistake" if isinstance(failure, OSError) else "error"} {type(failure).__name__}: {failure}'
+    return str(failure) or type(failure).__name__
+  problem = f'{type(failure).__name__}: {failure}'
+  return problem if isinstance(failure, OSError) else f'{problem}. The output of that host says more.'
 
 
 def facts(config: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
@@ -239,7 +234,7 @@ def _gather(array: np.ndarray) -> np.ndarray:
 
 def _gather_texts(text: str) -> list[str]:
   """The texts of all hosts, by host index; they may differ in length."""
-  encoded = np.frombuffer(text.encode(), np.uint8)
+  encoded = np.frombuffer(text.encode(errors='backslashreplace'), np.uint8)  # names of files may not be UTF-8
   lengths = _gather(np.asarray(encoded.size, np.int32))
   padded = np.zeros(max(1, lengths.max()), np.uint8)
   padded[: encoded.size] = encoded

@@ -74,6 +74,14 @@ def test_verbosity_shows_the_traceback_and_the_message(monkeypatch):
   assert text.splitlines()[-1].startswith('error: ckpt (')
 
 
+@pytest.mark.parametrize('arguments', [['--verbosity=1'], ['--verbosity', '1'], ['-v', '1']])
+def test_verbosity_is_known_before_flags_are_parsed(arguments, monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['program', *arguments, '--unknown'])
+  assert flags._is_verbose()
+  monkeypatch.setattr(sys, 'argv', ['program', '--prompt=--verbosity=1'])
+  assert not flags._is_verbose()
+
+
 def test_a_nameless_error_of_a_full_disk_names_what_the_flags_name(monkeypatch, plain):
   monkeypatch.setattr(boundary.flags, 'FLAGS', boundary.flags.FlagValues())
   boundary.flags.DEFINE_string('out', 'samples', '', flag_values=boundary.flags.FLAGS)

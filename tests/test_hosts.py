@@ -37,3 +37,7 @@ def test_hosts_with_unequal_numbers_of_devices_are_refused(owners, words, monkey
   monkeypatch.setattr(jax, 'devices', lambda: [Device(owner) for owner in owners])
   with pytest.raises(ValueError, match=words):
     hosts.agree({})
+
+
+def test_reports_with_names_of_files_that_are_not_utf_8_are_sent():
+  assert hosts._gather_texts('é \udcff') == ['é \\udcff']

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from dalle_jax import flags as doors
 from dalle_jax import stages
-from dalle_jax.files import check_out, check_path, write_whole
+from dalle_jax.files import check_out, write_whole
 
 EXIT_DOES_NOT_FIT = 3
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration file, such as configs/dalle.py:12b.')
@@ -89,9 +89,6 @@ def main(argv: list[str]) -> int:
     )
   if _SEARCH.value and _TASK.value == 'sample':
     raise ValueError('--search compiles training steps only; leave --task=sample out.')
-  for flag in (_JSON, _HLO):
-    if flag.value:
-      check_path(flag.value, f'--{flag.name}')
   sizes = batch_sizes()
   for flag, file in (('--json', _JSON.value), ('--hlo', _HLO.value)):
     if file is not None:

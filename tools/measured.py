@@ -21,7 +21,7 @@ from absl import flags
 
 import dalle_jax
 from dalle_jax import flags as doors
-from dalle_jax.files import write_whole
+from dalle_jax.files import read_json_object, write_whole
 
 _RUNS = flags.DEFINE_list('runs', [], 'Work directories, or JSON files of evaluations.')
 _LABELS = flags.DEFINE_list('labels', [], 'The label of each row. By default, the names of the runs.')
@@ -43,21 +43,16 @@ def scores_of(path: Path) -> dict[str, Any]:
     ValueError: there is no such file, or it holds no scores.
   """
   file = path / 'scores.json' if path.is_dir() else path
-  try:
-    content = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise ValueError(f'{file} (--runs) cannot be read: {error}. Give finished work directories.') from None
-  if not isinstance(content, dict):
-    raise ValueError(f'{file} (--runs) holds no scores. Give finished work directories or files of evaluations.')
+  content = read_json_object(file, 'Give finished work directories or files of evaluations (--runs).')
   figures = content.get('figures')
   if isinstance(figures, dict):
-    return {name: _cell(figure) for name, figure in figures.items()}
+    return {name: _cell(figure) for name, figure in figures.items() if isinstance(figure, dict)}
   return content
 
 
-def _cell(figure: dict[str, Any]) -> float | list[float]:
+def _cell(figure: dict[str, Any]) -> Any:
   """A figure of an evaluation: [value, low, high], [value, standard error], or the value alone."""
-  value, error = figure['value'], figure['stderr']
+  value, error = figure.get('value'), figure.get('stderr')
   if figure.get('interval'):
     return [value, *figure['interval']]
   return value if error is None else [value, error]
@@ -67,7 +62,7 @@ def table_of(runs: list[Path], labels: list[str], names: list[str], with_median:
   """The table of a file in docs/measured: 'columns' and 'rows', the last one the median if there are several runs.
 
   Raises:
-    ValueError: a run cannot be read or has no such score, or the labels do not fit the runs.
+    ValueError: a run cannot be read, or has no such score or no finite number, or the labels do not fit the runs.
   """
   labels = labels or [run.name for run in runs]
   if not runs or not names or len(labels) != len(runs):
@@ -81,6 +76,11 @@ def table_of(runs: list[Path], labels: list[str], names: list[str], with_median:
     missing = [name for name in names if name not in scores]
     if missing:
       raise ValueError(f'{run} (--runs) has no score {", ".join(missing)} (--scores); it has {", ".join(scores)}.')
+    numberless = [name for name in names if not all(type(number) in (int, float) for number in _numbers(scores[name]))]
+    if numberless:
+      raise ValueError(
+        f'{run} (--runs): the score {", ".join(numberless)} (--scores) is no finite number; leave it out.'
+      )
     rows.append([label, *(scores[name] for name in names)])
   if len(rows) > 1 and with_median:
     columns = list(zip(*rows, strict=True))[1:]
@@ -111,8 +111,12 @@ def markdown(table: dict[str, Any]) -> str:
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines).replace('| --- ', '|---').replace('--- |', '---|')
 
 
+def _numbers(cell: Any) -> list[Any]:
+  return cell if isinstance(cell, list) else [cell]
+
+
 def _value(cell: float | list[float]) -> float:
-  return cell[0] if isinstance(cell, list) else cell
+  return _numbers(cell)[0]
 
 
 def _shown(cell: float | list[float]) -> str:
@@ -128,7 +132,7 @@ def main(argv: list[str]) -> int:
     raise ValueError('--out is missing; give the file to write, such as docs/measured/NAME.json.')
   out = Path(_OUT.value)
   table = table_of([Path(run) for run in _RUNS.value], _LABELS.value, _SCORES.value, _MEDIAN.value)
-  content: dict[str, Any] = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
+  content: dict[str, Any] = read_json_object(out) if out.exists() else {}
   content = {
     'date': datetime.date.today().isoformat(),
     'hardware': _HARDWARE.value or content.get('hardware', ''),

@@ -20,7 +20,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from dalle_jax import flags as doors
-from dalle_jax.files import check_path
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'sweep: configuration file with what all runs share.')
 _AXIS = flags.DEFINE_multi_string(
@@ -135,8 +134,6 @@ def after_sweep(subject: str) -> int:
     raise ValueError(f'{subject} needs --results=DIRECTORY, the --out of a sweep.')
   if subject == 'plot' and not _OUT.value:
     raise ValueError('plot needs --out=FILE.svg or FILE.png.')
-  if subject == 'plot':
-    check_path(_OUT.value, '--out')
   if subject == 'plan' and _COMPUTE.value is None:
     raise ValueError('plan needs --compute=FLOPS, such as 1e15.')
   from dalle_jax import files

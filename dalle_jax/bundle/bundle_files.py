@@ -1,6 +1,5 @@
 """The files of a bundle: `bundle.json`, what it says about the other files, and the checks against it."""
 
-import contextvars
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,19 @@ KINDS = {
 }
 _FILES = ('bundle.json', 'config.json', 'params')
 _MOST_NGRAMS = 2**40  # entries of one order; a file never holds as many
-_verifies = contextvars.ContextVar('verifies', default=True)
+_verifies = True  # see `verify_by_default`
 _said: set[str] = set()  # notes that were printed; each is printed once
 
 
 def verify_by_default(enabled: bool) -> None:
   """Sets whether bundles are compared with their checksums if a call does not say so: the flag --verify_model."""
-  _verifies.set(enabled)
+  global _verifies
+  _verifies = enabled
 
 
 def verifies(verify: bool | None) -> bool:
   """The value of an argument `verify`; None stands for the default."""
-  return _verifies.get() if verify is None else verify
+  return _verifies if verify is None else verify
 
 
 def describe(directory: Path) -> dict[str, dict[str, Any]]:

@@ -17,14 +17,13 @@ from dalle_jax.data import fingerprints
 from dalle_jax.data import image as image_lib
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import Tokenizer, pad
-from dalle_jax.data.unreadable import UnreadableError, first_line, is_unreadable, most_bad, name_of
+from dalle_jax.data.unreadable import MOST_NAMED, UnreadableError, first_line, is_unreadable, most_bad, name_of
 from dalle_jax.data.wrong_captions import WrongCaptions
 
 Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], dict[str, np.ndarray]]
 MOST_BATCHES = 2**40  # length of an endless stream; its number of examples must fit into 63 bits
 ATTEMPTS = 64  # records tried for one row of a batch
-MOST_NAMED = 5  # bad records that a message names
 _FAILED = '_failed'  # field of a row on its way from the reading process: records that were tried in vain
 
 

@@ -7,8 +7,11 @@ selectors. A text of only these is an empty caption, whatever tokens it would ha
 import re
 from collections.abc import Iterator
 
+from dalle_jax.files import shown
+
 # SentencePiece skips longer training sentences without a word.
 MAX_SENTENCE_BYTES = 4192
+LONGEST_PROMPT = 100_000  # characters
 
 # Ranges of invisible characters: spaces, control characters, and Unicode's default ignorable code points. Three more
 # are here: U+2800 (a blank Braille cell), U+FFF9..U+FFFB (annotation marks), and U+FFFD, which stands for damaged text.
@@ -57,8 +60,28 @@ def check_characters(text: str) -> None:
     ) from None
 
 
-def check_prompt(text: str) -> None:
-  """Check that a text is a caption or prompt.
+def check_prompt(text: str, flag: str = '--prompt') -> None:
+  """Check a text of a flag or of a file; '' passes and stands for no text.
+
+  Raises:
+    ValueError: The text is not valid UTF-8, holds a NUL character, shows nothing, or is too long.
+  """
+  if not isinstance(text, str):
+    raise ValueError(f'A prompt must be a string; given {type(text).__name__} ({flag}).')
+  if len(text) > LONGEST_PROMPT:
+    raise ValueError(f'A prompt has {len(text):,} characters; at most {LONGEST_PROMPT:,} are allowed ({flag}).')
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise ValueError(f"A prompt is not valid UTF-8: '{shown(text, 80)}' ({flag}).") from None
+  if '\0' in text:
+    raise ValueError(f"A prompt holds a NUL character: '{shown(text, 80)}'; remove it ({flag}).")
+  if text and is_empty(text):
+    raise ValueError(f"A prompt is empty: '{shown(text, 80)}' shows nothing; {flag} needs at least one word.")
+
+
+def check_visible(text: str) -> None:
+  """Check that a caption or prompt is not empty.
 
   Raises:
     ValueError: It has no visible character.

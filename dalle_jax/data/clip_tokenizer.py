@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import html
 import importlib
+import io
 import json
 import os
 import zlib
@@ -21,12 +22,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, shortened
+from dalle_jax.data.caption_text import check_characters, check_visible, is_empty, shortened
 from dalle_jax.data.pieces import checked
 from dalle_jax.data.tokenizer import merge, pad
+from dalle_jax.files import check_regular
 
 CONTEXT_LENGTH = 77  # text slots of all published models, including the start and end tokens
 MAX_MERGES = 48_894  # CLIP uses only the first merges of the published file, which lists 262,144
+MAX_UNPACKED = 2**26  # bytes of a list of merges; the published one has 3 MB
 START, END = '<|startoftext|>', '<|endoftext|>'
 _END_OF_WORD = '</w>'
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -121,7 +124,7 @@ class ClipTokenizer:
       ValueError: the text is empty, or too long and `truncate` is False.
     """
     check_characters(text)
-    check_prompt(_cleaned(text))
+    check_visible(_cleaned(text))
     ids = self.encode(text)
     if len(ids) > length - 2 and not truncate:
       raise ValueError(
@@ -146,8 +149,8 @@ class ClipTokenizer:
       ValueError: the file is missing, damaged, or not a list of merges.
     """
     try:
-      data = Path(path).read_bytes()
-      text = (gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data).decode()
+      check_regular(Path(path))
+      text = _unpacked(Path(path).read_bytes()).decode()
       return cls(_from_json(text) if text[:1] == '{' else _from_lines(text))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
       raise ValueError(f'Cannot load the tokenizer {path}: {error}') from error
@@ -157,6 +160,21 @@ def check_packages() -> None:
   """Raises ValueError if a package that encoding needs is not installed."""
   for name in ('regex', 'ftfy'):
     _package(name)
+
+
+def _unpacked(data: bytes) -> bytes:
+  """The content of a gzip file, or the data if it is none.
+
+  Raises:
+    ValueError: the content has more than MAX_UNPACKED bytes.
+  """
+  if data[:2] != b'\x1f\x8b':
+    return data
+  with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+    content = file.read(MAX_UNPACKED + 1)
+  if len(content) > MAX_UNPACKED:
+    raise ValueError(f'it has more than {MAX_UNPACKED:,} bytes after decompression')
+  return content
 
 
 def _from_lines(text: str) -> list[str]:

@@ -61,17 +61,6 @@ class FolderSource:
     """The caption of a record. Reads no image."""
     return self._entries[index].caption
 
-  def stamp(self) -> str:
-    """A hash of the sizes and modification times of all files. Changes if a file is replaced."""
-    digest = hashlib.sha256()
-    for path, _ in self._entries:
-      try:
-        status = os.stat(os.path.join(self._root, path))
-        digest.update(f'{status.st_size} {status.st_mtime_ns},'.encode())
-      except OSError:
-        digest.update(b'missing,')
-    return digest.hexdigest()
-
   @property
   def entries(self) -> list[Entry]:
     """The paths and captions of all records. Reads no image."""

@@ -7,13 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from dalle_jax.data import image
+from dalle_jax.data import image, picture_files
 from dalle_jax.data.checked_pictures import CheckedPictures, Stamp, Verdict
 
 MOST_THREADS = 16
-# No format takes more bytes for a pixel of one frame. Beyond the metadata that fit into the second number, a larger
-# file is not read at all.
-_BYTES_PER_PIXEL, _BYTES_OF_METADATA = 16, 2**28
 _DECODING_ERROR = 'cannot decode the image'
 
 
@@ -88,8 +85,7 @@ def examine(path: Path, max_pixels: int = image.MAX_PIXELS) -> tuple[Stamp | Non
   try:
     with path.open('rb') as file:
       stamp = Stamp.of(os.fstat(file.fileno()))
-      most_bytes = _BYTES_PER_PIXEL * max_pixels + _BYTES_OF_METADATA
-      if stamp.size > most_bytes:
+      if stamp.size > picture_files.most_bytes(max_pixels):
         return None, Verdict('', f'the file has {stamp.size:,} bytes; a picture of the largest size allowed has fewer')
       data = file.read()
   except OSError as error:

@@ -5,13 +5,12 @@ A generated data set has a file `hashes.json` with the size and the SHA-256 of e
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
 from dalle_jax.data.unreadable import first_line
-from dalle_jax.files import shown
+from dalle_jax.files import shown, write_json
 
 HASHES = 'hashes.json'
 _BLOCK = 2**20  # bytes read at once
@@ -19,10 +18,9 @@ _BLOCK = 2**20  # bytes read at once
 
 def record(directory: Path) -> None:
   """Write the sizes and hashes of all files of a directory."""
-  facts = {file.name: _facts(file) for file in sorted(directory.iterdir()) if file.name != HASHES and file.is_file()}
-  partial = directory / f'{HASHES}.{os.getpid()}.tmp'
-  partial.write_text(json.dumps(facts, indent=1), encoding='utf-8')
-  os.replace(partial, directory / HASHES)
+  files = (file for file in sorted(directory.iterdir()) if file.is_file() and not file.name.startswith(HASHES))
+  facts = {file.name: _facts(file) for file in files}
+  write_json(directory / HASHES, facts)
 
 
 def damage(directory: Path, read: Callable[[], None]) -> str:
@@ -90,7 +88,7 @@ def remove(directory: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _is_own(entry: Path, patterns: tuple[str, ...]) -> bool:
-  names = (*patterns, HASHES, f'{HASHES}.*.tmp')
+  names = (*patterns, HASHES, f'{HASHES}.partial')
   return entry.is_file() and not entry.is_symlink() and any(fnmatch(entry.name, pattern) for pattern in names)
 
 

@@ -9,15 +9,14 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from dalle_jax.data import colour_profiles
-from dalle_jax.data.picture_files import EXTENSIONS, MAX_PIXELS, PILLOW_ERRORS, Opened, load, opened
-from dalle_jax.files import shown
+from dalle_jax.data.picture_files import EXTENSIONS, MAX_PIXELS, PILLOW_ERRORS, Opened, load, most_bytes, opened
+from dalle_jax.files import check_regular, shown
 
 __all__ = [
   'EXTENSIONS', 'MAX_PIXELS', 'PILLOW_ERRORS', 'Picture', 'check_lossless', 'check_mode', 'decode', 'decode_file',
   'encode_png', 'opacity', 'png_text', 'read', 'read_picture',
 ]  # fmt: skip
 
-_MAX_METADATA = 1 << 26  # bytes
 _Result = TypeVar('_Result')
 _MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 _RGB = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')  # Pillow modes that convert to 8-bit RGB without changing a colour
@@ -308,19 +307,13 @@ def decode_file(
 
 
 def _contents(file: str, max_pixels: int) -> bytes:
-  """The contents of a file, which may be a pipe or a device without an end.
+  """The contents of a file.
 
   Raises:
-    ValueError: it has more bytes than a picture of `max_pixels` can need, with 16 bits in four channels.
+    ValueError: it is no regular file, or has more bytes than a picture of `max_pixels` can need.
   """
-  most = 8 * max_pixels + _MAX_METADATA
-  parts = []
-  with Path(file).open('rb') as opened_file:
-    while part := opened_file.read(1 << 22):
-      parts.append(part)
-      most -= len(part)
-      if most < 0:
-        raise ValueError(
-          f'it has more than {8 * max_pixels + _MAX_METADATA:,} bytes, which no picture within --max_image_pixels needs'
-        )
-  return b''.join(parts)
+  path, most = Path(file), most_bytes(max_pixels)
+  check_regular(path)
+  if path.stat().st_size > most:
+    raise ValueError(f'it has more than {most:,} bytes, which no picture within --max_image_pixels needs')
+  return path.read_bytes()

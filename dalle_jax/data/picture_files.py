@@ -64,6 +64,11 @@ class Opened(NamedTuple):
   png: png_chunks.Png | None  # what the header of a PNG file says
 
 
+def most_bytes(max_pixels: int) -> int:
+  """The largest size in bytes of a file that is read: 16 bytes for each pixel of one frame, and 256 MiB of metadata."""
+  return 16 * max_pixels + 2**28
+
+
 def format_of(data: bytes) -> str:
   """The format of a picture file, one of Pillow's names, by its first bytes.
 

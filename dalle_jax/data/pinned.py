@@ -2,12 +2,12 @@
 
 The position of a run in its data means something only for the list of records that it began with. A later start checks
 the files anew. If it finds fewer records but no other ones, the run keeps its list, and training replaces the records
-that are gone. Any other change is another data set.
+that are gone. Any other change is another data set. A run that accepts it (--allow_other_data) keeps its list from then
+on.
 """
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,8 @@ from typing import NamedTuple
 from absl import logging
 
 from dalle_jax.data.folder import Entry
-from dalle_jax.data.unreadable import first_line, most_bad
-from dalle_jax.files import shown
-
-MOST_NAMED = 5  # lost records that a message names
+from dalle_jax.data.unreadable import MOST_NAMED, first_line, most_bad
+from dalle_jax.files import shown, write_whole
 
 
 class Described(NamedTuple):
@@ -50,20 +48,17 @@ def described(entries: Sequence[Entry], digests: Sequence[str]) -> list[Describe
   return [Described(*pair) for pair in zip(entries, digests or [''] * len(entries), strict=True)]
 
 
-def keep(file: Path, fresh: RecordLists, began: bool, max_bad_share: float, is_main: bool = True) -> RecordLists:
+def keep(old: RecordLists, fresh: RecordLists, max_bad_share: float) -> RecordLists:
   """The records of a run: those that it began with if nothing but losses happened since, or else `fresh`.
 
   Args:
-    file: where the records are kept; written if the run has not begun to train.
+    old: the records that the run began with, from `first`.
     fresh: the records found now.
-    began: whether the run has begun to train.
     max_bad_share: share of records that may be lost, see `unreadable.most_bad`.
-    is_main: whether this process may write `file`.
 
   Raises:
-    ValueError: too many records are lost; or `file` is damaged or cannot be written.
+    ValueError: too many records are lost.
   """
-  old = first(file, fresh, began, is_main)
   found, known = set(itertools.chain(*fresh.lists.values())), set(itertools.chain(*old.lists.values()))
   if found >= known or not found <= known:
     return fresh
@@ -82,13 +77,23 @@ def keep(file: Path, fresh: RecordLists, began: bool, max_bad_share: float, is_m
   return old
 
 
-def first(file: Path, fresh: RecordLists, began: bool, is_main: bool) -> RecordLists:
-  """The stored records of a run that has begun to train; otherwise stores and returns `fresh`. See `keep`."""
+def first(file: Path, fresh: RecordLists, began: bool, is_main: bool = True) -> RecordLists:
+  """The stored records of a run that has begun to train; otherwise stores and returns `fresh`.
+
+  Args:
+    file: where the records are kept.
+    fresh: the records found now.
+    began: whether the run has begun to train.
+    is_main: whether this process may write `file`.
+
+  Raises:
+    ValueError: `file` is damaged.
+  """
   old = _read(file) if began else None
   if old is not None:
     return old
   if is_main:
-    _write(file, fresh)
+    write(file, fresh)
   return fresh
 
 
@@ -110,10 +115,6 @@ def _read(file: Path) -> RecordLists | None:
     ) from error
 
 
-def _write(file: Path, records: RecordLists) -> None:
-  partial = file.with_name(f'{file.name}.{os.getpid()}.tmp')
-  try:
-    partial.write_text(json.dumps(records._asdict()), encoding='utf-8')
-    os.replace(partial, file)
-  except OSError as error:
-    raise ValueError(f'{file} cannot be written: {error}') from None
+def write(file: Path, records: RecordLists) -> None:
+  """Store the records of a run."""
+  write_whole(file, json.dumps(records._asdict()).encode())

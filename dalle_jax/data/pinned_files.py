@@ -5,43 +5,49 @@ file in which all records can be read is another one.
 """
 
 import os
-from typing import Any
 
 from absl import logging
 
-from dalle_jax.data import pinned
 from dalle_jax.data.folder import Entry
-from dalle_jax.data.pinned import MOST_NAMED, Described, RecordLists
+from dalle_jax.data.pinned import RecordLists, described
 from dalle_jax.data.record_files import size_of
-from dalle_jax.data.unreadable import is_unreadable, most_bad
+from dalle_jax.data.unreadable import MOST_NAMED, is_unreadable, most_bad
 from dalle_jax.files import shown
 
 
-def keep(
-  run: Any, files: dict[str, int], digests: list[str], fingerprint: str, listing: str, max_bad_share: float
-) -> str:
+def listed(files: dict[str, int], digests: list[str], fingerprint: str) -> RecordLists:
+  """The record files of a data set as a list that a run keeps.
+
+  Args:
+    files: the number of records of each file, by its path.
+    digests: SHA-256 of each file.
+    fingerprint: the fingerprint of the data.
+  """
+  entries = [Entry(os.path.basename(file), str(size_of(file))) for file in files]
+  return RecordLists({'files': described(entries, digests)}, fingerprint)
+
+
+def keep(old: RecordLists, fresh: RecordLists, files: dict[str, int], listing: str, max_bad_share: float) -> str:
   """The fingerprint of a run's data: that of its first start if nothing but damage happened since.
 
   Args:
-    run: a `registry.RunData`.
+    old: the record files that the run began with, from `pinned.first`.
+    fresh: the record files now, from `listed`.
     files: the number of records of each file, by its path.
-    digests: SHA-256 of each file.
-    fingerprint: the fingerprint of the data now.
     listing: the part of the fingerprint that does not depend on contents.
     max_bad_share: share of records that may be damaged, see `unreadable.most_bad`.
 
   Raises:
-    ValueError: too many records are damaged; or the list of files cannot be written.
+    ValueError: too many records are damaged.
   """
-  entries = [Entry(os.path.basename(file), str(size_of(file))) for file in files]
-  fresh = RecordLists({'files': pinned.described(entries, digests)}, fingerprint)
-  old = pinned.first(run.file, fresh, run.began, run.is_main)
+  fingerprint = fresh.fingerprint
   if old.fingerprint == fingerprint or not old.fingerprint.endswith(listing):
     return fingerprint
   records = old.lists.get('files', [])
-  if [record.entry for record in records] != entries:
+  now = fresh.lists['files']
+  if [record.entry for record in records] != [record.entry for record in now]:
     return fingerprint
-  changed = _changed(records, list(files), digests)
+  changed = [file for file, then, record in zip(files, records, now, strict=True) if then.digest != record.digest]
   damaged = {file: _num_damaged(file) for file in changed}
   if not all(damaged.values()):
     return fingerprint
@@ -55,12 +61,6 @@ def keep(
     )
   logging.warning('%s. Other records take their places in training.', problem)
   return old.fingerprint
-
-
-def _changed(records: list[Described], files: list[str], digests: list[str]) -> list[str]:
-  return [
-    file for record, file, digest in zip(records, files, digests, strict=True) if record.digest != digest
-  ]  # fmt: skip
 
 
 def _num_damaged(file: str) -> int:

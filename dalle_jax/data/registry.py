@@ -4,6 +4,7 @@ To add a kind of data set, write a function like `_folder`, and add its name to 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,8 @@ class Dataset:
   account: Account | None = None  # what was found, used and left out; None for a source that leaves out nothing
   # For each held-out split, how much of it also occurs in training; empty if they were not compared.
   overlaps: Mapping[str, 'Overlap'] = dataclasses.field(default_factory=dict)
+  # Stores the records as the list of a run that accepts them as other data; None if its list has them already.
+  adopt: Callable[[], None] | None = None
 
   def open(self, split: str) -> 'Source':
     """Returns random access to the records of a split.
@@ -47,7 +50,7 @@ class RunData(NamedTuple):
   """What a run knows of its own data.
 
   Attributes:
-    file: where the run keeps the list of the records that it began with, see `pinned.keep`.
+    file: where the run keeps the list of the records that it began with, see `pinned`.
     began: whether it has begun to train.
     is_main: whether this process writes the file; one of several hosts does.
   """
@@ -112,17 +115,27 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: 
   contents = {split: hash_of(source.entries) for split, source in sources.items()}
   digests = [digest for source in sources.values() for digest in source.digests]
   fingerprint = fingerprint_of(config.source, contents, digests)
+  adopt = None
   if run is not None:
     lists = {split: pinned.described(source.entries, source.digests) for split, source in sources.items()}
     fresh = pinned.RecordLists(lists, fingerprint)
-    records = pinned.keep(run.file, fresh, run.began, config.max_bad_share, run.is_main)
+    old = pinned.first(run.file, fresh, run.began, run.is_main)
+    records = pinned.keep(old, fresh, config.max_bad_share)
+    fingerprint, adopt = records.fingerprint, _adopting(run, old, fresh, records.fingerprint)
     if records is not fresh:
-      fingerprint = records.fingerprint
       sources = {
         split: folder.FolderSource(Path(config.path), [record.entry for record in described])
         for split, described in records.lists.items()
       }
-  return Dataset(tuple(sources), fingerprint, sources.__getitem__, account)
+  return Dataset(tuple(sources), fingerprint, sources.__getitem__, account, adopt=adopt)
+
+
+def _adopting(
+  run: RunData, old: pinned.RecordLists, fresh: pinned.RecordLists, fingerprint: str
+) -> Callable[[], None] | None:
+  """What stores the records found now in place of the run's list; see `Dataset.adopt`."""
+  is_other = fingerprint == fresh.fingerprint != old.fingerprint
+  return functools.partial(pinned.write, run.file, fresh) if is_other and run.is_main else None
 
 
 def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None, run: RunData | None = None) -> Dataset:
@@ -137,15 +150,20 @@ def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None, run: Ru
   files = tfds_source.record_files(config.path, names)
   digests = record_files.digests(config.path, files, data_dir, progress)
   fingerprint = fingerprint_of(config.source, contents, digests)
+  adopt = None
   if run is not None:
+    fresh = pinned_files.listed(files, digests, fingerprint)
+    old = pinned.first(run.file, fresh, run.began, run.is_main)
     listing = fingerprint_of(config.source, contents)
-    fingerprint = pinned_files.keep(run, files, digests, fingerprint, listing, config.max_bad_share)
+    fingerprint = pinned_files.keep(old, fresh, files, listing, config.max_bad_share)
+    adopt = _adopting(run, old, fresh, fingerprint)
   account = tfds_captions.count_captions(sources, [contents, digests], data_dir, progress)
   return Dataset(
     splits=tuple(expressions),
     fingerprint=fingerprint,
     _open=lambda split: _open_tfds(config, expressions[split]),
     account=account,
+    adopt=adopt,
   )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, sentences, shortened
+from dalle_jax.data.caption_text import check_characters, check_visible, is_empty, sentences, shortened
 from dalle_jax.data.pieces import RESERVED, SPACE, PieceModel, checked, train
 
 PAD = 0
@@ -156,7 +156,7 @@ class Tokenizer(PieceModel):
     Raises:
       ValueError: the text is empty, or too long and `truncate` is False.
     """
-    check_prompt(text)
+    check_visible(text)
     ids = self.encode(text)
     if len(ids) > length and not truncate:
       raise ValueError(

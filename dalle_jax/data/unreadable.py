@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from dalle_jax.files import shown
 
+MOST_NAMED = 5  # bad or lost records that a message names
 # The process or the machine is short of something. Another record would fail too, so these errors end the run.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 

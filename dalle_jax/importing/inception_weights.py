@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dalle_jax.files import shown
+from dalle_jax.files import check_regular, shown
 from dalle_jax.importing import torch_file
 from dalle_jax.models.inception import NUM_CLASSES, NUM_FEATURES, SIZE, Inception
 
@@ -61,9 +61,11 @@ def _fingerprint(path: Path) -> str:
     ValueError: the file cannot be read, or its hash differs from the hash in its name.
   """
   try:
+    check_regular(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  except OSError as error:
-    raise ValueError(f'--inception {path} cannot be read: {error.strerror or error}') from None
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise ValueError(f'--inception {path} cannot be read: {reason}.') from None
   named = _NAMED_BY_HASH.search(path.name)
   if named and not digest.startswith(named.group(1)):
     raise ValueError(f'--inception {path} is damaged: its SHA-256 begins with {digest[:8]}; download it again.')

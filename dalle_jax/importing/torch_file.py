@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle_jax.files import shown
+from dalle_jax.files import check_regular, shown
 from dalle_jax.importing import pickle_scan
 from dalle_jax.importing.pickle_scan import CappedFile
 
@@ -103,6 +103,7 @@ def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndar
   """
   path = Path(path)
   try:
+    check_regular(path)
     with path.open('rb') as opened:
       file = CappedFile(opened)
       size, archive = file.left, zipfile.is_zipfile(opened)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dalle_jax import trees
-from dalle_jax.files import shown
+from dalle_jax.files import check_regular, shown
 from dalle_jax.importing import torch_file
 
 _MOST_SHOWN = 30  # tensors that a message names
@@ -37,6 +37,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
   except ImportError:
     raise ValueError(f"{shown(path)} needs the package safetensors: pip install 'dalle_jax[clip]'.") from None
   try:
+    check_regular(path)
     return safetensors.numpy.load(path.read_bytes())
   except OSError as error:
     raise ValueError(f'{shown(path)} cannot be read: {error.strerror or shown(error)}') from None

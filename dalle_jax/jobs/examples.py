@@ -13,12 +13,11 @@ from dalle_jax.data.batches import Preprocess, Source
 from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import PAD, Tokenizer
-from dalle_jax.data.unreadable import Readable, is_unreadable, problem
+from dalle_jax.data.unreadable import MOST_NAMED, Readable, is_unreadable, problem
 from dalle_jax.data.unreadable import captions as readable_captions
 from dalle_jax.data.unreadable import readable as readable_records
 from dalle_jax.hosts import say
 
-MOST_NAMED = 5  # records that cannot be read that a message names
 MOST_CAPTIONS = 5_000  # limit on records read for captions; some data sets decode the image to read its caption
 
 

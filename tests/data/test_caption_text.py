@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle_jax.data.caption_text import check_characters, check_prompt, is_empty, sentences
+from dalle_jax.data.caption_text import check_characters, check_visible, is_empty, sentences
 from dalle_jax.data.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(['a red square', 'a blue circle'], 300)
@@ -26,13 +26,13 @@ def test_texts_of_invisible_characters_are_empty(text):
   assert is_empty(text)
   assert not is_empty(text + 'a') and not is_empty('a' + text)
   with pytest.raises(ValueError, match='is empty; give at least one word'):
-    check_prompt(text)
+    check_visible(text)
 
 
 @pytest.mark.parametrize('text', ['a', '你', '🐶', '.', '\u2581', '\u2585', '\u0301', '\u0600', '\ue000'], ids=ascii)
 def test_texts_with_a_visible_character_are_not_empty(text):
   assert not is_empty(text)
-  check_prompt(text)
+  check_visible(text)
 
 
 def test_every_character_that_normalization_drops_is_invisible():

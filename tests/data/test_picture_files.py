@@ -215,11 +215,15 @@ def test_grey_tiffs_of_12_bits_have_the_right_brightness():
   np.testing.assert_array_equal(image_lib.decode(tiff)[0, :, 0], [0, 255, 128, 1])
 
 
-def test_files_without_an_end_are_refused(tmp_path):
-  with pytest.raises(ValueError, match=r'--image /dev/zero cannot be read: it has more than 67,109,664 bytes'):
-    image_lib.read_picture('/dev/zero', max_pixels=100)
-  with pytest.raises(ValueError, match=r'--image .* cannot be read: Is a directory'):
-    image_lib.read_picture(str(tmp_path))
+def test_what_is_no_file_or_too_large_for_a_picture_is_refused_at_once(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for path in (tmp_path / 'pipe', tmp_path, '/dev/zero'):
+    with pytest.raises(ValueError, match=r'--image .* cannot be read: it is a pipe, a device or a directory'):
+      image_lib.read_picture(str(path))
+  with (tmp_path / 'large').open('wb') as file:
+    file.truncate(picture_files.most_bytes(100) + 1)
+  with pytest.raises(ValueError, match=r'--image .* cannot be read: it has more than 268,437,056 bytes'):
+    image_lib.read_picture(str(tmp_path / 'large'), max_pixels=100)
 
 
 def test_deep_avif_files_are_not_lossless():

@@ -145,6 +145,10 @@ CHANGED = [
 ]
 
 
+def _kept(file, fresh, began, max_bad_share):
+  return pinned.keep(pinned.first(file, fresh, began), fresh, max_bad_share)
+
+
 def _without(*numbers):
   lists = {split: [r for r in rows if int(r.entry.path[0]) not in numbers] for split, rows in FRESH.lists.items()}
   return pinned.RecordLists(lists, f'hash without {numbers}')
@@ -152,22 +156,22 @@ def _without(*numbers):
 
 def test_a_run_keeps_the_records_that_it_began_with_when_some_are_lost(tmp_path, warnings):
   file = tmp_path / 'records.json'
-  assert pinned.keep(file, FRESH, False, 0.1) == FRESH
-  assert pinned.keep(file, _without(3), True, 0.1) == FRESH
+  assert _kept(file, FRESH, False, 0.1) == FRESH
+  assert _kept(file, _without(3), True, 0.1) == FRESH
   assert len(warnings) == 1 and '1 of the 10 records' in warnings[0] and '3.png' in warnings[0]
-  assert pinned.keep(file, FRESH, True, 0.1) == FRESH and len(warnings) == 1
+  assert _kept(file, FRESH, True, 0.1) == FRESH and len(warnings) == 1
   with pytest.raises(ValueError, match=r'2 of the 10 .*3\.png, 9\.png.*at most 1 may be.*max_bad_share'):
-    pinned.keep(file, _without(3, 9), True, 0.1)
-  assert pinned.keep(file, _without(3, 9), True, 0.2) == FRESH
+    _kept(file, _without(3, 9), True, 0.1)
+  assert _kept(file, _without(3, 9), True, 0.2) == FRESH
 
 
 @pytest.mark.parametrize('changed', CHANGED, ids=['caption', 'contents'])
 def test_other_data_are_not_taken_for_losses(tmp_path, changed):
   file = tmp_path / 'records.json'
-  pinned.keep(file, FRESH, False, 0.5)
+  _kept(file, FRESH, False, 0.5)
   other = pinned.RecordLists({'train': [*RECORDS[2:8], changed], 'validation': RECORDS[8:]}, 'x')
-  assert pinned.keep(file, other, True, 0.5) == other
-  assert pinned.keep(file, _without(1), False, 0.5) == _without(1)  # before training, the data may change
+  assert _kept(file, other, True, 0.5) == other
+  assert _kept(file, _without(1), False, 0.5) == _without(1)  # before training, the data may change
   assert json.loads(file.read_text())['lists']['train'][1] == [['2.png', 'number 2'], 'digest 2']
 
 
@@ -176,7 +180,7 @@ def test_a_damaged_list_is_named_and_kept_if_the_run_has_begun(tmp_path, damage)
   file = tmp_path / 'records.json'
   file.write_text(damage)
   with pytest.raises(ValueError, match=r'records\.json is damaged or cannot be read: .*remove it to go on'):
-    pinned.keep(file, FRESH, True, 0.5)
+    _kept(file, FRESH, True, 0.5)
   assert file.read_text() == damage
-  assert pinned.keep(file, FRESH, False, 0.5) == FRESH
-  assert pinned.keep(file, _without(1), True, 0.5) == FRESH
+  assert _kept(file, FRESH, False, 0.5) == FRESH
+  assert _kept(file, _without(1), True, 0.5) == FRESH

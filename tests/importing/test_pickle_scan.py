@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from counted_reads import CountedReads
 
 from dalle_jax.importing import pickle_scan, torch_file
 
@@ -66,15 +67,10 @@ def test_ordinary_pickles_pass_and_the_position_is_kept(protocol):
 
 
 def test_a_file_is_not_asked_for_more_bytes_than_it_has():
-  asked = []
-
-  class Counted(io.BytesIO):
-    def read(self, size=-1):
-      asked.append(size)
-      return super().read(size)
-
-  file = pickle_scan.CappedFile(Counted(b'12345'))
-  assert file.read(2**40) == b'12345' and file.read(7) == b'' and max(asked) == 5
+  small = CountedReads(b'12345')
+  file = pickle_scan.CappedFile(small)
+  assert file.read(2**40) == b'12345' and file.read(7) == b'' and max(small.asked) == 5
+  large = CountedReads(b'\x8e' + (2**40).to_bytes(8, 'little') + b'x.')
   with pytest.raises(ValueError):
-    pickle_scan.check(pickle_scan.CappedFile(Counted(b'\x8e' + (2**40).to_bytes(8, 'little') + b'x.')))
-  assert max(asked) < 20
+    pickle_scan.check(pickle_scan.CappedFile(large))
+  assert max(large.asked) < 20

@@ -1,25 +1,25 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numbered_pictures import save_numbered
 from PIL import Image
 
+from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.data import registry, seen
 from dalle_jax.jobs import examples, seen_records
 from dalle_jax.jobs.evaluate import evaluation_run
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
+from dalle_jax.jobs.evaluate.features import Cache, Extractor
+from dalle_jax.jobs.evaluate.measured import Measured
 
 
 @pytest.fixture
 def folder(tmp_path):
   """A folder in which two of the held-out images have the pixels of training images, under other names and captions."""
-  root = tmp_path / 'images'
-  root.mkdir()
-  rng = np.random.default_rng(0)
-  for i in range(30):
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(root / f'{i:02d}.png')
-    (root / f'{i:02d}.txt').write_text(f'number {i}')
+  root = save_numbered(tmp_path / 'images', 30)
   config = make_config(root)
   dataset = registry.prepare(config.data, tmp_path)
   train, held_out = (dataset.open(split).entries for split in ('train', 'validation'))
@@ -66,6 +66,17 @@ def test_a_replaced_image_is_hashed_again(folder, tmp_path):
   assert result.overlaps['validation'].images == 1
 
 
+def test_a_run_measures_the_same_records_after_a_training_image_broke(folder, tmp_path):
+  root, _ = folder
+  config, data = make_config(root), registry.RunData(tmp_path / 'records.json', began=False)
+  dataset = registry.prepare(config.data, tmp_path, run=data)
+  before = seen_records.leave_out(config, dataset, dataset, tmp_path / 'overlaps')
+  (root / dataset.open('train').entries[0].path).write_bytes(b'broken')  # held-out images repeat it
+  again = registry.prepare(config.data, tmp_path, run=data._replace(began=True))
+  after = seen_records.leave_out(config, again, again, tmp_path / 'overlaps')
+  assert before.overlaps['validation'].images == 2 and after.overlaps == before.overlaps
+
+
 def test_a_split_without_new_images_is_left_out(folder, tmp_path):
   root, held_out = folder
   first = registry.prepare(make_config(root).data, tmp_path).open('train').entries[0].path
@@ -105,7 +116,7 @@ def compared(config, tmp_path, trained_on, **changes):
   return evaluation_run._new_records(config, dataset, settings, tmp_path / 'model', {'data': trained_on})
 
 
-def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_path):
+def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_path, monkeypatch):
   root, _ = folder
   config = make_config(root)
   dataset = registry.prepare(config.data, tmp_path)
@@ -132,6 +143,33 @@ def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_pa
   root.rename(tmp_path / 'moved')
   result, note = compared(config, tmp_path, trained_on, data=str(other))
   assert not result.overlaps and note.startswith('Not compared with the training data')
+  prepare = registry.prepare
+
+  def denied(config, data_dir):
+    if config.path == str(root):
+      raise PermissionError(13, 'Permission denied', str(root))
+    return prepare(config, data_dir)
+
+  monkeypatch.setattr(registry, 'prepare', denied)
+  assert 'cannot be read: [Errno 13] Permission denied' in compared(config, tmp_path, trained_on, data=str(other))[1]
+
+
+def test_cached_features_are_those_of_the_records_that_remain(folder, tmp_path):
+  config = make_config(folder[0])
+  dataset = registry.prepare(config.data, tmp_path)
+  remaining = seen_records.leave_out(config, dataset, dataset, tmp_path / 'overlaps')
+  extractor = Extractor('toy', '', lambda images: images[:, :, 0, 0].astype(np.float32))
+  settings, loaded = EvaluationSettings(model='unused'), SimpleNamespace(config=config, caption_tokenizer=None)
+  features, pictures = [], []
+  for data in (dataset, remaining):
+    measured = Measured(
+      settings, loaded, data, 3, sharding.one_device_mesh(), extractor=extractor, cache=Cache(tmp_path / 'features')
+    )
+    features.append(measured.real_features())
+    pictures.append(measured.pictures)
+  assert not np.array_equal(*pictures)
+  for cached, images in zip(features, pictures, strict=True):
+    np.testing.assert_array_equal(cached, images[:, :, 0, 0])
 
 
 def test_an_evaluation_of_training_images_only_is_refused(folder, tmp_path):

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_models import save_random
 from soaking import mutations, subjects, worker
 from soaking.results import OUTCOMES, Outcome, Results
 from toy_subject import ToySubject
+
+from dalle_jax.compression.settings import CompressionSettings
+from dalle_jax.config import Config
+from dalle_jax.data.text_tokenizer import ByteTokenizer
+from dalle_jax.jobs.compress import commands
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -70,6 +76,30 @@ def test_damaged_files_end_in_a_clean_error_or_right(subject, tmp_path):
     (tmp_path / str(trial)).mkdir()
     outcome = worker._outcome(made, np.random.default_rng([1, trial]), tmp_path / str(trial))
     assert outcome.name in ('clean error', 'right'), outcome
+
+
+@pytest.mark.slow
+def test_the_tool_tries_every_kind_and_goes_on_where_it_stopped(tmp_path):
+  command = [sys.executable, str(TOOLS / 'soak.py'), 'inputs', f'--out={tmp_path}']
+  for count in (3, 5):
+    done = subprocess.run([*command, f'--count={count}'], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in subjects.SUBJECTS:
+      assert f'| {kind} | {count} |' in done.stdout
+
+
+def test_an_undamaged_compressed_file_is_right(tmp_path, monkeypatch):
+  model = {'length': 16, 'num_layers': 1, 'embed_dim': 8, 'num_heads': 2}
+  values = {'task': 'sequence', 'data': {'source': 'text'}, 'tokenizer': {'kind': 'bytes'}, 'model': model}
+  path = save_random(tmp_path / 'model', Config.from_dict(values), ByteTokenizer())
+  source, file = tmp_path / 'corpus.txt', tmp_path / 'text.djxc'
+  source.write_text('a red circle')
+  commands.encode(path, str(source), str(file), CompressionSettings(verify=False))
+  job = commands.TextJob(subjects.bundle.load(Path(path), subjects.sharding.one_device_mesh(), ('model',)))
+  made = subjects.CompressedFiles.__new__(subjects.CompressedFiles)
+  made._files = [(file.read_bytes(), job, source.read_bytes())] * 2
+  monkeypatch.setattr(subjects, 'mutate_bytes', lambda rng, data: data)
+  assert worker._outcome(made, np.random.default_rng(0), tmp_path) == Outcome('right')
 
 
 def test_a_silent_fault_is_found(tmp_path, monkeypatch):

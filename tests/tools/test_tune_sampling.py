@@ -69,6 +69,15 @@ def test_a_perfect_ranking_finds_a_correct_candidate_if_there_is_one(prepared, m
   assert len(drawn[0]) == 8 and all(len(x) == 3 for x, _ in drawn[0].values())
 
 
+def test_a_model_of_other_data_may_have_seen_the_captions_which_is_said(prepared, monkeypatch, capsys):
+  path, *_ = prepared
+  monkeypatch.setattr(tuning, 'load', lambda path: None)
+  for is_same in (False, True):
+    monkeypatch.setattr(tuning.fingerprints, 'same', lambda stored, current, is_same=is_same: is_same)
+    tuning.prepare(path, '', 2)
+    assert ('it may have seen some of these captions' in capsys.readouterr().out) != is_same
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [

@@ -22,6 +22,7 @@ from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
 from dalle_jax.data import folder, image
 from dalle_jax.importing import torch_file
+from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
 from dalle_jax.jobs.compress.text_job import TextJob
 from dalle_jax.jobs.draw.given_picture import read_mask
@@ -237,7 +238,7 @@ class CompressedFiles:
       reader = ContainerReader(file)
       if reader.header.kind != job.kind:
         return Outcome('clean error', 'another kind of file')
-      job.decode(reader, out, source.stat().st_size)
+      job.decode(reader, out, source.stat().st_size, DecodingLimits())
       reader.check_whole()
     if isinstance(job, PictureJob):
       same = np.array_equal(image.decode(out.read_bytes()), image.decode(original))
@@ -312,16 +313,19 @@ class WorkDirectories:
   def _bound(self, text: str) -> Any:
     """The values of a config.json that a work directory fixes, with defaults for missing keys; None without them.
 
-    Values of other groups and keys may be anything: the command's own configuration replaces them.
+    Values of other groups and keys may be anything: the command's own configuration replaces them. So may the values of
+    names that no configuration has.
     """
     try:
       values = json.loads(text)
     except (ValueError, RecursionError):
       return None
     defaults = json.loads(json.dumps(Config.from_dict({}).to_dict()))
-    if not isinstance(values, dict) or set(values) - set(defaults):
+    if not isinstance(values, dict):
       return None
     for name, value in values.items():
+      if name not in defaults:
+        continue
       if isinstance(defaults[name], dict) != isinstance(value, dict):
         return None
       defaults[name] = {**defaults[name], **value} if isinstance(value, dict) else value

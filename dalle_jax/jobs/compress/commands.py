@@ -25,6 +25,7 @@ from dalle_jax.evaluation.sequence_likelihood import num_values
 from dalle_jax.files import (
   check_directory,
   check_file,
+  check_regular,
   finite_or_null,
   naming,
   read_json_object,
@@ -140,7 +141,7 @@ def decode(
       written.
   """
   out_path, damage = Path(out), None
-  with _readable_errors(source), Path(source).open('rb') as file:
+  with _readable_errors(source), _opened(source) as file:
     reader = ContainerReader(file)
     if reader.header.settings.get('single', True) is True:
       check_file(out_path, overwrite, 'OUT', (Path(source), Path(model)))
@@ -175,7 +176,7 @@ def info(source: str) -> dict[str, Any]:
   Raises:
     ValueError: the file is damaged or is not a compressed file.
   """
-  with _readable_errors(source), Path(source).open('rb') as file:
+  with _readable_errors(source), _opened(source) as file:
     reader = ContainerReader(file)
     payload_bytes, count = 0, 0
     for chunk in reader.chunks():
@@ -190,6 +191,15 @@ def info(source: str) -> dict[str, Any]:
   for name, value in facts.items():
     print(f'{name:<14} {value if isinstance(value, int) else shown(json.dumps(value), 1000)}')
   return facts
+
+
+def _opened(source: str) -> BinaryIO:
+  """Open a compressed file. Raises ValueError if it is a pipe, a device or a directory."""
+  try:
+    check_regular(Path(source))
+  except ValueError as error:
+    raise ValueError(f'{shown(source)}: {error}.') from None
+  return Path(source).open('rb')
 
 
 def platform() -> dict[str, str]:

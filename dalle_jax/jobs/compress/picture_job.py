@@ -19,6 +19,7 @@ from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
 from dalle_jax.data import folder, image
 from dalle_jax.data.account import Account
+from dalle_jax.data.caption_text import check_prompt
 from dalle_jax.data.crops import fit
 from dalle_jax.data.survey import survey
 from dalle_jax.data.tokenizer import PAD
@@ -66,8 +67,9 @@ class PictureJob:
     """List and validate the input of `encode` before the parameters are loaded.
 
     Raises:
-      ValueError: there are no pictures, or a picture cannot be coded or written back.
+      ValueError: the caption shows nothing, there are no pictures, or a picture cannot be coded or written back.
     """
+    check_prompt(settings.caption, '--caption')
     if settings.caption and not config.reads_captions:
       raise ValueError(
         '--caption: the model was trained on pictures without captions (config.model.tokens=image); omit the flag.'

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle_jax.data.image import MAX_PIXELS, read_picture
-from dalle_jax.files import check_new, make_directory, shown, write_whole
+from dalle_jax.files import check_new, check_regular, make_directory, shown, write_whole
 from dalle_jax.jobs.draw.model import load
 from dalle_jax.reporting import sheets
 
@@ -83,6 +83,7 @@ def _read_codes(path: Path) -> np.ndarray:
     ValueError: the file holds no such array.
     OSError: the file cannot be read.
   """
+  check_regular(path)
   with path.open('rb') as file:
     if file.read(4) == b'PK\x03\x04':
       raise ValueError('it is an archive of several arrays; give one array, saved by np.save')

@@ -12,7 +12,7 @@ from absl import logging
 
 import dalle_jax
 from dalle_jax.config import SamplingConfig
-from dalle_jax.files import check_new, make_directory
+from dalle_jax.files import make_directory
 from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.jobs.draw.model import Drawing, Model
 from dalle_jax.jobs.draw.ranking import Scorer
@@ -64,6 +64,12 @@ class DrawnNames:
     """The beginning of the names of all previews."""
     return self.directory / PREVIEWS / f'{_slug(self.prompts[0])}_seed{self.seed}_'
 
+  def earlier_previews(self) -> list[Path]:
+    """The previews of an earlier command that have these names."""
+    directory = self.previews.parent
+    files = directory.iterdir() if directory.is_dir() else ()
+    return [file for file in files if file.name.startswith(self.previews.name)]
+
   def all(self, kept: int, ranked: bool) -> Iterator[Path]:
     """The files that a command writes; previews, of which any number may exist, are not among them.
 
@@ -82,17 +88,11 @@ class Previews:
   Args:
     names: names the sheets. Previews of an earlier command with the same names are removed.
     count: the number of images per prompt.
-    overwrite: whether there may be such previews.
-
-  Raises:
-    ValueError: there are previews of the same names, and `overwrite` is not set.
   """
 
-  def __init__(self, names: DrawnNames, count: int, overwrite: bool):
-    directory = make_directory(str(names.previews.parent))
-    older = [path for path in directory.iterdir() if path.name.startswith(names.previews.name)]
-    check_new(older, overwrite)
-    for path in older:
+  def __init__(self, names: DrawnNames, count: int):
+    make_directory(str(names.previews.parent))
+    for path in names.earlier_previews():
       path.unlink()
     self._names, self._prompts, self._count = names, names.prompts, count
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from dalle_jax import bundle
 from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import MeshConfig
+from dalle_jax.data.caption_text import check_prompt
 from dalle_jax.files import check_new, make_directory, shown
 from dalle_jax.jobs.draw.drawn_files import DrawnNames, ImageWriter, Previews, carried_facts
 from dalle_jax.jobs.draw.given_picture import InputPicture
@@ -13,7 +14,6 @@ from dalle_jax.jobs.draw.model import Model, load
 from dalle_jax.jobs.draw.ranking import Scorer
 from dalle_jax.sampling import memory
 from dalle_jax.sampling.draw_settings import DrawSettings
-from dalle_jax.sampling.prompt_text import check_prompt
 from dalle_jax.training.progress import Progress
 
 LARGEST_PROMPTS_FILE = 16 * 2**20  # bytes
@@ -102,13 +102,13 @@ def draw(
     raise ValueError(f'--preview_every is {preview_every}; give a number of rows of tokens, or 0 for no previews.')
   count = settings.num_drawn if index is None else 1
   memory.check_images(len(prompts) * count, bundle.read_config(Path(path)))
-  names = _check_outputs(out, prompts, settings, min(settings.num_images, count), given, again, overwrite)
+  names = _check_outputs(out, prompts, settings, given, index, again, overwrite, preview_every > 0)
   model = load(path, mesh_config)
   ranker = _load_reranker(reranker, model)
   known = given.known(model) if given else None
   settings = model.effective(settings, known)
   count = settings.num_drawn if index is None else 1
-  previews = Previews(names, count, overwrite) if preview_every else None
+  previews = Previews(names, count) if preview_every else None
   writer = ImageWriter(names, count, index, carried_facts(model, settings, ranker, given))
   with Progress('sampling', len(prompts) * count * model.config.image_length, 'token') as progress:
     progress.message('compiling')
@@ -126,15 +126,18 @@ def _check_outputs(
   out: str,
   prompts: Sequence[str],
   settings: DrawSettings,
-  num_kept: int,
   given: InputPicture | None,
+  index: int | None,
   again: str,
   overwrite: bool,
+  has_previews: bool,
 ) -> DrawnNames:
   """Makes the output directory and checks its space and that no file would be replaced; the arguments are `draw`'s."""
+  num_kept = settings.num_images if index is None else 1
   directory = make_directory(out, size=LEAST_PNG_BYTES * len(prompts) * num_kept)
   names = DrawnNames(directory, prompts, settings.seed, again)
   check_new(names.all(num_kept, settings.is_ranked or given is not None), overwrite)
+  check_new(names.earlier_previews() if has_previews else (), overwrite)
   return names
 
 

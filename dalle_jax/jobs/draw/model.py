@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import bundle, precision, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
-from dalle_jax.data.caption_text import shortened
+from dalle_jax.data.caption_text import check_prompt, shortened
 from dalle_jax.data.crops import fit
 from dalle_jax.data.tokenizer import PAD, Tokenizer
 from dalle_jax.evaluation import reconstruction
@@ -27,7 +27,6 @@ from dalle_jax.jobs import ranker
 from dalle_jax.jobs.draw import ranking
 from dalle_jax.sampling import completion, memory
 from dalle_jax.sampling.draw_settings import DrawSettings
-from dalle_jax.sampling.prompt_text import check_prompt
 from dalle_jax.sampling.sampler import Known, Preview, SampledImages, Sampler, encode_prompts, make_sampler
 
 # Candidates per image if a kept code follows a sampled code. The sampled code is chosen without seeing the kept one.

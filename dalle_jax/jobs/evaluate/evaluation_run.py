@@ -150,7 +150,7 @@ def _new_records(
       training = registry.prepare(
         *_data_config(dataclasses.replace(settings, source=None, data=None), config.data, model_path)
       )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
       note = f'Not compared with the training data, which cannot be read: {error}'
       say(note)
       return dataset, note

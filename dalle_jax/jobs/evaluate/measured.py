@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import SamplingConfig
+from dalle_jax.data.fingerprints import hash_of
 from dalle_jax.data.registry import Dataset
 from dalle_jax.evaluation import blur, reconstruction, sequence_likelihood
 from dalle_jax.jobs import examples
@@ -68,7 +69,9 @@ class Measured:
     self.mesh, self.extractor, self.ranker = mesh, extractor, ranker
     self._dataset, self._cache, self._grouped = dataset, cache, grouped
     self._prompts, self._sample_seed, self._sampling = prompts, sample_seed, sampling
-    self.source = examples.readable(self.config, dataset.open(settings.split), settings.split, count)
+    records = dataset.open(settings.split)
+    self._seen_in_training = sorted(getattr(records, 'left_out', ()))  # what `seen_records` has left out
+    self.source = examples.readable(self.config, records, settings.split, count)
     self.count = len(self.source)
 
   @property
@@ -207,6 +210,8 @@ class Measured:
       'image size': self.config.data.image_size, 'crop': 'center', 'resampling': self.config.data.resampling,
       'blur': float(radius),
     }  # fmt: skip
+    if self._seen_in_training:
+      facts['records seen in training'] = hash_of(self._seen_in_training)
     if self.source.left_out:
       facts['unreadable records'] = sorted(self.source.left_out)
     name = f'{extractor.name}_{self.settings.split}_{self.count}' + (f'_blur{radius:g}' if radius else '')

@@ -15,6 +15,7 @@ from dalle_jax import bundle, sharding
 from dalle_jax.bundle import drawing_parts, holds_text
 from dalle_jax.config import BlocksConfig, Config, SamplingConfig, SequenceConfig
 from dalle_jax.data import crops
+from dalle_jax.data.caption_text import check_prompt
 from dalle_jax.data.image import MAX_PIXELS, read_picture
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.evaluation import attention_weights, reconstruction
@@ -28,7 +29,6 @@ from dalle_jax.reporting.attention_page import PictureArticle
 from dalle_jax.sampling import memory
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings
-from dalle_jax.sampling.prompt_text import check_prompt
 from dalle_jax.sampling.sampler import encode_prompts, make_sampler, paint_rows
 
 BUDGET = 6_000_000  # bytes of weights on a page, unless the user chooses both layers and heads

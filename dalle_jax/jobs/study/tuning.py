@@ -1,4 +1,7 @@
-"""Prompt accuracy on captioned shapes for grids of sampling settings, and for the best of several candidates."""
+"""Prompt accuracy on captioned shapes for grids of sampling settings, and for the best of several candidates.
+
+The captions are from splits that share no caption with training by construction; see `data.shapes.partition`.
+"""
 
 import dataclasses
 import itertools
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dalle_jax import bundle
-from dalle_jax.data import registry
+from dalle_jax.data import fingerprints, registry
 from dalle_jax.evaluation import candidates, judge, prompt_accuracy
 from dalle_jax.evaluation.figures import share
 from dalle_jax.hosts import say
@@ -53,7 +56,7 @@ def prepare(path: str, data_dir: str, num_prompts: int) -> tuple[Model, list[Pro
     ValueError: the model was not trained on captioned shapes, or `num_prompts` is below 1.
   """
   model_path = Path(path).absolute()
-  bundle.check(model_path, needs=('dvae',))
+  info = bundle.check(model_path, needs=('dvae',))
   config = bundle.read_config(model_path)
   if config.data.source != 'captioned_shapes' or not config.reads_captions:
     raise ValueError(
@@ -66,6 +69,11 @@ def prepare(path: str, data_dir: str, num_prompts: int) -> tuple[Model, list[Pro
   dataset = registry.prepare(config.data, directory)
   if dataset.account:
     say(f'data: {config.data.source}\n{dataset.account}')
+  if not fingerprints.same(info.get('data', ''), dataset.fingerprint):
+    say(
+      f'note: {path} was trained on other data than captioned_shapes makes now, so that it may have seen some of these '
+      'captions in training.'
+    )
   prompts = [Prompts(name, prompt_accuracy.choose(examples.captions(dataset, name), num_prompts)) for name in SPLITS]
   return load(model_path), prompts
 

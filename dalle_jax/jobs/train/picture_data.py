@@ -14,15 +14,14 @@ from dalle_jax.data import registry, unreadable
 from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
-from dalle_jax.data.unreadable import Readable, UnreadableError
+from dalle_jax.data.unreadable import MOST_NAMED, Readable, UnreadableError
 from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.hosts import say
 from dalle_jax.jobs import examples, seen_records
-from dalle_jax.jobs.examples import MOST_NAMED
 from dalle_jax.jobs.train import pretrained, trained_on
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.text_data import estimate_ngrams
-from dalle_jax.jobs.train.workspace import Workspace
+from dalle_jax.jobs.train.workspace import RECORDS, Workspace
 from dalle_jax.stages import Stage
 from dalle_jax.training.bad_records import BadDataError, LeftOutError
 from dalle_jax.training.keys import stream_seed
@@ -54,7 +53,7 @@ def prepare(config: Config, space: Workspace) -> Dataset:
   Held-out records that also occur in training are left out.
   """
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
-    run = registry.RunData(space.path / 'records.json', _has_begun(config, space), jax.process_index() == 0)
+    run = registry.RunData(space.path / RECORDS, _has_begun(config, space), jax.process_index() == 0)
     make = functools.partial(registry.prepare, config.data, space.data(config), run=run)
     with hosts.together('making the data'):
       if jax.process_index() == 0:

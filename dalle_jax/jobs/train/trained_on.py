@@ -66,10 +66,14 @@ class TrainingRecords:
     """
     self._config, self._space, self._allow = config, space, allow_other_data
     self._now = TrainedOn.of(dataset)
+    self._adopt = getattr(dataset, 'adopt', None)
     self._is_main = jax.process_index() == 0
 
   def check_data(self) -> None:
-    """Compare the data with those of the trained stages, and forget a tokenizer of other data that no stage uses.
+    """Compare the data with those of the trained stages.
+
+    Other data that pass become the run's: a tokenizer of the earlier data that no stage uses is forgotten, and the run
+    keeps the list of their records.
 
     Raises:
       ValueError: A stage was trained on other data and `allow_other_data` is False, or is only partly trained.
@@ -78,6 +82,9 @@ class TrainingRecords:
       if self._is_main:
         self._check_stages()
         self._check_tokenizer_data()
+        if self._adopt is not None:
+          self._space.confirm()
+          self._adopt()
 
   def check_tokenizer(self, tokenizer: Any) -> None:
     """Compare the tokenizer with that of the trained stages.

@@ -16,12 +16,13 @@ from dalle_jax.config import Config, difference
 from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
 from dalle_jax.files import check_array_path, check_path, finite_or_null, read_json_object, replacing, write_json
-from dalle_jax.jobs import run_lock
+from dalle_jax.jobs import run_lock, seen_records
 from dalle_jax.jobs.run_lock import RunLock
 from dalle_jax.training import metrics_log
 
 _CONFIG, _SECONDS = 'config.json', 'seconds.json'
 TOKENIZER_RECORD = 'tokenizer.json'  # what the tokenizer was trained on; see `trained_on`
+RECORDS = 'records.json'  # the list of records that the run began with; see `data.pinned`
 _REQUIRED = ('seed', 'data', 'tokenizer', 'dvae', 'prior')  # keys that every version has written to config.json
 
 
@@ -151,7 +152,8 @@ class Workspace:
     names = {file.name.removesuffix('.partial') for file in self.path.iterdir()}
     data = self.path / 'data'
     only_checks = data.is_dir() and [file.name for file in data.iterdir()] == ['checked']
-    ignored = {_CONFIG, _SECONDS, TOKENIZER_RECORD, 'records.json', run_lock.FILE, *(['data'] if only_checks else [])}
+    ignored = {_CONFIG, _SECONDS, TOKENIZER_RECORD, RECORDS, run_lock.FILE, seen_records.DIRECTORY}
+    ignored |= {'data'} if only_checks else set()
     return {name for name in names if not name.startswith('.')} <= ignored
 
   def confirm(self) -> None:

@@ -223,6 +223,12 @@ def test_headers_that_do_not_fit_the_model_are_refused(models, coded, tmp_path, 
   assert not (tmp_path / 'out').exists()
 
 
+def test_a_pipe_is_not_taken_for_a_compressed_file(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  with pytest.raises(ValueError, match=r'pipe: it is a pipe, a device or a directory'):
+    commands.info(str(tmp_path / 'pipe'))
+
+
 def test_the_same_parameters_with_another_tokenizer_are_another_model(models, coded, tmp_path):
   other = shutil.copytree(models['ngram'], tmp_path / 'other')
   train_pieces([TEXT.upper()], 280).save(other / 'tokenizer.model')

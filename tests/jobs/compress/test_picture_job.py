@@ -61,6 +61,12 @@ def test_pictures_of_any_size_are_decoded_exactly(models, coder, tmp_path):
   assert -1 < excess < (9 * 3 if coder == 'range' else figures['num_pixels'] * 3 + figures['num_tokens'])
 
 
+def test_captions_that_show_nothing_are_refused_before_pictures_are_read(tmp_path):
+  settings = CompressionSettings(caption='\u200b')
+  with pytest.raises(ValueError, match=r'shows nothing; --caption needs at least one word'):
+    picture_job.PictureJob.inputs(tmp_path / 'missing.png', settings, Config.from_dict(PICTURES))
+
+
 def test_lossy_pictures_are_the_reconstructions_of_the_dvae(models, tmp_path):
   (pixels,) = _pictures(tmp_path / 'in', (8, 8))
   source = tmp_path / 'in' / '0.png'

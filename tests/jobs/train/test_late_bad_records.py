@@ -5,14 +5,15 @@ import runpy
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from numbered_pictures import save_numbered
 from runs import learnt
 
 from dalle_jax.config import Config
 from dalle_jax.data import registry
 from dalle_jax.jobs.train import run
+from dalle_jax.jobs.train.trained_on import TrainingRecords
+from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.training import loop
 from dalle_jax.training.metrics_log import read_metrics
 from dalle_jax.training.signals import EXIT_INTERRUPTED
@@ -30,13 +31,7 @@ def _config(folder, **data):
 
 @pytest.fixture
 def folder(tmp_path):
-  directory = tmp_path / 'pictures'
-  directory.mkdir()
-  rng = np.random.default_rng(0)
-  for i in range(24):
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(directory / f'{i}.png')
-    (directory / f'{i}.txt').write_text(f'number {i}')
-  return directory
+  return save_numbered(tmp_path / 'pictures', 24)
 
 
 def _broken_after_preparing(monkeypatch, folder, splits):
@@ -112,3 +107,29 @@ def test_a_run_whose_pictures_are_gone_ends_and_continues_when_they_are_back(fol
   monkeypatch.setattr(loop._Run, '_one_step', step)
   run.run(config, str(tmp_path / 'run'), 'dvae')
   assert learnt(tmp_path / 'run' / 'dvae')[-1]['step'] == 8
+
+
+def test_a_run_that_accepts_other_data_continues_after_some_of_them_broke(folder, tmp_path):
+  config = _config(folder)
+  space = Workspace(str(tmp_path / 'run'), config)
+  file = space.path / 'records.json'
+
+  def prepared(began=True):
+    return registry.prepare(config.data, tmp_path, run=registry.RunData(file, began))
+
+  first = prepared(began=False)
+  (stage,) = config.trained_stages
+  TrainingRecords(config, space, first).keep(stage)
+  steps = space.path / stage.name / 'checkpoints'
+  (steps / '3').mkdir(parents=True)
+  stored = file.read_bytes()
+  (folder / '03.txt').write_text('another caption')
+  other = prepared()
+  for allow in (False, True):  # a stage in the middle of its training keeps its list
+    with pytest.raises(ValueError, match='was trained on other data'):
+      TrainingRecords(config, space, other, allow).check_data()
+  assert file.read_bytes() == stored
+  (steps / '8').mkdir()
+  TrainingRecords(config, space, other, True).check_data()
+  (folder / '05.png').unlink()
+  assert prepared().fingerprint == other.fingerprint != first.fingerprint

@@ -140,9 +140,10 @@ def test_a_group_that_the_task_does_not_read_may_change(tmp_path):
     Workspace(str(tmp_path), _config(prior={'num_layers': 3}))
 
 
-def test_a_directory_in_which_only_pictures_were_checked_accepts_another_configuration(tmp_path):
+def test_a_directory_in_which_pictures_were_only_checked_and_compared_accepts_another_configuration(tmp_path):
   Workspace(str(tmp_path), Config(seed=1))
   (tmp_path / 'data' / 'checked').mkdir(parents=True)
+  (tmp_path / 'overlaps').mkdir()
   Workspace(str(tmp_path), Config(seed=2))
   (tmp_path / 'data' / 'shapes').mkdir()
   with pytest.raises(ValueError, match='another configuration'):
