@@ -2,14 +2,14 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from dalle_jax.data.account import Account
-from dalle_jax.data.caption_text import is_empty
+from dalle_jax.data.caption_text import decoded
+from dalle_jax.data.entries import Found
 from dalle_jax.data.image import EXTENSIONS
-from dalle_jax.data.metadata_files import LAYOUT, clean, is_metadata, read_metadata
+from dalle_jax.data.metadata_files import clean, is_metadata, read_metadata
 from dalle_jax.data.survey import LEADS_OUT, NO_FILE, Survey, inside_of, survey
 from dalle_jax.files import shown
 
@@ -23,35 +23,24 @@ MOST_CAPTION_BYTES = 2**20  # of a caption file
 _MISSING = 'the file does not exist'
 
 
-class Entry(NamedTuple):
-  """An image file and its caption."""
-
-  path: str  # the image's path relative to the folder, with forward slashes
-  caption: str
-
-
-def scan(root: Path, account: Account | None = None) -> list[Entry]:
-  """Lists the captioned images of a folder, sorted by path, without opening them.
+def scan(root: Path, account: Account | None = None) -> list[Found]:
+  """Lists the images of a folder with the captions that belong to them, sorted by path, without opening them.
 
   Args:
     root: the folder.
-    account: counts the pictures that are left out, with the reasons.
+    account: counts the pictures that cannot be used whatever their captions are, with the reasons.
 
   Raises:
-    ValueError: the folder is missing or unreadable, it has no captioned image, all listed files are missing, or a
-      metadata line (named in the message) is invalid or names a file outside the folder.
+    ValueError: the folder is missing or unreadable, all listed files are missing, or a metadata line (named in the
+      message) is invalid or names a file outside the folder.
   """
   account = account or Account('pictures')
   found = survey(root)
   _note_others(found, account)
   metadata = [path for path in found.files if is_metadata(path)]
   if metadata:
-    entries = _listed(root, found, metadata, account)
-  else:
-    entries = _with_caption_files(root, found, account)
-  if not entries:
-    raise ValueError(f'config.data.path: no captioned images in {shown(root)}.\n{account}\n{LAYOUT}')
-  return entries
+    return _listed(root, found, metadata, account)
+  return _with_caption_files(root, found, account)
 
 
 def _extension(path: str) -> str:
@@ -76,7 +65,7 @@ def _note_others(found: Survey, account: Account) -> None:
       account.note('neither a picture nor captions', path)
 
 
-def _listed(root: Path, found: Survey, metadata: list[str], account: Account) -> list[Entry]:
+def _listed(root: Path, found: Survey, metadata: list[str], account: Account) -> list[Found]:
   """The entries of metadata files."""
   captions: dict[str, list[str] | None] = {}
   for file in metadata:
@@ -87,24 +76,25 @@ def _listed(root: Path, found: Survey, metadata: list[str], account: Account) ->
       account.note('a text file that is not read, because there is a metadata file', path)
   pictures = captions.keys() | {path for path in (*found.files, *found.barred) if _is_picture(path)}
   files, within = set(found.files), inside_of(root)
-  entries: list[Entry] = []
+  images: list[Found] = []
   missing: list[str] = []
   for path in sorted(pictures):
     reason = found.barred.get(path)
     if reason is None and path in captions and path not in files:
       reason = _hidden_or_missing(root / path, within)
       missing += [path] if reason == _MISSING else []
-    if reason is None and path not in captions:
-      reason = _no_caption(path, 'no metadata line names it')
+    reason = reason or _other_format(path)
     if reason is not None:
       account.leave_out(reason, path)
+    elif path not in captions:
+      images.append(Found(path, path, None, 'no metadata line names it'))
     else:
-      _add(entries, path, captions[path], account)
+      images.append(Found(path, path, captions[path]))
   if captions and len(missing) == len(captions):
     raise ValueError(
       f'{shown(root)}: all {len(missing)} images listed in {shown(metadata[0], 100)} are missing: {_shorten(missing)}.'
     )
-  return entries
+  return images
 
 
 def _hidden_or_missing(path: Path, within: Callable[[str], bool]) -> str | None:
@@ -116,29 +106,33 @@ def _hidden_or_missing(path: Path, within: Callable[[str], bool]) -> str | None:
   return None if within(str(path)) else LEADS_OUT
 
 
-def _with_caption_files(root: Path, found: Survey, account: Account) -> list[Entry]:
-  """The entries of the images that have a `.txt` file beside them."""
+def _with_caption_files(root: Path, found: Survey, account: Account) -> list[Found]:
+  """The images, with the captions of those that have a `.txt` file beside them."""
   texts: dict[str, list[str]] = {}  # caption files by their path without extension; '.txt' comes before '.TXT'
   for path in sorted((*found.files, *found.barred), reverse=True):
     if _extension(path) == '.txt':
       texts.setdefault(posixpath.splitext(path)[0], []).append(path)
-  entries: list[Entry] = []
+  images: list[Found] = []
   stems = set()
   for path in sorted(path for path in (*found.files, *found.barred) if _is_picture(path)):
     stem = posixpath.splitext(path)[0]
     stems.add(stem)
-    if reason := _unusable(path, texts.get(stem), found.barred):
+    if reason := found.barred.get(path) or _other_format(path):
       account.leave_out(reason, path)
+    elif stem not in texts:
+      images.append(Found(path, path, None, 'no text file beside it'))
+    elif reason := found.barred.get(texts[stem][0]):
+      images.append(Found(path, path, None, f'its text file is {reason}'))
     else:
       try:
-        _add(entries, path, _caption_lines(root / texts[stem][0]), account)
+        images.append(Found(path, path, _caption_lines(root / texts[stem][0])))
       except ValueError as error:
-        account.leave_out(f'its text file {error}', path)
+        images.append(Found(path, path, None, f'its text file {error}'))
   for stem, paths in texts.items():
     for path in paths[1:] if stem in stems else paths:
       if path not in found.barred:
         account.note('a text file that is not the caption of a picture', path)
-  return entries
+  return images
 
 
 def _caption_lines(file: Path) -> list[str]:
@@ -146,36 +140,14 @@ def _caption_lines(file: Path) -> list[str]:
   try:
     if os.path.getsize(file) > MOST_CAPTION_BYTES:
       raise ValueError(f'has more than {MOST_CAPTION_BYTES:,} bytes')
-    return [clean(line) for line in file.read_text(encoding='utf-8-sig').splitlines()]
-  except UnicodeDecodeError:
-    raise ValueError('is not UTF-8 text; save it as UTF-8') from None
+    return [clean(line) for line in decoded(file.read_bytes()).splitlines()]
   except OSError as error:
     raise ValueError(f'cannot be read: {error.strerror}') from None
 
 
-def _unusable(path: str, texts: list[str] | None, barred: Mapping[str, str]) -> str | None:
-  """Why a picture without metadata is not used, or None."""
-  if path in barred:
-    return barred[path]
-  if _extension(path) not in EXTENSIONS or not texts:
-    return _no_caption(path, 'no text file beside it')
-  return f'its text file is {barred[texts[0]]}' if texts[0] in barred else None
-
-
-def _no_caption(path: str, reason: str) -> str:
+def _other_format(path: str) -> str | None:
   extension = _extension(path)
-  return reason if extension in EXTENSIONS else f'its format ({extension}) is not read'
-
-
-def _add(entries: list[Entry], path: str, texts: list[str] | None, account: Account) -> None:
-  """Adds an entry with the first caption that is not empty."""
-  captions = [text for text in texts or [] if not is_empty(text)]
-  if captions:
-    entries.append(Entry(path, captions[0]))
-    if len(captions) > 1:
-      account.note('further captions of pictures, which are not used', path, len(captions) - 1)
-  else:
-    account.leave_out('it has no caption' if texts is None else 'its caption is empty', path)
+  return None if extension in EXTENSIONS else f'its format ({extension}) is not read'
 
 
 def _shorten(paths: list[str], most: int = 5) -> str:

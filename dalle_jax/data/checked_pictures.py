@@ -18,6 +18,7 @@ import PIL
 from PIL import features
 
 from dalle_jax.data import colour_profiles, image, picture_files, png_chunks
+from dalle_jax.data.stores import Stamp
 from dalle_jax.files import write_whole
 
 _FORMAT = 1
@@ -33,17 +34,6 @@ class Verdict(NamedTuple):
   digest: str  # SHA-256 of the file
   problem: str = ''  # why training cannot read it; '' if it can
   notes: tuple[str, ...] = ()  # what the file asks for and its pixels do not show
-
-
-class Stamp(NamedTuple):
-  """The size and time of a file. A file with another stamp is checked again."""
-
-  size: int
-  mtime_ns: int
-
-  @classmethod
-  def of(cls, status: os.stat_result) -> 'Stamp':
-    return cls(status.st_size, status.st_mtime_ns)
 
 
 class CheckedPictures:

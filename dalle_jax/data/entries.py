@@ -11,6 +11,7 @@ class Found(NamedTuple):
   path: str  # as in `Entry`
   key: str  # sorts the pictures, and names one whatever holds it: the member of a tar file, the path in a folder
   captions: list[str] | None  # some may be empty; None if it has none
+  reason: str = 'it has no caption'  # why it has none
 
 
 class Entry(NamedTuple):

@@ -1,21 +1,22 @@
-"""The check of a folder's pictures before training: it decodes each of them as training does, in several threads."""
+"""The check of pictures before training: it decodes each of them as training does, in several threads."""
 
 import collections
 import concurrent.futures
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from dalle_jax.data import image, picture_files
-from dalle_jax.data.checked_pictures import CheckedPictures, Stamp, Verdict
+from dalle_jax.data.checked_pictures import CheckedPictures, Verdict
+from dalle_jax.data.stores import Stamp, Store, TooLargeError
+from dalle_jax.files import shown
 
 MOST_THREADS = 16
 _DECODING_ERROR = 'cannot decode the image'
 
 
 def check(
-  root: Path,
+  store: Store,
   paths: Iterable[str],
   checked: CheckedPictures,
   max_pixels: int = image.MAX_PIXELS,
@@ -24,8 +25,8 @@ def check(
   """Decode the pictures that `checked` does not know.
 
   Args:
-    root: the folder.
-    paths: the pictures, relative to the folder.
+    store: reads the pictures.
+    paths: the pictures.
     checked: the verdicts of earlier checks, to which it adds the new ones.
     max_pixels: the largest number of pixels of a picture.
     progress: called with (number of pictures decoded, number of pictures to decode).
@@ -36,13 +37,13 @@ def check(
   verdicts: dict[str, Verdict] = {}
   new: list[str] = []
   for path in paths:
-    known = _known(root, path, checked)
+    known = _known(store, path, checked)
     if known is None:
       new.append(path)
     else:
       verdicts[path] = known
   with checked:
-    for number, (path, stamp, verdict) in enumerate(_examine_all(root, new, max_pixels), 1):
+    for number, (path, stamp, verdict) in enumerate(_examine_all(store, new, max_pixels), 1):
       verdicts[path] = verdict
       if stamp is not None:
         checked.add(path, stamp, verdict)
@@ -51,21 +52,21 @@ def check(
   return verdicts
 
 
-def _known(root: Path, path: str, checked: CheckedPictures) -> Verdict | None:
+def _known(store: Store, path: str, checked: CheckedPictures) -> Verdict | None:
   try:
-    return checked.get(path, Stamp.of((root / path).stat()))
+    return checked.get(path, store.stamp(path))
   except OSError:
     return None
 
 
-def _examine_all(root: Path, paths: list[str], max_pixels: int) -> Iterator[tuple[str, Stamp | None, Verdict]]:
+def _examine_all(store: Store, paths: list[str], max_pixels: int) -> Iterator[tuple[str, Stamp | None, Verdict]]:
   """Examine pictures in threads: Pillow and SHA-256 release Python's lock. Results have the order of the paths."""
   num_threads = min(MOST_THREADS, os.cpu_count() or 1, max(len(paths), 1))
   pending: collections.deque = collections.deque()
   with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
     try:
       for path in paths:
-        pending.append((path, pool.submit(examine, root / path, max_pixels)))
+        pending.append((path, pool.submit(examine, store, path, max_pixels)))
         if len(pending) >= 4 * num_threads:
           first, result = pending.popleft()
           yield first, *result.result()
@@ -76,20 +77,18 @@ def _examine_all(root: Path, paths: list[str], max_pixels: int) -> Iterator[tupl
       pool.shutdown(wait=False, cancel_futures=True)
 
 
-def examine(path: Path, max_pixels: int = image.MAX_PIXELS) -> tuple[Stamp | None, Verdict]:
+def examine(store: Store, path: str, max_pixels: int = image.MAX_PIXELS) -> tuple[Stamp | None, Verdict]:
   """Decode one picture.
 
   Returns:
-    The file's stamp and the verdict. The stamp is None if the verdict may change although the file does not.
+    The picture's stamp and the verdict. The stamp is None if the verdict may change although the stamp does not.
   """
   try:
-    with path.open('rb') as file:
-      stamp = Stamp.of(os.fstat(file.fileno()))
-      if stamp.size > picture_files.most_bytes(max_pixels):
-        return None, Verdict('', f'the file has {stamp.size:,} bytes; a picture of the largest size allowed has fewer')
-      data = file.read()
+    stamp, data = store.read(path, picture_files.most_bytes(max_pixels))
+  except TooLargeError as error:
+    return None, Verdict('', str(error))
   except OSError as error:
-    return None, Verdict('', f'it cannot be read: {error.strerror}')
+    return None, Verdict('', f'it cannot be read: {error.strerror or shown(error)}')
   except MemoryError:
     return None, Verdict('', 'it does not fit into memory')
   digest = hashlib.sha256(data).hexdigest()

@@ -1,6 +1,5 @@
 """Records of pictures with captions, and records with one caption each."""
 
-import hashlib
 from typing import Any
 
 from dalle_jax.data.entries import Entry
@@ -38,17 +37,30 @@ class PictureSource:
     """All captions of a record. Reads no image."""
     return self._entries[index].captions
 
-  def stamp(self) -> str:
-    """A hash of the sizes and modification times of all pictures. Changes if a picture is replaced."""
-    digest = hashlib.sha256()
-    for entry in self._entries:
-      try:
-        digest.update('{} {},'.format(*self._store.stamp(entry.path)).encode())
-      except OSError:
-        digest.update(b'missing,')
-    return digest.hexdigest()
-
   @property
   def entries(self) -> list[Entry]:
     """The paths and captions of all records. Reads no image."""
     return self._entries
+
+
+class EachCaption:
+  """A view of a source in which a record with several captions is repeated, once with each of them. Picklable."""
+
+  def __init__(self, source: Any):
+    """
+    Args:
+      source: the records. Sources without a method `captions` have one caption for each record.
+    """
+    self._source = source
+    captions = getattr(source, 'captions', None)
+    counts = [max(len(captions(index)), 1) if captions else 1 for index in range(len(source))]
+    self._pairs = [(index, number) for index, count in enumerate(counts) for number in range(count)]
+
+  def __len__(self) -> int:
+    return len(self._pairs)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    index, number = self._pairs[index]
+    record = dict(self._source[index])
+    captions = record.pop('captions', (record['caption'],))
+    return {**record, 'caption': captions[number]}

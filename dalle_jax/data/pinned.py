@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from dalle_jax.data.folder import Entry
+from dalle_jax.data.entries import Entry
 from dalle_jax.data.unreadable import MOST_NAMED, first_line, most_bad
 from dalle_jax.files import shown, write_whole
 
@@ -102,7 +102,7 @@ def _read(file: Path) -> RecordLists | None:
   try:
     stored = json.loads(file.read_text(encoding='utf-8'))
     lists = {
-      split: [Described(Entry(*entry), str(digest)) for entry, digest in records]
+      split: [Described(Entry.of_row(entry), str(digest)) for entry, digest in records]
       for split, records in stored['lists'].items()
     }
     return RecordLists(lists, str(stored['fingerprint']))
@@ -117,4 +117,5 @@ def _read(file: Path) -> RecordLists | None:
 
 def write(file: Path, records: RecordLists) -> None:
   """Store the records of a run."""
-  write_whole(file, json.dumps(records._asdict()).encode())
+  lists = {split: [[record.entry.row(), record.digest] for record in rows] for split, rows in records.lists.items()}
+  write_whole(file, json.dumps({'lists': lists, 'fingerprint': records.fingerprint}).encode())

@@ -8,7 +8,7 @@ import os
 
 from absl import logging
 
-from dalle_jax.data.folder import Entry
+from dalle_jax.data.entries import Entry
 from dalle_jax.data.pinned import RecordLists, described
 from dalle_jax.data.record_files import size_of
 from dalle_jax.data.unreadable import MOST_NAMED, is_unreadable, most_bad

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dalle_jax.data.checked_pictures import CheckedPictures, Stamp, Verdict, file_for
+from dalle_jax.data.checked_pictures import CheckedPictures, Verdict, file_for
+from dalle_jax.data.stores import Stamp
 from dalle_jax.files import shown
 
 _NUM_THREADS = 8
