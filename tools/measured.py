@@ -29,8 +29,8 @@ _SCORES = flags.DEFINE_list('scores', [], 'Names of scores, one for each column.
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write. Other tables in the file stay.')
 _TABLE = flags.DEFINE_string('table', 'runs', 'The name of the table in the file.')
 _MEDIAN = flags.DEFINE_bool('median', True, 'Whether the last row of several runs is the median of each column.')
-_COMMAND = flags.DEFINE_string('command', '', 'The command that made the runs.')
-_HARDWARE = flags.DEFINE_string('hardware', '', 'What the runs were measured on.')
+_COMMAND = flags.DEFINE_string('command', '', 'The command that measured the table. Default: that of an earlier table.')
+_HARDWARE = flags.DEFINE_string('hardware', '', 'What measured the table. Default: as in an earlier table.')
 
 
 def scores_of(path: Path) -> dict[str, Any]:
@@ -132,15 +132,15 @@ def main(argv: list[str]) -> int:
     raise ValueError('--out is missing; give the file to write, such as docs/measured/NAME.json.')
   out = Path(_OUT.value)
   table = table_of([Path(run) for run in _RUNS.value], _LABELS.value, _SCORES.value, _MEDIAN.value)
-  content: dict[str, Any] = read_json_object(out) if out.exists() else {}
-  content = {
+  tables = read_json_object(out).get('tables', {}) if out.exists() else {}
+  old = tables.get(_TABLE.value, {})
+  facts = {
     'date': datetime.date.today().isoformat(),
-    'hardware': _HARDWARE.value or content.get('hardware', ''),
-    'command': _COMMAND.value or content.get('command', ''),
+    'hardware': _HARDWARE.value or old.get('hardware', ''),
+    'command': _COMMAND.value or old.get('command', ''),
     'version': f'dalle_jax {dalle_jax.__version__}, jax {importlib.metadata.version("jax")}',
-    'tables': {**content.get('tables', {}), _TABLE.value: table},
   }
-  write_whole(out, as_json(content).encode())
+  write_whole(out, as_json({'tables': {**tables, _TABLE.value: {**facts, **table}}}).encode())
   print(markdown(table))
   return 0
 

@@ -18,14 +18,14 @@ def read_tables(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   """The tables of all files of a folder, by FILE.TABLE.
 
   Raises:
-    ValueError: a file lacks a key, or a row's length differs from that of the columns.
+    ValueError: a table lacks a key, or a row's length differs from that of the columns.
   """
   tables = {}
   for path in sorted(folder.glob('*.json')):
     content = json.loads(path.read_text(encoding='utf-8'))
-    if set(content) != {'date', 'hardware', 'command', 'version', 'tables'} or not all(content.values()):
-      raise ValueError(f'{path.name} must have date, hardware, command, version and tables, none of them empty')
     for name, table in content['tables'].items():
+      if not all(table.get(key) for key in ('date', 'hardware', 'command', 'version')):
+        raise ValueError(f'{path.name}: {name} must have date, hardware, command and version, none of them empty')
       if any(len(row) != len(table['columns']) for row in table['rows']):
         raise ValueError(f'{path.name}: a row of {name} does not have {len(table["columns"])} cells')
       tables[f'{path.stem}.{name}'] = table

@@ -31,12 +31,13 @@ def test_the_scores_of_runs_and_their_median_are_recorded_and_printed(tmp_path):
   )
   done = _run(f'--runs={evaluation}', '--labels=all', '--scores=kid,share,use', f'--out={out}', '--table=kid')
   assert done.returncode == 0, done.stderr
-  content = json.loads(out.read_text())
-  assert content['command'] == 'c' and content['hardware'] == 'h'
+  tables = json.loads(out.read_text())['tables']
+  assert tables['runs']['command'] == 'c' and tables['runs']['hardware'] == 'h'
   rows = [['all', [0.25, 0.125], [1.0, 0.75, 1.0], 0.5]]
-  assert content['tables']['kid'] == {'columns': ['run', 'kid', 'share', 'use'], 'rows': rows}
+  assert tables['kid']['columns'] == ['run', 'kid', 'share', 'use'] and tables['kid']['rows'] == rows
+  assert tables['kid']['command'] == ''
   assert done.stdout.splitlines()[-1] == '| all | 0.25 +- 0.12 | 1 (0.75 to 1) | 0.5 |'
-  assert [row[0] for row in content['tables']['runs']['rows']] == ['run0', 'run1', 'run2', 'median']
+  assert [row[0] for row in tables['runs']['rows']] == ['run0', 'run1', 'run2', 'median']
 
 
 @pytest.mark.parametrize(
