@@ -4,8 +4,9 @@ import dataclasses
 
 from dalle_jax.config.checks import require, require_choice, require_fraction, require_positive
 
-SOURCES = ('captioned_shapes', 'folder', 'tfds', 'text')
-SOURCES_WITHOUT_PATH = ('captioned_shapes', 'text')  # they make their own data if config.data.path is empty
+SOURCES = ('auto', 'captioned_shapes', 'folder', 'tars', 'parquet', 'records', 'tfds', 'mixture', 'text')
+SOURCES_WITHOUT_PATH = ('auto', 'captioned_shapes', 'text')  # they make their own data if config.data.path is empty
+CLASS = '{class}'  # in config.data.caption_template
 TOKENIZERS = ('captions', 'clip', 'bytes', 'pieces')
 
 
@@ -13,9 +14,12 @@ TOKENIZERS = ('captions', 'clip', 'bytes', 'pieces')
 class DataConfig:
   """Where images, captions and text come from, and how they are read."""
 
-  source: str = 'captioned_shapes'  # one of SOURCES
-  # 'folder': a directory of captioned images. 'tfds': the directory of a prepared data set. 'text': a file, a directory
-  # of .txt files, or several of these separated by commas; empty: the help texts of Python's standard library.
+  # One of SOURCES. 'auto': found from what `path` holds; 'captioned_shapes' if it is empty.
+  source: str = 'auto'
+  # 'folder', 'tars', 'parquet': a directory of captioned images, as files, in tar files or in Parquet files. 'records':
+  # what tools/prepare_data.py has written. 'tfds': the directory of a prepared data set. 'mixture': several of these
+  # with their shares of a batch, such as 'a:0.7,b:0.3'. 'text': a file, a directory of .txt files, or several of these
+  # separated by commas; empty: the help texts of Python's standard library.
   path: str = ''
   validation_path: str = ''  # 'text': held-out text, in the form of `path`; empty: hold out the end of `path`
   data_dir: str = ''  # directory for generated data sets; empty: WORKDIR/data
@@ -25,12 +29,16 @@ class DataConfig:
   crop: str = 'center'
   resampling: str = 'area'  # downscaling: 'area' averages over exact areas; 'box' averages whole pixels and is faster
   flip: bool = False  # flip images left to right at random while the dVAE trains (Listing 1)
-  caption_key: str = 'caption'  # 'tfds': the feature that holds the caption
-  # Share of the data to hold out. 'folder': of the groups of images (see group_separator). 'tfds': of the examples, if
-  # the data set has no held-out split. 'text': of the bytes, if validation_path is empty.
+  caption_key: str = 'caption'  # 'tfds': the feature that holds the caption; 'parquet': the column
+  # Captions of images that have none, where {class} stands for the name of the image's folder: 'a photo of a {class}'.
+  # Empty: such images are left out, unless the task reads no captions.
+  caption_template: str = ''
+  # Share of the data to hold out. 'folder', 'tars', 'parquet', 'records': of the groups of images (see
+  # group_separator). 'tfds': of the examples, if the data set has no held-out split. 'text': of the bytes, if
+  # validation_path is empty.
   validation_fraction: float = 0.1
-  # 'folder': images whose captions are equal up to this text form a group, and a group is in one split. Empty: compare
-  # full captions.
+  # Images whose captions are equal up to this text form a group, and a group is in one split. Empty: compare full
+  # captions. Images without captions, or with captions from a template, form a group each.
   group_separator: str = ''
   num_train: int = 20_000  # 'captioned_shapes': examples in the train split
   num_validation: int = 1_000  # 'captioned_shapes': examples in the validation split
@@ -38,8 +46,8 @@ class DataConfig:
   two_object_fraction: float = 0.5  # 'captioned_shapes': share of scenes with two objects
   position_jitter: int = 1  # 'captioned_shapes': largest random shift of objects, in 1/32 of the image side; 0 or 1
   shapes_seed: int = 0  # 'captioned_shapes': seed of the data set
-  # 'folder', 'tfds': the largest number of pixels of a picture, rows times columns. It bounds the memory that a damaged
-  # or hostile file can ask for. Larger pictures are left out.
+  # The largest number of pixels of a picture, rows times columns. It bounds the memory that a damaged or hostile file can
+  # ask for. Larger pictures are left out.
   max_image_pixels: int = 89_478_485
   num_workers: int = 0  # data-loading processes; 0: load in threads of the main process
   num_threads: int = 4  # reading threads per process
@@ -49,6 +57,8 @@ class DataConfig:
 
   def __post_init__(self) -> None:
     require_choice('data', self, 'source', SOURCES)
+    if self.source == 'auto' and not self.path:
+      object.__setattr__(self, 'source', 'captioned_shapes')
     require_choice('data', self, 'crop', ('center', 'random', 'paper'))
     require_choice('data', self, 'resampling', ('area', 'box'))
     require_positive(
@@ -60,6 +70,10 @@ class DataConfig:
       self.position_jitter in (0, 1), f'config.data.position_jitter is {self.position_jitter}; allowed are 0 and 1.'
     )
     require(self.shapes_seed >= 0, f'config.data.shapes_seed is {self.shapes_seed}; it must be 0 or more.')
+    require(
+      not self.caption_template or CLASS in self.caption_template,
+      f"config.data.caption_template is {self.caption_template!r}; it must contain {CLASS}, as in 'a photo of a {CLASS}'.",
+    )
     if self.source == 'captioned_shapes':
       require(
         self.image_size >= 32,

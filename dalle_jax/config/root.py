@@ -153,7 +153,7 @@ class Config:
     if self.task == 'sequence':
       task += f' with config.model.tokens={self.model.tokens}'
     require(
-      not self.models_text or self.data.source == 'text',
+      not self.models_text or self.data.source in ('text', 'auto'),
       f'config.data.source is {self.data.source!r}, but {task} needs config.data.source=text. To model image tokens, '
       'set config.model.tokens to image or text_image.',
     )

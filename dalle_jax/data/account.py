@@ -53,6 +53,15 @@ class Account:
     """Count something that is no item, such as a further caption, or a fact about an item that is used."""
     _tally(self.notes, fact).add(name, count)
 
+  def include(self, other: 'Account') -> None:
+    """Add the counts of another account."""
+    self.used += other.used
+    for own, tallies in ((self.left_out, other.left_out), (self.notes, other.notes)):
+      for tally in tallies.values():
+        total = _tally(own, tally.reason)
+        total.count += tally.count
+        total.examples += tally.examples[: NUM_EXAMPLES - len(total.examples)]
+
   @property
   def num_left_out(self) -> int:
     return sum(tally.count for tally in self.left_out.values())

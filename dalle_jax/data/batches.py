@@ -28,7 +28,11 @@ _FAILED = '_failed'  # field of a row on its way from the reading process: recor
 
 
 class Source(Protocol):
-  """Picklable random access to records {'image': encoded bytes, 'caption': str, 'key': str}."""
+  """Picklable random access to records {'image': encoded bytes, 'caption': str, 'key': str}.
+
+  A record with several captions also has 'captions', a sequence of them. A source may have a method
+  `order(seed, shuffle)`, which returns the endless order of its records as a Grain data set of indices.
+  """
 
   def __len__(self) -> int: ...
 
@@ -97,6 +101,9 @@ class Preprocess:
       image = image[:, ::-1]
     if self._tokenizer is None:
       return {'image': image}
+    captions = record.get('captions', ())
+    if len(captions) > 1:
+      record = {**record, 'caption': captions[rng.integers(len(captions))]}
     example = {'image': image, 'text': self._tokens(self._tokenizer, record, rng)}
     if self._wrong_captions:
       wrong = {**record, 'caption': self._wrong_captions(record['caption'], rng)}
@@ -134,9 +141,13 @@ class _Examples:
   ):
     self._source, self._transform = source, transform
     self._seed, self._rows, self._batch_size, self._length = seed, rows, batch_size, length
-    order = grain.MapDataset.range(len(source))
-    # Grain's `repeat` makes `shuffle` use a different order in each epoch.
-    self._order = (order.seed(seed).shuffle() if shuffle else order).repeat(None)
+    self._own_order = getattr(source, 'order', None)
+    if self._own_order is not None:
+      self._order = self._own_order(seed, shuffle)
+    else:
+      order = grain.MapDataset.range(len(source))
+      # Grain's `repeat` makes `shuffle` use a different order in each epoch.
+      self._order = (order.seed(seed).shuffle() if shuffle else order).repeat(None)
     self._reasons: dict[int, str] = {}  # why records could not be read, by index, in this process
 
   def __len__(self) -> int:
@@ -198,7 +209,9 @@ class _Examples:
       generator = self._generator(position, attempt)
       generator.integers(len(self._source))  # the number that chose the record
       return generator
-    return np.random.default_rng([self._seed, position // len(self._source), index])
+    # With an order of its own, a source may repeat a record several times in a stretch of its length.
+    turn = position if self._own_order is not None else position // len(self._source)
+    return np.random.default_rng([self._seed, turn, index])
 
   def _generator(self, position: int, attempt: int) -> np.random.Generator:
     """Source of the choice of a replacement and of its augmentation; `attempt` is 1 or more."""
@@ -232,7 +245,7 @@ class Batches:
     """Prepares the stream; reading starts when the first batch is requested.
 
     Args:
-      source: the records.
+      source: the records; see `Source`.
       transform: (record, generator) -> dict of arrays, with the same shapes for all records. Must be picklable if
         `num_workers` is not 0.
       batch_size: examples per global batch, summed over all processes.

@@ -47,9 +47,7 @@ def open_folder(
   root, account = Path(root), account or Account('pictures')
   found = caption_listing.scan(root, account)
   checked = CheckedPictures(memory, choices.max_image_pixels)
-  return open_pictures(
-    FolderStore(root), found, str(root), choices, account, checked, progress, layout=LAYOUT
-  )
+  return open_pictures(FolderStore(root), found, str(root), choices, account, checked, progress, layout=LAYOUT)
 
 
 def scan(root: Path, account: Account | None = None) -> list[Entry]:

@@ -88,9 +88,12 @@ class _Rows:
     self._file = parquet.ParquetFile(file, memory_map=True)
     self._columns = _columns(self._file.schema_arrow, file, caption_key)
     metadata = self._file.metadata
-    self._groups = [group for group in range(metadata.num_row_groups) for _ in range(metadata.row_group(group).num_rows)]
+    self._groups = [
+      group for group in range(metadata.num_row_groups) for _ in range(metadata.row_group(group).num_rows)
+    ]
     self._starts = {group: self._groups.index(group) for group in dict.fromkeys(self._groups)}
-    self._lock, self._loaded = threading.Lock(), (-1, None)
+    self._lock = threading.Lock()
+    self._group, self._pictures = -1, None  # the row group that was read last, and its pictures
 
   def captions(self) -> list[tuple[str, list[str] | None]]:
     """The name of each picture, or '', and its captions."""
@@ -111,13 +114,14 @@ class _Rows:
   def _read(self, index: int) -> bytes:
     group = self._groups[index]
     with self._lock:
-      if self._loaded[0] != group:
+      if self._group != group:
         try:
           table = self._file.read_row_group(group, columns=[self._columns.image])
         except Exception as error:  # pyarrow raises many types
           raise ValueError(f'its row group {group} cannot be read: {shown(error, 80)}') from error
-        self._loaded = (group, table.column(self._columns.image))
-      value = self._loaded[1][index - self._starts[group]].as_py()
+        self._group, self._pictures = group, table.column(self._columns.image)
+      assert self._pictures is not None
+      value = self._pictures[index - self._starts[group]].as_py()
     data = value.get('bytes') if isinstance(value, dict) else value
     if data is None:
       raise ValueError('its row has no bytes of a picture')
@@ -135,7 +139,11 @@ def _columns(schema: Any, file: Path, caption_key: str) -> _Columns:
       f'config.data.path: {shown(file)} has no column of pictures; its columns are {shown(columns, 300)}. Pictures are '
       'read from a column of bytes, or of structs with the field bytes, such as image.bytes.'
     )
-  texts = [name for name, kind in kinds.items() if kind.removeprefix('large_') == 'string' or 'list<' in kind and 'string' in kind]
+  texts = [
+    name
+    for name, kind in kinds.items()
+    if kind.removeprefix('large_') == 'string' or ('list<' in kind and 'string' in kind)
+  ]
   caption = next((name for name in dict.fromkeys((caption_key, *_CAPTION_COLUMNS)) if name in texts), None)
   if caption is None and len(texts) == 1:
     caption = texts[0]

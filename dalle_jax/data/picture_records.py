@@ -180,7 +180,7 @@ def _are_captions(value: Any) -> bool:
 
 class _Place(NamedTuple):
   shard: str
-  index: int
+  number: int  # of the record within the shard
   size: int
 
 
@@ -200,19 +200,24 @@ class RecordStore:
     return {**self.__dict__, '_readers': {}}  # readers cannot be copied to other processes
 
   def read(self, path: str, most_bytes: int | None = None) -> tuple[Stamp, bytes]:
-    shard, index, size = self._places[path]
+    shard, number, size = self._place(path)
     check_size(size, most_bytes)
     try:
-      key, _, image = decode(self._reader(shard).read([index])[0])
+      key, _, image = decode(self._reader(shard).read([number])[0])
     except Exception as error:  # array_record raises many types
-      raise OSError(f'{shard}.array_record, record {index} cannot be read: {shown(error, 100)}') from error
+      raise OSError(f'{shard}.array_record, record {number} cannot be read: {shown(error, 100)}') from error
     if key != path or len(image) != size:
-      raise OSError(f'{shard}.array_record, record {index} is not {shown(path, 60)}')
+      raise OSError(f'{shard}.array_record, record {number} is not {shown(path, 60)}')
     return self.stamp(path), image
 
   def stamp(self, path: str) -> Stamp:
-    shard, _, size = self._places[path]
+    shard, _, size = self._place(path)
     return Stamp(size, os.stat(self._file(shard)).st_mtime_ns)
+
+  def _place(self, path: str) -> _Place:
+    if path not in self._places:
+      raise OSError(f'{shown(path)} is in no shard any more')
+    return self._places[path]
 
   def _file(self, shard: str) -> str:
     return os.path.join(self._root, f'{shard}.array_record')
@@ -250,10 +255,10 @@ def scan(root: Path, account: Account) -> tuple[RecordStore, list[Found]]:
         raise ValueError(f'{name}.json is not the listing that the manifest names')
       for key, reason in listing['left_out']:
         account.leave_out(f'left out when the data were prepared: {reason}', str(key))
-      for index, (key, size, captions) in enumerate(listing['records']):
+      for number, (key, size, captions) in enumerate(listing['records']):
         if not isinstance(key, str) or type(size) is not int or not _are_captions(captions):
           raise ValueError(f'{name}.json is damaged')
-        places[key] = _Place(os.path.basename(name), index, size)
+        places[key] = _Place(os.path.basename(name), number, size)
         pictures.append(Found(key, key, captions))
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f'config.data.path: {shown(root)} is damaged: {shown(error)}. {_ADVICE}') from error

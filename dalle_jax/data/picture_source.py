@@ -16,7 +16,7 @@ class PictureSource:
       entries: the records.
       digests: SHA-256 of each picture, if it is known.
     """
-    self._store = store
+    self.store = store
     self._entries = entries
     self.digests = digests or []
 
@@ -26,7 +26,7 @@ class PictureSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {'image': encoded bytes, 'caption': str, 'key': str}; with several captions also 'captions'."""
     entry = self._entries[index]
-    record = {'image': self._store.read(entry.path)[1], 'caption': entry.caption, 'key': entry.path}
+    record = {'image': self.store.read(entry.path)[1], 'caption': entry.caption, 'key': entry.path}
     return {**record, 'captions': entry.captions} if entry.others else record
 
   def name(self, index: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import posixpath
 from collections.abc import Callable, Iterable
 
+from dalle_jax.config.data import CLASS
 from dalle_jax.data import gate
 from dalle_jax.data.account import Account
 from dalle_jax.data.caption_text import is_empty
@@ -13,8 +14,6 @@ from dalle_jax.data.image import MAX_PIXELS
 from dalle_jax.data.picture_source import PictureSource
 from dalle_jax.data.stores import Store
 from dalle_jax.files import shown
-
-CLASS = '{class}'  # in a template, stands for the name of the picture's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +86,7 @@ def captioned(found: Iterable[Found], choices: Choices, account: Account) -> lis
     elif picture.captions is not None:
       account.leave_out('its caption is empty', picture.path)
     else:
-      account.leave_out(
-        'it lies in no class folder' if choices.caption_template else picture.reason, picture.path
-      )
+      account.leave_out('it lies in no class folder' if choices.caption_template else picture.reason, picture.path)
   return entries
 
 

@@ -1,6 +1,6 @@
 """Prepare the data set that the configuration names.
 
-To add a kind of data set, write a function like `_folder`, and add its name to `SOURCES` here and in `config/data.py`.
+To add a kind of data set, write a function like `_tfds`, and add its name to `SOURCES` here and in `config/data.py`.
 """
 
 import dataclasses
@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import checked_pictures, folder, pinned, pinned_files, record_files, tfds_captions, tfds_source
+from dalle_jax.data import (
+  detect,
+  mixture,
+  picture_kinds,
+  pinned,
+  pinned_files,
+  record_files,
+  tfds_captions,
+  tfds_source,
+)
 from dalle_jax.data.account import Account
 from dalle_jax.data.fingerprints import fingerprint_of, hash_of
+from dalle_jax.data.picture_source import PictureSource
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
@@ -60,8 +70,21 @@ class RunData(NamedTuple):
   is_main: bool = True
 
 
+class Context(NamedTuple):
+  """What `prepare` was given besides the configuration."""
+
+  data_dir: Path
+  progress: Progress | None
+  run: RunData | None
+  needs_captions: bool
+
+
 def prepare(
-  config: DataConfig, data_dir: Path, progress: Progress | None = None, run: RunData | None = None
+  config: DataConfig,
+  data_dir: Path,
+  progress: Progress | None = None,
+  run: RunData | None = None,
+  needs_captions: bool = True,
 ) -> Dataset:
   """Prepares the configured data set: generates it if necessary, or checks its files.
 
@@ -70,18 +93,16 @@ def prepare(
     data_dir: directory for generated data sets.
     progress: called with (items done, items in total) from time to time.
     run: the run that trains on the data, if any. It can then continue although records have been lost.
+    needs_captions: whether pictures without captions are left out.
 
   Raises:
     ValueError: files are missing, or do not match the configuration.
   """
-  if config.source == 'folder':
-    return _folder(config, data_dir, progress, run)
-  if config.source == 'tfds':
-    return _tfds(config, data_dir, progress, run)
-  return SOURCES[config.source](config, data_dir, progress)
+  config = dataclasses.replace(config, source=detect.source_of(config))
+  return SOURCES[config.source](config, Context(data_dir, progress, run, needs_captions))
 
 
-def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
+def _captioned_shapes(config: DataConfig, context: Context) -> Dataset:
   from dalle_jax.data.shapes import builder  # TFDS takes a second to import
 
   settings: dict[str, Any] = {
@@ -93,7 +114,7 @@ def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | N
     'jitter': config.position_jitter,
     'seed': config.shapes_seed,
   }
-  path = builder.prepare(data_dir, **settings, progress=progress)
+  path = builder.prepare(context.data_dir, **settings, progress=context.progress)
   return Dataset(
     splits=builder.SPLITS,
     fingerprint=fingerprint_of(config.source, {'version': builder.VERSION, **settings}),
@@ -101,21 +122,16 @@ def _captioned_shapes(config: DataConfig, data_dir: Path, progress: Progress | N
   )
 
 
-def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: RunData | None = None) -> Dataset:
+def _pictures(config: DataConfig, context: Context) -> Dataset:
+  """Pictures with captions, whatever holds them."""
   account = Account('pictures')
-  sources = folder.open_folder(
-    config.path,
-    validation_fraction=config.validation_fraction,
-    group_separator=config.group_separator,
-    progress=progress,
-    max_pixels=config.max_image_pixels,
-    memory=checked_pictures.file_for(Path(config.path), data_dir),
-    account=account,
+  sources = picture_kinds.open_sources(
+    config, context.data_dir, account, context.progress, needs_captions=context.needs_captions
   )
-  contents = {split: hash_of(source.entries) for split, source in sources.items()}
+  contents = {split: hash_of([entry.row() for entry in source.entries]) for split, source in sources.items()}
   digests = [digest for source in sources.values() for digest in source.digests]
   fingerprint = fingerprint_of(config.source, contents, digests)
-  adopt = None
+  run, adopt = context.run, None
   if run is not None:
     lists = {split: pinned.described(source.entries, source.digests) for split, source in sources.items()}
     fresh = pinned.RecordLists(lists, fingerprint)
@@ -123,11 +139,48 @@ def _folder(config: DataConfig, data_dir: Path, progress: Progress | None, run: 
     records = pinned.keep(old, fresh, config.max_bad_share)
     fingerprint, adopt = records.fingerprint, _adopting(run, old, fresh, records.fingerprint)
     if records is not fresh:
+      store = sources['train'].store
       sources = {
-        split: folder.FolderSource(Path(config.path), [record.entry for record in described])
+        split: PictureSource(store, [record.entry for record in described])
         for split, described in records.lists.items()
       }
   return Dataset(tuple(sources), fingerprint, sources.__getitem__, account, adopt=adopt)
+
+
+def _mixture(config: DataConfig, context: Context) -> Dataset:
+  """Several sources, each with its share of a batch."""
+  parts = mixture.parts_of(config.path)
+  datasets = []
+  for number, part in enumerate(parts):
+    run = context.run and context.run._replace(file=context.run.file.with_name(f'records_{number}.json'))
+    own = dataclasses.replace(config, source='auto', path=part.path)
+    try:
+      own = dataclasses.replace(own, source=detect.source_of(own))
+      if own.source in ('mixture', 'text'):
+        raise ValueError(f'{part.path} is no source of pictures')
+      datasets.append(SOURCES[own.source](own, context._replace(run=run)))
+    except ValueError as error:
+      raise ValueError(f'Part {number + 1} of the mixture in config.data.path ({part.path}): {error}') from error
+  splits = [split for split in datasets[0].splits if all(split in dataset.splits for dataset in datasets)]
+  account = Account('pictures')
+  for part, dataset in zip(parts, datasets, strict=True):
+    if dataset.account:
+      account.include(dataset.account)
+    account.note(f'{part.share:.0%} of each batch from {part.path}', '', len(dataset.open('train')))
+
+  def open_split(split: str) -> mixture.Mixture:
+    return mixture.Mixture([dataset.open(split) for dataset in datasets], [part.share for part in parts])
+
+  def adopt() -> None:
+    for dataset in datasets:
+      if dataset.adopt:
+        dataset.adopt()
+
+  facts = {'parts': [[part.share, dataset.fingerprint] for part, dataset in zip(parts, datasets, strict=True)]}
+  return Dataset(
+    tuple(splits), fingerprint_of('mixture', facts), open_split, account,
+    adopt=adopt if any(dataset.adopt for dataset in datasets) else None,
+  )  # fmt: skip
 
 
 def _adopting(
@@ -138,7 +191,8 @@ def _adopting(
   return functools.partial(pinned.write, run.file, fresh) if is_other and run.is_main else None
 
 
-def _tfds(config: DataConfig, data_dir: Path, progress: Progress | None, run: RunData | None = None) -> Dataset:
+def _tfds(config: DataConfig, context: Context) -> Dataset:
+  data_dir, progress, run = context.data_dir, context.progress, context.run
   expressions = _tfds_splits(config)
   sources = {split: _open_tfds(config, expression) for split, expression in expressions.items()}
   contents = {
@@ -192,17 +246,18 @@ def _tfds_splits(config: DataConfig) -> dict[str, str]:
   return {'train': f'train[:{num_train}]', 'validation': f'train[{num_train}:]'}
 
 
-def _text(config: DataConfig, data_dir: Path, progress: Progress | None) -> Dataset:
-  del config, data_dir, progress
+def _text(config: DataConfig, context: Context) -> Dataset:
+  del config, context
   raise ValueError(
     "config.data.source is 'text', which has no images. Choose another source, or train on text with "
     'config.task=sequence and config.model.tokens=text.'
   )
 
 
-SOURCES: dict[str, Callable[[DataConfig, Path, Progress | None], Dataset]] = {
+SOURCES: dict[str, Callable[[DataConfig, Context], Dataset]] = {
   'captioned_shapes': _captioned_shapes,
-  'folder': _folder,
+  **dict.fromkeys(picture_kinds.KINDS, _pictures),
   'tfds': _tfds,
+  'mixture': _mixture,
   'text': _text,  # always refused here; `data.corpus` reads text
 }

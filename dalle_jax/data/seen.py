@@ -62,7 +62,9 @@ def normalized(caption: str) -> str:
 
 
 def digests(config: DataConfig, source: 'Source', count: int, progress: Callable[[int], None]) -> np.ndarray:
-  """Hash the images and captions of the first `count` records: uint64 [count, 2].
+  """Hash the images and captions of the first `count` records: uint64 [count, 1 + C], the image first.
+
+  C is the largest number of captions of a record. Records with fewer have NONE in the other places.
 
   Args:
     config: the configuration of the data; names the image size, the resampling and the number of threads.
@@ -75,23 +77,25 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
   transform = Preprocess(image_size=config.image_size, resampling=config.resampling, max_pixels=config.max_image_pixels)
   generator = np.random.default_rng(0)  # unused, because the crop is central and images are not flipped
 
-  def of(index: int) -> tuple[int, int]:
+  def of(index: int) -> list[int]:
     try:
       record = source[index]
       image = transform(record, generator)['image']
     except Exception as error:
       if not is_unreadable(error):
         raise
-      return NONE, NONE  # where the record is used, it is named
-    caption = normalized(record['caption'])
-    return _hash(f'{image.shape}'.encode() + image.tobytes()), _hash(caption.encode()) if caption else NONE
+      return [NONE, NONE]  # where the record is used, it is named
+    captions = map(normalized, record.get('captions', (record['caption'],)))
+    own = [_hash(caption.encode()) if caption else NONE for caption in captions]
+    return [_hash(f'{image.shape}'.encode() + image.tobytes()), *own]
 
-  hashes: list[tuple[int, int]] = []
+  hashes: list[list[int]] = []
   with ThreadPoolExecutor(max(config.num_threads, 1)) as pool:
     for begin in range(0, count, _CHUNK):
       hashes += pool.map(of, range(begin, min(begin + _CHUNK, count)))
       progress(len(hashes))
-  return np.array(hashes, np.uint64).reshape(count, 2)
+  width = max(map(len, hashes), default=2)
+  return np.array([row + [NONE] * (width - len(row)) for row in hashes], np.uint64).reshape(count, width)
 
 
 def _hash(content: bytes) -> int:
@@ -103,17 +107,18 @@ def compare(
 ) -> tuple[list[int], Overlap]:
   """Return the records of a held-out split that are new, and how many are not.
 
-  A record is new if neither its image nor its caption occurs in training. The caption does not matter if the models
-  read no captions, or if no record would remain, as for class labels.
+  A record is new if neither its image nor one of its captions occurs in training. Captions do not matter if the models
+  read none, or if no record would remain, as for class labels.
 
   Args:
     split: the name of the split.
-    held_out: digests of its records, uint64 [N, 2].
-    train: digests of training records, uint64 [M, 2].
+    held_out: digests of its records, uint64 [N, 1 + C].
+    train: digests of training records, uint64 [M, 1 + D].
     sizes: the numbers of records of the split and of training, of which the digests may be the first.
     reads_captions: whether the models read captions.
   """
-  is_seen = np.stack([np.isin(held_out[:, i], train[:, i]) & (held_out[:, i] != NONE) for i in (0, 1)], 1)
+  parts = [(held_out[:, :1], train[:, :1]), (held_out[:, 1:], train[:, 1:])]
+  is_seen = np.stack([(np.isin(own, others) & (own != NONE)).any(1) for own, others in parts], 1)
   is_new = ~is_seen[:, 0]
   if reads_captions and (is_new & ~is_seen[:, 1]).any():
     is_new &= ~is_seen[:, 1]

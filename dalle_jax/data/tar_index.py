@@ -102,7 +102,7 @@ def _members(file: Any, total: int, index: TarIndex) -> Iterator[_Member]:
   with tarfile.open(fileobj=file, mode='r:') as tar:
     last = -1
     while (info := tar.next()) is not None:
-      tar.members.clear()  # it would keep all of them
+      tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
       if info.offset <= last or info.size < 0:
         raise tarfile.ReadError('a header leads backwards')
       last = info.offset

@@ -43,7 +43,7 @@ class TarStore:
     self._root, self._places, self._stamps = os.fspath(root), places, stamps
 
   def read(self, path: str, most_bytes: int | None = None) -> tuple[Stamp, bytes]:
-    shard, offset, size = self._places[path]
+    shard, offset, size = self._place(path)
     check_size(size, most_bytes)
     with open(os.path.join(self._root, shard), 'rb', buffering=0) as file:
       if Stamp.of(os.fstat(file.fileno())) != self._stamps[shard]:
@@ -54,8 +54,13 @@ class TarStore:
     return Stamp(size, self._stamps[shard].mtime_ns), data
 
   def stamp(self, path: str) -> Stamp:
-    shard, _, size = self._places[path]
+    shard, _, size = self._place(path)
     return Stamp(size, os.stat(os.path.join(self._root, shard)).st_mtime_ns)
+
+  def _place(self, path: str) -> Place:
+    if path not in self._places:
+      raise OSError(f'{shown(path)} is in no tar file any more')
+    return self._places[path]
 
 
 def scan(
@@ -102,9 +107,7 @@ def scan(
   return TarStore(root, places, stamps), sorted(pictures, key=lambda picture: (picture.key, picture.path))
 
 
-def _add(
-  shard: str, picture: TarPicture, places: dict[str, Place], pictures: list[Found], account: Account
-) -> None:
+def _add(shard: str, picture: TarPicture, places: dict[str, Place], pictures: list[Found], account: Account) -> None:
   path = f'{shard}/{picture.name}'
   if path in places:
     account.leave_out('its tar file has another picture of this name before it', path)

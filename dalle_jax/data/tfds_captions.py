@@ -21,7 +21,7 @@ from dalle_jax.files import write_json
 _NUM_THREADS = 8
 _CHUNK = 1_000  # examples between two calls of `progress`
 _EMPTY = 'used with an empty caption'
-_FURTHER = 'further captions of examples, which are not used'
+_SEVERAL = 'with several captions; each epoch uses one of them, chosen at random'
 _UNREADABLE = 'cannot be read, so that other examples take their places'
 
 
@@ -67,7 +67,7 @@ def _count(sources: dict[str, TfdsSource], progress: Callable[[int, int], None] 
 
 def _captions(source: TfdsSource, index: int) -> list[str] | Exception:
   try:
-    return source.captions(index)
+    return source.texts(index)
   except Exception as error:  # readers of records raise errors of many types
     return error
 
@@ -82,7 +82,7 @@ def _add(account: Account, captions: list[str] | Exception, name: str) -> None:
   if not num_full:
     account.note(_EMPTY, name)
   elif num_full > 1:
-    account.note(_FURTHER, name, num_full - 1)
+    account.note(_SEVERAL, name)
 
 
 def _listed(tallies: dict[str, Tally]) -> list[dict[str, Any]]:

@@ -29,15 +29,18 @@ class TfdsSource:
     return len(self._examples)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns the record with this index. Its caption is the first that is not empty, or '' if there is none."""
+    """Returns the record with this index.
+
+    Its caption is the first that is not empty, or '' if there is none. If there are several, 'captions' has all.
+    """
     example = self._examples[index]
     key = f'{self._split}/{index}' if self._id_key is None else ''.join(_texts(example[self._id_key])[:1])
-    captions = _texts(_descend(example, self._caption_key))
-    caption = next((caption for caption in captions if not is_empty(caption)), '')
-    return {'image': example['image'], 'caption': caption, 'key': key}
+    captions = [text for text in _texts(_descend(example, self._caption_key)) if not is_empty(text)]
+    record = {'image': example['image'], 'caption': captions[0] if captions else '', 'key': key}
+    return {**record, 'captions': captions} if len(captions) > 1 else record
 
-  def captions(self, index: int) -> list[str]:
-    """Returns all captions of an example."""
+  def texts(self, index: int) -> list[str]:
+    """Returns all captions of an example, including empty ones."""
     return _texts(_descend(self._examples[index], self._caption_key))
 
 

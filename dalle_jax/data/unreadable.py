@@ -2,7 +2,7 @@
 
 import errno
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from dalle_jax.files import shown
@@ -62,22 +62,27 @@ def most_bad(num_records: int, share: float) -> int:
 
 
 def captions(source: Records, most: int | None = None) -> Iterator[str]:
-  """Yield the captions of the first `most` records (None: all), without those of records that cannot be read.
-
-  A source whose captions are known without reading an image has a method `caption(index)`.
-  """
-  caption = getattr(source, 'caption', None)
+  """Yield all captions of the first `most` records (None: all), without those of records that cannot be read."""
   for index in range(len(source) if most is None else min(most, len(source))):
-    if caption is not None:
-      yield caption(index)
-      continue
     try:
-      text = source[index]['caption']
+      texts = captions_of(source, index)
     except Exception as error:
       if not is_unreadable(error):
         raise
       continue
-    yield text
+    yield from texts
+
+
+def captions_of(source: Records, index: int) -> Sequence[str]:
+  """All captions of a record; [''] if it has none.
+
+  A source whose captions are known without reading an image has a method `captions(index)`.
+  """
+  known = getattr(source, 'captions', None)
+  if known is not None:
+    return known(index) or ['']
+  record = source[index]
+  return record.get('captions', [record['caption']])
 
 
 class Readable:

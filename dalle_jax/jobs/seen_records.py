@@ -62,7 +62,7 @@ def _without_seen(config: Config, dataset: Dataset, training: Dataset, directory
 
 
 def _digests(config: Config, dataset: Dataset, split: str, directory: Path) -> np.ndarray:
-  """The digests of the first records of a split, uint64 [N, 2], from the cache if possible."""
+  """The digests of the first records of a split, uint64 [N, 1 + C], from the cache if possible."""
   source, data = dataset.open(split), config.data
   count = min(len(source), config.evaluation.num_compared)
   # The fingerprint covers the contents of the files. A run whose files broke keeps it, and so what it measures.

@@ -21,6 +21,7 @@ from dalle_jax.data import folder, image
 from dalle_jax.data.account import Account
 from dalle_jax.data.caption_text import check_prompt
 from dalle_jax.data.crops import fit
+from dalle_jax.data.metadata_files import METADATA
 from dalle_jax.data.survey import survey
 from dalle_jax.data.tokenizer import PAD
 from dalle_jax.files import shown
@@ -308,7 +309,7 @@ def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
 
 def _captions(source: Path, files: list[str]) -> dict[str, str]:
   """Captions by picture name; empty if the directory has no captions (see `data.folder`)."""
-  if not any(PurePosixPath(name).name.lower() in folder.METADATA or name.lower().endswith('.txt') for name in files):
+  if not any(PurePosixPath(name).name.lower() in METADATA or name.lower().endswith('.txt') for name in files):
     return {}
   try:
     return {entry.path: entry.caption for entry in folder.scan(source)}

@@ -61,7 +61,9 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
   ranker = load_ranker(settings.reranker, mesh) if settings.reranker else None
   extractor = features.load_extractor(settings, mesh, ranker)
   data, data_dir = _data_config(settings, config.data, model_path)
-  dataset, seen_note = _new_records(config, registry.prepare(data, data_dir), settings, model_path, info)
+  dataset, seen_note = _new_records(
+    config, registry.prepare(data, data_dir, needs_captions=config.reads_captions), settings, model_path, info
+  )
   if dataset.account:
     say(f'data: {data.source}\n{dataset.account}')
   count = settings.count(len(dataset.open(settings.split)))
@@ -118,12 +120,13 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
 
   Args:
     settings: the settings of the evaluation; its `source`, `data` and `max_image_pixels`, if set, replace the
-      model's.
+      model's. With `data` alone, the source is found from what the path holds.
     model_data: the data configuration of the model.
     model_path: the model directory; by default, generated data sets are kept beside it.
   """
   changes: dict[str, Any] = {
-    'source': settings.source, 'path': settings.data, 'max_image_pixels': settings.max_image_pixels,
+    'source': settings.source or ('auto' if settings.data else None), 'path': settings.data,
+    'max_image_pixels': settings.max_image_pixels,
   }  # fmt: skip
   config = dataclasses.replace(model_data, **{name: value for name, value in changes.items() if value is not None})
   return config, Path(settings.data_dir or model_data.data_dir or model_path.parent / 'data').absolute()
@@ -148,7 +151,8 @@ def _new_records(
   if not fingerprints.same(trained_on, dataset.fingerprint) and (settings.source or settings.data):
     try:
       training = registry.prepare(
-        *_data_config(dataclasses.replace(settings, source=None, data=None), config.data, model_path)
+        *_data_config(dataclasses.replace(settings, source=None, data=None), config.data, model_path),
+        needs_captions=config.reads_captions,
       )
     except (OSError, ValueError) as error:
       note = f'Not compared with the training data, which cannot be read: {error}'

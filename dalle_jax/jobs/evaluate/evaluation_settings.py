@@ -75,7 +75,7 @@ class EvaluationSettings:
 
   def source_of(self, config: Config) -> str:
     """The kind of data to measure a model with this configuration on, a value of config.data.source."""
-    return self.source or config.data.source
+    return self.source or ('auto' if self.data else config.data.source)
 
   @property
   def rows(self) -> int:

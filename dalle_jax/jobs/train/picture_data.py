@@ -1,5 +1,6 @@
 """Captioned images for training: the data set, the captions' tokenizer, batches, and n-grams of image tokens."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ import numpy as np
 
 from dalle_jax import hosts, sharding
 from dalle_jax.config import Config
-from dalle_jax.data import registry, unreadable
+from dalle_jax.data import detect, registry, unreadable
 from dalle_jax.data.batches import Batches, Preprocess
+from dalle_jax.data.picture_source import EachCaption
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.unreadable import MOST_NAMED, Readable, UnreadableError
@@ -47,6 +49,19 @@ def check(config: Config) -> None:
     pretrained.check(config)
 
 
+def with_source(config: Config) -> Config:
+  """The configuration with the kind of its data in place of 'auto'.
+
+  Raises:
+    ValueError: The data's path holds nothing that can be read.
+  """
+  if config.data.source != 'auto':
+    return config
+  kind = 'text' if config.models_text else detect.source_of(config.data)
+  say(f'data: {config.data.path} is read as {kind} (config.data.source)')
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, source=kind))
+
+
 def prepare(config: Config, space: Workspace) -> Dataset:
   """Prepare the data set on host 0, then open it on all hosts, which share a file system.
 
@@ -54,7 +69,9 @@ def prepare(config: Config, space: Workspace) -> Dataset:
   """
   with Progress('data', 1, 'example', enabled=jax.process_index() == 0) as progress:
     run = registry.RunData(space.path / RECORDS, _has_begun(config, space), jax.process_index() == 0)
-    make = functools.partial(registry.prepare, config.data, space.data(config), run=run)
+    make = functools.partial(
+      registry.prepare, config.data, space.data(config), run=run, needs_captions=config.reads_captions
+    )
     with hosts.together('making the data'):
       if jax.process_index() == 0:
         dataset = make(progress.update_of)
@@ -121,6 +138,8 @@ def make_batches(
   if 'validation' not in dataset.splits:
     return stream, None
   held_out, bad = dataset.open('validation'), set[int]()
+  if 'text' in fields:
+    held_out = EachCaption(held_out)
 
   def evaluation() -> Iterator[dict[str, np.ndarray]]:
     """Yields the readable held-out records. If one turns out to be unreadable, the last step raises LeftOutError."""

@@ -85,6 +85,7 @@ def run(config: Config, workdir: str, stop_after: str = 'report', allow_other_da
     Interrupted: Ctrl-C or SIGTERM arrived; the loop saved a checkpoint.
     NonFiniteError: Training diverged.
   """
+  config = picture_data.with_source(config)
   flags = {'workdir': workdir, 'stop_after': stop_after, 'allow_other_data': allow_other_data}
   hosts.agree(hosts.facts(config.to_dict(), **flags))
   mesh = sharding.make_mesh(config.mesh, model=config)
