@@ -58,7 +58,7 @@ VALUES = [
   ),
   (
     {'data': {'source': 'imagenet'}},
-    "config.data.source is 'imagenet'; allowed are captioned_shapes, folder, tfds, text.",
+    "config.data.source is 'imagenet'; allowed are auto, captioned_shapes, folder, tars, parquet, records, tfds, mixture, text.",
   ),
   (
     {'prior_training': {'batch_size': 0}},

@@ -46,8 +46,8 @@ class DataConfig:
   two_object_fraction: float = 0.5  # 'captioned_shapes': share of scenes with two objects
   position_jitter: int = 1  # 'captioned_shapes': largest random shift of objects, in 1/32 of the image side; 0 or 1
   shapes_seed: int = 0  # 'captioned_shapes': seed of the data set
-  # The largest number of pixels of a picture, rows times columns. It bounds the memory that a damaged or hostile file can
-  # ask for. Larger pictures are left out.
+  # The largest number of pixels of a picture, rows times columns. It bounds the memory that a damaged or hostile file
+  # can ask for. Larger pictures are left out.
   max_image_pixels: int = 89_478_485
   num_workers: int = 0  # data-loading processes; 0: load in threads of the main process
   num_threads: int = 4  # reading threads per process
@@ -72,7 +72,8 @@ class DataConfig:
     require(self.shapes_seed >= 0, f'config.data.shapes_seed is {self.shapes_seed}; it must be 0 or more.')
     require(
       not self.caption_template or CLASS in self.caption_template,
-      f"config.data.caption_template is {self.caption_template!r}; it must contain {CLASS}, as in 'a photo of a {CLASS}'.",
+      f'config.data.caption_template is {self.caption_template!r}; it must contain {CLASS}, as in "a photo of a '
+      f'{CLASS}".',
     )
     if self.source == 'captioned_shapes':
       require(

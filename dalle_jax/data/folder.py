@@ -20,8 +20,8 @@ from dalle_jax.data.checked_pictures import CheckedPictures
 from dalle_jax.data.entries import Entry
 from dalle_jax.data.metadata_files import LAYOUT
 from dalle_jax.data.picture_source import PictureSource
-from dalle_jax.data.pictures import Choices, captioned, open_pictures
 from dalle_jax.data.stores import FolderStore
+from dalle_jax.data.usable_pictures import Choices, captioned, open_pictures
 
 
 def open_folder(
@@ -32,7 +32,7 @@ def open_folder(
   memory: Path | None = None,
   account: Account | None = None,
 ) -> dict[str, PictureSource]:
-  """Opens the images of a folder; see `pictures.open_pictures`.
+  """Opens the images of a folder; see `usable_pictures.open_pictures`.
 
   Args:
     root: the folder.

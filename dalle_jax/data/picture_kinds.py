@@ -14,8 +14,8 @@ from dalle_jax.data.checked_pictures import CheckedPictures, file_for
 from dalle_jax.data.entries import Found
 from dalle_jax.data.metadata_files import LAYOUT
 from dalle_jax.data.picture_source import PictureSource
-from dalle_jax.data.pictures import Choices, open_pictures
 from dalle_jax.data.stores import FolderStore, Store
+from dalle_jax.data.usable_pictures import Choices, open_pictures
 from dalle_jax.files import shown
 
 # Called with (items done, items in total).
@@ -32,7 +32,7 @@ def choices_of(config: DataConfig, needs_captions: bool = True) -> Choices:
 def open_sources(
   config: DataConfig, data_dir: Path, account: Account, progress: Progress = None, needs_captions: bool = True
 ) -> dict[str, PictureSource]:
-  """Lists the pictures of a source, checks them, and splits them; see `pictures.open_pictures`.
+  """Lists the pictures of a source, checks them, and splits them; see `usable_pictures.open_pictures`.
 
   Args:
     config: the configuration; its `source` is one of KINDS.

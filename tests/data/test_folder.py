@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dalle_jax.data import folder
+from dalle_jax.data import entries as entries_lib
 from dalle_jax.data.account import Account
-from dalle_jax.data.folder import Entry, open_folder, scan, split_by_name, verify
+from dalle_jax.data.entries import Entry, split_by_name
+from dalle_jax.data.folder import open_folder, scan
+from dalle_jax.data.stores import FolderStore
+from dalle_jax.data.usable_pictures import Choices, readable
 
 SHARED = Path(os.environ.get('DALLE_JAX_SHARED_DATA', Path(__file__).parents[2].parent / 'shared' / 'data'))
 
@@ -30,7 +33,7 @@ def write_lines(path, lines):
 def accounted(root):
   """The entries of a folder, and the lines of its account."""
   account = Account('pictures')
-  splits = open_folder(root, validation_fraction=0.0, account=account)
+  splits = open_folder(root, Choices(validation_fraction=0.0), account=account)
   return splits['train'].entries, account.lines()
 
 
@@ -40,7 +43,7 @@ def test_metadata_jsonl_is_read(tmp_path):
   write_lines(tmp_path / 'metadata.jsonl', [
     {'file_name': 'images/cat.png', 'text': ' a Cat '}, '', {'file_name': 'dog.jpg', 'caption': ['a dog', 'a hound']},
   ])  # fmt: skip
-  assert scan(tmp_path) == [Entry('dog.jpg', 'a dog'), Entry('images/cat.png', 'a Cat')]
+  assert scan(tmp_path) == [Entry('dog.jpg', 'a dog', ('a hound',)), Entry('images/cat.png', 'a Cat')]
 
 
 def test_metadata_csv_is_read(tmp_path):
@@ -63,13 +66,13 @@ def test_caption_files_beside_images_are_read(tmp_path):
   write_lines(tmp_path / 'a.txt', ['', '  first  ', 'second'])
   write_lines(tmp_path / 'deep/er/b.txt', ['büro'])
   write_lines(tmp_path / '.hidden.txt', ['hidden'])
-  assert scan(tmp_path) == [Entry('a.png', 'first'), Entry('deep/er/b.JPG', 'büro')]
+  assert scan(tmp_path) == [Entry('a.png', 'first', ('second',)), Entry('deep/er/b.JPG', 'büro')]
 
 
 def test_records_have_the_encoded_image_caption_and_path(tmp_path):
   write_image(tmp_path / 'a.png')
   write_lines(tmp_path / 'a.txt', ['A'])
-  source = open_folder(tmp_path, validation_fraction=0.5)['train']
+  source = open_folder(tmp_path, Choices(validation_fraction=0.5))['train']
   source = pickle.loads(pickle.dumps(source))
   assert len(source) == 1
   assert source[0] == {'image': (tmp_path / 'a.png').read_bytes(), 'caption': 'A', 'key': 'a.png'}
@@ -77,12 +80,12 @@ def test_records_have_the_encoded_image_caption_and_path(tmp_path):
     source[1]
 
 
-def test_only_the_first_listing_of_an_image_is_used(tmp_path):
+def test_an_image_can_be_listed_several_times(tmp_path):
   write_image(tmp_path / 'a.png')
   write_lines(tmp_path / 'metadata.jsonl', [{'file_name': f, 'text': t} for f, t in [('a.png', 'x'), ('./a.png', 'y')]])
   entries, lines = accounted(tmp_path)
-  assert entries == [Entry('a.png', 'x')]
-  assert 'note 1: further captions of pictures, which are not used (a.png)' in lines
+  assert entries == [Entry('a.png', 'x', ('y',))]
+  assert 'note 1: with several captions; each epoch uses one of them, chosen at random (a.png)' in lines
 
 
 @pytest.mark.parametrize('line, message', [
@@ -172,7 +175,7 @@ def test_metadata_without_caption_keys_are_refused_with_the_keys_found(tmp_path)
 def test_the_first_caption_that_is_not_empty_is_used(tmp_path, line):
   write_image(tmp_path / 'a.png')
   write_lines(tmp_path / 'metadata.jsonl', [{'file_name': 'a.png', 'text': ''}, {'file_name': 'a.png'} | line])
-  assert scan(tmp_path) == [Entry('a.png', 'A')]
+  assert scan(tmp_path)[0].caption == 'A'
 
 
 def test_ten_pictures_with_one_text_file_are_accounted_for(tmp_path):
@@ -266,17 +269,20 @@ def test_a_picture_whose_text_file_cannot_be_read_is_left_out_and_counted(tmp_pa
     write_lines(tmp_path / f'{name}.txt', ['x'])
   for name in 'ab':
     (tmp_path / f'{name}.txt').write_bytes(b'caf\xe9')
-  read_text = Path.read_text
+  read_bytes = Path.read_bytes
 
-  def refuse(file, **kwargs):
+  def refuse(file):
     if file.name == 'c.txt':
       raise PermissionError(errno.EACCES, 'Permission denied')
-    return read_text(file, **kwargs)
+    return read_bytes(file)
 
-  monkeypatch.setattr(Path, 'read_text', refuse)
+  monkeypatch.setattr(Path, 'read_bytes', refuse)
   _, lines = accounted(tmp_path)
   assert lines[0] == '4 pictures found, 1 used, 3 left out'
-  assert 'left out 2: its text file is not UTF-8 text; save it as UTF-8 (a.png, b.png)' in lines
+  assert (
+    'left out 2: its text file is not UTF-8 text (byte 0xe9, as in Latin-1 or Windows-1252); save it as UTF-8 '
+    '(a.png, b.png)' in lines
+  )
   assert 'left out 1: its text file cannot be read: Permission denied (c.png)' in lines
 
 
@@ -298,7 +304,7 @@ def test_missing_folders_and_folders_without_captions_are_refused(tmp_path):
     scan(tmp_path / 'nowhere')
   write_image(tmp_path / 'a.png')
   with pytest.raises(ValueError, match=r'no captioned images[\s\S]*metadata\.jsonl[\s\S]*cat\.txt'):
-    scan(tmp_path)
+    open_folder(tmp_path, Choices())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='the superuser can read every folder')
@@ -321,7 +327,8 @@ def test_floating_point_images_are_skipped(tmp_path):
   Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / 'float.tiff')
   write_image(tmp_path / 'a.png')
   entries = [Entry('a.png', 'x'), Entry('float.tiff', 'y')]
-  assert verify(tmp_path, entries) == entries[:1]
+  digests = readable(FolderStore(tmp_path), entries, str(tmp_path), 10**6, Account('pictures'))
+  assert list(digests) == entries[:1]
 
 
 def test_missing_images_are_counted_and_named(tmp_path):
@@ -356,7 +363,9 @@ def test_undecodable_images_are_skipped(tmp_path):
     write_lines(tmp_path / f'{stem}.txt', ['x'])
   counts = []
   account = Account('pictures')
-  splits = open_folder(tmp_path, validation_fraction=0.0, progress=lambda *c: counts.append(c), account=account)
+  splits = open_folder(
+    tmp_path, Choices(validation_fraction=0.0), progress=lambda *c: counts.append(c), account=account
+  )
   assert [e.path for e in splits['train'].entries] == ['good.jpg', 'good.png', 'good.webp']
   assert (account.found, account.used, account.num_left_out) == (7, 3, 4)
   assert all(any(name in line for line in account.lines()) for name in ('cut.png', 'cut.jpg', 'cut.webp', 'text.png'))
@@ -367,13 +376,13 @@ def test_a_folder_without_readable_images_is_refused(tmp_path):
   (tmp_path / 'a.png').write_text('hello')
   write_lines(tmp_path / 'a.txt', ['x'])
   with pytest.raises(ValueError, match=r'none of the 1 images .* is readable: a\.png'):
-    open_folder(tmp_path, validation_fraction=0.1)
+    open_folder(tmp_path, Choices(validation_fraction=0.1))
 
 
 def test_names_are_lower_cased_captions_up_to_the_separator():
-  assert folder.name_of('Waving  Hand: Dark Skin Tone', ':') == 'waving hand'
-  assert folder.name_of('Waving Hand: Dark', '') == 'waving hand: dark'
-  assert folder.name_of('A x B', ' X ') == 'a'
+  assert entries_lib.name_of('Waving  Hand: Dark Skin Tone', ':') == 'waving hand'
+  assert entries_lib.name_of('Waving Hand: Dark', '') == 'waving hand: dark'
+  assert entries_lib.name_of('A x B', ' X ') == 'a'
 
 
 CAPTIONS = st.lists(st.text('abAB :', min_size=1, max_size=6), min_size=1, max_size=40)
@@ -384,7 +393,7 @@ def test_images_of_one_name_are_in_one_split(captions, fraction, separator):
   entries = [Entry(f'{i}.png', caption) for i, caption in enumerate(captions)]
   train, validation = split_by_name(entries, fraction, separator)
   assert sorted(train + validation) == sorted(entries)
-  names = [{folder.name_of(e.caption, separator) for e in split} for split in (train, validation)]
+  names = [{entries_lib.name_of(e.caption, separator) for e in split} for split in (train, validation)]
   assert not names[0] & names[1]
   assert train
   if len(names[0] | names[1]) > 1 and fraction > 0:
@@ -412,7 +421,7 @@ def test_validation_has_the_requested_fraction_and_never_changes():
 
 @pytest.mark.skipif(not (SHARED / 'emoji').is_dir(), reason=f'no emoji images at {SHARED}')
 def test_emoji_are_read_and_split_by_name():
-  splits = open_folder(SHARED / 'emoji', validation_fraction=0.1, group_separator=':')
+  splits = open_folder(SHARED / 'emoji', Choices(validation_fraction=0.1, group_separator=':'))
   train, validation = splits['train'], splits['validation']
   assert len(train) + len(validation) == 3097
   names = [{e.caption.lower().split(':')[0] for e in source.entries} for source in (train, validation)]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from dalle_jax.data import checked_pictures, gate, image
-from dalle_jax.data.checked_pictures import CheckedPictures, Stamp, Verdict
+from dalle_jax.data.checked_pictures import CheckedPictures, Verdict
+from dalle_jax.data.stores import FolderStore, Stamp
 
 LIMIT = 10_000
 
@@ -43,7 +44,9 @@ class Check:
   def __call__(self, paths):
     counts = []
     checked = CheckedPictures(self.file, self.max_pixels)
-    verdicts = gate.check(self.root, paths, checked, self.max_pixels, lambda done, total: counts.append((done, total)))
+    verdicts = gate.check(
+      FolderStore(self.root), paths, checked, self.max_pixels, lambda done, total: counts.append((done, total))
+    )
     assert counts == [(number, len(counts)) for number in range(1, len(counts) + 1)]
     return verdicts, len(counts)
 
@@ -143,10 +146,10 @@ def test_an_interrupted_check_keeps_what_it_did(check, monkeypatch):
   paths = make_folder(check.root)
   examine = gate.examine
 
-  def interrupted(path, max_pixels):
-    if path.name == '8.png':
+  def interrupted(store, path, max_pixels):
+    if path == '8.png':
       raise KeyboardInterrupt
-    return examine(path, max_pixels)
+    return examine(store, path, max_pixels)
 
   monkeypatch.setattr(gate, 'examine', interrupted)
   with pytest.raises(KeyboardInterrupt):
@@ -180,5 +183,5 @@ def test_the_file_of_a_folder_does_not_depend_on_how_its_path_is_written(tmp_pat
 def test_a_file_too_large_for_any_picture_is_not_read(tmp_path):
   with (tmp_path / 'a.png').open('wb') as file:
     file.truncate(2**40)
-  stamp, verdict = gate.examine(tmp_path / 'a.png')
+  stamp, verdict = gate.examine(FolderStore(tmp_path), 'a.png')
   assert stamp is None and 'the file has 1,099,511,627,776 bytes' in verdict.problem

@@ -159,7 +159,7 @@ def test_empty_and_further_captions_are_counted_once(prepared, tmp_path):
 
   lines = count()
   assert lines[0] == '13 examples found, 13 used, 0 left out'
-  assert lines[1].startswith('note 11: further captions of examples, which are not used (')
+  assert lines[1].startswith('note 11: with several captions; each epoch uses one of them, chosen at random (')
   assert lines[2].startswith('note 2: used with an empty caption (train ')
   assert counts == [(10, 13), (13, 13)]
   assert count() == lines and counts == []
@@ -175,7 +175,7 @@ def test_examples_that_cannot_be_read_are_counted(tmp_path):
     def __len__(self):
       return 2
 
-    def captions(self, index):
+    def texts(self, index):
       raise RuntimeError(f'hash mismatch (computed {index:x}a), chunk {index}')
 
   for _ in range(2):  # counted, then taken from the file
