@@ -5,6 +5,9 @@ import sys
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[2] / 'tools' / 'benchmark.py'
+# A model that compiles in a few seconds.
+SMALL = ('--config=configs/quickstart.py:tiny', '--config.dvae.num_groups=2', '--config.dvae.patch_size=2',
+         '--config.dvae_training.optimizer=adamw', '--config.prior.num_layers=1')  # fmt: skip
 # Prints the GFLOPs of dense and of sparse attention for one pattern.
 ONE_PATTERN = f"""
 import sys
@@ -25,7 +28,7 @@ def _run(*arguments):
   [pytest.param('dvae', 'examples per second', marks=pytest.mark.slow), ('draw', 'images per second')],
 )
 def test_it_prints_parameters_and_throughput(subject, throughput):
-  finished = _run(subject, '--config=configs/quickstart.py:tiny', '--rounds=2', '--steps=1')
+  finished = _run(subject, *SMALL, '--rounds=2', '--steps=1')
   assert finished.returncode == 0, finished.stderr
   figures = dict(
     line.rsplit('  ', 1) for line in finished.stdout.splitlines() if line.startswith((throughput, 'parameters'))
@@ -34,7 +37,7 @@ def test_it_prints_parameters_and_throughput(subject, throughput):
 
 
 def test_it_prints_the_share_of_checksums_in_the_background_of_a_save():
-  finished = _run('checkpoint', '--config=configs/quickstart.py:tiny', '--stage=dvae', '--rounds=1')
+  finished = _run('checkpoint', *SMALL, '--stage=dvae', '--rounds=1')
   assert finished.returncode == 0, finished.stderr
   figures = dict(line.split('  ', 1) for line in finished.stdout.splitlines() if '  ' in line)
   seconds, share = figures['of which checksums'].removesuffix(' %').split(' s, ')
