@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +35,20 @@ def models(tmp_path_factory):
   codes = {'dvae': params['dvae'], 'model': [{**unigrams[0], **even}]}
   bundle.save(root / 'codes', config, None, codes, 'data')
   return {name: str(root / name) for name in ('pictures', 'codes')}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shared_coders():
+  """Compiles each coder once. tests/jobs/compress/test_commands.py decodes in a process that compiles its own."""
+  made, make = {}, picture_job.PictureJob._coder
+
+  def once(job, *arguments):
+    key = (job._loaded.info['params'], *arguments)
+    return made.get(key) or made.setdefault(key, make(job, *arguments))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(picture_job.PictureJob, '_coder', once)
+    yield
 
 
 def _pictures(root, *shapes):
@@ -75,8 +90,9 @@ def test_lossy_pictures_are_the_reconstructions_of_the_dvae(models, tmp_path):
   decoded = np.asarray(Image.open(tmp_path / 'out.png'))
   loaded = bundle.load(pathlib.Path(models['pictures']), commands.sharding.one_device_mesh())
   variables = {'params': loaded.params['dvae']}
-  codes = loaded.dvae.apply(variables, pixels[None], method='encode')
-  expected = np.asarray(loaded.dvae.apply(variables, codes, method='decode'))[0]
+  apply = jax.jit(loaded.dvae.apply, static_argnames='method')
+  codes = apply(variables, pixels[None], method='encode')
+  expected = np.asarray(apply(variables, codes, method='decode'))[0]
   assert np.abs(decoded - expected).max() <= 0.51
   error = np.mean((decoded.astype(float) - pixels) ** 2)
   assert figures['psnr_of_reconstructions'] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
