@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -17,6 +18,7 @@ MAX_JSON_BYTES = 16 * 2**20
 MOST_DIGITS = 300  # of an integer in JSON, with its sign; a float holds numbers of up to 308 digits
 MAX_JSON_DEPTH = 100
 MAX_PATH_BYTES = 3500  # leaves room for the longest names below a work directory; Linux allows 4095 bytes
+UNFINISHED = '.writing-'  # how the names of files begin until they are complete
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:')
 
 
@@ -266,7 +268,7 @@ def make_directory(out: str, size: int = 0, what: str = '--out') -> Path:
 
 def _try_to_write(directory: Path) -> None:
   """Raise OSError if no file can be written in a directory."""
-  with tempfile.TemporaryFile(prefix='.writing-', dir=directory) as file:
+  with tempfile.TemporaryFile(prefix=UNFINISHED, dir=directory) as file:
     file.write(bytes(4096))
 
 
@@ -303,20 +305,30 @@ def _check_parent(out: Path, what: str) -> None:
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-  """Yield a temporary path for a file or a directory, which replaces `out` on success and is removed on failure."""
-  scratch = Path(tempfile.mkdtemp(prefix='.writing-', dir=out.absolute().parent))
+  """Yield a temporary path for a file or a directory, which replaces `out` on success and is removed on failure.
+
+  The path is beside `out`, and no other process uses it. Errors of the operating system name `out` instead of it.
+  """
+  scratch = out.absolute().parent / f'{UNFINISHED}{secrets.token_hex(8)}'
   try:
-    yield scratch / 'out'
-    assert (scratch / 'out').exists()
-    if out.is_dir() and not out.is_symlink():
+    yield scratch
+    if scratch.is_dir() and out.is_dir() and not out.is_symlink():
       out.rmdir()  # an empty one; see `check_directory`
-    os.replace(scratch / 'out', out)
+    os.replace(scratch, out)
+  except OSError as error:
+    if str(error.filename) == str(scratch):
+      error.filename = str(out)
+      del error.filename2  # None would be printed
+    raise
   finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+    if scratch.is_dir():
+      shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      scratch.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:
-  """Write a file atomically: write a file beside it, then rename that. Create missing directories.
+  """Write a file atomically, and create missing directories; see `replacing`.
 
   A symbolic link stays: its target is replaced. A device or a pipe, such as /dev/stdout, is written to directly.
   """
@@ -326,14 +338,8 @@ def write_whole(path: Path, content: bytes) -> None:
     return
   path = path.resolve()
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
-  try:
-    with naming(path):
-      partial.write_bytes(content)
-      os.replace(partial, path)
-  finally:
-    with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)
+  with naming(path), replacing(path) as partial:
+    partial.write_bytes(content)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,34 @@ def test_replacing_leaves_the_old_file_if_the_writer_fails(tmp_path):
   assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_of_a_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+  path, replace = tmp_path / 'a', os.replace
+
+  def replace_after_another_writer(source, target):
+    monkeypatch.setattr(files.os, 'replace', replace)
+    files.write_whole(path, b'second')
+    assert path.read_bytes() == b'second'
+    replace(source, target)
+
+  monkeypatch.setattr(files.os, 'replace', replace_after_another_writer)
+  files.write_whole(path, b'first')
+  assert path.read_bytes() == b'first' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_replaces_no_directory_and_errors_name_what_the_user_named(tmp_path):
+  path = tmp_path / 'a'
+  path.mkdir()
+  with pytest.raises(OSError, match=rf"Is a directory: '{path}'$"):
+    files.write_whole(path, b'x')
+  assert list(tmp_path.iterdir()) == [path] and path.is_dir()
+  with files.replacing(path) as partial:
+    partial.mkdir()
+    (partial / 'b').touch()
+  assert (path / 'b').exists() and list(tmp_path.iterdir()) == [path]
+  with pytest.raises(OSError, match=rf"Not a directory: '{path}/b/c'$"), files.replacing(path / 'b' / 'c') as partial:
+    partial.touch()
+
+
 def test_numbers_that_json_cannot_hold_become_null():
   values = {'a': 1.5, 'b': math.inf, 'c': math.nan, 'd': 'text', 'e': 3}
   assert files.finite_or_null(values) == {'a': 1.5, 'b': None, 'c': None, 'd': 'text', 'e': 3}
