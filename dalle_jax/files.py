@@ -187,7 +187,7 @@ def _json_kind(value: Any) -> str:
 
 
 def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] = ()) -> None:
-  """Check that a file may be written.
+  """Check that a regular file in an existing directory can be written; see `check_out`.
 
   Args:
     out: The file.
@@ -196,18 +196,18 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
     others: Files and directories that the command also reads or writes, so that `out` must differ from them.
 
   Raises:
-    ValueError: The file exists, is not a regular file, is one of `others`, or its directory is not writable.
+    ValueError: The file is not a regular file, is one of `others`, has no directory, or `check_out` refuses it.
   """
   check_path(out, what)
   _check_parent(out, what)
-  if os.path.lexists(out):
-    if not (stat.S_ISREG(out.lstat().st_mode) or out.is_symlink()) or out.is_dir():
-      raise ValueError(f'{what}: {out} is no regular file; give another name.')
-    if not overwrite:
-      raise ValueError(f'{what}: {out} exists; give another name, or --overwrite.')
+  if os.path.lexists(out) and not out.is_file():
+    raise ValueError(f'{what}: {shown(out)} is no regular file; give another name.')
   same = [other for other in others if out.resolve() == other.resolve()]
   if same:
-    raise ValueError(f'{what}: {out} is {same[0]}, which the command needs for another purpose; give another name.')
+    raise ValueError(
+      f'{what}: {shown(out)} is {shown(same[0])}, which the command needs for another purpose; give another name.'
+    )
+  check_out(out, overwrite, what)
 
 
 def check_out(out: Path, overwrite: bool, what: str = '--out') -> None:
