@@ -103,7 +103,7 @@ def read_json_object(
     advice = 'Change its permissions.' if isinstance(error, PermissionError) else advice
     raise ValueError(f'{path} cannot be read: {error.strerror or error}. {advice}'.rstrip()) from error
   if len(content) > max_bytes:
-    raise ValueError(f'{path} is larger than {max_bytes:,} bytes, which this file never is. {advice}'.rstrip())
+    raise ValueError(f'{path} is larger than {max_bytes:,} bytes, the limit for this file. {advice}'.rstrip())
   try:
     return parse_json_object(content, allow_nan)
   except ValueError as error:
@@ -118,8 +118,8 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
     allow_nan: Whether NaN is allowed as a number; Infinity and -Infinity always are.
 
   Raises:
-    ValueError: The text is no JSON object, repeats a key, or nests deeper than `MAX_JSON_DEPTH`. The message repeats at
-      most a key of it.
+    ValueError: The text is not a JSON object, repeats a key, or nests deeper than `MAX_JSON_DEPTH`. The message repeats
+      at most a key of it.
   """
   if not content.strip():
     raise ValueError('it is empty')
@@ -131,11 +131,11 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
       parse_int=_integer,
     )
   except UnicodeDecodeError as error:
-    raise ValueError(f'it is no text in UTF-8 (byte {error.start})') from None
+    raise ValueError(f'it is not UTF-8 text (byte {error.start})') from None
   except _UnusualJson:
     raise
   except (ValueError, RecursionError) as error:
-    raise ValueError(f'it is no JSON ({type(error).__name__}: {str(error)[:100]})') from None
+    raise ValueError(f'it is not JSON ({type(error).__name__}: {str(error)[:100]})') from None
   if not isinstance(values, dict):
     raise ValueError(f'it holds {_json_kind(values)} and not a JSON object')
   level: list[Any] = [values]
@@ -201,7 +201,7 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
   check_path(out, what)
   _check_parent(out, what)
   if os.path.lexists(out) and not out.is_file():
-    raise ValueError(f'{what}: {shown(out)} is no regular file; give another name.')
+    raise ValueError(f'{what}: {shown(out)} is not a regular file; give another name.')
   same = [other for other in others if out.resolve() == other.resolve()]
   if same:
     raise ValueError(
@@ -379,7 +379,7 @@ def shown(text: object, most: int = 200) -> str:
     most: The largest number of characters to return, at least 3.
   """
   text = str(text)
-  if len(text) > most:  # so that the work does not depend on the length either
+  if len(text) > most:  # so that the time does not depend on the length of the text
     text = text[: most + 1] + text[-most:]
   escaped = ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
   if len(escaped) <= most:

@@ -80,7 +80,7 @@ def table_of(runs: list[Path], labels: list[str], names: list[str], with_median:
     numberless = [name for name in names if not _is_finite(scores[name])]
     if numberless:
       raise ValueError(
-        f'{run} (--runs): the score {", ".join(numberless)} (--scores) is no finite number; leave it out.'
+        f'{run} (--runs) has no finite number for {", ".join(numberless)} (--scores); leave this score out.'
       )
     rows.append([label, *(scores[name] for name in names)])
   if len(rows) > 1 and with_median:

@@ -310,7 +310,7 @@ def contents(path: Path, max_pixels: int) -> bytes:
   """The contents of a picture file.
 
   Raises:
-    ValueError: it is no regular file, or has more bytes than a picture of `max_pixels` can need.
+    ValueError: it is not a regular file, or has more bytes than a picture of `max_pixels` can need.
     OSError: it cannot be read.
   """
   most = most_bytes(max_pixels)

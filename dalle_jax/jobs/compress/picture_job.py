@@ -290,7 +290,7 @@ def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
   account.used = len(names)
   for name in found.files:
     if not name.lower().endswith(image.EXTENSIONS):
-      account.leave_out('no picture by its name; only pictures are stored', name)
+      account.leave_out('not a picture by its name; only pictures are stored', name)
   for name in found.hidden:
     account.leave_out('hidden, and therefore not read', name)
   for name, reason in found.barred.items():

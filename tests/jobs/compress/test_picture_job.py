@@ -226,6 +226,6 @@ def test_files_of_a_directory_that_are_not_stored_are_counted(tmp_path, capsys):
   assert [name for _, name, _ in picture_job._list_pictures(tmp_path, 'x')] == ['a.png', 'b.JPG.png']
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].strip() == '6 files found, 2 used, 4 left out'
-  assert '  left out 2: no picture by its name; only pictures are stored (c.heic, c.txt)' in lines
+  assert '  left out 2: not a picture by its name; only pictures are stored (c.heic, c.txt)' in lines
   assert '  left out 1: hidden, and therefore not read (.d.png)' in lines
   assert any('a link that leads out of the folder' in line and 'e.png' in line for line in lines)
