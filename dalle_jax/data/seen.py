@@ -82,7 +82,7 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
     except Exception as error:
       if not is_unreadable(error):
         raise
-      return NONE, NONE  # where the record is used, it is named
+      return NONE, NONE  # the code that uses the record reports it
     caption = normalized(record['caption'])
     return _hash(f'{image.shape}'.encode() + image.tobytes()), _hash(caption.encode()) if caption else NONE
 

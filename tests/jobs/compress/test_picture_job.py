@@ -14,7 +14,7 @@ from random_models import PICTURES, caption_tokenizer, random_params
 from dalle_jax import bundle
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
-from dalle_jax.data import image
+from dalle_jax.data import image, picture_files
 from dalle_jax.jobs.compress import commands, picture_job
 from dalle_jax.jobs.compress.limits import DecodingLimits
 
@@ -74,6 +74,14 @@ def test_pictures_of_any_size_are_decoded_exactly(models, coder, tmp_path):
   assert figures['num_tiles'] == 5 and figures['num_pixels'] == 64 + 95 + 1
   excess = 8 * figures['payload_bytes'] - figures['model_bits']
   assert -1 < excess < (9 * 3 if coder == 'range' else figures['num_pixels'] * 3 + figures['num_tokens'])
+
+
+def test_files_that_are_too_large_for_a_picture_are_not_read(tmp_path):
+  with (tmp_path / 'large.png').open('wb') as file:
+    file.truncate(picture_files.most_bytes(100) + 1)
+  settings = CompressionSettings(max_image_pixels=100)
+  with pytest.raises(ValueError, match=r'large\.png: it has more than 268,437,056 bytes, .*--max_image_pixels'):
+    picture_job.PictureJob.inputs(tmp_path / 'large.png', settings, Config.from_dict(PICTURES))
 
 
 def test_captions_that_show_nothing_are_refused_before_pictures_are_read(tmp_path):
@@ -234,6 +242,6 @@ def test_files_of_a_directory_that_are_not_stored_are_counted(tmp_path, capsys):
   assert [name for _, name, _ in picture_job._list_pictures(tmp_path, 'x')] == ['a.png', 'b.JPG.png']
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].strip() == '6 files found, 2 used, 4 left out'
-  assert '  left out 2: no picture by its name; only pictures are stored (c.heic, c.txt)' in lines
+  assert '  left out 2: not a picture by its name; only pictures are stored (c.heic, c.txt)' in lines
   assert '  left out 1: hidden, and therefore not read (.d.png)' in lines
   assert any('a link that leads out of the folder' in line and 'e.png' in line for line in lines)
