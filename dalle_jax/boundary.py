@@ -1,4 +1,4 @@
-"""The boundary of the commands: what users and the outside world do wrong ends in one message and an exit status.
+"""The boundary of the commands: errors of users and of the system end in one message and an exit status.
 
 Every command runs in `run`. It prints one message and exits with status 2 for
 
@@ -7,7 +7,7 @@ Every command runs in `run`. It prints one message and exits with status 2 for
 - too little memory, a missing accelerator, a missing package, a helper process that the system ended
 
 The error may also be the cause of another error, because libraries wrap what their background threads raise. All other
-errors are mistakes of this program, and their traceback is shown. Importing this module is cheap.
+errors are bugs, and their traceback is shown. Importing this module is cheap.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ def run(program: Callable[[], int | None], verbose: Callable[[], bool]) -> NoRet
 
 
 def _status(error: BaseException, verbose: Callable[[], bool]) -> int:
-  """Prints the message of an error and returns the exit status. Raises the error again if it is a mistake of ours."""
+  """Prints the message of an error and returns the exit status. Raises the error again if it is a bug."""
   if isinstance(error, KeyboardInterrupt):
     _print('Stopped on request.')
     return EXIT_CTRL_C

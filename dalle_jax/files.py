@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -17,6 +18,7 @@ MAX_JSON_BYTES = 16 * 2**20
 MOST_DIGITS = 300  # of an integer in JSON, with its sign; a float holds numbers of up to 308 digits
 MAX_JSON_DEPTH = 100
 MAX_PATH_BYTES = 3500  # leaves room for the longest names below a work directory; Linux allows 4095 bytes
+UNFINISHED = '.writing-'  # how the names of files begin until they are complete
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:')
 
 
@@ -101,7 +103,7 @@ def read_json_object(
     advice = 'Change its permissions.' if isinstance(error, PermissionError) else advice
     raise ValueError(f'{path} cannot be read: {error.strerror or error}. {advice}'.rstrip()) from error
   if len(content) > max_bytes:
-    raise ValueError(f'{path} is larger than {max_bytes:,} bytes, which this file never is. {advice}'.rstrip())
+    raise ValueError(f'{path} is larger than {max_bytes:,} bytes, the limit for this file. {advice}'.rstrip())
   try:
     return parse_json_object(content, allow_nan)
   except ValueError as error:
@@ -116,8 +118,8 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
     allow_nan: Whether NaN is allowed as a number; Infinity and -Infinity always are.
 
   Raises:
-    ValueError: The text is no JSON object, repeats a key, or nests deeper than `MAX_JSON_DEPTH`. The message repeats at
-      most a key of it.
+    ValueError: The text is not a JSON object, repeats a key, or nests deeper than `MAX_JSON_DEPTH`. The message repeats
+      at most a key of it.
   """
   if not content.strip():
     raise ValueError('it is empty')
@@ -129,11 +131,11 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
       parse_int=_integer,
     )
   except UnicodeDecodeError as error:
-    raise ValueError(f'it is no text in UTF-8 (byte {error.start})') from None
+    raise ValueError(f'it is not UTF-8 text (byte {error.start})') from None
   except _UnusualJson:
     raise
   except (ValueError, RecursionError) as error:
-    raise ValueError(f'it is no JSON ({type(error).__name__}: {str(error)[:100]})') from None
+    raise ValueError(f'it is not JSON ({type(error).__name__}: {str(error)[:100]})') from None
   if not isinstance(values, dict):
     raise ValueError(f'it holds {_json_kind(values)} and not a JSON object')
   level: list[Any] = [values]
@@ -185,7 +187,7 @@ def _json_kind(value: Any) -> str:
 
 
 def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] = ()) -> None:
-  """Check that a file may be written.
+  """Check that a regular file in an existing directory can be written; see `check_out`.
 
   Args:
     out: The file.
@@ -194,18 +196,18 @@ def check_file(out: Path, overwrite: bool, what: str, others: tuple[Path, ...] =
     others: Files and directories that the command also reads or writes, so that `out` must differ from them.
 
   Raises:
-    ValueError: The file exists, is not a regular file, is one of `others`, or its directory is not writable.
+    ValueError: The file is not a regular file, is one of `others`, has no directory, or `check_out` refuses it.
   """
   check_path(out, what)
   _check_parent(out, what)
-  if os.path.lexists(out):
-    if not (stat.S_ISREG(out.lstat().st_mode) or out.is_symlink()) or out.is_dir():
-      raise ValueError(f'{what}: {out} is no regular file; give another name.')
-    if not overwrite:
-      raise ValueError(f'{what}: {out} exists; give another name, or --overwrite.')
+  if os.path.lexists(out) and not out.is_file():
+    raise ValueError(f'{what}: {shown(out)} is not a regular file; give another name.')
   same = [other for other in others if out.resolve() == other.resolve()]
   if same:
-    raise ValueError(f'{what}: {out} is {same[0]}, which the command needs for another purpose; give another name.')
+    raise ValueError(
+      f'{what}: {shown(out)} is {shown(same[0])}, which the command needs for another purpose; give another name.'
+    )
+  check_out(out, overwrite, what)
 
 
 def check_out(out: Path, overwrite: bool, what: str = '--out') -> None:
@@ -266,7 +268,7 @@ def make_directory(out: str, size: int = 0, what: str = '--out') -> Path:
 
 def _try_to_write(directory: Path) -> None:
   """Raise OSError if no file can be written in a directory."""
-  with tempfile.TemporaryFile(prefix='.writing-', dir=directory) as file:
+  with tempfile.TemporaryFile(prefix=UNFINISHED, dir=directory) as file:
     file.write(bytes(4096))
 
 
@@ -303,20 +305,30 @@ def _check_parent(out: Path, what: str) -> None:
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-  """Yield a temporary path for a file or a directory, which replaces `out` on success and is removed on failure."""
-  scratch = Path(tempfile.mkdtemp(prefix='.writing-', dir=out.absolute().parent))
+  """Yield a temporary path for a file or a directory, which replaces `out` on success and is removed on failure.
+
+  The path is beside `out`, and no other process uses it. Errors of the operating system name `out` instead of it.
+  """
+  scratch = out.absolute().parent / f'{UNFINISHED}{secrets.token_hex(8)}'
   try:
-    yield scratch / 'out'
-    assert (scratch / 'out').exists()
-    if out.is_dir() and not out.is_symlink():
+    yield scratch
+    if scratch.is_dir() and out.is_dir() and not out.is_symlink():
       out.rmdir()  # an empty one; see `check_directory`
-    os.replace(scratch / 'out', out)
+    os.replace(scratch, out)
+  except OSError as error:
+    if str(error.filename) == str(scratch):
+      error.filename = str(out)
+      del error.filename2  # None would be printed
+    raise
   finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+    if scratch.is_dir():
+      shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      scratch.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:
-  """Write a file atomically: write a file beside it, then rename that. Create missing directories.
+  """Write a file atomically, and create missing directories; see `replacing`.
 
   A symbolic link stays: its target is replaced. A device or a pipe, such as /dev/stdout, is written to directly.
   """
@@ -326,14 +338,8 @@ def write_whole(path: Path, content: bytes) -> None:
     return
   path = path.resolve()
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
-  try:
-    with naming(path):
-      partial.write_bytes(content)
-      os.replace(partial, path)
-  finally:
-    with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)
+  with naming(path), replacing(path) as partial:
+    partial.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -373,7 +379,7 @@ def shown(text: object, most: int = 200) -> str:
     most: The largest number of characters to return, at least 3.
   """
   text = str(text)
-  if len(text) > most:  # so that the work does not depend on the length either
+  if len(text) > most:  # so that the time does not depend on the length of the text
     text = text[: most + 1] + text[-most:]
   escaped = ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
   if len(escaped) <= most:

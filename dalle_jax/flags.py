@@ -172,7 +172,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
-      flags.FLAGS['config'].value.items()  # of a file that fails with some errors, the value is something else
+      flags.FLAGS['config'].value.items()  # raises an error if the file failed and absl kept no configuration
     _check_numbers()
     return rest
   except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
@@ -234,7 +234,7 @@ def essence(error: Exception) -> str:
 
 
 def define_overwrite(what: str) -> flags.FlagHolder[bool]:
-  """The flag --overwrite of a command; without it, existing files are refused before any work.
+  """Define the flag --overwrite of a command. Without it, the command refuses existing files before any work.
 
   Args:
     what: what is replaced, for the help.

@@ -53,7 +53,7 @@ def together(activity: str) -> Iterator[None]:
     activity: describes the block in error messages, for example 'preparing the data'.
 
   Raises:
-    ValueError: another host raised an error. The traceback of a mistake of the program is in that host's output.
+    ValueError: another host raised an error. The output of that host has the traceback of a bug.
     KeyboardInterrupt: another host was stopped.
   """
   if jax.process_count() == 1:

@@ -203,7 +203,7 @@ def test_files_that_do_not_belong_to_the_model_are_said_once(copy, mesh, caplog)
     (b'{"seed": NaN}', 'it holds NaN'),
     (b'{"seed": ' + b'9' * 5000 + b'}', 'whole number of'),
     (b'{"seed": 1, "seed": 1}', "the key 'seed' is repeated"),
-    (b'\xff\xfe{}', 'no text in UTF-8'),
+    (b'\xff\xfe{}', 'not UTF-8 text'),
   ],
 )
 @pytest.mark.usefixtures('unverified')

@@ -36,6 +36,34 @@ def test_replacing_leaves_the_old_file_if_the_writer_fails(tmp_path):
   assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_of_a_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+  path, replace = tmp_path / 'a', os.replace
+
+  def replace_after_another_writer(source, target):
+    monkeypatch.setattr(files.os, 'replace', replace)
+    files.write_whole(path, b'second')
+    assert path.read_bytes() == b'second'
+    replace(source, target)
+
+  monkeypatch.setattr(files.os, 'replace', replace_after_another_writer)
+  files.write_whole(path, b'first')
+  assert path.read_bytes() == b'first' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_replaces_no_directory_and_errors_name_what_the_user_named(tmp_path):
+  path = tmp_path / 'a'
+  path.mkdir()
+  with pytest.raises(OSError, match=rf"Is a directory: '{path}'$"):
+    files.write_whole(path, b'x')
+  assert list(tmp_path.iterdir()) == [path] and path.is_dir()
+  with files.replacing(path) as partial:
+    partial.mkdir()
+    (partial / 'b').touch()
+  assert (path / 'b').exists() and list(tmp_path.iterdir()) == [path]
+  with pytest.raises(OSError, match=rf"Not a directory: '{path}/b/c'$"), files.replacing(path / 'b' / 'c') as partial:
+    partial.touch()
+
+
 def test_numbers_that_json_cannot_hold_become_null():
   values = {'a': 1.5, 'b': math.inf, 'c': math.nan, 'd': 'text', 'e': 3}
   assert files.finite_or_null(values) == {'a': 1.5, 'b': None, 'c': None, 'd': 'text', 'e': 3}
@@ -56,6 +84,19 @@ def test_a_check_of_an_output_file_leaves_nothing_behind(tmp_path):
     files.check_out(tmp_path / 'a', overwrite=False)
   files.check_out(tmp_path / 'a', overwrite=True)
   files.check_out(pathlib.Path('/dev/null'), overwrite=False)
+
+
+def test_files_that_are_replaced_must_be_regular_and_differ_from_the_inputs(tmp_path):
+  (tmp_path / 'in').touch()
+  (tmp_path / 'link').symlink_to(tmp_path / 'in')
+  (tmp_path / 'nowhere').symlink_to(tmp_path / 'missing')
+  os.mkfifo(tmp_path / 'pipe')
+  for name, message in (('nowhere', 'not a regular file'), ('pipe', 'not a regular file'), ('link', '.*in, which')):
+    with pytest.raises(ValueError, match=rf'OUT: .*{name} is {message}'):
+      files.check_file(tmp_path / name, True, 'OUT', (tmp_path / 'in',))
+  with pytest.raises(ValueError, match=r'OUT: .*in exists; give another name, or --overwrite'):
+    files.check_file(tmp_path / 'in', False, 'OUT')
+  files.check_file(tmp_path / 'in', True, 'OUT')
 
 
 def test_a_full_disk_is_found_before_any_work(tmp_path, monkeypatch):
@@ -140,11 +181,11 @@ def test_long_foreign_text_is_cut_in_the_middle(char):
     (b'5', 'it holds a number'),
     (b'true', 'it holds true or false'),
     (b'"x"', 'it holds a text'),
-    (b'{"a"', 'it is no JSON'),
-    (b'\xff\xfe', 'it is no text in UTF-8'),
+    (b'{"a"', 'it is not JSON'),
+    (b'\xff\xfe', 'it is not UTF-8 text'),
     (b'{"a": ' + b'9' * 301 + b'}', 'it holds a whole number of 301 characters'),
     (b'{"a": ' + b'9' * 5000 + b'}', 'it holds a whole number of 5,000 characters'),
-    (b'[' * 100_000, 'it is no JSON'),
+    (b'[' * 100_000, 'it is not JSON'),
     (b'{"a":' * 101 + b'{}' + b'}' * 101, 'it nests deeper than 100 levels'),
     (b'{"a": NaN}', 'it holds NaN'),
     (b'{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' is repeated"),

@@ -12,6 +12,7 @@ how documents use the file.
 import datetime
 import importlib.metadata
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -76,10 +77,10 @@ def table_of(runs: list[Path], labels: list[str], names: list[str], with_median:
     missing = [name for name in names if name not in scores]
     if missing:
       raise ValueError(f'{run} (--runs) has no score {", ".join(missing)} (--scores); it has {", ".join(scores)}.')
-    numberless = [name for name in names if not all(type(number) in (int, float) for number in _numbers(scores[name]))]
+    numberless = [name for name in names if not _is_finite(scores[name])]
     if numberless:
       raise ValueError(
-        f'{run} (--runs): the score {", ".join(numberless)} (--scores) is no finite number; leave it out.'
+        f'{run} (--runs) has no finite number for {", ".join(numberless)} (--scores); leave this score out.'
       )
     rows.append([label, *(scores[name] for name in names)])
   if len(rows) > 1 and with_median:
@@ -113,6 +114,12 @@ def markdown(table: dict[str, Any]) -> str:
 
 def _numbers(cell: Any) -> list[Any]:
   return cell if isinstance(cell, list) else [cell]
+
+
+def _is_finite(cell: Any) -> bool:
+  """Whether a cell is a finite number, or a list of finite numbers that is not empty."""
+  numbers = _numbers(cell)
+  return bool(numbers) and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
 
 
 def _value(cell: float | list[float]) -> float:

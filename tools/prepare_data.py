@@ -21,7 +21,9 @@ _PATH = flags.DEFINE_string('path', None, 'The pictures, as in config.data.path.
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
 _SOURCE = flags.DEFINE_string('source', 'auto', 'Kind of the source, as in config.data.source.')
 _CAPTION_KEY = flags.DEFINE_string('caption_key', 'caption', 'Parquet: the column of the captions.')
-_SIZE = flags.DEFINE_integer('size', 0, 'Reduce the shorter side to this many pixels; 0: keep all files as they are.', 0)
+_SIZE = flags.DEFINE_integer(
+  'size', 0, 'Reduce the shorter side to this many pixels; 0: keep all files as they are.', 0
+)
 _PER_SHARD = flags.DEFINE_integer('per_shard', 10_000, 'Pictures in a shard.', 1)
 _NUM_THREADS = flags.DEFINE_integer('num_threads', 0, 'Threads that read pictures; 0: one for each core.', 0)
 _MAX_IMAGE_PIXELS = doors.define_max_image_pixels()

@@ -10,8 +10,8 @@ directories, uses each as the commands do, and judges the result. `kills` kills 
 file operations until it has killed it --count times. `table` prints the results so far.
 
 A trial ends in one of five ways: a clean error (the commands exit with status 2 and a message), the right result, a
-wrong result in silence, a traceback, or a hang (also: far too much memory). For formats without checksums, what Pillow
-decodes counts as right. The exit status is 1 if any trial ended in one of the last three ways.
+wrong result without an error, a traceback, or a hang (also: far too much memory). For formats without checksums, what
+Pillow decodes counts as right. The exit status is 1 if any trial ended in one of the last three ways.
 
 Trials depend on --seed and their number alone. A later start with the same --out goes on where an earlier one stopped.
 docs/reliability.md has the results.

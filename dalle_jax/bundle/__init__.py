@@ -286,7 +286,7 @@ def _check_without_checksums(path: Path, info: dict[str, Any], params: Any) -> N
   if expected is not None and fingerprint(params) != expected:
     raise ValueError(
       f'The parameters in {path / "params"} are damaged: their fingerprint is not {bundle_files.brief(expected)}. Copy '
-      f'the directory again or run the training command again. To load them all the same, set {bundle_files.FLAG}.'
+      f'the directory again or run the training command again. To load them anyway, set {bundle_files.FLAG}.'
     )
   checked = 'Only its parameters and tokenizer were' if expected is not None else 'Its parameters were not'
   bundle_files.say_once(f'{path} was written by an earlier version, without checksums of its files. {checked} checked.')

@@ -141,7 +141,7 @@ def _read_info(path: Path, flag: str, verify: bool) -> dict[str, Any]:
   if type(version) is not int:
     raise ValueError(damaged % f'format_version is {brief(version)!r}')
   if verify and 'checksum' in info and not integrity.has_own_checksum(file.read_bytes(), info['checksum']):
-    raise ValueError(f'{damaged % "its contents do not match its checksum"} To load it all the same, set {FLAG}.')
+    raise ValueError(f'{damaged % "its contents do not match its checksum"} To load it anyway, set {FLAG}.')
   if not 1 <= version <= FORMAT_VERSION:
     advice = 'Install a newer dalle_jax.' if version > FORMAT_VERSION else 'Train the model again.'
     raise ValueError(
@@ -191,7 +191,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_sizes(path: Path, info: Mapping[str, Any], verify: bool) -> None:
-  """Compares the sizes of all files, and the checksums of the small files. Files that are not listed are said once.
+  """Compares the sizes of all files and the checksums of the small files. Logs the names of unlisted files, once.
 
   Without `verify`, only the sizes of the files in params/ are compared.
   """
@@ -214,10 +214,10 @@ def _damaged_message(path: Path, damaged: list[str]) -> str:
     f'The model directory {path} is damaged: {integrity.listed(damaged)}. Copy the directory again or run the training '
     'command again.'
   )
-  # Without checksums, files of params/ that have other sizes are refused all the same.
+  # Without checksums, files of params/ that have other sizes are refused too.
   small = ('config.json (', 'tokenizer.model (')
   if all(problem.endswith(integrity.CHANGED) or problem.startswith(small) for problem in damaged):
-    message += f' To load the changed files all the same, set {FLAG} (in Python: verify=False).'
+    message += f' To load the changed files anyway, set {FLAG} (in Python: verify=False).'
   return message
 
 

@@ -12,7 +12,7 @@ import jax
 
 from dalle_jax.config import Config
 
-# Limits of what no array shows: the positions of a model with rotary positions, and the pixels of a dVAE.
+# Limits of two sizes that no stored array shows: the positions of a model with rotary positions, and a dVAE's pixels.
 MOST_TOKENS = 2**15
 MOST_PIXELS = 2**13  # on one side of an image
 

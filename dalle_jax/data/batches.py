@@ -24,7 +24,7 @@ Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], dict[str, np.ndarray]]
 MOST_BATCHES = 2**40  # length of an endless stream; its number of examples must fit into 63 bits
 ATTEMPTS = 64  # records tried for one row of a batch
-_FAILED = '_failed'  # field of a row on its way from the reading process: records that were tried in vain
+_FAILED = '_failed'  # field of a row from the reading process: number of records that could not be read
 
 
 class Source(Protocol):
@@ -179,13 +179,13 @@ class _Examples:
     return self._reasons[index]
 
   def names(self, batch: int, most: int) -> list[str]:
-    """Names of up to `most` records at the start of a global batch, those that took the place of bad ones included."""
+    """Names of up to `most` records at the start of a global batch, with the replacements of bad records."""
     first = batch * self._batch_size
     positions = range(first, first + min(most, self._batch_size))
     return [self.name(self.record_index(position, self._read(position)[1])) for position in positions]
 
   def _read(self, position: int) -> tuple[dict[str, np.ndarray], int]:
-    """The example at a position of the stream, and how many records were tried in vain before it.
+    """The example at a position of the stream, and how many records before it could not be read.
 
     Raises:
       UnreadableError: none of ATTEMPTS records can be read.
@@ -301,7 +301,7 @@ class Batches:
     return batch
 
   def _report(self, position: int, failed: int) -> None:
-    """Name in the log those of the records tried in vain for a position that have not been named before."""
+    """Log the names of the unreadable records at a position. Each record is logged once."""
     for index in (self._examples.record_index(position, attempt) for attempt in range(failed)):
       if index not in self._bad_names:
         self._bad_names[index] = name = self._examples.name(index)

@@ -23,7 +23,7 @@ from dalle_jax.files import write_whole
 
 _FORMAT = 1
 _DECODER = (image, picture_files, png_chunks, colour_profiles)
-_FLUSH_LINES, _FLUSH_S = 2_000, 5.0  # new lines are written when there are as many, or after as many seconds
+_FLUSH_LINES, _FLUSH_S = 2_000, 5.0  # new lines are written after this many lines or seconds
 # A file may change again within the resolution of its time. A change younger than this is not remembered.
 _YOUNGEST_S = 2.0
 

@@ -18,7 +18,7 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -150,7 +150,8 @@ class ClipTokenizer:
     """
     try:
       check_regular(Path(path))
-      text = _unpacked(Path(path).read_bytes()).decode()
+      with Path(path).open('rb') as file:
+        text = _unpacked(file).decode()
       return cls(_from_json(text) if text[:1] == '{' else _from_lines(text))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
       raise ValueError(f'Cannot load the tokenizer {path}: {error}') from error
@@ -162,18 +163,18 @@ def check_packages() -> None:
     _package(name)
 
 
-def _unpacked(data: bytes) -> bytes:
-  """The content of a gzip file, or the data if it is none.
+def _unpacked(file: BinaryIO) -> bytes:
+  """The content of a file, decompressed if it is a gzip file.
 
   Raises:
     ValueError: the content has more than MAX_UNPACKED bytes.
   """
-  if data[:2] != b'\x1f\x8b':
-    return data
-  with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-    content = file.read(MAX_UNPACKED + 1)
+  content = file.read(MAX_UNPACKED + 1)
+  if content[:2] == b'\x1f\x8b':
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
+      content = unpacked.read(MAX_UNPACKED + 1)
   if len(content) > MAX_UNPACKED:
-    raise ValueError(f'it has more than {MAX_UNPACKED:,} bytes after decompression')
+    raise ValueError(f'it has more than {MAX_UNPACKED:,} bytes, after decompression if it is a gzip file')
   return content
 
 

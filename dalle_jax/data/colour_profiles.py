@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 # The colour spaces of profiles, by the modes of the pictures that they describe.
 _SPACES = {'L': b'GRAY', 'RGB': b'RGB ', 'CMYK': b'CMYK'}
-# Profiles that change no colour by more than this are sRGB in other words: their pictures stay bit for bit the same.
+# A profile that changes no colour by more than this counts as sRGB. Its pictures stay the same, bit for bit.
 _TOLERANCE = 2  # of 255
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 

@@ -101,19 +101,36 @@ def resize(square: np.ndarray, size: int, resampling: str = 'area') -> np.ndarra
   if side == size:
     return square
   if side > size and resampling == 'area':
-    return _area_means(square, size)
+    return _area_means(square, size, size)
   method = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
   return np.array(Image.fromarray(square).resize((size, size), method))
 
 
-def _area_means(square: np.ndarray, size: int) -> np.ndarray:
-  """Means of uint8 [S, S, 3] over a grid of size x size equal areas, for S > size.
+def reduce_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
+  """Reduces an image to a shorter side of `size` pixels by exact means of areas; the longer side is rounded.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size: the shorter side afterwards; an image whose shorter side is not larger is returned as it is.
+
+  Returns:
+    uint8 [H, W, 3] with other H and W.
+  """
+  shorter = min(image.shape[:2])
+  if shorter <= size:
+    return image
+  height, width = (max(round(length * size / shorter), 1) for length in image.shape[:2])
+  return _area_means(image, height, width)
+
+
+def _area_means(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Means of uint8 [H, W, 3] over a grid of height x width equal areas, for H > height and W > width.
 
   The sums are integers, so the means are exact and the same on every machine. Halves round to even, as in the listings.
   """
-  rows = _area_sums(square, size)
-  sums = _area_sums(rows.swapaxes(0, 1), size).swapaxes(0, 1)
-  return np.rint(sums / len(square) ** 2).astype(np.uint8)
+  rows = _area_sums(image, height)
+  sums = _area_sums(rows.swapaxes(0, 1), width).swapaxes(0, 1)
+  return np.rint(sums / (image.shape[0] * image.shape[1])).astype(np.uint8)
 
 
 def _area_sums(x: np.ndarray, count: int) -> np.ndarray:

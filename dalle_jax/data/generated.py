@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dalle_jax.data.unreadable import first_line
-from dalle_jax.files import shown, write_json
+from dalle_jax.files import UNFINISHED, shown, write_json
 
 HASHES = 'hashes.json'
 _BLOCK = 2**20  # bytes read at once
@@ -18,8 +18,8 @@ _BLOCK = 2**20  # bytes read at once
 
 def record(directory: Path) -> None:
   """Write the sizes and hashes of all files of a directory."""
-  files = (file for file in sorted(directory.iterdir()) if file.is_file() and not file.name.startswith(HASHES))
-  facts = {file.name: _facts(file) for file in files}
+  files = [file for file in sorted(directory.iterdir()) if file.is_file()]
+  facts = {file.name: _facts(file) for file in files if not file.name.startswith((HASHES, UNFINISHED))}
   write_json(directory / HASHES, facts)
 
 
@@ -88,7 +88,8 @@ def remove(directory: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _is_own(entry: Path, patterns: tuple[str, ...]) -> bool:
-  names = (*patterns, HASHES, f'{HASHES}.partial')
+  # A start that was killed leaves an unfinished file. In earlier versions its name began with that of the hashes.
+  names = (*patterns, HASHES, f'{HASHES}.*', f'{UNFINISHED}*')
   return entry.is_file() and not entry.is_symlink() and any(fnmatch(entry.name, pattern) for pattern in names)
 
 

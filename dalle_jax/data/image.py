@@ -13,8 +13,8 @@ from dalle_jax.data.picture_files import EXTENSIONS, MAX_PIXELS, PILLOW_ERRORS, 
 from dalle_jax.files import check_regular, shown
 
 __all__ = [
-  'EXTENSIONS', 'MAX_PIXELS', 'PILLOW_ERRORS', 'Picture', 'check_lossless', 'check_mode', 'decode', 'decode_file',
-  'encode_png', 'opacity', 'png_text', 'read', 'read_picture',
+  'EXTENSIONS', 'MAX_PIXELS', 'PILLOW_ERRORS', 'Picture', 'check_lossless', 'check_mode', 'contents', 'decode',
+  'decode_file', 'encode_png', 'opacity', 'png_text', 'read', 'read_picture',
 ]  # fmt: skip
 
 _Result = TypeVar('_Result')
@@ -299,20 +299,21 @@ def decode_file(
     ValueError: the file cannot be read or decoded; the message names the flag and the file.
   """
   try:
-    return decoder(_contents(file, max_pixels), max_pixels)
+    return decoder(contents(Path(file), max_pixels), max_pixels)
   except OSError as error:
     raise ValueError(f'{flag} {shown(file)} cannot be read: {error.strerror or shown(error)}.') from None
   except ValueError as error:
     raise ValueError(f'{flag} {shown(file)} cannot be read: {error}') from None
 
 
-def _contents(file: str, max_pixels: int) -> bytes:
-  """The contents of a file.
+def contents(path: Path, max_pixels: int) -> bytes:
+  """The contents of a picture file.
 
   Raises:
-    ValueError: it is no regular file, or has more bytes than a picture of `max_pixels` can need.
+    ValueError: it is not a regular file, or has more bytes than a picture of `max_pixels` can need.
+    OSError: it cannot be read.
   """
-  path, most = Path(file), most_bytes(max_pixels)
+  most = most_bytes(max_pixels)
   check_regular(path)
   if path.stat().st_size > most:
     raise ValueError(f'it has more than {most:,} bytes, which no picture within --max_image_pixels needs')

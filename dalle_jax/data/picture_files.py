@@ -21,7 +21,7 @@ from PIL import Image
 from dalle_jax.data import png_chunks
 from dalle_jax.files import shown
 
-# Pillow warns about metadata that we do not use, and prints parts of damaged files. What matters to the pixels raises.
+# Pillow warns about metadata that we do not use, and prints parts of damaged files. Damaged pixels still raise errors.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
@@ -42,7 +42,7 @@ _FORMATS = {
   'TIFF': rb'II[*+]\0|MM\0[*+]', 'AVIF': rb'.{4}ftyp(?:avi[fs]|m(?:if|sf)1.{4}(?:.{4}){0,12}?avi[fs])',
 }  # fmt: skip
 _NAMES = 'PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF'
-# How other files begin that people take for pictures, to name them in the refusal.
+# How files of other formats begin that people take for pictures, so that the error message can name the format.
 _OTHERS = {
   'PostScript': rb'\x04?%!|\xc5\xd0\xd3\xc6', 'PDF': rb'%PDF', 'WMF': rb'\xd7\xcd\xc6\x9a|[\x01\x02]\0\t\0\0',
   'EMF': rb'\x01\0\0\0.{36} EMF', 'HEIC': rb'.{4}ftyp(?:hei|hev|mif1|msf1)',
@@ -83,7 +83,7 @@ def format_of(data: bytes) -> str:
   for name, start in _OTHERS.items():
     if re.match(start, data[:64], re.DOTALL | re.IGNORECASE):
       raise ValueError(f'its contents are {name}, which is not read; a picture must be one of {_NAMES}')
-  raise ValueError(f'it begins with {data[:8]!r}, which no known picture does; a picture must be one of {_NAMES}')
+  raise ValueError(f'it begins with {data[:8]!r}, which is no known picture format; a picture must be one of {_NAMES}')
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from PIL import Image
 from dalle_jax.config import DataConfig
 from dalle_jax.data import detect, image, picture_kinds
 from dalle_jax.data.account import Account
-from dalle_jax.data.crops import resize_to
+from dalle_jax.data.crops import reduce_shorter_side
 from dalle_jax.data.entries import Found
 from dalle_jax.data.fingerprints import hash_of
 from dalle_jax.data.picture_records import NewRecord, Writer
@@ -72,5 +72,5 @@ def _copied(store: Store, picture: Found, size: int, max_pixels: int) -> bytes:
   if not size or min(pixels.shape[:2]) <= size:
     return data
   buffer = io.BytesIO()
-  Image.fromarray(resize_to(pixels, size)).save(buffer, 'PNG')
+  Image.fromarray(reduce_shorter_side(pixels, size)).save(buffer, 'PNG')
   return buffer.getvalue()

@@ -42,7 +42,8 @@ class Dataset:
   account: Account | None = None  # what was found, used and left out; None for a source that leaves out nothing
   # For each held-out split, how much of it also occurs in training; empty if they were not compared.
   overlaps: Mapping[str, 'Overlap'] = dataclasses.field(default_factory=dict)
-  # Stores the records as the list of a run that accepts them as other data; None if its list has them already.
+  # Replaces the run's list of records if the run accepts other data. None if its list is that of these records, and on
+  # all hosts but the first.
   adopt: Callable[[], None] | None = None
 
   def open(self, split: str) -> 'Source':
@@ -186,7 +187,7 @@ def _mixture(config: DataConfig, context: Context) -> Dataset:
 def _adopting(
   run: RunData, old: pinned.RecordLists, fresh: pinned.RecordLists, fingerprint: str
 ) -> Callable[[], None] | None:
-  """What stores the records found now in place of the run's list; see `Dataset.adopt`."""
+  """A function that replaces the run's list by the records found now, or None; see `Dataset.adopt`."""
   is_other = fingerprint == fresh.fingerprint != old.fingerprint
   return functools.partial(pinned.write, run.file, fresh) if is_other and run.is_main else None
 

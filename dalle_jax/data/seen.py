@@ -84,7 +84,7 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
     except Exception as error:
       if not is_unreadable(error):
         raise
-      return [NONE, NONE]  # where the record is used, it is named
+      return [NONE, NONE]  # the code that uses the record reports it
     captions = map(normalized, record.get('captions', (record['caption'],)))
     own = [_hash(caption.encode()) if caption else NONE for caption in captions]
     return [_hash(f'{image.shape}'.encode() + image.tobytes()), *own]

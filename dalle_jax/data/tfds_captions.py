@@ -1,4 +1,4 @@
-"""Counts the captions of a TFDS data set: examples without one are used, and said to be without one.
+"""Counts the captions of a TFDS data set, so that its account says how many examples have an empty caption.
 
 All captions are read once. The counts are kept in a file, which may be deleted at any time.
 """

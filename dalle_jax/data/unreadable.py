@@ -21,7 +21,7 @@ class Records(Protocol):
 
 
 class UnreadableError(ValueError):
-  """So many records cannot be read that none was found to replace them."""
+  """Too many records cannot be read: no readable one was found as a replacement."""
 
 
 def is_unreadable(error: Exception) -> bool:
@@ -118,7 +118,7 @@ def readable(source: Records, read: Callable[[Any], Any], most: int | None = Non
     most: how many records to look at.
 
   Returns:
-    A view of the readable ones, and 'NAME: REASON' for each of the others.
+    A view of the readable records, and 'NAME: REASON' for each unreadable record.
   """
   problems: dict[int, str] = {}
   for index in range(len(source) if most is None else min(most, len(source))):

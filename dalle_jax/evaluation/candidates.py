@@ -27,8 +27,8 @@ def chosen(scores: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 def curve(scores: np.ndarray, values: np.ndarray, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Average `chosen` over P prompts for each of C counts.
 
-  The values must lie between 0 and 1. Candidates of a prompt are correlated, so the interval is that of as many
-  independent values as have the variance of the mean over prompts, but at least P.
+  The values must lie between 0 and 1. Candidates of a prompt are correlated, so the interval is that of an
+  effective number of independent values, at least P (see `figures.effective_count`).
 
   Returns:
     Means [C], and the lower and upper ends [C] of their Wilson intervals of 95%.

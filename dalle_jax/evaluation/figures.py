@@ -47,8 +47,8 @@ def share(values: np.ndarray, groups: Sequence[Hashable] | None = None) -> Figur
 
   Args:
     values: bool [N].
-    groups: labels [N] of values that may be correlated, as for `mean`. The interval is that of as many independent
-      values as have the same variance (see `effective_count`).
+    groups: labels [N] of values that may be correlated, as for `mean`. The interval is that of an effective
+      number of independent values (see `effective_count`).
   """
   values = np.asarray(values, np.float64)
   value = float(np.mean(values))

@@ -48,7 +48,7 @@ def check(file: CappedFile) -> None:
 
   Two kinds of small files could exhaust a reader:
   - A pickle stores objects in a memo by number, and Python allocates a table up to the highest number. A number above
-    the count of instructions so far serves nothing else.
+    the count of instructions so far has no other purpose.
   - Instructions can put the same tuple into a tuple twice, and again. Sixty pairs make a tuple with 2^60 items, which
     takes no memory, but no one can hash, compare or print it. Other containers have no hash, so we follow only tuples.
 

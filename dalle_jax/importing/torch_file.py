@@ -74,7 +74,7 @@ class _Tensor:
     """
     numbers = (self.offset, *self.shape, *self.strides)
     if not all(type(n) is int and n >= 0 for n in numbers) or len(self.shape) != len(self.strides):
-      raise ValueError('a tensor has a shape, strides or an offset that are no list of numbers from 0')
+      raise ValueError('the shape, the strides or the offset of a tensor is not made of whole numbers from 0')
     last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
     values = self.storage.values
     # The size is limited too, because strides of 0 could turn a few numbers into a huge array.
@@ -245,7 +245,7 @@ def _read_stream(file: CappedFile, module_packages: tuple[str, ...]) -> Any:
   loaded, unpickler = load()
   keys, _ = load()
   if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-    raise ValueError('the list of storages is no list of names')
+    raise ValueError('the list of storages does not consist of names')
   if sorted(keys) != sorted(unpickler.storages):
     raise ValueError('the list of storages differs from the storages that the tensors use')
   for key in keys:

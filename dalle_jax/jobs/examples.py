@@ -39,7 +39,7 @@ def _preprocess(config: Config) -> Preprocess:
 
 
 def readable(config: Config, source: Source, split: str, most: int | None = None) -> Readable:
-  """Leave out of figures those of the first `most` records (None: all) that cannot be read, and say so.
+  """Leave unreadable records among the first `most` (None: all) out of all figures, and print how many.
 
   Raises:
     ValueError: no record can be read.

@@ -129,7 +129,7 @@ class RunLock:
     self._thread = threading.Thread(target=self._beat, name='run lock', daemon=True)
 
   def acquire(self, say: Callable[[str], None] = hosts.say) -> None:
-    """Take the lock, after the holder's last heartbeat has become stale if need be.
+    """Take the lock. If another process seems to hold it, wait until its last heartbeat is stale.
 
     Args:
       say: Prints a message for the user.
@@ -273,7 +273,7 @@ class RunLock:
   def _refresh(self) -> None:
     """Read the lock file, and increase its counter if this process still holds the lock.
 
-    A file system that fails for a while ends nothing: the next heartbeat tries again.
+    If the file system fails for a while, the run goes on, and the next heartbeat tries again.
     """
     with self._guard:
       if self._released.is_set():

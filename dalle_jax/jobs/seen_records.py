@@ -65,7 +65,7 @@ def _digests(config: Config, dataset: Dataset, split: str, directory: Path) -> n
   """The digests of the first records of a split, uint64 [N, 1 + C], from the cache if possible."""
   source, data = dataset.open(split), config.data
   count = min(len(source), config.evaluation.num_compared)
-  # The fingerprint covers the contents of the files. A run whose files broke keeps it, and so what it measures.
+  # The fingerprint covers the contents of the files. A run keeps it if files break, and so measures the same records.
   facts = {
     'data set': dataset.fingerprint, 'split': split, 'number of records': count, 'image size': data.image_size,
     'resampling': data.resampling,

@@ -112,7 +112,7 @@ def check_images(count: int, config: Config) -> None:
   if limits and needed > min(limits):
     raise ValueError(
       f'{count:,} {what} take {needed / 1e9:,.0f} GB of memory, but only {min(limits) / 1e9:,.0f} GB are free. Ask for '
-      'fewer (--num_images, --candidates, prompts), and draw the others with another --seed.'
+      'fewer (--num_images, --candidates, prompts), and sample the others with another --seed.'
     )
 
 

@@ -11,7 +11,7 @@ from dalle_jax.sharding import replicated, to_global
 
 
 class BadDataError(ValueError):
-  """So many records cannot be read that training ends. The run can continue when the data are mended.
+  """Too many records cannot be read, so training ends. The run can continue when the data are mended.
 
   Attributes:
     on_all_hosts: whether all hosts raise it after the same step. If a single host finds no readable record, the others

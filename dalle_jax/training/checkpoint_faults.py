@@ -51,7 +51,7 @@ def _other_error(failure: Exception, path: Path) -> Exception | None:
   if numbers.intersection(_DENIED) or 'PERMISSION_DENIED' in str(failure):
     advice = 'Change the permissions of its files.'
   elif numbers.intersection(_PASSING):
-    advice = 'The checkpoint itself need not be damaged; start again when its files can be read.'
+    advice = 'The checkpoint may be intact; start again when its files can be read.'
   else:
     return None
   return ValueError(f'The checkpoint {path} may not be read: {integrity.cause(failure).rstrip(".")}. {advice}')

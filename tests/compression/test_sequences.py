@@ -28,7 +28,7 @@ MODELS = {
 
 def _params(model):
   rng = np.random.default_rng(0)
-  params = nn.unbox(model.init(jax.random.key(0)))
+  params = jax.jit(lambda: nn.unbox(model.init(jax.random.key(0))))()
   return jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int32 else _noise(rng, leaf), params)
 
 
@@ -64,10 +64,10 @@ def test_the_cost_is_the_negative_log_likelihood_and_the_size_of_the_code(settin
   rows = _rows(LENGTH, LENGTH, 5)
   encoder = CODERS['range'][0]()
   nats = sequences.encode(rows, encoder)
-  expected = 0.0
+  expected, logits = 0.0, jax.jit(model.logits)
   for row in rows:
     padded = np.pad(row, (0, LENGTH - len(row)))[None]
-    expected += float(np.sum(token_nll(model.logits(params, jnp.asarray(padded)), padded)[0, : len(row)]))
+    expected += float(np.sum(token_nll(logits(params, jnp.asarray(padded)), padded)[0, : len(row)]))
   assert nats == pytest.approx(expected, rel=1e-5)
   assert 8 * len(encoder.finish()) == pytest.approx(nats / np.log(2), abs=9)
 

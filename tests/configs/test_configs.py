@@ -13,6 +13,8 @@ from dalle_jax import bundle, sharding
 from dalle_jax.bundle import bundle_sizes
 from dalle_jax.config import Config, MeshConfig, base_config
 from dalle_jax.config.models import DVAE_SHAPE
+from dalle_jax.factory import make_dvae, make_prior
+from dalle_jax.stages import part_initializer
 from dalle_jax.training.tasks.dvae import DvaeTask
 from dalle_jax.training.tasks.prior import PriorTask
 from dalle_jax.training.tasks.reranker import RerankerTask
@@ -29,6 +31,9 @@ VARIANTS = {
 }
 ALL = [(file, variant) for file in FILES for variant in ('', *VARIANTS.get(file.stem, ('tiny',)))]
 TINY = [(file, variant) for file, variant in ALL if 'tiny' in variant]
+# These differ from other sizes in numbers only, so that only their parameters and shardings are tested.
+NUMBERS = ('12b', '5b', '2b', '1b', '300m')
+TRACED = [(file, variant) for file, variant in ALL if file.stem not in (*SEQUENCES, *ALONE) and variant not in NUMBERS]
 
 
 def _name(value):
@@ -36,9 +41,24 @@ def _name(value):
 
 
 @functools.cache
+def _dvae_shapes(dvae, image_size):
+  """The shapes of a dVAE's parameters. Tests share them, because tracing a model takes seconds."""
+  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+  return nn.unbox(jax.eval_shape(make_dvae(dvae).init, jax.random.key(0), image)['params'])
+
+
+@functools.cache
+def _prior_shapes(model):
+  """The shapes of a prior's parameters."""
+  return nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
+
+
 def _shapes(task):
-  """The shapes of a task's parameters. Tests share them, because tracing a large model takes seconds."""
-  return nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  """The shapes of a task's parameters."""
+  if not isinstance(task, PriorTask):
+    return nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  dvae = _dvae_shapes(task.config.dvae, task.config.data.image_size)
+  return {'dvae': dvae, 'prior': _prior_shapes(task.model)}
 
 
 @functools.cache
@@ -56,7 +76,7 @@ def _load(file, variant):
   return values, Config.from_dict(values)
 
 
-@pytest.mark.parametrize(('file', 'variant'), [(f, v) for f, v in ALL if f.stem not in (*SEQUENCES, *ALONE)], ids=_name)
+@pytest.mark.parametrize(('file', 'variant'), TRACED, ids=_name)
 def test_dvae_and_prior_can_be_built(file, variant):
   values, config = _load(file, variant)
   assert values.is_locked
@@ -131,7 +151,7 @@ def test_the_docstring_gives_the_command_and_the_configuration_changes_a_default
 
 
 def _count(task):
-  return sum(leaf.size for leaf in jax.tree.leaves(_shapes(task)['prior']))
+  return sum(leaf.size for leaf in jax.tree.leaves(_prior_shapes(task.model)))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +167,7 @@ def test_each_size_has_the_number_of_parameters_in_its_name(size, blocks, total)
   assert 12 * layers * width**2 == pytest.approx(blocks, rel=5e-3)
   assert config.image_length + config.tokenizer.text_length == 1280
   assert _count(PriorTask(config, 16_384)) == pytest.approx(total, rel=5e-3)
+  sharding.check(config, sharding.make_mesh(MeshConfig()))
   _, modern = _load(file, f'{size},modern')
   assert _count(PriorTask(modern, 16_384)) == pytest.approx(total, rel=5e-3)
 
@@ -162,5 +183,13 @@ def test_the_sizes_of_a_model_are_not_taken_for_damage(file, variant):
   _, config = _load(file, variant)
   vocab_size = config.tokenizer.vocab_size if config.reads_captions or config.models_text else None
   ngrams = [50 + i for i in range(config.model.order)] if config.counts_ngrams else None
-  shapes = nn.unbox(jax.eval_shape(lambda: bundle.init_params(config, vocab_size, ngrams)))
+  shapes = {}
+  for part in bundle._parts(config, vocab_size):
+    if part == 'dvae':
+      shapes[part] = _dvae_shapes(config.dvae, config.data.image_size)
+    elif part == 'prior':
+      shapes[part] = _prior_shapes(make_prior(config, vocab_size))
+    else:
+      init = functools.partial(part_initializer(part), config, vocab_size or 0, ngrams or [])
+      shapes[part] = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   bundle_sizes.check(pathlib.Path('model'), config, sorted(shapes), ngrams or [], shapes)

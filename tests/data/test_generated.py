@@ -115,13 +115,16 @@ def test_hashes_find_a_flipped_bit_that_readers_ignore(prepared, tmp_path, warni
 
 def test_intact_data_of_earlier_versions_are_read_once_and_kept(prepared, tmp_path, warnings, monkeypatch):
   times = {file.name: file.stat().st_mtime_ns for file in prepared.iterdir()}
-  (prepared / f'{generated.HASHES}.partial').write_text('{')  # a start that was killed left it
+  for name in ('hashes.json.17.tmp', '.writing-0123'):  # starts that were killed left them
+    (prepared / name).write_text('{')
   builder.prepare(tmp_path, **SETTINGS)
   monkeypatch.setattr(builder, 'open_split', None)  # from now on, hashes are enough
   builder.prepare(tmp_path, **SETTINGS)
   assert not warnings
   assert {name: (prepared / name).stat().st_mtime_ns for name in times} == times
   assert set(json.loads((prepared / generated.HASHES).read_text())) == set(times)
+  generated.remove(prepared, tuple(times))
+  assert not prepared.exists()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dalle_jax.sharding import make_mesh
 
 K, TEXT, FLOOR = 3, 5, -3.0
 DVAE = Dvae(image_vocab_size=K, hidden_size=4, decoder_input_size=4, num_groups=2, blocks_per_group=1)
+APPLY = jax.jit(DVAE.apply, static_argnames='method')
 PRIOR = Prior(TEXT, K, Transformer(BlockShape(1, 8, 2), (Pattern('full', 3, 2),)))
 
 
@@ -54,11 +55,11 @@ def measured(params, image):
 def exact(params, image):
   """Exact expectations over q, by enumerating all grids of codes."""
   variables = {'params': params['dvae']}
-  z = np.asarray(DVAE.apply(variables, image, method='encode_latents'), np.float64).reshape(4, K)
+  z = np.asarray(APPLY(variables, image, method='encode_latents'), np.float64).reshape(4, K)
   q = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
   grids = np.array(list(itertools.product(range(K), repeat=4)))
   weight = np.prod(q[np.arange(4), grids], axis=-1)
-  stats = DVAE.apply(variables, grids.reshape(-1, 2, 2), method='decode_stats')
+  stats = APPLY(variables, grids.reshape(-1, 2, 2), method='decode_stats')
   mapped = likelihood.map_pixels(image.repeat(len(grids), axis=0))
   density = np.asarray(likelihood.logit_laplace_nll(mapped, stats, FLOOR), np.float64).sum((1, 2, 3))
   # The probability of a pixel is the difference of the cumulative distributions at the edges of its bin.
@@ -70,7 +71,7 @@ def exact(params, image):
   ]
   probs = np.where(image == 255, 1, cumulative[1]) - np.where(image == 0, 0, cumulative[0])
   texts = np.repeat(TEXTS, len(grids), axis=0)
-  text_logits, image_logits = PRIOR.split_logits(params['prior'], jnp.asarray(texts), jnp.asarray(grids))
+  text_logits, image_logits = jax.jit(PRIOR.split_logits)(params['prior'], jnp.asarray(texts), jnp.asarray(grids))
   nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(image_logits)), grids[..., None], -1).sum((1, 2))
   return {
     'distortion': np.sum(weight * -np.log(probs).sum((1, 2, 3))),
@@ -90,7 +91,7 @@ def test_means_over_samples_match_the_exact_expectations(measured, exact, name):
 
 
 def test_the_kl_to_the_uniform_prior_is_the_kl_that_training_minimises(params, image, measured):
-  z = DVAE.apply({'params': params['dvae']}, image, method='encode_latents')
+  z = APPLY({'params': params['dvae']}, image, method='encode_latents')
   np.testing.assert_allclose(measured['sampled/kl_uniform'], float(bottleneck.kl_to_uniform(z).sum()), rtol=1e-4)
 
 
@@ -125,7 +126,7 @@ def test_without_a_prior_only_the_uniform_kl_is_measured_and_fsq_has_only_the_ar
   alone = elbo.measure(DVAE, None, FLOOR, params, [(1, {'image': image})], mesh, seed=0)
   assert set(alone) == {f'{p}/{name}' for p in elbo.POSTERIORS for name in ('distortion', 'density_nll', 'kl_uniform')}
   fsq = DVAE.clone(bottleneck='fsq', fsq_levels=(3,))
-  fresh = nn.unbox(fsq.init(jax.random.key(0), image)['params'])
+  fresh = jax.jit(lambda: nn.unbox(fsq.init(jax.random.key(0), image)['params']))()
   terms = elbo.measure(fsq, None, FLOOR, {'dvae': fresh}, [(1, {'image': image})], mesh, seed=0)
   assert set(terms) == {'argmax/distortion', 'argmax/density_nll', 'argmax/kl_uniform'}
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,13 @@ def images():
   return np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
 
+@functools.cache
+def _jitted(model, method):
+  return jax.jit(lambda p, *arguments: model.apply({'params': p}, *arguments, method=method))
+
+
 def _apply(params, argument, method, model=TINY):
-  return jax.jit(lambda p, x: model.apply({'params': p}, x, method=method))(params, argument)
+  return _jitted(model, method)(params, argument)
 
 
 def _count(tree):
@@ -190,8 +197,7 @@ def test_decode_part_ignores_unknown_codes(tiny_params):
   known = np.array([[[True, True], [False, False]]])
 
   def decode_part(codes, known):
-    run = jax.jit(lambda p, c, k: TINY.apply({'params': p}, c, k, method='decode_part'))
-    return np.asarray(run(tiny_params, codes, known))
+    return np.asarray(_jitted(TINY, 'decode_part')(tiny_params, codes, known))
 
   np.testing.assert_array_equal(decode_part(codes, known | True), _apply(tiny_params, codes, 'decode'))
   other = np.array([[[1, 3], [4, 5]]], np.int32)

@@ -50,8 +50,11 @@ def _check_against_dense(pattern, block=sparse_attention.BLOCK):
   assert max(np.abs(g).max() for g in gradients) > 0.1
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize(
+  ('size', 'kind'),
+  [(size, kind) for size in SIZES for kind in KINDS if kind != 'full' or size in SIZES[1:3]],
+  ids=str,
+)
 def test_output_and_gradients_equal_dense_attention(size, kind):
   grid, text, kernel = size
   _check_against_dense(Pattern(kind, text, grid, kernel))
@@ -74,8 +77,9 @@ def test_neighbouring_runs_share_a_window_if_it_holds_fewer_keys():
     assert sum(last - first + block for first, last in plan.runs) <= separate
 
 
-@pytest.mark.parametrize('kind', ['row', 'column', 'conv'])
-@pytest.mark.parametrize('chunk', [40, 100, 150])
+@pytest.mark.parametrize(
+  ('kind', 'chunk'), [('conv', 40), ('conv', 100), ('conv', 150), ('row', 40), ('row', 150), ('column', 100)]
+)
 def test_output_and_gradients_equal_dense_attention_in_chunks(monkeypatch, kind, chunk):
   monkeypatch.setattr(sparse_attention, 'CHUNK', chunk)
   pattern = Pattern(kind, 5, 20, 7)

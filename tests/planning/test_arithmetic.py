@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import pytest
@@ -7,6 +8,16 @@ from dalle_jax.configs import dalle, language
 from dalle_jax import sharding
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.planning import arithmetic, fit, programs, search, topologies
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shared_traces():
+  """Traces each configuration once; two searches and the test of the policies ask for the same ones."""
+  traced = functools.cache(lambda config, stage: trace(config, stage))
+  trace = arithmetic.trace_costs
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(arithmetic, 'trace_costs', lambda config, stage, work=None: traced(config, stage))
+    yield
 
 
 def text_config(**model) -> Config:
@@ -82,7 +93,7 @@ def test_reports_on_absent_gpus_say_that_they_are_arithmetic():
 
 def test_search_prefers_plans_without_rematerialisation_if_they_fit():
   lines = []
-  best = search.search(text_config(), 'sequence', topologies.parse('h100:2'), [], 3, 0.5, lines.append)
+  best = search.search(text_config(), 'sequence', topologies.parse('h100:2'), [], 2, 0.5, lines.append)
   assert lines[0].endswith('fit by arithmetic')
   assert best[0].settings['model.remat'] == 'none'
   rates = [report.estimate.examples_per_second for report in best]

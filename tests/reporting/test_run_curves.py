@@ -3,6 +3,7 @@
 import json
 
 from dalle_jax import stages
+from dalle_jax.reporting import curves as curves_module
 from dalle_jax.reporting.run_curves import COMMON, run_curves
 from dalle_jax.training.stage_tasks import task_module
 
@@ -30,7 +31,9 @@ def test_only_curves_with_data_are_drawn(tmp_path):
   ]
 
 
-def test_every_declared_curve_is_drawn_if_all_metrics_have_data(tmp_path):
+def test_every_declared_curve_is_drawn_if_all_metrics_have_data(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(curves_module, 'curve_svg', lambda *arguments: asked.append(arguments) or '<svg/>')
   curves = {stage: (*task_module(stage).CURVES, *COMMON) for stage in stages.names()}
   for stage, stage_curves in curves.items():
     metrics = {metric: 1.0 for curve in stage_curves for metric in curve.series.values()}
@@ -38,3 +41,7 @@ def test_every_declared_curve_is_drawn_if_all_metrics_have_data(tmp_path):
   drawn = run_curves(tmp_path)
   assert len(drawn) == sum(map(len, curves.values()))
   assert len({title for title, _ in drawn}) == len(drawn)
+  expected = [curve for stage_curves in curves.values() for curve in stage_curves]
+  for curve, (series, title, label, log) in zip(expected, asked, strict=True):
+    assert title.endswith(f': {curve.title}') and (label, log) == (curve.y_label, curve.log)
+    assert set(series) == set(curve.series) and all(map(curves_module.has_data, series.values()))

@@ -46,10 +46,11 @@ def test_the_scores_of_runs_and_their_median_are_recorded_and_printed(tmp_path):
     (['--runs=nowhere', '--scores=a'], 'nowhere cannot be read: No such file'),
     (['--scores=a'], '--runs has 0 runs'),
     (['--runs={run}', '--scores=b'], 'has no score b (--scores); it has a'),
-    (['--runs={run}', '--scores=a,c'], 'the score c (--scores) is no finite number'),
+    (['--runs={run}', '--scores=a,c'], 'has no finite number for c (--scores)'),
+    (['--runs={run}', '--scores=a,d,e,f'], 'has no finite number for d, e, f (--scores)'),
   ],
 )
 def test_a_mistake_gives_one_line(tmp_path, arguments, message):
-  (tmp_path / 'scores.json').write_text('{"a": 1, "c": null}')
+  (tmp_path / 'scores.json').write_text('{"a": 1, "c": null, "d": Infinity, "e": [], "f": [1, "x"]}')
   done = _run(*(argument.format(run=tmp_path) for argument in arguments), f'--out={tmp_path / "a.json"}')
   assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1

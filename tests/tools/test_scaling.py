@@ -20,6 +20,25 @@ def _run(*arguments):
   return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=SCRIPT.parents[1])
 
 
+# Runs several subjects in turn, which share one fit of the laws.
+IN_TURN = f"""
+import json, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import scaling
+from dalle_jax.evaluation import scaling_fits
+fit_laws, kept = scaling_fits.fit_laws, {{}}
+def once(table, *settings):
+  kept[settings] = kept.get(settings) or fit_laws(table, *settings)
+  return kept[settings]
+scaling_fits.fit_laws = once
+for arguments in json.loads(sys.argv[1]):
+  scaling.flags.FLAGS.unparse_flags()
+  scaling.flags.FLAGS(arguments)
+  assert scaling.main(arguments[0], []) == 0
+assert list(kept) == [(100, 0)]
+"""
+
+
 def _results(directory):
   def run(n, d):
     return Run(
@@ -54,14 +73,18 @@ def test_a_dry_run_prints_the_runs_without_training(tmp_path):
 
 def test_fit_plot_and_plan_read_the_results(tmp_path):
   results = _results(tmp_path)
-  fitted = _run('fit', f'--results={results}', '--resamples=100')
-  assert fitted.returncode == 0, fitted.stderr
+  turns = [
+    ['fit', f'--results={results}'],
+    ['plot', f'--results={results}', f'--out={tmp_path / "a.png"}'],
+    ['plan', f'--results={results / "results.jsonl"}', '--compute=1e16'],
+  ]
+  command = [sys.executable, '-c', IN_TURN, json.dumps([[*turn, '--resamples=100'] for turn in turns])]
+  finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SCRIPT.parents[1])
+  assert finished.returncode == 0, finished.stderr
   kept = json.loads((tmp_path / 'fits.json').read_text())
   assert kept['fits']['L(N, D)']['parameters']['alpha_N']['value'] == pytest.approx(0.35, rel=1e-2)
-  drawn = _run('plot', f'--results={results}', '--resamples=100', f'--out={tmp_path / "a.png"}')
-  assert drawn.returncode == 0 and (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
-  planned = _run('plan', f'--results={results / "results.jsonl"}', '--resamples=100', '--compute=1e16')
-  assert planned.returncode == 0 and 'an extrapolation' in planned.stdout, planned.stderr
+  assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
+  assert 'an extrapolation' in finished.stdout
 
 
 @pytest.mark.parametrize(

@@ -70,5 +70,5 @@ class Results:
     return '\n'.join(lines)
 
   def failures(self) -> list[dict[str, Any]]:
-    """The rows of trials that ended as none may."""
+    """The rows of trials that ended with a wrong result, a traceback or a hang."""
     return [row for row in self.rows if row['outcome'] in FAILURES]

@@ -291,7 +291,7 @@ def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
   account.used = len(names)
   for name in found.files:
     if not name.lower().endswith(image.EXTENSIONS):
-      account.leave_out('no picture by its name; only pictures are stored', name)
+      account.leave_out('not a picture by its name; only pictures are stored', name)
   for name in found.hidden:
     account.leave_out('hidden, and therefore not read', name)
   for name, reason in found.barred.items():
@@ -326,10 +326,10 @@ def _read(path: Path, settings: CompressionSettings, config: Config) -> np.ndarr
   """The pixels to code, uint8 [H, W, 3].
 
   Raises:
-    ValueError: the file is not a picture, or cannot be converted to RGB without loss.
+    ValueError: the file is not a picture, is too large, or cannot be converted to RGB without loss.
   """
-  data = path.read_bytes()
   try:
+    data = image.contents(path, settings.max_image_pixels)
     if not (settings.lossy or settings.resize):
       image.check_lossless(data, settings.max_image_pixels)
     pixels = image.decode(data, settings.max_image_pixels)

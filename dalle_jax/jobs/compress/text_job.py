@@ -12,6 +12,7 @@ from dalle_jax.compression.container import Chunk, ContainerReader, ContainerWri
 from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
+from dalle_jax.files import shown
 from dalle_jax.jobs.compress.limits import DecodingLimits, check_memory
 from dalle_jax.training.progress import Progress
 
@@ -36,7 +37,7 @@ class TextJob:
     """
     del config
     if not source.is_file():
-      raise ValueError(f'{source} is no file; a text model (--model) compresses one file.')
+      raise ValueError(f'{shown(source)} is not a file; a text model (--model) compresses one file.')
     picture_flags = [f'--{name}' for name in ('lossy', 'resize', 'caption') if getattr(settings, name)]
     if picture_flags:
       raise ValueError(

@@ -12,7 +12,6 @@ from absl import logging
 
 import dalle_jax
 from dalle_jax.config import SamplingConfig
-from dalle_jax.files import make_directory
 from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.jobs.draw.model import Drawing, Model
 from dalle_jax.jobs.draw.ranking import Scorer
@@ -86,12 +85,11 @@ class Previews:
   """Callback that writes a contact sheet of each batch's unfinished images.
 
   Args:
-    names: names the sheets. Previews of an earlier command with the same names are removed.
+    names: names the sheets, in a directory that exists. Previews of an earlier command with these names are removed.
     count: the number of images per prompt.
   """
 
   def __init__(self, names: DrawnNames, count: int):
-    make_directory(str(names.previews.parent))
     for path in names.earlier_previews():
       path.unlink()
     self._names, self._prompts, self._count = names, names.prompts, count

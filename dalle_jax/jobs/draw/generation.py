@@ -137,7 +137,9 @@ def _check_outputs(
   directory = make_directory(out, size=LEAST_PNG_BYTES * len(prompts) * num_kept)
   names = DrawnNames(directory, prompts, settings.seed, again)
   check_new(names.all(num_kept, settings.is_ranked or given is not None), overwrite)
-  check_new(names.earlier_previews() if has_previews else (), overwrite)
+  if has_previews:
+    make_directory(str(names.previews.parent))
+    check_new(names.earlier_previews(), overwrite)
   return names
 
 

@@ -71,7 +71,7 @@ def prepare(path: str, data_dir: str, num_prompts: int) -> tuple[Model, list[Pro
     say(f'data: {config.data.source}\n{dataset.account}')
   if not fingerprints.same(info.get('data', ''), dataset.fingerprint):
     say(
-      f'note: {path} was trained on other data than captioned_shapes makes now, so that it may have seen some of these '
+      f'note: {path} was trained on other data than captioned_shapes makes now, so it may have seen some of these '
       'captions in training.'
     )
   prompts = [Prompts(name, prompt_accuracy.choose(examples.captions(dataset, name), num_prompts)) for name in SPLITS]

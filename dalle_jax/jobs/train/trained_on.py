@@ -72,8 +72,8 @@ class TrainingRecords:
   def check_data(self) -> None:
     """Compare the data with those of the trained stages.
 
-    Other data that pass become the run's: a tokenizer of the earlier data that no stage uses is forgotten, and the run
-    keeps the list of their records.
+    If the run accepts other data, a tokenizer of the earlier data that no stage uses is removed, and the list of
+    records is replaced by that of the present data.
 
     Raises:
       ValueError: A stage was trained on other data and `allow_other_data` is False, or is only partly trained.
@@ -174,9 +174,9 @@ class TrainingRecords:
       num_steps = training_of(self._config, stage.name).num_steps
       if self._allow and step is not None and step < num_steps:
         raise ValueError(
-          f'--workdir {self._space.path}: {changes}. It ended at step {step} of {num_steps}, and the data of a stage '
-          'cannot change before its end, even with --allow_other_data. Restore the earlier data until the stage ends, '
-          f'set another --workdir, or delete {self._space.path / stage.name} to train the stage again.'
+          f'--workdir {self._space.path}: {changes}. The stage has reached step {step} of {num_steps}, and the data of '
+          'a stage cannot change before its end, even with --allow_other_data. Restore the earlier data until the '
+          f'stage ends, set another --workdir, or delete {self._space.path / stage.name} to train the stage again.'
         )
       self._refuse_or_say(changes)
 
@@ -184,7 +184,7 @@ class TrainingRecords:
     if not self._allow:
       raise ValueError(
         f'--workdir {self._space.path}: {changes}. Restore the earlier data, set another --workdir, or give '
-        '--allow_other_data to use what is there with the present data.'
+        '--allow_other_data to use the trained stages with the present data.'
       )
     say(f'{changes}. --allow_other_data accepts this.')
 

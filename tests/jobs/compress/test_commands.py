@@ -307,9 +307,9 @@ def test_wrong_flags_and_arguments_give_one_line_on_stderr(models, tmp_path):
 
 BAD = {
   'no model': ({'model': 'nowhere'}, {}, 'no model directory'),
-  'no file': ({'source': 'nowhere'}, {}, 'is no file'),
+  'no file': ({'source': 'nowhere'}, {}, 'is not a file'),
   'exists': ({'out': 'there'}, {}, 'exists.*--overwrite'),
-  'a directory': ({'out': 'folder', 'overwrite': True}, {}, 'folder is no regular file'),
+  'a directory': ({'out': 'folder', 'overwrite': True}, {}, 'folder is not a regular file'),
   'itself': ({'out': './in', 'overwrite': True}, {}, 'is in, which the command needs'),
   'report over the input': ({'report': 'in', 'overwrite': True}, {}, '--report: in is in'),
   'report over the output': ({'report': 'coded'}, {}, '--report: coded is coded'),

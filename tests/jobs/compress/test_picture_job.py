@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from random_models import PICTURES, caption_tokenizer, random_params
 from dalle_jax import bundle
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
-from dalle_jax.data import image
+from dalle_jax.data import image, picture_files
 from dalle_jax.jobs.compress import commands, picture_job
 from dalle_jax.jobs.compress.limits import DecodingLimits
 
@@ -34,6 +35,20 @@ def models(tmp_path_factory):
   codes = {'dvae': params['dvae'], 'model': [{**unigrams[0], **even}]}
   bundle.save(root / 'codes', config, None, codes, 'data')
   return {name: str(root / name) for name in ('pictures', 'codes')}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shared_coders():
+  """Compiles each coder once. tests/jobs/compress/test_commands.py decodes in a process that compiles its own."""
+  made, make = {}, picture_job.PictureJob._coder
+
+  def once(job, *arguments):
+    key = (job._loaded.info['params'], *arguments)
+    return made.get(key) or made.setdefault(key, make(job, *arguments))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(picture_job.PictureJob, '_coder', once)
+    yield
 
 
 def _pictures(root, *shapes):
@@ -61,6 +76,14 @@ def test_pictures_of_any_size_are_decoded_exactly(models, coder, tmp_path):
   assert -1 < excess < (9 * 3 if coder == 'range' else figures['num_pixels'] * 3 + figures['num_tokens'])
 
 
+def test_files_that_are_too_large_for_a_picture_are_not_read(tmp_path):
+  with (tmp_path / 'large.png').open('wb') as file:
+    file.truncate(picture_files.most_bytes(100) + 1)
+  settings = CompressionSettings(max_image_pixels=100)
+  with pytest.raises(ValueError, match=r'large\.png: it has more than 268,437,056 bytes, .*--max_image_pixels'):
+    picture_job.PictureJob.inputs(tmp_path / 'large.png', settings, Config.from_dict(PICTURES))
+
+
 def test_captions_that_show_nothing_are_refused_before_pictures_are_read(tmp_path):
   settings = CompressionSettings(caption='\u200b')
   with pytest.raises(ValueError, match=r'shows nothing; --caption needs at least one word'):
@@ -75,8 +98,9 @@ def test_lossy_pictures_are_the_reconstructions_of_the_dvae(models, tmp_path):
   decoded = np.asarray(Image.open(tmp_path / 'out.png'))
   loaded = bundle.load(pathlib.Path(models['pictures']), commands.sharding.one_device_mesh())
   variables = {'params': loaded.params['dvae']}
-  codes = loaded.dvae.apply(variables, pixels[None], method='encode')
-  expected = np.asarray(loaded.dvae.apply(variables, codes, method='decode'))[0]
+  apply = jax.jit(loaded.dvae.apply, static_argnames='method')
+  codes = apply(variables, pixels[None], method='encode')
+  expected = np.asarray(apply(variables, codes, method='decode'))[0]
   assert np.abs(decoded - expected).max() <= 0.51
   error = np.mean((decoded.astype(float) - pixels) ** 2)
   assert figures['psnr_of_reconstructions'] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
@@ -218,6 +242,6 @@ def test_files_of_a_directory_that_are_not_stored_are_counted(tmp_path, capsys):
   assert [name for _, name, _ in picture_job._list_pictures(tmp_path, 'x')] == ['a.png', 'b.JPG.png']
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].strip() == '6 files found, 2 used, 4 left out'
-  assert '  left out 2: no picture by its name; only pictures are stored (c.heic, c.txt)' in lines
+  assert '  left out 2: not a picture by its name; only pictures are stored (c.heic, c.txt)' in lines
   assert '  left out 1: hidden, and therefore not read (.d.png)' in lines
   assert any('a link that leads out of the folder' in line and 'e.png' in line for line in lines)

@@ -243,6 +243,13 @@ def test_images_from_elsewhere_or_from_another_model_are_not_generated_again(dra
     draw_again(str(tmp_path / 'other'), str(drawn[0]), str(tmp_path))
 
 
+def test_previews_that_cannot_be_written_are_found_before_the_model_is_loaded(model, tmp_path, monkeypatch):
+  (tmp_path / 'previews').touch()
+  monkeypatch.setattr(generation, 'load', None)
+  with pytest.raises(ValueError, match=r'--out .*previews cannot be made or written'):
+    _draw(model, PROMPTS, tmp_path, num_images=1, preview_every=4)
+
+
 def test_previews_are_written_row_by_row(model, tmp_path):
   _draw(model, PROMPTS, tmp_path, num_images=2, batch_size=3, preview_every=3)
   names = sorted(file.name for file in (tmp_path / 'previews').iterdir())

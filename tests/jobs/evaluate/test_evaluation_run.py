@@ -26,7 +26,9 @@ RERANKER = {
   'embed_dim': 8, 'patch_size': 16, 'image_width': 8, 'image_num_layers': 1, 'image_num_heads': 2, 'text_width': 8,
   'text_num_layers': 1, 'text_num_heads': 2,
 }  # fmt: skip
-CONFIG = Config.from_dict(runpy.run_path(str(QUICKSTART))['get_config']('tiny'))
+VALUES = runpy.run_path(str(QUICKSTART))['get_config']('tiny').to_dict()
+VALUES['dvae'] |= {'num_groups': 2, 'patch_size': 2}  # the same grid of codes as with three groups
+CONFIG = Config.from_dict(VALUES)
 
 
 def _save(path, tokenizer):

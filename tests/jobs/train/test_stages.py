@@ -32,6 +32,8 @@ def _config(root, file='quickstart', variant='tiny', dvae=(), **changes):
   """A tiny configuration. All runs of this module share a data set."""
   values = runpy.run_path(str(CONFIGS / f'{file}.py'))['get_config'](variant).to_dict()
   values['data'] |= {'data_dir': str(root / f'data_{file}'), 'num_threads': 1}
+  if file == 'quickstart':
+    values['dvae'] |= {'num_groups': 2, 'patch_size': 2}  # the same grid of codes as with three groups
   values['dvae'] |= dict(dvae)
   for stage in ('dvae', 'prior', 'joint'):
     # AdamW's step compiles in a fraction of the time of Muon's. tests/jobs/train/test_run.py uses Muon.

@@ -20,7 +20,6 @@ from dalle_jax.sharding import make_mesh
 from dalle_jax.training.signals import Interrupted
 
 CONFIG = pathlib.Path(__file__).parents[3] / 'configs' / 'language.py'
-KINDS = ('ngram', 'neural_ngram', 'rnn', 'lstm', 'transformer')
 
 
 def _config(kind, **changes):
@@ -61,7 +60,7 @@ def test_the_model_directory_can_be_loaded_and_used(runs, kind):
   np.testing.assert_allclose(np.exp(jax.nn.log_softmax(logits)).sum(-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind not in ('ngram', 'lstm')])
+@pytest.mark.parametrize('kind', ['neural_ngram', 'transformer', pytest.param('rnn', marks=pytest.mark.slow)])
 def test_other_kinds_of_model_can_be_trained(kind, tmp_path):
   config = _config(kind, tokenizer={'kind': 'bytes'})
   assert run.run(config, str(tmp_path), stop_after='sequence') == {}
@@ -91,10 +90,11 @@ def test_texts_start_with_the_prompt_and_depend_on_the_seed_but_not_on_the_batch
   texts = text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=1))
   assert [len(samples) for samples in texts] == [3, 3] and all(text.startswith('The') for text in texts[0])
   assert text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=1, batch_size=1)) == texts
-  assert text_samples.write(model, ['The', ''], DrawSettings(num_images=3, seed=2)) != texts
+  *others, long_texts = text_samples.write(
+    model, ['The', '', 'a long prompt ' * 30], DrawSettings(num_images=3, seed=2)
+  )
+  assert others != texts and len(long_texts[0]) > 8
   assert len(set(text_samples.write(model, ['The'], DrawSettings(num_images=2, seed=1, temperature=0.0))[0])) == 1
-  long_texts = text_samples.write(model, ['a long prompt ' * 30], DrawSettings(num_images=1, seed=1))
-  assert len(long_texts[0][0]) > 8
   text_samples.show(['The', ''], texts)
   assert capsys.readouterr().out.count("---- prompt 0 ('The'), text") == 3
 

@@ -80,7 +80,7 @@ def test_a_report_on_other_data_names_the_data_of_the_stages(tmp_path):
 
 def test_the_data_of_a_stage_cannot_change_before_its_end(tmp_path):
   _train(tmp_path, FIRST, 'dvae', step=7)
-  with pytest.raises(ValueError, match=r'ended at step 7 of \d+, and the data of a stage cannot change'):
+  with pytest.raises(ValueError, match=r'has reached step 7 of \d+, and the data of a stage cannot change'):
     _records(tmp_path, OTHER, allow=True).check_data()
 
 

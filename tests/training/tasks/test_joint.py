@@ -24,6 +24,9 @@ CONFIG = Config.from_dict({
   'prior': {'num_layers': 1, 'num_heads': 2, 'embed_dim': 16},
 })  # fmt: skip
 TASK = JointTask(CONFIG, TEXT)
+APPLY = jax.jit(TASK.dvae.apply, static_argnames='method')
+SPLIT_LOGITS = jax.jit(TASK.model.split_logits)
+LOSS, EVALUATE = jax.jit(TASK.loss), jax.jit(TASK.evaluate)
 STEP = jnp.asarray(9)  # past the warm-up
 
 
@@ -43,7 +46,7 @@ def _with(params, **embeddings):
 
 def test_with_a_uniform_prior_the_loss_is_that_of_stage_1_plus_the_caption_nll(params, batch):
   uniform = {name: jnp.zeros_like(params['prior']['embeddings'][name]) for name in ('text_kernel', 'image_kernel')}
-  value, metrics = jax.jit(TASK.loss)(_with(params, **uniform), batch, jax.random.key(3), STEP)
+  value, metrics = LOSS(_with(params, **uniform), batch, jax.random.key(3), STEP)
   stage_1_loss, _ = jax.jit(TASK.dvae.loss)({'dvae': params['dvae']}, batch, jax.random.key(3), STEP)
   num_tokens = np.minimum((batch['text'] != 0).sum(1) + 1, 5)
   text = num_tokens.mean() * np.log(TEXT)
@@ -56,19 +59,19 @@ def test_with_a_deterministic_encoder_the_kl_is_the_cross_entropy_of_the_prior(p
   certain = jax.tree.map(lambda x: x, params)
   output = params['dvae']['encoder']['output']
   certain['dvae']['encoder']['output'] = jax.tree.map(lambda x: 1e4 * x, output)
-  _, metrics = jax.jit(TASK.loss)(certain, batch, jax.random.key(3), STEP)
-  codes = TASK.dvae.apply(certain, batch['image'], method='encode').reshape(4, -1)
-  logits = TASK.model.split_logits(certain['prior'], batch['text'], codes)
+  _, metrics = LOSS(certain, batch, jax.random.key(3), STEP)
+  codes = APPLY(certain, batch['image'], method='encode').reshape(4, -1)
+  logits = SPLIT_LOGITS(certain['prior'], batch['text'], codes)
   losses = prior_model.losses(*logits, jnp.asarray(batch['text']), codes)
   assert metrics['kl_per_position'] == pytest.approx(float(losses['image']), rel=1e-4)
 
 
 def test_the_kl_given_the_sampled_codes_is_exact(params, batch):
   key = jax.random.key(3)
-  _, metrics = jax.jit(TASK.loss)(params, batch, key, STEP)
-  z = TASK.dvae.apply(params, batch['image'], method='encode_latents')
+  _, metrics = LOSS(params, batch, key, STEP)
+  z = APPLY(params, batch['image'], method='encode_latents')
   sample = bottleneck.gumbel_softmax(z, key, TASK.dvae.temperature(STEP)).argmax(-1).reshape(4, -1)
-  _, image_logits = TASK.model.split_logits(params['prior'], batch['text'], sample)
+  _, image_logits = SPLIT_LOGITS(params['prior'], batch['text'], sample)
   q = np.float64(jax.nn.softmax(z)).reshape(4, 16, IMAGE)
   kl = np.sum(q * (np.log(q) - np.float64(jax.nn.log_softmax(image_logits))), axis=-1)
   assert metrics['kl_per_position'] == pytest.approx(kl.mean(), rel=1e-4)
@@ -86,7 +89,7 @@ def test_gradients_reach_both_models_and_the_prior_affects_the_encoder(params, b
 
 
 def test_the_summary_includes_the_caption_nll(params, batch):
-  means = jax.device_get(jax.jit(TASK.evaluate)(params, batch, jax.random.key(0), STEP))
+  means = jax.device_get(EVALUATE(params, batch, jax.random.key(0), STEP))
   summary = TASK.summarize(means)
   expected = summary['nll_sampled'] + 0.3 * (summary['kl_per_position'] + summary['text_nats'] / 16)
   assert summary['loss'] == pytest.approx(expected, rel=1e-5)
@@ -95,12 +98,12 @@ def test_the_summary_includes_the_caption_nll(params, batch):
 
 def test_the_bound_pairs_the_distortion_and_the_kl_of_the_same_sampled_codes(params, batch):
   key = jax.random.key(5)
-  means = jax.device_get(jax.jit(TASK.evaluate)(params, batch, key, STEP))
-  z = TASK.dvae.apply(params, batch['image'], method='encode_latents')
+  means = jax.device_get(EVALUATE(params, batch, key, STEP))
+  z = APPLY(params, batch['image'], method='encode_latents')
   sample = jax.random.categorical(key, z)
-  stats = TASK.dvae.apply(params, sample, method='decode_stats')
+  stats = APPLY(params, sample, method='decode_stats')
   distortion = float(likelihood.pixel_nll(batch['image'], stats, -3.0).mean())
-  _, image_logits = TASK.model.split_logits(params['prior'], batch['text'], sample.reshape(4, -1))
+  _, image_logits = SPLIT_LOGITS(params['prior'], batch['text'], sample.reshape(4, -1))
   q = np.float64(jax.nn.softmax(z)).reshape(4, 16, IMAGE)
   kl = np.mean(np.sum(q * (np.log(q) - np.float64(jax.nn.log_softmax(image_logits))), axis=-1))
   assert TASK.summarize(means)['bits_per_dim'] == pytest.approx((distortion + kl * 16 / 192) / np.log(2), rel=1e-4)

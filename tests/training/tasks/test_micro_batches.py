@@ -52,23 +52,26 @@ def _fields(task, batch):
   return batch if task.name != 'dvae' and getattr(task.model, 'text_length', 1) else {'image': batch['image']}
 
 
-def _step(task, micro_batches):
+MESH, TX = make_mesh(MeshConfig()), optax.with_extra_args_support(optax.sgd(1.0))
+
+
+def _step(task, micro_batches, state):
   """Parameters and metrics after one step of plain gradient descent."""
-  mesh, tx = make_mesh(MeshConfig()), optax.with_extra_args_support(optax.sgd(1.0))
   config = TrainingConfig(batch_size=ROWS, accumulation_steps=micro_batches, ema_decay=0.0, warmup_steps=0)
-  with use_mesh(mesh):
-    state = create_state(task, tx, mesh, 0, use_ema=False)
-    state, metrics = make_train_step(task, tx, config, mesh, 0)(state, to_global(_fields(task, _batch()), mesh))
+  with use_mesh(MESH):
+    state = jax.tree.map(jnp.copy, state)  # the step overwrites it
+    state, metrics = make_train_step(task, TX, config, MESH, 0)(state, to_global(_fields(task, _batch()), MESH))
   return jax.device_get((state.params, metrics))
 
 
 @pytest.mark.parametrize('name', [
   'prior', *(pytest.param(name, marks=pytest.mark.slow) for name in EXACT if name != 'prior'),
 ])  # fmt: skip
-def test_accumulated_gradients_and_metrics_equal_those_of_the_whole_batch(name):
+def test_accumulated_gradients_and_metrics_equal_those_of_the_whole_batch(name, random_params):
   stage, values = EXACT[name]
   task = _task(stage, **values)
-  (params, metrics), (whole_params, whole_metrics) = _step(task, 3), _step(task, 1)
+  state = create_state(task, TX, MESH, 0, use_ema=False, initial=random_params(task, 0.3))
+  (params, metrics), (whole_params, whole_metrics) = _step(task, 3, state), _step(task, 1, state)
   for accumulated, whole in zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True):
     np.testing.assert_allclose(accumulated, whole, rtol=2e-5, atol=1e-6)
   assert set(metrics) == set(whole_metrics)
@@ -81,15 +84,16 @@ def test_accumulated_gradients_and_metrics_equal_those_of_the_whole_batch(name):
   pytest.param('sequence', STREAM, id='text_image', marks=pytest.mark.slow),
   pytest.param('joint', {'task': 'joint'}, id='joint', marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_evaluation_over_batches_counts_each_token_once(stage, values):
-  task, mesh = _task(stage, **values), make_mesh(MeshConfig())
-  batch = _batch()
+def test_evaluation_over_batches_counts_each_token_once(stage, values, random_params):
+  task, batch = _task(stage, **values), _batch()
+  initial = random_params(task, 0.3)
   parts = [{name: rows[part] for name, rows in batch.items()} for part in (slice(0, 2), slice(2, 6))]
-  with use_mesh(mesh):
-    params = all_params(create_state(task, optax.sgd(1.0), mesh, 0, use_ema=False), ema=False)
-    step = make_eval_step(task, mesh)
+  with use_mesh(MESH):
+    state = create_state(task, TX, MESH, 0, use_ema=False, initial=initial)
+    params = all_params(state, ema=False)
+    step = make_eval_step(task, MESH)
     summaries = [
-      task.summarize(evaluate_batches(step, params, batches, mesh, 0, jnp.int32(0))) for batches in (parts, [batch])
+      task.summarize(evaluate_batches(step, params, batches, MESH, 0, jnp.int32(0))) for batches in (parts, [batch])
     ]
   names = ['text_nats_per_token', 'image_nats_per_token'] + (['loss'] if stage != 'joint' else [])
   for name in names:  # the joint loss samples codes, with other noise for other batches

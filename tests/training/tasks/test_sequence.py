@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,12 +63,12 @@ def test_training_overfits_one_batch(kind, batch, random_params):
 def test_loss_and_metrics_are_the_mean_cross_entropy(batch, random_params):
   task = _task('lstm')
   params = random_params(task, 0.5)
-  loss, metrics = task.loss(params, batch, jax.random.key(0), STEP)
-  logits = np.asarray(task.model.logits(params['model'], batch['tokens']), np.float64)
+  loss, metrics = jax.jit(task.loss)(params, batch, jax.random.key(0), STEP)
+  logits = np.asarray(jax.jit(task.model.logits)(params['model'], batch['tokens']), np.float64)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   expected = -np.take_along_axis(log_probs, np.asarray(batch['tokens'])[..., None], -1).mean()
   assert float(loss) == pytest.approx(expected, rel=1e-5) == pytest.approx(float(metrics['nats_per_token']))
-  summary = task.summarize(jax.device_get(task.evaluate(params, batch, jax.random.key(0), STEP)))
+  summary = task.summarize(jax.device_get(jax.jit(task.evaluate)(params, batch, jax.random.key(0), STEP)))
   assert summary['loss'] == summary['nats_per_token'] == pytest.approx(expected, rel=1e-5)
   assert summary['bits_per_token'] == pytest.approx(expected / np.log(2), rel=1e-5)
   assert summary['perplexity'] == pytest.approx(np.exp(expected), rel=1e-4)
@@ -92,11 +94,11 @@ def test_metrics_of_captions_of_codes_and_of_both(captioned_batch, random_params
   task, batch = _image_task('text_image'), captioned_batch(VOCAB)
   params = random_params(task, 0.4)
   loss, metrics = jax.jit(task.loss)(params, batch, jax.random.key(0), STEP)
-  codes = encode(task.config, params, batch['image'])
+  codes = jax.jit(functools.partial(encode, task.config))(params, batch['image'])
   assert len(np.unique(codes)) > 3
   tokens = task.model.stream(jnp.asarray(batch['text']), codes)
   # Select the text and image logits from the shared vocabulary, as `prior.losses` expects them.
-  logits = task.model.inner.logits(params['model'], tokens)
+  logits = jax.jit(task.model.inner.logits)(params['model'], tokens)
   text_logits = logits[:, :5, :VOCAB].at[:, 4, 1:].set(-jnp.inf)  # the last text token is always a pad
   expected = prior.losses(text_logits, logits[:, 5:, VOCAB:], jnp.asarray(batch['text']), codes)
   num_text, num_image = 3 + 3 * 5, 4 * 16  # the first caption: two tokens and a pad
@@ -104,7 +106,7 @@ def test_metrics_of_captions_of_codes_and_of_both(captioned_batch, random_params
   assert float(metrics['text_nats_per_token']) == pytest.approx(float(expected['text']), rel=1e-5)
   assert float(metrics['image_nats_per_token']) == pytest.approx(float(expected['image']), rel=1e-5)
   assert float(loss) == pytest.approx(float(mean), rel=1e-5)
-  summary = task.summarize(jax.device_get(task.evaluate(params, batch, jax.random.key(0), STEP)))
+  summary = task.summarize(jax.device_get(jax.jit(task.evaluate)(params, batch, jax.random.key(0), STEP)))
   assert summary['loss'] == pytest.approx(float(mean), rel=1e-5) and 'image_nats_per_token' in summary
 
 
