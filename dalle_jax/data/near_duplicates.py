@@ -1,0 +1,92 @@
+"""Pictures that look alike, by a perceptual hash and a thumbnail, without comparing all pairs.
+
+The hash has 64 bits: the signs of low frequencies of the brightness, relative to their median. It hardly changes when a
+picture is scaled, compressed or made brighter. Because it sees no colours, a thumbnail in colour decides too.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+SIDE = 8  # pixels of a thumbnail
+MOST_DISTANCE = 3  # bits
+MOST_DIFFERENCE = 6.0  # root mean square over the thumbnail, of 255
+_GREY_SIDE = 32
+_NUM_BANDS, _BAND_BITS = 4, 16
+_MOST_COMPARED = 512  # candidates in a band that are compared, the latest first
+
+
+class Look(NamedTuple):
+  """What is compared of a picture."""
+
+  bits: int  # 64 bits
+  thumbnail: bytes  # uint8 [SIDE, SIDE, 3]
+
+
+def look_of(pixels: np.ndarray) -> Look:
+  """The look of a picture, uint8 [H, W, 3]. Its aspect ratio does not count."""
+  image = Image.fromarray(pixels)
+  small = image.resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.BOX)
+  thumbnail = small.resize((SIDE, SIDE), Image.Resampling.BOX)
+  grey = np.asarray(small.convert('L'), np.float32)
+  frequencies = (_BASIS @ grey @ _BASIS.T).ravel()[1:]  # without the mean
+  # A picture of one colour has no frequencies: rounding must not decide its bits.
+  frequencies[np.abs(frequencies) < _GREY_SIDE / 4] = 0.0
+  above = np.concatenate([[False], frequencies > np.median(frequencies)])
+  return Look(int.from_bytes(np.packbits(above).tobytes(), 'big'), thumbnail.tobytes())
+
+
+def _cosines() -> np.ndarray:
+  """The lowest frequencies of the discrete cosine transform, [8, _GREY_SIDE]."""
+  places = (np.arange(_GREY_SIDE) + 0.5) * math.pi / _GREY_SIDE
+  return np.cos(np.arange(8)[:, None] * places).astype(np.float32) * math.sqrt(2 / _GREY_SIDE)
+
+
+_BASIS = _cosines()
+
+
+class LookIndex:
+  """Pictures by their looks.
+
+  The 64 bits are cut into four bands. Two hashes that differ in at most three bits have an equal band, so only pictures
+  with an equal band are compared.
+  """
+
+  def __init__(self, most_distance: int = MOST_DISTANCE, most_difference: float = MOST_DIFFERENCE):
+    """
+    Args:
+      most_distance: the largest number of different bits of near pictures, from 0 to 3.
+      most_difference: the largest root mean square difference of their thumbnails, of 255.
+    """
+    assert 0 <= most_distance < _NUM_BANDS
+    self._most_distance = most_distance
+    self._most_squares = most_difference**2 * SIDE * SIDE * 3
+    self._bands: list[dict[int, list[tuple[int, Look]]]] = [{} for _ in range(_NUM_BANDS)]
+
+  def add(self, number: int, look: Look) -> None:
+    """Remember a picture under a number."""
+    for band, key in zip(self._bands, _keys(look.bits), strict=True):
+      band.setdefault(key, []).append((number, look))
+
+  def find(self, look: Look) -> int | None:
+    """The lowest number of a picture that looks alike, or None."""
+    near: set[int] = set()
+    for band, key in zip(self._bands, _keys(look.bits), strict=True):
+      for number, other in band.get(key, ())[-_MOST_COMPARED:]:
+        if number not in near and self._is_near(look, other):
+          near.add(number)
+    return min(near, default=None)
+
+  def _is_near(self, look: Look, other: Look) -> bool:
+    if (look.bits ^ other.bits).bit_count() > self._most_distance:
+      return False
+    if look.thumbnail == other.thumbnail:
+      return True
+    first, second = (np.frombuffer(each.thumbnail, np.uint8).astype(np.int32) for each in (look, other))
+    return bool(np.square(first - second).sum() <= self._most_squares)
+
+
+def _keys(bits: int) -> list[int]:
+  return [bits >> _BAND_BITS * band & (1 << _BAND_BITS) - 1 for band in range(_NUM_BANDS)]
