@@ -78,23 +78,27 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
   """Decodes an image file as `decode` does, and says what could not be honoured. Raises the same errors."""
-  return _on_white(_layers(data, max_pixels))
+  layers = _layers(data, max_pixels)
+  return Picture(np.array(_on_white(layers)), layers.notes)
 
 
-def read_with_traits(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Picture, Traits]:
-  """Decodes an image file as `read` does, and says what the file holds. Raises the same errors."""
+def read_with_traits(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, Traits, tuple[str, ...]]:
+  """Decodes an image file as `read` does, and says what the file holds. Raises the same errors.
+
+  Returns:
+    An RGB image with the pixels of `read`, the traits, and the notes of `read`.
+  """
   layers = _layers(data, max_pixels, wants_traits=True)
   assert layers.traits is not None
-  return _on_white(layers), layers.traits
+  return _on_white(layers), layers.traits, layers.notes
 
 
-def _on_white(layers: _Layers) -> Picture:
+def _on_white(layers: _Layers) -> Image.Image:
   colours = layers.colours
-  if layers.alpha is not None:
-    colours.putalpha(layers.alpha)
-    white = Image.new('RGBA', colours.size, 'white')
-    colours = Image.alpha_composite(white, colours).convert('RGB')
-  return Picture(np.array(colours), layers.notes)
+  if layers.alpha is None or layers.alpha.getextrema()[0] == 255:
+    return colours
+  colours.putalpha(layers.alpha)
+  return Image.alpha_composite(Image.new('RGBA', colours.size, 'white'), colours).convert('RGB')
 
 
 def opacity(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
+from PIL import Image
 
 from dalle_jax.data import gate, image
 from dalle_jax.data.checked_pictures import Verdict
@@ -98,20 +98,20 @@ def _inspect_chunk(store: Store, max_pixels: int, paths: list[str]) -> list[Insp
 def inspect(store: Store, path: str, max_pixels: int = image.MAX_PIXELS) -> Inspection:
   """Inspect one picture with the gate of training."""
   contents = b''
-  seen: tuple[np.ndarray, image.Traits] | None = None
+  seen: tuple[Image.Image, image.Traits] | None = None
 
-  def decode(data: bytes, max_pixels: int) -> image.Picture:
+  def decode(data: bytes, max_pixels: int) -> tuple[str, ...]:
     nonlocal contents, seen
     contents = data
-    picture, traits = image.read_with_traits(data, max_pixels)
-    seen = picture.pixels, traits
-    return picture
+    picture, traits, notes = image.read_with_traits(data, max_pixels)
+    seen = picture, traits
+    return notes
 
   _, verdict = gate.examine(store, path, max_pixels, decode)
   if verdict.problem or seen is None:
     return Inspection(verdict, bool(contents) and is_cut(contents, verdict.problem))
-  pixels, traits = seen
-  return Inspection(verdict, False, pixels.shape[1], pixels.shape[0], traits, look_of(pixels))
+  picture, traits = seen
+  return Inspection(verdict, False, picture.width, picture.height, traits, look_of(picture))
 
 
 def is_cut(data: bytes, problem: str) -> bool:

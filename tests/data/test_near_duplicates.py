@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax.data.near_duplicates import Look, LookIndex, look_of
+from dalle_jax.data import near_duplicates
+from dalle_jax.data.near_duplicates import Look, LookIndex
+
+
+def look_of(pixels):
+  return near_duplicates.look_of(Image.fromarray(pixels))
 
 
 def blocks(seed, size=64):
