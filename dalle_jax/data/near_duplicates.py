@@ -32,7 +32,11 @@ def look_of(image: Image.Image) -> Look:
   width, height = (min(length, 4 * _SMALL) for length in image.size)
   if (width, height) != image.size:
     image = image.resize((width, height), Image.Resampling.NEAREST)
-  small = np.asarray(image.resize((_SMALL, _SMALL), Image.Resampling.BOX), np.float32)
+  if not width % _SMALL and not height % _SMALL:  # the same means, several times as fast
+    image = image.reduce((width // _SMALL, height // _SMALL))
+  else:
+    image = image.resize((_SMALL, _SMALL), Image.Resampling.BOX)
+  small = np.asarray(image, np.float32)
   frequencies = (_BASIS @ (small @ _GREY) @ _BASIS.T).ravel()[1:]  # without the mean
   # A picture of one colour has no frequencies: rounding must not decide its bits.
   frequencies[np.abs(frequencies) < _SMALL / 4] = 0.0
