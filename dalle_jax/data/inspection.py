@@ -8,11 +8,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from PIL import Image
-
 from dalle_jax.data import gate, image
 from dalle_jax.data.checked_pictures import Verdict
-from dalle_jax.data.near_duplicates import Look, look_of
+from dalle_jax.data.near_duplicates import Look, looks_of, reduced
 from dalle_jax.data.stores import Store
 
 _CHUNK = 64  # pictures between two messages of a process
@@ -92,26 +90,27 @@ def _inspect_in_process(paths: list[str]) -> list[Inspection]:
 
 
 def _inspect_chunk(store: Store, max_pixels: int, paths: list[str]) -> list[Inspection]:
-  return [inspect(store, path, max_pixels) for path in paths]
+  pairs = [_inspect(store, path, max_pixels) for path in paths]
+  looks = iter(looks_of([small for _, small in pairs if small]))
+  return [inspection._replace(look=next(looks)) if small else inspection for inspection, small in pairs]
 
 
-def inspect(store: Store, path: str, max_pixels: int = image.MAX_PIXELS) -> Inspection:
-  """Inspect one picture with the gate of training."""
-  contents = b''
-  seen: tuple[Image.Image, image.Traits] | None = None
+def _inspect(store: Store, path: str, max_pixels: int) -> tuple[Inspection, bytes]:
+  """Inspects one picture with the gate of training, except for its look: returns `near_duplicates.reduced` instead."""
+  contents, small = b'', b''
+  size, traits = (0, 0), None
 
   def decode(data: bytes, max_pixels: int) -> tuple[str, ...]:
-    nonlocal contents, seen
+    nonlocal contents, small, size, traits
     contents = data
     picture, traits, notes = image.read_with_traits(data, max_pixels)
-    seen = picture, traits
+    small, size = reduced(picture), picture.size
     return notes
 
   _, verdict = gate.examine(store, path, max_pixels, decode)
-  if verdict.problem or seen is None:
-    return Inspection(verdict, bool(contents) and is_cut(contents, verdict.problem))
-  picture, traits = seen
-  return Inspection(verdict, False, picture.width, picture.height, traits, look_of(picture))
+  if verdict.problem:
+    return Inspection(verdict, bool(contents) and is_cut(contents, verdict.problem)), b''
+  return Inspection(verdict, False, *size, traits), small
 
 
 def is_cut(data: bytes, problem: str) -> bool:

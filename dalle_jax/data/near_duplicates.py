@@ -5,6 +5,7 @@ picture is scaled, compressed or made brighter. Because it sees no colours, a th
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ SIDE = 8  # pixels of a thumbnail
 MOST_DISTANCE = 3  # bits
 MOST_DIFFERENCE = 6.0  # root mean square over the thumbnail, of 255
 _SMALL = 32  # pixels of the picture that is hashed
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # brightness of RGB
+_GREY = np.array([299, 587, 114], np.int32)  # weights of RGB in brightness
 _NUM_BANDS, _BAND_BITS = 4, 16
 _MOST_COMPARED = 512  # candidates in a band that are compared, the latest first
 
@@ -26,9 +27,9 @@ class Look(NamedTuple):
   thumbnail: bytes  # uint8 [SIDE, SIDE, 3]
 
 
-def look_of(image: Image.Image) -> Look:
-  """The look of an RGB image. Its aspect ratio does not count."""
-  # Averages over all pixels of a photo take as long as decoding it. 16 pixels for each one of `small` are enough.
+def reduced(image: Image.Image) -> bytes:
+  """An RGB image at the size from which `looks_of` computes its look: uint8 [32, 32, 3]. The aspect ratio is lost."""
+  # Averages over all pixels of a photo take as long as decoding it. 16 pixels for each one of the result are enough.
   width, height = (min(length, 4 * _SMALL) for length in image.size)
   if (width, height) != image.size:
     image = image.resize((width, height), Image.Resampling.NEAREST)
@@ -36,15 +37,26 @@ def look_of(image: Image.Image) -> Look:
     image = image.reduce((width // _SMALL, height // _SMALL))
   else:
     image = image.resize((_SMALL, _SMALL), Image.Resampling.BOX)
-  small = np.asarray(image, np.float32)
-  frequencies = (_BASIS @ (small @ _GREY) @ _BASIS.T).ravel()[1:]  # without the mean
+  return image.tobytes()
+
+
+def looks_of(images: Sequence[bytes]) -> list[Look]:
+  """The looks of images from `reduced`. Many at once take a tenth of the time."""
+  small = np.frombuffer(b''.join(images), np.uint8).reshape(len(images), _SMALL, _SMALL, 3).astype(np.int32)
+  grey = (small @ _GREY).astype(np.float32) / sum(_GREY)
+  frequencies = (_BASIS @ grey @ _BASIS.T).reshape(len(images), 64)
   # A picture of one colour has no frequencies: rounding must not decide its bits.
   frequencies[np.abs(frequencies) < _SMALL / 4] = 0.0
-  above = np.zeros(64, bool)
-  above[1:] = frequencies > np.sort(frequencies)[31]
+  above = frequencies > np.median(frequencies[:, 1:], axis=1, keepdims=True)
+  above[:, 0] = False  # the mean
+  bits = np.packbits(above, axis=1)
   step = _SMALL // SIDE
-  thumbnail = small.reshape(SIDE, step, SIDE, step * 3).sum(1).reshape(SIDE, SIDE, step, 3).sum(2) / step**2
-  return Look(int.from_bytes(np.packbits(above).tobytes(), 'big'), thumbnail.astype(np.uint8).tobytes())
+  sums = small.reshape(len(images), SIDE, step, SIDE, step, 3).sum((2, 4))
+  thumbnails = (sums // step**2).astype(np.uint8)
+  return [
+    Look(int.from_bytes(row.tobytes(), 'big'), thumbnail.tobytes())
+    for row, thumbnail in zip(bits, thumbnails, strict=True)
+  ]
 
 
 def _cosines() -> np.ndarray:
