@@ -14,6 +14,7 @@ from PIL import Image
 SIDE = 8  # pixels of a thumbnail
 MOST_DISTANCE = 3  # bits
 MOST_DIFFERENCE = 6.0  # root mean square over the thumbnail, of 255
+MOST_LOCAL_DIFFERENCE = 20  # in any pixel of the thumbnail, of 255: another mouth in an equal face is another picture
 _SMALL = 32  # pixels of the picture that is hashed
 _GREY = np.array([299, 587, 114], np.int32)  # weights of RGB in brightness
 _NUM_BANDS, _BAND_BITS = 4, 16
@@ -106,7 +107,8 @@ class LookIndex:
     if look.thumbnail == other.thumbnail:
       return True
     first, second = (np.frombuffer(each.thumbnail, np.uint8).astype(np.int32) for each in (look, other))
-    return bool(np.square(first - second).sum() <= self._most_squares)
+    differences = np.abs(first - second)
+    return bool(np.square(differences).sum() <= self._most_squares and differences.max() <= MOST_LOCAL_DIFFERENCE)
 
 
 def _keys(bits: int) -> list[int]:

@@ -53,3 +53,15 @@ def test_pictures_of_one_colour_are_near_only_in_that_colour():
   index.add(0, look_of(red))
   assert index.find(look_of(red + np.uint8(2))) == 0
   assert index.find(look_of(red[..., ::-1].copy())) is None
+
+
+def test_another_detail_in_an_equal_picture_is_another_picture():
+  face = np.full((64, 64, 3), (250, 200, 60), np.uint8)
+  face[8:20, 12:20] = face[8:20, 44:52] = 30
+  smile, frown = face.copy(), face.copy()
+  smile[48:54, 20:44] = smile[42:48, 14:20] = smile[42:48, 44:50] = 30
+  frown[42:48, 20:44] = frown[48:54, 14:20] = frown[48:54, 44:50] = 30
+  index = LookIndex()
+  index.add(0, look_of(smile))
+  assert index.find(look_of(smile + np.uint8(1))) == 0
+  assert index.find(look_of(frown)) is None
