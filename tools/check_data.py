@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
     if checked.groups[kind]:
       print(f'  {kind}: {len(checked.groups[kind]):,}')
   print(f'{checked.num_skipped:,} pictures in {out / data_check.SKIP_LIST}; page: {out / data_check.PAGE}')
+  if problem := checked.figures['captions'].get('problem'):
+    print(f'The tokenizer cannot be trained: {problem}')
   if not checked.account.used:
     print('There is nothing to train on.')
     return 1

@@ -1,7 +1,7 @@
 """Inspect pictures before training: decode them as training does, and note what is unusual about them."""
 
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import itertools
 import multiprocessing
 import os
@@ -43,6 +43,9 @@ def inspect_all(
     max_pixels: the largest number of pixels of a picture.
     num_processes: the number of processes; 0 for one for each core. Few pictures are read in this process.
     progress: called with (pictures done, pictures in total).
+
+  Raises:
+    ValueError: a process was killed.
   """
   results: list[Inspection] = []
   for part in _parts(store, paths, max_pixels, num_processes):
@@ -70,6 +73,11 @@ def _parts(store: Store, paths: Sequence[str], max_pixels: int, num_processes: i
     while pending:
       yield pending.popleft().result()
       pending.extend(pool.submit(_inspect_in_process, chunk) for chunk in itertools.islice(waiting, 1))
+  except concurrent.futures.process.BrokenProcessPool:
+    raise ValueError(
+      f'One of the {num_processes} processes that decode pictures was killed, probably because memory ran out. Use '
+      'fewer with --num_processes, or lower --max_image_pixels.'
+    ) from None
   finally:
     pool.shutdown(cancel_futures=True)
 

@@ -56,6 +56,8 @@ def write_data_page(
     f'{figures["skip_list"]["pictures"]:,} pictures are in the skip list. To leave them out, train with '
     '--config.data.skip_list and this file.',
   ]
+  if problem := figures['captions'].get('problem'):
+    notes.append(f'The tokenizer cannot be trained: {problem}')
   title = f'Check of {shown(figures["path"], 100)}'
   write_page(path, title=title, notes=notes, parts=parts)
 

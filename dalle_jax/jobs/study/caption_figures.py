@@ -57,8 +57,8 @@ def measure(
     text_length: positions of text; the first is the start, so one token less fits.
     vocab_size: the largest number of pieces of the tokenizer.
 
-  Raises:
-    ValueError: the tokenizer cannot be trained with this number of pieces.
+  Returns:
+    The figures. If the tokenizer cannot be trained, 'problem' says why, and figures about tokens are missing.
   """
   entries = [*train, *validation]
   figures: dict[str, Any] = {
@@ -67,9 +67,13 @@ def measure(
     **_repeated(entries),
   }
   texts = [caption for entry in train for caption in entry.captions]
+  unmeasured = {'captions': len(texts), 'over_long': 0, 'over_long_share': 0.0, 'token_lengths': {}}
   if not texts:
-    return CaptionFigures({**figures, 'captions': 0, 'over_long': 0, 'over_long_share': 0.0, 'token_lengths': {}}, [])
-  tokenizer = train_tokenizer(texts, vocab_size)
+    return CaptionFigures({**figures, **unmeasured}, [])
+  try:
+    tokenizer = train_tokenizer(texts, vocab_size)
+  except ValueError as error:
+    return CaptionFigures({**figures, **unmeasured, 'problem': str(error)}, [])
   every = [caption for entry in entries for caption in entry.captions]
   lengths = {text: len(tokenizer.encode(text)) for text in dict.fromkeys(every)}
   counts = np.array([lengths[text] for text in every])

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -147,6 +149,21 @@ def test_a_caption_that_just_fits_is_not_cut(tmp_path):
     assert (checked(root, tmp_path / str(text_length), settings).figures['captions']['over_long'] > 0) == bool(count)
 
 
+def test_a_tokenizer_that_cannot_be_trained_is_reported(tmp_path):
+  root = save_numbered(tmp_path / 'a', NUM)
+  for number, path in enumerate(sorted(root.glob('*.txt'))):
+    path.write_text(''.join(chr(0x4E00 + 40 * number + i) for i in range(40)))
+  figures = checked(root, tmp_path / 'out', CheckSettings(vocab_size=270, num_processes=1)).figures
+  assert 'config.tokenizer.vocab_size' in figures['captions']['problem'] and figures['used'] == NUM
+  assert 'The tokenizer cannot be trained' in (tmp_path / 'out' / data_check.PAGE).read_text()
+
+
+def test_an_empty_folder_has_nothing_to_train_on(tmp_path):
+  (tmp_path / 'a').mkdir()
+  result = checked(tmp_path / 'a', tmp_path / 'out')
+  assert result.account.used == result.figures['found'] == 0 and Page((tmp_path / 'out' / data_check.PAGE).read_text())
+
+
 def test_without_captions_everything_serves_the_first_stage(tmp_path):
   root = save_numbered(tmp_path / 'a', NUM)
   for path in root.glob('*.txt'):
@@ -255,6 +272,19 @@ def test_processes_find_the_same(tmp_path):
   results = inspection.inspect_all(store, paths, num_processes=2, progress=lambda *step: steps.append(step))
   assert results == inspection.inspect_all(store, paths, num_processes=1)
   assert steps == [(64, 71), (71, 71)] and sum(result.is_cut for result in results) == 1
+
+
+class DeadlyStore(FolderStore):
+  """A store whose pictures take more memory than there is."""
+
+  def read(self, path, most_bytes=None):
+    del path, most_bytes
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r'One of the 2 processes .* was killed'):
+    inspection.inspect_all(DeadlyStore(tmp_path), ['a.png'] * 100, num_processes=2)
 
 
 def test_mixtures_are_checked_part_by_part(tmp_path):
