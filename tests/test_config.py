@@ -254,7 +254,7 @@ def test_values_out_of_range_are_rejected_and_the_key_is_named(path):
 def test_every_number_and_choice_has_a_bad_value_above():
   """The keys in `unchecked` accept any value of their type, or are checked together with other keys below."""
   unchecked = {
-    'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key',
+    'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key', 'data.skip_list',
     'data.group_separator', 'dvae.min_log_scale', 'dvae.straight_through', 'prior.qk_norm',
     'prior.sandwich_norm', 'prior.image_loss_weight', 'model.qk_norm', 'model.sandwich_norm',
     'reranker.wrong_captions', 'logging.tensorboard', 'logging.wandb_project',

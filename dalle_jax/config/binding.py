@@ -6,7 +6,7 @@ from collections.abc import Collection
 _FREE_GROUPS = ('mesh', 'logging', 'profile', 'sampling', 'evaluation')
 _FREE_DATA_KEYS = ('num_workers', 'num_threads', 'data_dir', 'max_image_pixels', 'max_bad_share')
 # Where the data are. A work directory is bound to the fingerprint of their contents instead.
-_DATA_PATHS = ('path', 'validation_path')
+_DATA_PATHS = ('path', 'validation_path', 'skip_list')
 # A run that stopped at a loss that is not finite may resume with another value of 'nonfinite' or 'max_nonfinite'.
 # 'fusion_mib' only changes how the compiler fuses operations.
 _FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite', 'fusion_mib')

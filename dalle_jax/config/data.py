@@ -40,6 +40,9 @@ class DataConfig:
   # Images whose captions are equal up to this text form a group, and a group is in one split. Empty: compare full
   # captions. Images without captions, or with captions from a template, form a group each.
   group_separator: str = ''
+  # A file of the paths of pictures to leave out, one a line, as tools/check_data.py writes it. Empty: leave out none.
+  # 'folder', 'tars', 'parquet', 'records'.
+  skip_list: str = ''
   num_train: int = 20_000  # 'captioned_shapes': examples in the train split
   num_validation: int = 1_000  # 'captioned_shapes': examples in the validation split
   num_held_out: int = 1_000  # 'captioned_shapes': examples in the held_out split
@@ -83,6 +86,10 @@ class DataConfig:
       )
     elif self.source not in SOURCES_WITHOUT_PATH:
       require(bool(self.path), f'config.data.source={self.source!r} needs config.data.path, the directory to read.')
+    require(
+      not self.skip_list or self.source in ('auto', 'folder', 'tars', 'parquet', 'records', 'mixture'),
+      f'config.data.skip_list is {self.skip_list!r}, but config.data.source={self.source!r} does not read it.',
+    )
     require(
       self.source == 'text' or not self.validation_path,
       f'config.data.validation_path is {self.validation_path!r}, but only config.data.source=text reads it; given '

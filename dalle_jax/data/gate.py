@@ -77,8 +77,19 @@ def _examine_all(store: Store, paths: list[str], max_pixels: int) -> Iterator[tu
       pool.shutdown(wait=False, cancel_futures=True)
 
 
-def examine(store: Store, path: str, max_pixels: int = image.MAX_PIXELS) -> tuple[Stamp | None, Verdict]:
+def examine(
+  store: Store,
+  path: str,
+  max_pixels: int = image.MAX_PIXELS,
+  decode: Callable[[bytes, int], tuple[str, ...]] | None = None,
+) -> tuple[Stamp | None, Verdict]:
   """Decode one picture.
+
+  Args:
+    store: reads the picture.
+    path: the picture.
+    max_pixels: the largest number of pixels.
+    decode: decodes the picture as `image.read` does, and returns the notes; None for `image.read`.
 
   Returns:
     The picture's stamp and the verdict. The stamp is None if the verdict may change although the stamp does not.
@@ -93,7 +104,7 @@ def examine(store: Store, path: str, max_pixels: int = image.MAX_PIXELS) -> tupl
     return None, Verdict('', 'it does not fit into memory')
   digest = hashlib.sha256(data).hexdigest()
   try:
-    return stamp, Verdict(digest, notes=image.read(data, max_pixels).notes)
+    return stamp, Verdict(digest, notes=decode(data, max_pixels) if decode else image.read(data, max_pixels).notes)
   except ValueError as error:
     out_of_memory = isinstance(error.__cause__, MemoryError)
     return None if out_of_memory else stamp, Verdict(digest, _reason(error))

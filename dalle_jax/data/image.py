@@ -13,8 +13,8 @@ from dalle_jax.data.picture_files import EXTENSIONS, MAX_PIXELS, PILLOW_ERRORS, 
 from dalle_jax.files import check_regular, shown
 
 __all__ = [
-  'EXTENSIONS', 'MAX_PIXELS', 'PILLOW_ERRORS', 'Picture', 'check_lossless', 'check_mode', 'contents', 'decode',
-  'decode_file', 'encode_png', 'opacity', 'png_text', 'read', 'read_picture',
+  'EXTENSIONS', 'MAX_PIXELS', 'PILLOW_ERRORS', 'Picture', 'Traits', 'check_lossless', 'check_mode', 'contents',
+  'decode', 'decode_file', 'encode_png', 'opacity', 'png_text', 'read', 'read_picture', 'read_with_traits',
 ]  # fmt: skip
 
 _Result = TypeVar('_Result')
@@ -36,12 +36,24 @@ class Picture(NamedTuple):
   notes: tuple[str, ...] = ()  # what the file asks for and `pixels` do not show, such as a damaged colour profile
 
 
+class Traits(NamedTuple):
+  """What a picture file holds that its decoded pixels do not show."""
+
+  format: str  # one of Pillow's names
+  mode: str  # Pillow's mode of the stored pixels
+  bits: int  # bits per channel
+  frames: int  # 1, or 2 for any larger number
+  is_turned: bool  # whether its EXIF data ask for another orientation
+  is_transparent: bool  # whether a pixel is not opaque
+
+
 class _Layers(NamedTuple):
   """The parts of a decoded picture, upright."""
 
   colours: Image.Image  # RGB
   alpha: Image.Image | None  # grey, 255 where the picture is opaque; None if all of it is
   notes: tuple[str, ...]
+  traits: Traits | None  # if the caller asks for them
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -66,12 +78,27 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
   """Decodes an image file as `decode` does, and says what could not be honoured. Raises the same errors."""
-  colours, alpha, notes = _layers(data, max_pixels)
-  if alpha is not None:
-    colours.putalpha(alpha)
-    white = Image.new('RGBA', colours.size, 'white')
-    colours = Image.alpha_composite(white, colours).convert('RGB')
-  return Picture(np.array(colours), notes)
+  layers = _layers(data, max_pixels)
+  return Picture(np.array(_on_white(layers)), layers.notes)
+
+
+def read_with_traits(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, Traits, tuple[str, ...]]:
+  """Decodes an image file as `read` does, and says what the file holds. Raises the same errors.
+
+  Returns:
+    An RGB image with the pixels of `read`, the traits, and the notes of `read`.
+  """
+  layers = _layers(data, max_pixels, wants_traits=True)
+  assert layers.traits is not None
+  return _on_white(layers), layers.traits, layers.notes
+
+
+def _on_white(layers: _Layers) -> Image.Image:
+  colours = layers.colours
+  if layers.alpha is None or layers.alpha.getextrema()[0] == 255:
+    return colours
+  colours.putalpha(layers.alpha)
+  return Image.alpha_composite(Image.new('RGBA', colours.size, 'white'), colours).convert('RGB')
 
 
 def opacity(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
@@ -97,9 +124,10 @@ def png_text(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
     return picture.png.text()
 
 
-def _layers(data: bytes, max_pixels: int) -> _Layers:
+def _layers(data: bytes, max_pixels: int, wants_traits: bool = False) -> _Layers:
   with opened(data, max_pixels) as picture:
     image = load(picture)
+    mode = image.mode
     turn, notes = _orientation(image)
     alpha = _key_mask(picture, data, max_pixels)
     image = _with_8_bits(image)
@@ -110,7 +138,24 @@ def _layers(data: bytes, max_pixels: int) -> _Layers:
     colours, profile_notes = _in_srgb(image, _profile(picture))
     if turn is not None:
       colours, alpha = colours.transpose(turn), alpha and alpha.transpose(turn)
-    return _Layers(colours, alpha, (*notes, *(profile_notes or _colour_notes(picture))))
+    notes = (*notes, *(profile_notes or _colour_notes(picture)))
+    traits = None
+    if wants_traits:
+      is_transparent = alpha is not None and alpha.getextrema()[0] != 255
+      traits = Traits(
+        picture.format, mode, _bits(picture, data), _frames(picture), turn is not None, is_transparent
+      )  # fmt: skip
+    return _Layers(colours, alpha, notes, traits)
+
+
+def _frames(picture: Opened) -> int:
+  """1, or 2 for several frames or pages. Reads on in the file, so it comes after the pixels."""
+  if picture.png:
+    return min(picture.png.frames, 2)
+  try:
+    return 2 if getattr(picture.image, 'is_animated', False) else 1
+  except PILLOW_ERRORS:  # the first frame is whole, and training uses it alone
+    return 1
 
 
 def _orientation(image: Image.Image) -> tuple[Image.Transpose | None, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import caption_listing, parquet, picture_records, tars
+from dalle_jax.data import caption_listing, parquet, picture_records, skip_list, tars
 from dalle_jax.data.account import Account
 from dalle_jax.data.checked_pictures import CheckedPictures, file_for
 from dalle_jax.data.entries import Found
@@ -55,7 +55,8 @@ def listed(
   config: DataConfig, data_dir: Path, account: Account, progress: Progress = None
 ) -> tuple[Store, list[Found]]:
   """What reads the pictures of a source, and which there are; see `open_sources`."""
-  return KINDS[config.source](config, data_dir, account, progress)
+  store, found = KINDS[config.source](config, data_dir, account, progress)
+  return store, skip_list.without(found, config.skip_list, account)
 
 
 def _folder(config: DataConfig, data_dir: Path, account: Account, progress: Progress) -> tuple[Store, list[Found]]:

@@ -126,7 +126,7 @@ def _data_config(settings: EvaluationSettings, model_data: DataConfig, model_pat
   """
   changes: dict[str, Any] = {
     'source': settings.source or ('auto' if settings.data else None), 'path': settings.data,
-    'max_image_pixels': settings.max_image_pixels,
+    'skip_list': '' if settings.data else None, 'max_image_pixels': settings.max_image_pixels,
   }  # fmt: skip
   config = dataclasses.replace(model_data, **{name: value for name, value in changes.items() if value is not None})
   return config, Path(settings.data_dir or model_data.data_dir or model_path.parent / 'data').absolute()
