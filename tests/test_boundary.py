@@ -249,6 +249,21 @@ def test_a_full_standard_output_is_reported():
   assert len(done.stderr.splitlines()) == 1 and 'No space left on device' in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='there is no /dev/full')
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_a_full_standard_output_is_named_although_flags_name_other_outputs(unbuffered):
+  program = (
+    'from absl import flags as absl_flags; from dalle_jax import flags; absl_flags.DEFINE_string("out", "samples", "");'
+    'flags.run(lambda argv: print("a" * 10_000, flush=True))'
+  )
+  command = [sys.executable, '-c', program, '--out=here']
+  environment = _environment() | {'PYTHONUNBUFFERED': unbuffered}
+  with open('/dev/full', 'w') as full:
+    done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=-1, text=True, check=False, env=environment)
+  message = 'The standard output: No space left on device. Free some space, or send it to a file on another disk.'
+  assert (done.returncode, done.stderr.strip()) == (2, f'error: {message}')
+
+
 def test_closed_streams_are_refused_or_replaced():
   program = f'{sys.executable} -m dalle_jax.compress info'
   done = subprocess.run(f'{program} >&-', shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
