@@ -241,6 +241,21 @@ def test_a_reader_that_stops_reading_ends_a_program_quietly():
   assert (done.returncode, done.stderr) == (boundary.EXIT_CLOSED_PIPE, '')
 
 
+def _raw_errors(path):
+  """Lines that put an error of the operating system into a message as it is, such as '[Errno 13] Permission denied'."""
+  for handler in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(handler, ast.ExceptHandler) and handler.name and handler.type:
+      if any(getattr(name, 'id', '') == 'OSError' for name in ast.walk(handler.type)):
+        for value in ast.walk(handler):
+          if isinstance(value, ast.FormattedValue) and getattr(value.value, 'id', '') == handler.name:
+            yield f'{path.name}:{value.lineno}'
+
+
+def test_messages_hold_no_error_numbers():
+  files = [*(ROOT / 'dalle_jax').rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]
+  assert [line for path in files for line in _raw_errors(path)] == []
+
+
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='there is no /dev/full')
 def test_a_full_standard_output_is_reported():
   with open('/dev/full', 'w') as full:

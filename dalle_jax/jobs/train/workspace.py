@@ -15,7 +15,15 @@ from dalle_jax import hosts, stages
 from dalle_jax.config import Config, difference
 from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
-from dalle_jax.files import check_array_path, check_path, finite_or_null, read_json_object, replacing, write_json
+from dalle_jax.files import (
+  check_array_path,
+  check_path,
+  finite_or_null,
+  read_json_object,
+  reason,
+  replacing,
+  write_json,
+)  # fmt: skip
 from dalle_jax.jobs import run_lock, seen_records, stored_json
 from dalle_jax.jobs.run_lock import RunLock
 from dalle_jax.jobs.stored_json import RECORDS, TOKENIZER_RECORD
@@ -158,7 +166,10 @@ class Workspace:
     try:
       self.write(_CONFIG, self._config)
     except OSError as error:
-      raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
+      raise ValueError(
+        f'--workdir {self.path} cannot be made or written to: {reason(error, self.path / _CONFIG)}. Change its '
+        'permissions, free some space, or name another directory with --workdir.'
+      ) from None
 
   def _is_bare(self) -> bool:
     """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
