@@ -151,7 +151,7 @@ def _new_records(
         *_data_config(dataclasses.replace(settings, source=None, data=None), config.data, model_path)
       )
     except (OSError, ValueError) as error:
-      note = f'Not compared with the training data, which cannot be read: {reason(error)}'
+      note = f'Not compared with the training data, which cannot be read: {reason(error, model_path)}'
       say(note)
       return dataset, note
   remark = (
