@@ -311,7 +311,6 @@ JAX_PROGRAMS = {
   'tools/attention.py': ['--model=MODEL', '--prompt=a red circle', '--out=OUT.html'],
   'tools/benchmark.py': ['dvae', '--config=configs/quickstart.py:tiny'],
   'tools/embeddings.py': ['--model=MODEL', '--near=a'],
-  'tools/soak.py': ['table', '--out=a'],
   'tools/tune_sampling.py': ['grid', '--model=MODEL', '--out=OUT.json'],
 }
 MODEL = 'tests/golden/bundles/1'
