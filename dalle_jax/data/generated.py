@@ -88,7 +88,7 @@ def remove(directory: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _is_own(entry: Path, patterns: tuple[str, ...]) -> bool:
-  # A start that was killed leaves an unfinished file. In earlier versions its name began with that of the hashes.
+  # A killed start leaves an unfinished file. In earlier versions, the name of this file began with `hashes.json`.
   names = (*patterns, HASHES, f'{HASHES}.*', f'{UNFINISHED}*')
   return entry.is_file() and not entry.is_symlink() and any(fnmatch(entry.name, pattern) for pattern in names)
 

@@ -70,10 +70,10 @@ class TrainingRecords:
     self._is_main = jax.process_index() == 0
 
   def check_data(self) -> None:
-    """Compare the data with those of the trained stages.
+    """Compare the present data with the data of the trained stages.
 
-    If the run accepts other data, a tokenizer of the earlier data that no stage uses is removed, and the list of
-    records is replaced by that of the present data.
+    If the run accepts other data, a tokenizer of the earlier data that no stage uses is removed, and the list of the
+    present records replaces the earlier list.
 
     Raises:
       ValueError: A stage was trained on other data and `allow_other_data` is False, or is only partly trained.
