@@ -12,6 +12,7 @@ errors are bugs, and their traceback is shown. Importing this module is cheap.
 
 import contextlib
 import errno
+import io
 import os
 import re
 import select
@@ -36,6 +37,7 @@ LONGEST_REASON = 400  # characters of a message that another library wrote
 
 # What to do about an error number of the operating system.
 _FULL = 'Free some space, or name a directory on another disk.'
+_STDOUT, _STDOUT_FULL = 'the standard output', 'Free some space, or send it to a file on another disk.'
 _DENIED = 'Change its permissions, or name a file or directory that you may use.'
 _GONE = 'Check the path: it was never there, or was deleted or moved meanwhile.'
 _FILES = 'Raise the limit of open files (ulimit -n), or end programs that keep files open.'
@@ -248,6 +250,9 @@ def _os_message(error: OSError) -> str:
   advice = ADVICE.get(code, '')
   if not names and code in _NAMELESS:
     subject = 'The standard output' if _stdout_fails() else _places() or 'A file, or the standard output'
+  elif names == [_STDOUT]:
+    subject = 'The standard output'
+    advice = _STDOUT_FULL if advice is _FULL else advice
   elif names and advice is _FULL:
     subject += _free_space(names[0])
   return f'{subject}: {reason}. {advice}'.removeprefix(': ').strip()
@@ -306,9 +311,34 @@ def _open_streams() -> None:
       setattr(sys, name, open(os.devnull, 'r' if number == 0 else 'w', encoding='utf-8'))
   if stdout_is_closed:
     raise ValueError('The standard output is closed, so that results would be lost. Send it to a file or to /dev/null.')
+  _name_stdout()
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(AttributeError, OSError, ValueError):
       stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+
+
+class _NamedStdout(io.FileIO):
+  """The file of stdout, whose errors name it. Without a buffer, as under PYTHONUNBUFFERED, nothing else would."""
+
+  def write(self, data: Any) -> int | None:  # type: ignore[override]
+    with naming(_STDOUT):
+      return super().write(data)
+
+
+def _name_stdout() -> None:
+  """Replaces sys.stdout by a stream of the same file and properties whose errors name it. Leaves consoles alone."""
+  old = sys.stdout
+  if os.name != 'posix' or type(old) is not io.TextIOWrapper or old.isatty() or isinstance(old.buffer, _NamedStdout):
+    return
+  with contextlib.suppress(OSError, ValueError):
+    if old.fileno() == 1 and not isinstance(getattr(old.buffer, 'raw', None), _NamedStdout):
+      old.flush()
+      raw = _NamedStdout(1, 'w', closefd=False)
+      buffer = raw if isinstance(old.buffer, io.RawIOBase) else io.BufferedWriter(raw)
+      sys.stdout = io.TextIOWrapper(
+        buffer,  # type: ignore[arg-type]
+        encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering, write_through=old.write_through,
+      )  # fmt: skip
 
 
 def _make_logs_printable(verbose: Callable[[], bool]) -> None:
@@ -343,7 +373,7 @@ def _quieten_threads(verbose: Callable[[], bool]) -> None:
 
 def _flush() -> None:
   """Writes what is buffered, while errors can still be reported."""
-  with naming('the standard output'):
+  with naming(_STDOUT):
     sys.stdout.flush()
 
 

@@ -1,6 +1,7 @@
 """Files: check output paths before any work, write whole files, read bounded JSON, and show foreign text."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -135,7 +136,7 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
   except _UnusualJson:
     raise
   except (ValueError, RecursionError) as error:
-    raise ValueError(f'it is not JSON ({type(error).__name__}: {str(error)[:100]})') from None
+    raise ValueError(f'it is not JSON ({_json_problem(error)})') from None
   if not isinstance(values, dict):
     raise ValueError(f'it holds {_json_kind(values)} and not a JSON object')
   level: list[Any] = [values]
@@ -144,6 +145,10 @@ def parse_json_object(content: bytes, allow_nan: bool = False) -> dict[str, Any]
     if not level:
       return values
   raise ValueError(f'it nests deeper than {MAX_JSON_DEPTH} levels')
+
+
+def _json_problem(error: Exception) -> str:
+  return 'it nests too deep' if isinstance(error, RecursionError) else shown(error, 100)
 
 
 class _UnusualJson(ValueError):
@@ -233,7 +238,9 @@ def check_out(out: Path, overwrite: bool, what: str = '--out') -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     _try_to_write(out.resolve().parent)
   except (OSError, RuntimeError, ValueError) as error:  # a circle of links; a NUL character
-    raise ValueError(f'{what} {shown(out)} cannot be written: {error}. Name a file in a writable directory.') from None
+    raise ValueError(
+      f'{what} {shown(out)} cannot be written: {reason(error, out)}. Name a file in a writable directory.'
+    ) from None
 
 
 def make_directory(out: str, size: int = 0, what: str = '--out') -> Path:
@@ -257,7 +264,9 @@ def make_directory(out: str, size: int = 0, what: str = '--out') -> Path:
     _try_to_write(directory)
     free = shutil.disk_usage(directory).free
   except (OSError, ValueError) as error:
-    raise ValueError(f'{what} {shown(out)} cannot be made or written: {error}. Name a writable directory.') from None
+    raise ValueError(
+      f'{what} {shown(out)} cannot be made or written: {reason(error, out)}. Name a writable directory.'
+    ) from None
   if size > free:
     raise ValueError(
       f'{what} {shown(out)}: the output takes at least {size / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free. '
@@ -300,7 +309,9 @@ def _check_parent(out: Path, what: str) -> None:
   try:
     _try_to_write(parent)
   except OSError as error:
-    raise ValueError(f'{what}: {out} cannot be written: {error}. Name a directory that can be written.') from None
+    raise ValueError(
+      f'{what}: {out} cannot be written: {reason(error, parent)}. Name a directory that can be written.'
+    ) from None
 
 
 @contextlib.contextmanager
@@ -366,6 +377,28 @@ def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
 def is_not_finite(value: object) -> bool:
   """Whether a value is an infinite number or NaN."""
   return isinstance(value, float) and not math.isfinite(value)
+
+
+# What the system's words for an error number leave unclear.
+_IN_WORDS = {
+  errno.EEXIST: 'a file of this name exists', errno.ENOTDIR: 'a part of the path is a file, and not a directory',
+  errno.EISDIR: 'it is a directory', errno.ELOOP: 'its symbolic links lead in a circle',
+}  # fmt: skip
+
+
+def reason(error: BaseException, path: object = None) -> str:
+  """Why something failed, for the end of a sentence: without error numbers and the names of Python's types.
+
+  Args:
+    error: The error. An OSError may also say which file it is about.
+    path: The file that the sentence names already.
+  """
+  if not isinstance(error, OSError) or not error.strerror:
+    return shown(error, 300).rstrip('.') or 'for an unknown reason'
+  text = _IN_WORDS.get(error.errno or 0, error.strerror)
+  name = error.filename
+  is_other = path is not None and isinstance(name, str) and os.path.abspath(name) != os.path.abspath(str(path))
+  return f'{text} ({shown(name)})' if is_other else text
 
 
 def shown(text: object, most: int = 200) -> str:

@@ -358,7 +358,9 @@ def _check_coordinator(coordinator: str, hosts: int | None, host: int | None) ->
   try:
     socket.getaddrinfo(name.strip('[]'), int(port))
   except OSError as error:
-    raise ValueError(f'--coordinator={coordinator}: this host cannot resolve the name {name}: {error}.') from None
+    raise ValueError(
+      f'--coordinator={coordinator}: this host cannot resolve the name {name}: {error.strerror or error}.'
+    ) from None
   if host == 0:
     _check_port(coordinator, int(port))
 
@@ -370,6 +372,6 @@ def _check_port(coordinator: str, port: int) -> None:
     socket.create_server(('', port), family=family, dualstack_ipv6=socket.has_dualstack_ipv6()).close()
   except OSError as error:
     raise ValueError(
-      f'--coordinator={coordinator}: port {port} of this host, which is host 0, cannot be opened: {error}. Choose '
-      'another port, or end the program that uses it, perhaps an earlier start.'
+      f'--coordinator={coordinator}: port {port} of this host, which is host 0, cannot be opened: '
+      f'{error.strerror or error}. Choose another port, or end the program that uses it, perhaps an earlier start.'
     ) from None

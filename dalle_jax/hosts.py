@@ -22,6 +22,7 @@ import numpy as np
 
 import dalle_jax
 from dalle_jax.config import difference
+from dalle_jax.files import reason
 
 MOST_LINES = 20  # differences that an error message lists for each host
 # Environment variables that change the programs that a host compiles, or their rounding.
@@ -82,8 +83,9 @@ def _describe(failure: BaseException) -> str:
     return _STOPPED
   if isinstance(failure, ValueError):
     return str(failure) or type(failure).__name__
-  problem = f'{type(failure).__name__}: {failure}'
-  return problem if isinstance(failure, OSError) else f'{problem}. The output of that host says more.'
+  if isinstance(failure, OSError):
+    return f'{failure.filename}: {reason(failure)}' if failure.filename else reason(failure)
+  return f'{type(failure).__name__}: {failure}. The output of that host says more.'
 
 
 def facts(config: Mapping[str, Any], **flags: Any) -> dict[str, Any]:
@@ -196,18 +198,22 @@ def shared_directory(path: Path, flag: str = '--workdir', patience_s: float = PA
     )
 
 
+def _advice(flag: str) -> str:
+  return f'Change its permissions, or name another directory with {flag}.'
+
+
 def _make(path: Path, flag: str) -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f'{flag} {path} cannot be made or written to: {error}') from None
+    raise ValueError(f'{flag} {path} cannot be made or written to: {reason(error, path)}. {_advice(flag)}') from None
 
 
 def _touch(file: Path, flag: str) -> None:
   try:
     file.touch()
   except OSError as error:
-    raise ValueError(f'{flag} {file.parent} cannot be written to: {error}') from None
+    raise ValueError(f'{flag} {file.parent} cannot be written to: {reason(error, file)}. {_advice(flag)}') from None
 
 
 def _appears(file: Path, patience_s: float) -> bool:

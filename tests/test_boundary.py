@@ -241,12 +241,42 @@ def test_a_reader_that_stops_reading_ends_a_program_quietly():
   assert (done.returncode, done.stderr) == (boundary.EXIT_CLOSED_PIPE, '')
 
 
+def _raw_errors(path):
+  """Lines that put an error of the operating system into a message as it is, such as '[Errno 13] Permission denied'."""
+  for handler in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(handler, ast.ExceptHandler) and handler.name and handler.type:
+      if any(getattr(name, 'id', '') == 'OSError' for name in ast.walk(handler.type)):
+        for value in ast.walk(handler):
+          if isinstance(value, ast.FormattedValue) and getattr(value.value, 'id', '') == handler.name:
+            yield f'{path.name}:{value.lineno}'
+
+
+def test_messages_hold_no_error_numbers():
+  files = [*(ROOT / 'dalle_jax').rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]
+  assert [line for path in files for line in _raw_errors(path)] == []
+
+
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='there is no /dev/full')
 def test_a_full_standard_output_is_reported():
   with open('/dev/full', 'w') as full:
     done = run_program('dalle_jax.generate', '--help', stdout=full)
   assert done.returncode == 2 and done.stderr.startswith('error: ') and 'standard output' in done.stderr
   assert len(done.stderr.splitlines()) == 1 and 'No space left on device' in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='there is no /dev/full')
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_a_full_standard_output_is_named_although_flags_name_other_outputs(unbuffered):
+  program = (
+    'from absl import flags as absl_flags; from dalle_jax import flags; absl_flags.DEFINE_string("out", "samples", "");'
+    'flags.run(lambda argv: print("a" * 10_000, flush=True))'
+  )
+  command = [sys.executable, '-c', program, '--out=here']
+  environment = _environment() | {'PYTHONUNBUFFERED': unbuffered}
+  with open('/dev/full', 'w') as full:
+    done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=-1, text=True, check=False, env=environment)
+  message = 'The standard output: No space left on device. Free some space, or send it to a file on another disk.'
+  assert (done.returncode, done.stderr.strip()) == (2, f'error: {message}')
 
 
 def test_closed_streams_are_refused_or_replaced():
@@ -281,7 +311,6 @@ JAX_PROGRAMS = {
   'tools/attention.py': ['--model=MODEL', '--prompt=a red circle', '--out=OUT.html'],
   'tools/benchmark.py': ['dvae', '--config=configs/quickstart.py:tiny'],
   'tools/embeddings.py': ['--model=MODEL', '--near=a'],
-  'tools/soak.py': ['table', '--out=a'],
   'tools/tune_sampling.py': ['grid', '--model=MODEL', '--out=OUT.json'],
 }
 MODEL = 'tests/golden/bundles/1'

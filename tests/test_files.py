@@ -251,3 +251,19 @@ def test_arrays_are_stored_only_at_paths_without_patterns(tmp_path):
     files.check_array_path(tmp_path / 'link', '--out')
   files.check_array_path(tmp_path / 'a[1]', '--model', reading=True)
   files.check_array_path(tmp_path / 'a b%]', '--out')
+
+
+@pytest.mark.parametrize(
+  ('error', 'path', 'words'),
+  [
+    (PermissionError(13, 'Permission denied', '/a'), '/a', 'Permission denied'),
+    (PermissionError(13, 'Permission denied', '/a'), '/a/b', 'Permission denied (/a)'),
+    (FileExistsError(17, 'File exists', '/a'), '/a', 'a file of this name exists'),
+    (OSError(40, 'Too many levels', '/a'), None, 'its symbolic links lead in a circle'),
+    (OSError('it is strange.'), None, 'it is strange'),
+    (OSError(), None, 'for an unknown reason'),
+    (ValueError('embedded null byte'), 'a', 'embedded null byte'),
+  ],
+)
+def test_reasons_are_words(error, path, words):
+  assert files.reason(error, path) == words

@@ -25,7 +25,7 @@ import numpy as np
 from dalle_jax.data.caption_text import check_characters, check_visible, is_empty, shortened
 from dalle_jax.data.pieces import checked
 from dalle_jax.data.tokenizer import merge, pad
-from dalle_jax.files import check_regular
+from dalle_jax.files import check_regular, reason, shown
 
 CONTEXT_LENGTH = 77  # text slots of all published models, including the start and end tokens
 MAX_MERGES = 48_894  # CLIP uses only the first merges of the published file, which lists 262,144
@@ -153,8 +153,22 @@ class ClipTokenizer:
       with Path(path).open('rb') as file:
         text = _unpacked(file).decode()
       return cls(_from_json(text) if text[:1] == '{' else _from_lines(text))
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-      raise ValueError(f'Cannot load the tokenizer {path}: {error}') from error
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+      raise ValueError(
+        f"Cannot load the tokenizer {shown(path)}: {_problem(error)}. Name OpenAI's "
+        'bpe_simple_vocab_16e6.txt.gz, or merges.txt or tokenizer.json of a Hugging Face model.'
+      ) from error
+
+
+def _problem(error: Exception) -> str:
+  """What is wrong with a list of merges, in words."""
+  if isinstance(error, UnicodeDecodeError):
+    return f'it is not text in UTF-8 (byte {error.start})'
+  if isinstance(error, KeyError):
+    return f'it has no entry {shown(error)}'
+  if isinstance(error, TypeError | RecursionError):
+    return 'its entries are not those of a tokenizer'
+  return reason(error)
 
 
 def check_packages() -> None:

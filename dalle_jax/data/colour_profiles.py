@@ -8,6 +8,16 @@ from PIL import Image, ImageCms
 
 # The colour spaces of profiles, by the modes of the pictures that they describe.
 _SPACES = {'L': b'GRAY', 'RGB': b'RGB ', 'CMYK': b'CMYK'}
+# Other colour spaces, and kinds of profiles that do not say what the numbers of a picture mean, by their signatures.
+_OTHER_SPACES = {
+  b'XYZ ': 'XYZ', b'Lab ': 'LAB', b'Luv ': 'LUV', b'YCbr': 'YCbCr', b'Yxy ': 'Yxy', b'HSV ': 'HSV', b'HLS ': 'HLS',
+  b'CMY ': 'CMY', **{b'%XCLR' % count: f'{count} inks' for count in range(2, 16)},
+}  # fmt: skip
+_OTHER_KINDS = {
+  b'link': 'it is a device link, which leads from one device to another',
+  b'nmcl': 'it is a list of named colours',
+}  # fmt: skip
+_DAMAGED = 'colour profile not converted: it is damaged'
 # A profile that changes no colour by more than this counts as sRGB. Its pictures stay the same, bit for bit.
 _TOLERANCE = 2  # of 255
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
@@ -21,22 +31,44 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     profile: its ICC profile.
 
   Returns:
-    The RGB picture and ''. If the profile means sRGB, is damaged or does not fit the picture: the same picture, and in
-    the last two cases a note.
+    The RGB picture and ''. If the profile means sRGB, is damaged, does not fit the picture or is of a kind that belongs
+    to no picture: the same picture, and in the last three cases a note.
   """
-  space = bytes(profile[16:20])
-  if profile[36:40] != b'acsp' or space not in _SPACES.values():
-    return image, 'colour profile not converted: it is damaged'
-  fitting = _with_channels(image, space)
-  if fitting is None:
-    return image, f'colour profile not converted: it is for {space.decode().strip()}, the pixels are {image.mode}'
+  kind, space = bytes(profile[12:16]), bytes(profile[16:20])
+  if profile[36:40] != b'acsp':
+    return image, _DAMAGED
   try:
+    if kind in _OTHER_KINDS or space in _OTHER_SPACES:
+      _opened(profile)
+      return image, f'colour profile not converted: {_OTHER_KINDS.get(kind) or _misfit(_OTHER_SPACES[space], image)}'
+    if space not in _SPACES.values():
+      return image, _DAMAGED
+    fitting = _with_channels(image, space)
+    if fitting is None:
+      return image, f'colour profile not converted: {_misfit(space.decode().strip(), image)}'
     transform = _transform(bytes(profile), fitting.mode)
   except ImportError:
     return image, 'colour profile not converted: Pillow was built without LittleCMS'
   except (ImageCms.PyCMSError, OSError, ValueError):
-    return image, 'colour profile not converted: it is damaged'
+    return image, _DAMAGED
   return (transform.apply(fitting), '') if transform else (image, '')
+
+
+def _misfit(space: str, image: Image.Image) -> str:
+  return f'it is for {space}, the pixels are {image.mode}'
+
+
+def _opened(profile: bytes) -> ImageCms.ImageCmsProfile:
+  return ImageCms.getOpenProfile(io.BytesIO(profile))
+
+
+def note_on_lab(profile: bytes) -> str:
+  """A note if pixels in LAB have a profile of another colour space; they need none."""
+  space = bytes(profile[16:20])
+  if profile[36:40] != b'acsp' or space not in (*_SPACES.values(), *_OTHER_SPACES):
+    return _DAMAGED
+  name = _OTHER_SPACES.get(space) or space.decode().strip()
+  return '' if name == 'LAB' else f'colour profile not converted: it is for {name}, the pixels are LAB'
 
 
 def is_srgb(image: Image.Image, profile: bytes) -> bool:
@@ -65,7 +97,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
   We compare results instead of names: profiles that are named sRGB may have another tone curve.
   """
   transform = ImageCms.buildTransform(
-    ImageCms.getOpenProfile(io.BytesIO(profile)), ImageCms.createProfile('sRGB'), mode, 'RGB',
+    _opened(profile), ImageCms.createProfile('sRGB'), mode, 'RGB',
     ImageCms.Intent.RELATIVE_COLORIMETRIC, _FLAGS,
   )  # fmt: skip
   if mode == 'CMYK':

@@ -1,8 +1,8 @@
 """Fingerprints of data sets.
 
 The fingerprint of a folder is a hash of the contents of its pictures, followed by a hash of their names, captions and
-splits. That of a TFDS data set is a hash of its record files, followed by a hash of its name and splits. Earlier
-versions had only the second part.
+splits. The fingerprint of a TFDS data set is a hash of its record files, followed by a hash of its name and splits.
+Earlier versions had only the second part.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dalle_jax.data.unreadable import first_line
-from dalle_jax.files import UNFINISHED, shown, write_json
+from dalle_jax.files import UNFINISHED, reason, shown, write_json
 
 HASHES = 'hashes.json'
 _BLOCK = 2**20  # bytes read at once
@@ -83,12 +83,12 @@ def remove(directory: Path, patterns: tuple[str, ...]) -> None:
   except OSError as error:
     raise ValueError(
       f'The generated data set in {directory} is damaged or not finished, and cannot be removed to be made again: '
-      f'{error}. Make the directory writable, or set another config.data.data_dir.'
+      f'{reason(error, directory)}. Make the directory writable, or set another config.data.data_dir.'
     ) from None
 
 
 def _is_own(entry: Path, patterns: tuple[str, ...]) -> bool:
-  # A start that was killed leaves an unfinished file. In earlier versions its name began with that of the hashes.
+  # A killed start leaves an unfinished file. In earlier versions, the name of this file began with `hashes.json`.
   names = (*patterns, HASHES, f'{HASHES}.*', f'{UNFINISHED}*')
   return entry.is_file() and not entry.is_symlink() and any(fnmatch(entry.name, pattern) for pattern in names)
 

@@ -227,6 +227,9 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tu
   """Converts an opaque image to RGB in sRGB, and says what could not be honoured."""
   if profile is None:
     return image.convert('RGB'), ()
+  if image.mode == 'LAB':
+    note = colour_profiles.note_on_lab(profile)
+    return image.convert('RGB'), (note,) if note else ()
   image = image if image.mode in ('L', 'CMYK') else image.convert('RGB')
   converted, note = colour_profiles.to_srgb(image, profile)
   return converted.convert('RGB'), (note,) if note else ()

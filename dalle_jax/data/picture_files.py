@@ -113,8 +113,17 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Opened]:
   except Image.UnidentifiedImageError:
     raise ValueError(f'cannot decode the image ({len(data)} bytes): its {kind} header is damaged or unknown') from None
   except PILLOW_ERRORS as error:
-    reason = str(error) or type(error).__name__
-    raise ValueError(f'cannot decode the image ({len(data)} bytes): {shown(reason, 400)}') from error
+    raise ValueError(f'cannot decode the image ({len(data)} bytes): {_problem(error)}') from error
+
+
+def _problem(error: Exception) -> str:
+  """What is wrong with a picture, in words."""
+  text = str(error)
+  if 'image file is truncated' in text or isinstance(error, EOFError):
+    return 'its pixels end before its last row, so that the file is cut off or damaged'
+  if isinstance(error, LookupError | TypeError | AttributeError | AssertionError | struct.error):
+    return 'it is damaged'  # their texts are about Pillow's program
+  return shown(text, 400) or 'it is damaged'
 
 
 def load(picture: Opened) -> Image.Image:

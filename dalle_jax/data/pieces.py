@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from dalle_jax.files import reason, shown
+
 SPACE = '\u2581'  # SentencePiece's symbol for a space
 # Characters that SentencePiece reserves: the space's symbol, and U+2585 and NUL, whose lines its trainer skips.
 RESERVED = re.compile(f'[{SPACE}\u2585\0]')
@@ -68,7 +70,7 @@ class PieceModel:
     try:
       return cls(Path(path).read_bytes())
     except (OSError, ValueError) as error:
-      raise ValueError(f'Cannot load the tokenizer {path}: {error}') from error
+      raise ValueError(f'Cannot load the tokenizer {shown(path)}: {reason(error)}') from error
 
 
 def checked(ids: Iterable[Any], vocab_size: int) -> list[int]:

@@ -28,7 +28,7 @@ def listed(files: dict[str, int], digests: list[str], fingerprint: str) -> Recor
 
 
 def keep(old: RecordLists, fresh: RecordLists, files: dict[str, int], listing: str, max_bad_share: float) -> str:
-  """The fingerprint of a run's data: that of its first start if nothing but damage happened since.
+  """The fingerprint of a run's data. It is the one of the first start if the files have only been damaged since.
 
   Args:
     old: the record files that the run began with, from `pinned.first`.

@@ -42,8 +42,8 @@ class Dataset:
   account: Account | None = None  # what was found, used and left out; None for a source that leaves out nothing
   # For each held-out split, how much of it also occurs in training; empty if they were not compared.
   overlaps: Mapping[str, 'Overlap'] = dataclasses.field(default_factory=dict)
-  # Replaces the run's list of records if the run accepts other data. None if its list is that of these records, and on
-  # all hosts but the first.
+  # Replaces the run's list of records if the run accepts other data. None if the list holds these records already, and
+  # on all hosts but the first.
   adopt: Callable[[], None] | None = None
 
   def open(self, split: str) -> 'Source':

@@ -4,6 +4,7 @@ Links are followed only to files inside the folder. Linked folders are not searc
 place if that is inside the folder.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dalle_jax.files import shown
 
 LEADS_OUT = 'a link that leads out of the folder; only files inside it are read'
 LEADS_NOWHERE = 'a link to a file that does not exist'
+LEADS_IN_A_CIRCLE = 'a link that leads in a circle, or over too many other links'
 NO_FILE = 'neither a file nor a folder'
 
 
@@ -63,20 +65,28 @@ def inside_of(root: Path) -> Callable[[str], bool]:
   return within
 
 
+def barred(path: str, within: Callable[[str], bool]) -> str:
+  """Why the target of a link may not be read; '' for a file or a folder inside of `within`."""
+  if not within(path):
+    return LEADS_OUT
+  try:
+    mode = os.stat(path).st_mode
+  except OSError as error:
+    return LEADS_IN_A_CIRCLE if error.errno == errno.ELOOP else LEADS_NOWHERE
+  return '' if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else NO_FILE
+
+
 def _sort(entry: os.DirEntry, prefix: str, within: Callable[[str], bool], result: Survey) -> str:
   """Adds an entry of a folder to `result`. Returns the folder to search next, or ''."""
   name = prefix + entry.name
   if entry.name.startswith('.'):
     result.hidden.append(name)
   elif entry.is_symlink():
-    if not within(entry.path):
-      result.barred[name] = LEADS_OUT
-    elif entry.is_dir():
+    reason = barred(entry.path, within)
+    if reason:
+      result.barred[name] = reason
+    elif os.path.isdir(entry.path):
       result.linked.append(name)
-    elif not os.path.exists(entry.path):
-      result.barred[name] = LEADS_NOWHERE
-    elif not os.path.isfile(entry.path):
-      result.barred[name] = NO_FILE
     else:
       result.files.append(name)
   elif entry.is_dir(follow_symlinks=False):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_jax.files import parse_json_object, write_whole
+from dalle_jax.files import parse_json_object, reason, write_whole
 
 FILE_NAME = 'results.jsonl'
 STATUSES = ('finished', 'diverged', 'failed')
@@ -56,7 +56,7 @@ def read(path: Path) -> tuple[list[Run], list[str]]:
     lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
   except OSError as error:
     raise ValueError(
-      f'{path} cannot be read: {error}. Run `scaling.py sweep --out={path.parent}` to write it.'
+      f'{path} cannot be read: {reason(error)}. Run `scaling.py sweep --out={path.parent}` to write it.'
     ) from None
   runs, complaints = {}, []
   for number, line in enumerate(lines, start=1):

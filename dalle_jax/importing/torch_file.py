@@ -116,9 +116,17 @@ def read(path: Path, module_packages: tuple[str, ...] = ()) -> dict[str, np.ndar
     raise ValueError(f'{shown(path)} is refused: {error} Nothing in it was executed.') from None
   except _ERRORS as error:
     raise ValueError(
-      f'{shown(path)} is not a file that torch.save wrote, or it is damaged ({type(error).__name__}: {shown(error)}). '
+      f'{shown(path)} is not a file that torch.save wrote, or it is damaged ({_problem(error)}). '
       'Nothing in it was executed.'
     ) from None
+
+
+def _problem(error: Exception) -> str:
+  """What is wrong with a file, in words: messages of Python's own errors say nothing to users."""
+  is_worded = isinstance(error, ValueError | zipfile.BadZipFile | pickle.UnpicklingError)
+  if not is_worded or isinstance(error, UnicodeDecodeError):
+    return 'it is cut off, or its contents are not those of such a file'
+  return shown(error) or 'its contents cannot be read'
 
 
 def _arrays(tensors: list[tuple[str, _Tensor]], file_size: int) -> dict[str, np.ndarray]:

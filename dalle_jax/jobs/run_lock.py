@@ -29,7 +29,7 @@ from typing import Any
 import jax
 
 from dalle_jax import hosts
-from dalle_jax.files import parse_json_object
+from dalle_jax.files import parse_json_object, reason
 
 FILE = 'run.lock'
 EXIT_LOST = 2  # exit status of a process that lost its lock
@@ -145,7 +145,10 @@ class RunLock:
           self._check_stale(content, say)
           self._take_away(content)
     except OSError as error:
-      raise ValueError(f'{self._flag} {self.path.parent} cannot be made or written to: {error}') from None
+      raise ValueError(
+        f'{self._flag} {self.path.parent} cannot be made or written to: {reason(error, self.path.parent)}. Change its '
+        f'permissions, or name another directory with {self._flag}.'
+      ) from None
     self._confirmed = _clock()
     self.is_held = True
     self._thread.start()

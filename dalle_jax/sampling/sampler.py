@@ -59,6 +59,29 @@ class Programs(NamedTuple):
   paint_rows: Callable  # tokens, number of rows -> unfinished images
 
 
+def check_settings(settings: SamplingConfig, image_vocab_size: int, reads_captions: bool) -> None:
+  """Check that sampling settings fit a model.
+
+  Args:
+    settings: the settings.
+    image_vocab_size: the model's number of image tokens.
+    reads_captions: whether the model reads captions.
+
+  Raises:
+    ValueError: they do not fit it.
+  """
+  if settings.top_k > image_vocab_size:
+    raise ValueError(
+      f'top_k {settings.top_k} is more than the {image_vocab_size} image tokens of the model; '
+      'set --top_k (config.sampling.top_k) to at most that number, or to 0 for all.'
+    )
+  if settings.guidance_scale != 1 and not reads_captions:
+    raise ValueError(
+      f'guidance_scale is {settings.guidance_scale:g}, but guidance needs a model that reads captions; '
+      'leave --guidance_scale (config.sampling.guidance_scale) at 1 for this model.'
+    )
+
+
 class Sampler:
   """Generate images in batches of one fixed shape, so that everything compiles once.
 
@@ -81,16 +104,7 @@ class Sampler:
     self.model, self.mesh, self.settings, self._dvae, self._part = model, mesh, settings, dvae, part
     # The number of devices must divide the batch size. Surplus rows are computed and dropped.
     self.batch_size = sharding.rounded_batch(settings.batch_size, mesh)
-    if settings.top_k > model.image_vocab_size:
-      raise ValueError(
-        f'top_k {settings.top_k} is more than the {model.image_vocab_size} image tokens of the model; '
-        'set --top_k (config.sampling.top_k) to at most that number, or to 0 for all.'
-      )
-    if settings.guidance_scale != 1 and not model.text_length:
-      raise ValueError(
-        f'guidance_scale is {settings.guidance_scale:g}, but guidance needs a model that reads captions; '
-        'leave --guidance_scale (config.sampling.guidance_scale) at 1 for this model.'
-      )
+    check_settings(settings, model.image_vocab_size, bool(model.text_length))
     self._programs = jitted_programs(model, dvae, mesh, settings.top_k)
     self._most_known = -1  # the largest number of known codes for which `_cut_to_memory` has checked the batch size
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageCms
 from dalle_jax.data import image as image_lib
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB')).tobytes()
 FORMATS = {
   'PNG': {}, 'JPEG': {'quality': 100, 'subsampling': 0}, 'WEBP': {'lossless': True}, 'TIFF': {},
   'AVIF': {'quality': 100, 'subsampling': '4:4:4'},
@@ -23,6 +24,11 @@ def encoded(image, format='PNG', **options):
 def srgb_encoded(linear):
   """sRGB's tone curve, from light in [0, 1] to [0, 255]."""
   return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def signed(profile, kind, space):
+  """The profile with the signatures of another kind and another colour space."""
+  return profile[:12] + kind + space + profile[20:]
 
 
 def noise(*shape):
@@ -90,10 +96,21 @@ def test_transparency_survives_the_conversion():
     ('RGB', icc.cmyk_profile(lambda *inks: 50), 'it is for CMYK, the pixels are RGB'),
     ('CMYK', SRGB, 'it is for RGB, the pixels are CMYK'),
     ('L', SRGB, None),
+    ('RGB', LAB, 'it is for LAB, the pixels are RGB'),
+    ('L', LAB, 'it is for LAB, the pixels are L'),
+    ('LAB', LAB, None),
+    ('LAB', SRGB, 'it is for RGB, the pixels are LAB'),
+    ('LAB', bytes(500), 'it is damaged'),
+    ('RGB', LAB[:150], 'it is damaged'),
+    ('RGB', signed(SRGB, b'prtr', b'6CLR'), 'it is for 6 inks, the pixels are RGB'),
+    ('RGB', signed(SRGB, b'mntr', b'????'), 'it is damaged'),
+    ('RGB', signed(SRGB, b'link', b'RGB '), 'it is a device link, which leads from one device to another'),
+    ('RGB', signed(SRGB, b'nmcl', b'RGB '), 'it is a list of named colours'),
   ],
 )
 def test_profiles_that_cannot_be_used_are_notes_and_change_no_pixel(mode, profile, note):
-  image = Image.fromarray(noise(4, 4, 3)).convert(mode)
+  image = Image.fromarray(noise(4, 4, 3))
+  image = Image.frombytes('LAB', (4, 4), image.tobytes()) if mode == 'LAB' else image.convert(mode)
   plain, tagged = (image_lib.read(encoded(image, 'TIFF', icc_profile=p)) for p in (b'', profile))
   np.testing.assert_array_equal(tagged.pixels, plain.pixels)
   assert tagged.notes == ((f'colour profile not converted: {note}',) if note else ())

@@ -254,6 +254,26 @@ def test_listed_links_that_lead_out_are_left_out(tmp_path):
   assert any(line.startswith('left out 2: the file does not exist') for line in lines)
 
 
+def test_links_that_lead_in_a_circle_are_left_out(tmp_path):
+  circle = 'a link that leads in a circle, or over too many other links'
+  for name in ('a', 'b', 'c'):
+    write_image(tmp_path / f'sub/{name}.png')
+  write_lines(tmp_path / 'sub/a.txt', ['x'])
+  links = {'one.png': 'one.png', 'two.png': 'three.png', 'three.png': 'two.png', 'folder': 'folder', 'sub/up': '..',
+           'sub/b.txt': 'b.txt', 'sub/c.txt': 'x.txt',
+           'through.png': 'folder/a.png', 'over.png': 'sub/a.png/x'}  # fmt: skip
+  for name, target in links.items():
+    (tmp_path / name).symlink_to(target)
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('sub/a.png', 'x')]
+  assert f'left out 4: {circle} (one.png, three.png, through.png, ...)' in lines
+  assert f'left out 1: its text file is {circle} (sub/b.png)' in lines
+  assert any('a link to a file that does not exist (over.png)' in line for line in lines)
+  write_lines(tmp_path / 'metadata.jsonl', [{'file_name': name, 'text': 'x'} for name in ('one.png', 'sub/a.png')])
+  entries, lines = accounted(tmp_path)
+  assert entries == [Entry('sub/a.png', 'x')] and any(circle in line and 'one.png' in line for line in lines)
+
+
 def test_a_huge_caption_file_is_left_out(tmp_path):
   write_image(tmp_path / 'a.png')
   write_image(tmp_path / 'b.png')

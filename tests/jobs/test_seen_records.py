@@ -151,7 +151,7 @@ def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_pa
     return prepare(config, data_dir)
 
   monkeypatch.setattr(registry, 'prepare', denied)
-  assert 'cannot be read: [Errno 13] Permission denied' in compared(config, tmp_path, trained_on, data=str(other))[1]
+  assert 'cannot be read: Permission denied' in compared(config, tmp_path, trained_on, data=str(other))[1]
 
 
 def test_cached_features_are_those_of_the_records_that_remain(folder, tmp_path):

@@ -37,7 +37,7 @@ def test_hosts_agree_report_failures_and_train_like_one(tmp_path):
     assert f'The checkpoint of step {step} is in' in result['too bad']
   assert first['kernel'] == second['kernel']
   assert (first['mistake'], second['error']) == ('OSError: disk full', 'RuntimeError: a bug')
-  assert second['mistake'] == 'ValueError: making the data: host 0 failed: OSError: disk full'
+  assert second['mistake'] == 'ValueError: making the data: host 0 failed: disk full'
   message = 'making the data: host 1 failed: RuntimeError: a bug. The output of that host says more.'
   assert first['error'] == f'ValueError: {message}'
   for result in (first, second, single):  # the identity of a model and its checksums do not depend on the hosts

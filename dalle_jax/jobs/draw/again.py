@@ -7,9 +7,10 @@ from typing import Any, get_type_hints
 from dalle_jax import bundle
 from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import SamplingConfig
+from dalle_jax.data.caption_text import check_prompt
 from dalle_jax.data.image import MAX_PIXELS, decode_file, png_text
-from dalle_jax.files import shown
-from dalle_jax.jobs.draw.generation import draw
+from dalle_jax.files import parse_json_object, shown
+from dalle_jax.jobs.draw.generation import check_settings, draw
 from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.sampling.draw_settings import DrawSettings
 
@@ -18,6 +19,7 @@ _FACT_TYPES: dict[str, type] = {
   'seed': int, 'index': int, 'negative_prompt': str, 'truncate': bool, 'model': str,
   **get_type_hints(SamplingConfig),
 }  # fmt: skip
+_TYPE_NAMES = {int: 'a whole number', float: 'a number with a decimal point', str: 'a text', bool: 'true or false'}
 
 
 def read_facts(file: str, max_pixels: int = MAX_PIXELS) -> tuple[str, dict[str, Any]]:
@@ -32,19 +34,26 @@ def read_facts(file: str, max_pixels: int = MAX_PIXELS) -> tuple[str, dict[str, 
   """
   text = decode_file(file, '--from', png_text, max_pixels)
   try:
-    facts = json.loads(text['dalle_jax'])
-    prompt = text['prompt']
+    for name in ('prompt', 'dalle_jax'):
+      if name not in text:
+        raise ValueError(f'it has no text entry {name!r}')
+    try:
+      facts = parse_json_object(text['dalle_jax'].encode(errors='replace'), allow_nan=True)
+    except ValueError as error:
+      raise ValueError(f'its text entry dalle_jax cannot be used: {error}') from None
     for name, kind in _FACT_TYPES.items():
+      if name not in facts:
+        raise ValueError(f'its text entry dalle_jax has no setting {name!r}')
       if type(facts[name]) is not kind:
-        raise ValueError(f'{name} is {shown(repr(facts[name]))}; its type must be {kind.__name__}')
+        raise ValueError(f'{name} is {shown(json.dumps(facts[name]))}; it must be {_TYPE_NAMES[kind]}')
     if not 0 <= facts['index'] < 2**31:
       raise ValueError(f'index is {shown(facts["index"])}; it must lie in [0, 2^31)')
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(
       f'--from={shown(file)} is not a PNG file written by `python -m dalle_jax.generate`, or its text was changed: '
-      f'{type(error).__name__}: {shown(error)}.'
+      f'{shown(error, 400)}. Name an unchanged file.'
     ) from None
-  return prompt, facts
+  return text['prompt'], facts
 
 
 def draw_again(
@@ -85,8 +94,10 @@ def draw_again(
       f'{given.facts() if given else None}; give the same --image and options again.'
     )
   try:
+    check_prompt(prompt, '--from')
     values = {name: facts[name] for name in _FACT_TYPES if name not in ('index', 'model')}
     settings = DrawSettings(num_images=1, candidates=1, whole_batches=True, **values)
+    check_settings(path, settings, 1)
   except ValueError as error:
     raise ValueError(f'--from={shown(file)}: {shown(error, 300)}') from None
   return draw(

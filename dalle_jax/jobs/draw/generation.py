@@ -7,12 +7,12 @@ from dalle_jax import bundle
 from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import MeshConfig
 from dalle_jax.data.caption_text import check_prompt
-from dalle_jax.files import check_new, make_directory, shown
+from dalle_jax.files import check_new, make_directory, reason, shown
 from dalle_jax.jobs.draw.drawn_files import DrawnNames, ImageWriter, Previews, carried_facts
 from dalle_jax.jobs.draw.given_picture import InputPicture
 from dalle_jax.jobs.draw.model import Model, load
 from dalle_jax.jobs.draw.ranking import Scorer
-from dalle_jax.sampling import memory
+from dalle_jax.sampling import memory, sampler
 from dalle_jax.sampling.draw_settings import DrawSettings
 from dalle_jax.training.progress import Progress
 
@@ -57,7 +57,7 @@ def _read_text(file: str) -> str:
       f'--prompts_file {shown(file)} cannot be read: it is not UTF-8 text (byte {error.start}); save it as UTF-8.'
     ) from None
   except (OSError, ValueError) as error:
-    raise ValueError(f'--prompts_file {shown(file)} cannot be read: {error}') from None
+    raise ValueError(f'--prompts_file {shown(file)} cannot be read: {reason(error)}. Name a text file.') from None
 
 
 def draw(
@@ -101,7 +101,7 @@ def draw(
   if preview_every < 0:
     raise ValueError(f'--preview_every is {preview_every}; give a number of rows of tokens, or 0 for no previews.')
   count = settings.num_drawn if index is None else 1
-  memory.check_images(len(prompts) * count, bundle.read_config(Path(path)))
+  check_settings(path, settings, len(prompts) * count)
   names = _check_outputs(out, prompts, settings, given, index, again, overwrite, preview_every > 0)
   model = load(path, mesh_config)
   ranker = _load_reranker(reranker, model)
@@ -120,6 +120,18 @@ def draw(
   if settings.is_ranked:
     writer.ranked(drawn)
   return writer.finish(drawn)
+
+
+def check_settings(path: str, settings: DrawSettings, num_images: int) -> None:
+  """Check that settings and a number of images fit a model of images and the memory, before the model is loaded.
+
+  Raises:
+    ValueError: they do not fit.
+  """
+  config = bundle.read_config(Path(path))
+  merged = settings.sampling(config.sampling, settings.num_drawn)
+  sampler.check_settings(merged, config.dvae.image_vocab_size, bundle.takes_prompts(path))
+  memory.check_images(num_images, config)
 
 
 def _check_outputs(

@@ -20,7 +20,7 @@ from dalle_jax.data import fingerprints, registry
 from dalle_jax.data.registry import Dataset
 from dalle_jax.evaluation import judge
 from dalle_jax.evaluation.figures import Figure
-from dalle_jax.files import check_out, is_not_finite, write_json, write_whole
+from dalle_jax.files import check_out, is_not_finite, reason, write_json, write_whole
 from dalle_jax.hosts import say
 from dalle_jax.jobs import seen_records
 from dalle_jax.jobs.evaluate import evaluation_page, features, metrics
@@ -155,7 +155,7 @@ def _new_records(
         needs_captions=config.reads_captions,
       )
     except (OSError, ValueError) as error:
-      note = f'Not compared with the training data, which cannot be read: {error}'
+      note = f'Not compared with the training data, which cannot be read: {reason(error, model_path)}'
       say(note)
       return dataset, note
   remark = (

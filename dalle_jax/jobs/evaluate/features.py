@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle_jax.evaluation.inception_features import InceptionFeatures
-from dalle_jax.files import shown, write_whole
+from dalle_jax.files import reason, shown, write_whole
 from dalle_jax.hosts import say
 from dalle_jax.importing import inception_weights as weights
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
@@ -102,7 +102,7 @@ class Cache:
       self._directory.mkdir(parents=True, exist_ok=True)
       write_whole(path, _packed(features, facts))
     except OSError as error:
-      say(f'{path} cannot be written, so these features are not cached: {error}.')
+      say(f'{path} cannot be written, so these features are not cached: {reason(error, path)}.')
     return features
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from dalle_jax.evaluation import scaling_fits, scaling_laws, scaling_runs
 from dalle_jax.evaluation.scaling_fits import Extrapolation, Plan, Table
 from dalle_jax.evaluation.scaling_laws import Fit
-from dalle_jax.files import write_json
+from dalle_jax.files import reason, write_json
 from dalle_jax.reporting import scaling_plots as drawing
 from dalle_jax.reporting.scaling_plots import Panel
 
@@ -155,4 +155,6 @@ def plot(table: Table, fits: dict[str, Fit], coverage: float, path: Path) -> Non
   try:
     drawing.draw(panels(table, fits, coverage), table.unit, path)
   except OSError as error:
-    raise ValueError(f'--out={path} cannot be written: {error}; name a file in a writable directory.') from None
+    raise ValueError(
+      f'--out={path} cannot be written: {reason(error, path)}; name a file in a writable directory.'
+    ) from None

@@ -13,7 +13,7 @@ from scipy import optimize
 
 from dalle_jax.evaluation import scaling_runs
 from dalle_jax.evaluation.scaling_runs import Run
-from dalle_jax.files import check_array_path, check_path, read_json_object
+from dalle_jax.files import check_array_path, check_path, read_json_object, reason
 from dalle_jax.hosts import say
 from dalle_jax.jobs import run_lock
 from dalle_jax.jobs.study.ladder import MEASURES, Rung
@@ -72,7 +72,9 @@ def _sweep(rungs: Sequence[Rung], out: Path, train: Train, confirm: Callable[[],
   try:
     (out / 'logs').mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f'--out={out} cannot be made: {error}; name a directory in a writable place.') from None
+    raise ValueError(
+      f'--out={out} cannot be made: {reason(error, out)}; name a directory in a writable place.'
+    ) from None
   earlier_runs, complaints = scaling_runs.read(file) if file.exists() else ([], [])
   for complaint in complaints:
     say(f'{complaint} (its run will be measured again)')

@@ -105,9 +105,11 @@ def _run(config: Config, space: Workspace, mesh: Mesh, stop_after: str, allow_ot
   records = TrainingRecords(config, space, dataset, allow_other_data)
   records.check_data()
   if stop_after == 'data':
+    space.accept()
     return {}
   dataset, tokenizer = data.tokenize(config, space, dataset)
   records.check_tokenizer(tokenizer)
+  space.accept()
   if stop_after == 'tokenizer':
     return {}
   experiment = Experiment(config, space, mesh, dataset, tokenizer)

@@ -17,12 +17,12 @@ from dalle_jax.data import fingerprints
 from dalle_jax.data.registry import Dataset
 from dalle_jax.files import read_json_object
 from dalle_jax.hosts import say
-from dalle_jax.jobs.train.workspace import TOKENIZER_RECORD, Workspace
+from dalle_jax.jobs.stored_json import STAGE_RECORD as FILE
+from dalle_jax.jobs.stored_json import TOKENIZER_RECORD, is_data_record
+from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.stages import Stage
 from dalle_jax.training.loop import CHECKPOINTS
 from dalle_jax.training.stage_tasks import training_of
-
-FILE = 'trained_on.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,10 @@ class TrainingRecords:
     self._is_main = jax.process_index() == 0
 
   def check_data(self) -> None:
-    """Compare the data with those of the trained stages.
+    """Compare the present data with the data of the trained stages.
 
-    If the run accepts other data, a tokenizer of the earlier data that no stage uses is removed, and the list of
-    records is replaced by that of the present data.
+    If the run accepts other data, a tokenizer of the earlier data that no stage uses is removed, and the list of the
+    present records replaces the earlier list.
 
     Raises:
       ValueError: A stage was trained on other data and `allow_other_data` is False, or is only partly trained.
@@ -211,10 +211,8 @@ class TrainingRecords:
       return None
     advice = 'Remove this file if the data are those that the stage was trained on.'
     values = read_json_object(file, advice)
-    data, sizes, tokenizer = (values.get(field.name) for field in dataclasses.fields(TrainedOn))
-    if isinstance(data, str) and data.isalnum() and isinstance(tokenizer, str) and isinstance(sizes, dict):
-      if all(type(size) is int for size in sizes.values()) and ''.join(sizes).isprintable():
-        return TrainedOn(data, sizes, tokenizer)
+    if is_data_record(values):
+      return TrainedOn(values['data'], values['sizes'], values['tokenizer'])
     raise ValueError(f'{file} is damaged: it does not hold the fingerprints and sizes of data. {advice}')
 
 

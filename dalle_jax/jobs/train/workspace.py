@@ -15,14 +15,21 @@ from dalle_jax import hosts, stages
 from dalle_jax.config import Config, difference
 from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
-from dalle_jax.files import check_array_path, check_path, finite_or_null, read_json_object, replacing, write_json
-from dalle_jax.jobs import run_lock, seen_records
+from dalle_jax.files import (
+  check_array_path,
+  check_path,
+  finite_or_null,
+  read_json_object,
+  reason,
+  replacing,
+  write_json,
+)  # fmt: skip
+from dalle_jax.jobs import run_lock, seen_records, stored_json
 from dalle_jax.jobs.run_lock import RunLock
+from dalle_jax.jobs.stored_json import RECORDS, TOKENIZER_RECORD
 from dalle_jax.training import metrics_log
 
 _CONFIG, _SECONDS = 'config.json', 'seconds.json'
-TOKENIZER_RECORD = 'tokenizer.json'  # what the tokenizer was trained on; see `trained_on`
-RECORDS = 'records.json'  # the list of records that the run began with; see `data.pinned`
 _REQUIRED = ('seed', 'data', 'tokenizer', 'dvae', 'prior')  # keys that every version has written to config.json
 
 
@@ -45,6 +52,8 @@ class Workspace:
   def __init__(self, path: str, config: Config, lock: RunLock | None = None):
     """Creates the directory, or opens the directory of an earlier start.
 
+    In a directory with results, nothing is written before `accept`, so that a refused start changes no file.
+
     Args:
       path: The value of --workdir.
       config: The experiment's configuration.
@@ -65,8 +74,20 @@ class Workspace:
       self._check_config(new)
       self._seconds = self._read_seconds()
       self._check_metrics()
+      if self._is_main:
+        stored_json.check(self.path)
+    self._config, self._is_accepted = new, self._is_bare() or not (self.path / _CONFIG).exists()
     with hosts.together(f'--workdir {self.path}'):
-      self._keep_config(new)
+      if self._is_accepted:
+        self._keep_config()
+
+  def accept(self) -> None:
+    """Writes the configuration and the times. Call it after the data and the tokenizer were compared."""
+    self._is_accepted = True
+    with hosts.together(f'--workdir {self.path}'):
+      self._keep_config()
+      if self._seconds:
+        self.write(_SECONDS, self._seconds)
 
   @property
   def model(self) -> Path:
@@ -141,11 +162,14 @@ class Workspace:
       if file.exists():
         metrics_log.read_metrics(file)
 
-  def _keep_config(self, new: dict) -> None:
+  def _keep_config(self) -> None:
     try:
-      self.write(_CONFIG, new)
+      self.write(_CONFIG, self._config)
     except OSError as error:
-      raise ValueError(f'--workdir {self.path} cannot be made or written to: {error}') from None
+      raise ValueError(
+        f'--workdir {self.path} cannot be made or written to: {reason(error, self.path / _CONFIG)}. Change its '
+        'permissions, free some space, or name another directory with --workdir.'
+      ) from None
 
   def _is_bare(self) -> bool:
     """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
@@ -186,7 +210,8 @@ class Workspace:
       yield
     finally:
       self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - start
-      self.write(_SECONDS, self._seconds)
+      if self._is_accepted:
+        self.write(_SECONDS, self._seconds)
 
   def seconds(self) -> dict[str, float]:
     """The scores 'seconds/STAGE' and 'seconds/total', summed over all restarts."""

@@ -122,15 +122,36 @@ def test_an_image_is_generated_again_from_its_png_file(drawn, model, tmp_path):
   'changes',
   [{'top_k': 1.5}, {'seed': True}, {'index': 2**31}, {'index': -1}, {'temperature': float('nan')}, {'top_p': None},
    {'truncate': 'no'}, {'batch_size': 2.5}, {'guidance_scale': 1e39}, {'batch_size': 2**70}, {'seed': 2**70},
-   {'model': 'x' * 10**6}, {'given': 'x' * 10**6}, {'top_k': [0] * 10**6}, {'negative_prompt': 5}],
+   {'model': 'x' * 10**6}, {'given': 'x' * 10**6}, {'top_k': [0] * 10**6}, {'negative_prompt': 5},
+   {'top_k': 10**18}, {'top_k': 9}, {'prompt': '\u200b'}],
   ids=lambda changes: str(changes)[:40],
 )  # fmt: skip
-def test_png_files_with_changed_settings_are_refused(drawn, model, tmp_path, changes):
-  text = {'prompt': 'a', 'dalle_jax': json.dumps(_facts(drawn[0]) | changes)}
+def test_png_files_with_changed_settings_are_refused(drawn, model, tmp_path, changes, monkeypatch):
+  monkeypatch.setattr(generation, 'load', None)  # refused before the model is loaded
+  text = {'prompt': changes.get('prompt', 'a'), 'dalle_jax': json.dumps(_facts(drawn[0]) | changes)}
   sheets.save_png(Image.open(drawn[0]), tmp_path / 'a.png', text)
   with pytest.raises(ValueError, match=r'--from=.*a\.png|a\.png \(--from\)') as refusal:
     draw_again(model, str(tmp_path / 'a.png'), str(tmp_path))
-  assert len(str(refusal.value)) < 1000
+  assert len(str(refusal.value)) < 1000 and 'Error' not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+  ('text', 'problem'),
+  [
+    ({'dalle_jax': '[' * 10**5}, 'it nests too deep'),
+    ({'dalle_jax': '{}'}, "has no setting 'seed'"),
+    ({'dalle_jax': '[]'}, 'it holds an array and not a JSON object'),
+    ({'dalle_jax': ''}, 'it is empty'),
+    ({}, "it has no text entry 'dalle_jax'"),
+    ({'dalle_jax': '{"seed": "0"}'}, 'seed is "0"; it must be a whole number'),
+  ],
+  ids=str,
+)
+def test_what_is_wrong_with_the_text_of_a_png_file_is_said_in_words(tmp_path, text, problem):
+  sheets.save_png(Image.new('RGB', (8, 8)), tmp_path / 'a.png', {'prompt': 'a'} | text)
+  with pytest.raises(ValueError, match=r'a\.png is not a PNG file written by .* Name an unchanged') as refusal:
+    draw_again('nowhere', str(tmp_path / 'a.png'), str(tmp_path))
+  assert problem in str(refusal.value) and 'Error' not in str(refusal.value)
 
 
 @pytest.mark.parametrize('content', [b'', b'%!PS', b'\x89PNG\r\n\x1a\n' + bytes(9)])
