@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crc32c
 import numpy as np
 import pytest
-from google_crc32c import value as crc32c
 from PIL import Image
 
 from dalle_jax.config import DataConfig
@@ -20,7 +20,7 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'convert_tfds.py'
 
 def frame(record):
   def masked(data):
-    checksum = crc32c(data)
+    checksum = crc32c.crc32c(data)
     return struct.pack('<I', ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
   length = struct.pack('<Q', len(record))
