@@ -23,12 +23,12 @@ from dalle_jax.data.text.caption_text import is_empty
 from dalle_jax.data.text.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.files import shown, write_json
-from dalle_jax.jobs.train import pretrained
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
 
 TOKENIZER = 'tokenizer.model'  # in the directory that is written
+_DVAE = 'config.dvae.pretrained'
 _REFUSED = ('mixture', 'codes', 'text')
 
 
@@ -49,7 +49,7 @@ class Summary(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class CodeEncoder:
   """How the pictures of a source are encoded.
 
   Attributes:
@@ -151,12 +151,12 @@ def run(
   config = _checked(config, num_crops)
   hosts.shared_directory(out, '--out')
   dataset = _dataset(config, out)
-  loaded, mesh = bundle.load(Path(config.dvae.pretrained), sharding.make_mesh(), ('dvae',), pretrained.FLAG), None
+  loaded, mesh = bundle.load(Path(config.dvae.pretrained), sharding.make_mesh(), ('dvae',), _DVAE), None
   fingerprint = bundle.fingerprint(loaded.params['dvae'])
   mesh = sharding.make_mesh(devices=jax.local_devices())
   params = jax.device_put(jax.device_get(loaded.params['dvae']), sharding.replicated(mesh))
   captions = _tokenizer(config, dataset, out, tokenizer)
-  job = Job(config, num_crops, batch_size, captions, loaded.dvae, params, mesh)
+  job = CodeEncoder(config, num_crops, batch_size, captions, loaded.dvae, params, mesh)
   facts = {
     'format': 1, 'source': config.data.source, 'data': dataset.fingerprint, 'dvae': fingerprint,
     'model': str(Path(config.dvae.pretrained).absolute()), 'tokenizer': captions.contents_hash if captions else '',
@@ -167,7 +167,7 @@ def run(
 
 
 def _checked(config: Config, num_crops: int) -> Config:
-  """The configuration with the kind of its data."""
+  """The configuration with the kind of its data, and the shape of the pretrained dVAE."""
   if not config.dvae.pretrained:
     raise ValueError('config.dvae.pretrained is empty; set it to the model directory whose dVAE encodes the pictures.')
   if num_crops and config.data.crop == 'center':
@@ -181,8 +181,10 @@ def _checked(config: Config, num_crops: int) -> Config:
       f'config.data.path: {shown(config.data.path)} is read as {source}, which cannot be encoded.'
       + (' Encode each part of a mixture into its own directory.' if source == 'mixture' else ' Give pictures.')
     )
-  pretrained.check(config)
-  return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+  path = Path(config.dvae.pretrained)
+  bundle.check(path, needs=('dvae',), flag=_DVAE)
+  dvae = dataclasses.replace(bundle.read_config(path).dvae, pretrained=config.dvae.pretrained)
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source), dvae=dvae)
 
 
 def _dataset(config: Config, out: Path) -> registry.Dataset:
@@ -211,7 +213,7 @@ def _tokenizer(config: Config, dataset: registry.Dataset, out: Path, file: str) 
     return Tokenizer.load(stored)
 
 
-def _write(job: Job, dataset: registry.Dataset, out: Path, facts: dict[str, Any], per_shard: int) -> Summary:
+def _write(job: CodeEncoder, dataset: registry.Dataset, out: Path, facts: dict[str, Any], per_shard: int) -> Summary:
   index, count = jax.process_index(), jax.process_count()
 
   def writers() -> dict[str, Writer]:

@@ -155,15 +155,15 @@ def test_encoding_goes_on_after_a_kill(root, tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return original(self, pictures)
 
-  original = image_codes.Job.encode
+  original = image_codes.CodeEncoder.encode
   with monkeypatch.context() as patch:
-    patch.setattr(image_codes.Job, 'encode', stopped)
+    patch.setattr(image_codes.CodeEncoder, 'encode', stopped)
     with pytest.raises(KeyboardInterrupt):
       image_codes.run(config, tmp_path / 'out', num_crops=2, batch_size=8, per_shard=3)
   with pytest.raises(ValueError, match='is not finished'):
     registry.prepare(_config(root, str(tmp_path / 'out')).data, root / 'work')
-  prepare = image_codes.Job._prepare
-  monkeypatch.setattr(image_codes.Job, '_prepare', lambda *args: encoded.append(args[2]) or prepare(*args))
+  prepare = image_codes.CodeEncoder._prepare
+  monkeypatch.setattr(image_codes.CodeEncoder, '_prepare', lambda *args: encoded.append(args[2]) or prepare(*args))
   image_codes.run(config, tmp_path / 'out', num_crops=2, batch_size=8, per_shard=3)
   assert len(encoded) == 11 - 6  # two shards of three pictures had been finished
   for split in ('train', 'validation'):
