@@ -1,4 +1,4 @@
-"""Measures speed on this machine: training steps, sampling, checkpoints, reading, and dense against sparse attention.
+"""Measures speed on this machine: training steps, sampling, checkpoints, reading and dense against sparse attention.
 
     python tools/benchmark.py dvae --config=configs/quickstart.py
     python tools/benchmark.py prior --config=configs/quickstart.py --config.prior_training.batch_size=32
@@ -6,8 +6,9 @@
     python tools/benchmark.py checkpoint --config=configs/quickstart.py --stage=prior
     python tools/benchmark.py attention --grids=16,32,64,128
     python tools/benchmark.py data --image_size=64
+    python tools/benchmark.py epoch --config=configs/emoji.py --config.dvae.pretrained=runs/emoji/model
 
-In all but `data`, the data is random and the parameters are untrained. Only compiled programs are timed.
+In all but `data` and `epoch`, the data is random and the parameters are untrained. Only compiled programs are timed.
 
 `dvae` and `prior` time a training step; `draw` times the generation of a batch of images. They print the time of the
 first call, which includes compilation, and the median and range of several timed rounds.
@@ -22,6 +23,9 @@ weighs the patterns like the 64 layers of the paper: 47 row, 16 column, 1 conv.
 `data` reads pictures from memory and makes squares of them: JPEGs that it makes, 256 pixels on a side, or those of
 `--path`. It prints pictures per second, on one core and on all, of this project's reader with each resampling, of
 Pillow's decoding alone, and of PyTorch's DataLoader with Pillow's box filter (if the extra `bench` is installed).
+
+`epoch` encodes the configured pictures with `config.dvae.pretrained`, as tools/encode_images.py does. It prints the
+time of an epoch of the prior on the pictures and on the codes.
 """
 
 import functools
@@ -52,7 +56,7 @@ _STAGE = flags.DEFINE_enum('stage', 'prior', ['dvae', 'prior'], 'checkpoint: sta
 _PATH = flags.DEFINE_string('path', '', 'data: directory of pictures; empty: JPEGs that are made for this.')
 _NUM_PICTURES = flags.DEFINE_integer('num_pictures', 512, 'data: pictures per round.', lower_bound=1)
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', 64, 'data: side of the squares in pixels.', lower_bound=1)
-SUBJECTS = ('dvae', 'prior', 'draw', 'checkpoint', 'attention', 'data')
+SUBJECTS = ('dvae', 'prior', 'draw', 'checkpoint', 'attention', 'data', 'epoch')
 MIX = {'row': 47, 'column': 16, 'conv': 1}  # layers of each pattern (appendix B.1)
 
 
@@ -202,6 +206,12 @@ def main(subject: str, argv: list[str]) -> int:
     return 0
   if _CONFIG.value is None:
     raise ValueError(f'{subject} needs --config=FILE, such as --config=configs/quickstart.py.')
+  if subject == 'epoch':
+    doors.start_jax(distributed=False)
+    from benchmarking.epochs import print_epochs
+
+    print_epochs(doors.read_config(), _ROUNDS.value)
+    return 0
   time_program = time_checkpoints if subject == 'checkpoint' else functools.partial(time_configuration, subject)
   time_program(Config.from_dict(_CONFIG.value))
   return 0

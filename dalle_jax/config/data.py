@@ -4,7 +4,7 @@ import dataclasses
 
 from dalle_jax.config.checks import require, require_choice, require_fraction, require_positive
 
-SOURCES = ('auto', 'captioned_shapes', 'folder', 'tars', 'parquet', 'records', 'tfds', 'mixture', 'text')
+SOURCES = ('auto', 'captioned_shapes', 'folder', 'tars', 'parquet', 'records', 'codes', 'tfds', 'mixture', 'text')
 SOURCES_WITHOUT_PATH = ('auto', 'captioned_shapes', 'text')  # they make their own data if config.data.path is empty
 CLASS = '{class}'  # in config.data.caption_template
 TOKENIZERS = ('captions', 'clip', 'bytes', 'pieces')
@@ -17,9 +17,10 @@ class DataConfig:
   # One of SOURCES. 'auto': found from what `path` holds; 'captioned_shapes' if it is empty.
   source: str = 'auto'
   # 'folder', 'tars', 'parquet': a directory of captioned images, as files, in tar files or in Parquet files. 'records':
-  # what tools/prepare_data.py has written. 'tfds': the directory of a prepared data set. 'mixture': several of these
-  # with their shares of a batch, such as 'a:0.7,b:0.3'. 'text': a file, a directory of .txt files, or several of these
-  # separated by commas; empty: the help texts of Python's standard library.
+  # what tools/prepare_data.py has written. 'codes': what tools/encode_images.py has written. 'tfds': the directory of a
+  # prepared data set. 'mixture': several of these with their shares of a batch, such as 'a:0.7,b:0.3'. 'text': a file,
+  # a directory of .txt files, or several of these separated by commas; empty: the help texts of Python's standard
+  # library.
   path: str = ''
   validation_path: str = ''  # 'text': held-out text, in the form of `path`; empty: hold out the end of `path`
   data_dir: str = ''  # directory for generated data sets; empty: WORKDIR/data
@@ -43,7 +44,7 @@ class DataConfig:
   # captions. Images without captions, or with captions from a template, form a group each.
   group_separator: str = ''
   # A file of the paths of pictures to leave out, one a line, as tools/check_data.py writes it. Empty: leave out none.
-  # 'folder', 'tars', 'parquet', 'records'.
+  # 'folder', 'tars', 'parquet', 'records', 'codes'.
   skip_list: str = ''
   num_train: int = 20_000  # 'captioned_shapes': examples in the train split
   num_validation: int = 1_000  # 'captioned_shapes': examples in the validation split
@@ -93,7 +94,7 @@ class DataConfig:
     elif self.source not in SOURCES_WITHOUT_PATH:
       require(bool(self.path), f'config.data.source={self.source!r} needs config.data.path, the directory to read.')
     require(
-      not self.skip_list or self.source in ('auto', 'folder', 'tars', 'parquet', 'records', 'mixture'),
+      not self.skip_list or self.source in ('auto', 'folder', 'tars', 'parquet', 'records', 'codes', 'mixture'),
       f'config.data.skip_list is {self.skip_list!r}, but config.data.source={self.source!r} does not read it.',
     )
     require(

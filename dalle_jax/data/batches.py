@@ -30,7 +30,8 @@ _FAILED = '_failed'  # field of a row from the reading process: number of record
 class Source(Protocol):
   """Picklable random access to records {'image': encoded bytes, 'caption': str, 'key': str}.
 
-  A record with several captions also has 'captions', a sequence of them. A source may have a method
+  A record with several captions also has 'captions', a sequence of them. A record of a `code_records.CodeSource` has
+  'codes' in place of 'image'. In a mixture of both, all records have both; see `Mixture`. A source may have a method
   `order(seed, shuffle)`, which returns the endless order of its records as a Grain data set of indices.
   """
 
@@ -87,32 +88,47 @@ class Preprocess:
       rng: source of the random crop, flip, BPE dropout and wrong caption.
 
     Returns:
-      'image' uint8 [image_size, image_size, 3]. With a tokenizer also 'text' int32 [text_length - 1], padded with 0.
+      'image' uint8 [image_size, image_size, 3]; for a record with 'codes' also those of one crop, int32 [length]. A
+      record of codes alone has no 'image', or one of zeros if records of its source have both. With a tokenizer also
+      'text' int32 [text_length - 1], padded with 0.
       With `wrong_captions` also 'wrong', which holds the tokens of the wrong caption in the same form as 'text'.
 
     Raises:
       ValueError: the image cannot be decoded; the message names the record.
     """
-    try:
-      image = image_lib.decode(record['image'], self._max_pixels, self._smallest)
-    except ValueError as error:
-      raise ValueError(f'{record["key"]}: {error}') from error
-    image = fit(image, self._image_size, self._crop, rng, self._resampling)
-    if self._flip and rng.random() < 0.5:
-      image = image[:, ::-1]
+    example = self._codes(record['codes'], rng) if 'codes' in record else {}
+    if record.get('image') is not None:
+      example['image'] = self._image(record, rng)
+    elif 'image' in record:
+      example['image'] = np.zeros((self._image_size, self._image_size, 3), np.uint8)
     if self._tokenizer is None:
-      return {'image': image}
+      return example
     captions = record.get('captions', ())
     if len(captions) > 1:
       record = {**record, 'caption': captions[rng.integers(len(captions))]}
-    example = {'image': image, 'text': self._tokens(self._tokenizer, record, rng)}
+    example['text'] = self._tokens(self._tokenizer, record, rng)
     if self._wrong_captions:
       wrong = {**record, 'caption': self._wrong_captions(record['caption'], rng)}
       example['wrong'] = self._tokens(self._tokenizer, wrong, rng)
     return example
 
+  def _image(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+    try:
+      image = image_lib.decode(record['image'], self._max_pixels, self._smallest)
+    except ValueError as error:
+      raise ValueError(f'{record["key"]}: {error}') from error
+    image = fit(image, self._image_size, self._crop, rng, self._resampling)
+    return image[:, ::-1] if self._flip and rng.random() < 0.5 else image
+
+  def _codes(self, codes: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The codes of the centre crop, or of a further crop chosen at random, from int32 [1 + crops, length]."""
+    further = self._crop != 'center' and len(codes) > 1
+    return {'codes': codes[1 + rng.integers(len(codes) - 1) if further else 0]}
+
   def _tokens(self, tokenizer: Tokenizer, record: Record, rng: np.random.Generator) -> np.ndarray:
-    ids = tokenizer.encode(record['caption'])
+    stored = record.get('tokens', {}).get(record['caption'])
+    is_same = stored is not None and record['tokenizer'] == tokenizer.contents_hash
+    ids = stored if is_same else tokenizer.encode(record['caption'])
     if self._bpe_dropout:
       # Dropout makes captions longer. Use it only if the result still fits, so that it never causes truncation.
       dropout_ids = tokenizer.encode_with_dropout(record['caption'], self._bpe_dropout, rng)

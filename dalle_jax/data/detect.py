@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dalle_jax.config import DataConfig
 from dalle_jax.data import mixture
-from dalle_jax.data.shards import parquet, picture_records, tars
+from dalle_jax.data.shards import code_records, parquet, picture_records, tars
 from dalle_jax.files import shown
 
 _TFDS = 'dataset_info.json'
@@ -32,6 +32,8 @@ def source_of(config: DataConfig) -> str:
     return 'tfds'
   if any((root / name).is_file() for name in (picture_records.MANIFEST, picture_records.PLAN)):
     return 'records'
+  if code_records.holds_codes(root):
+    return 'codes'
   kinds = _archives(root)
   if len(kinds) > 1:
     raise ValueError(

@@ -6,7 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from dalle_jax.data import unreadable
+from dalle_jax.data.shards.code_records import NO_CODE
 from dalle_jax.files import shown
 
 if TYPE_CHECKING:
@@ -57,13 +60,15 @@ def _share(text: str) -> float | None:
 class Mixture:
   """Random access to the records of several sources, one after another. Picklable."""
 
-  def __init__(self, sources: Sequence['Source'], shares: Sequence[float]):
+  def __init__(self, sources: Sequence['Source'], shares: Sequence[float], code_length: int = 0):
     """
     Args:
       sources: the sources.
       shares: the share of a batch of each source, above 0, with the sum 1.
+      code_length: codes of a picture if some sources have codes and others have pictures; otherwise 0. All records then
+        have both: 'image' is None in a record of codes, and 'codes' has NO_CODE in a record of a picture.
     """
-    self._sources, self._shares = list(sources), list(shares)
+    self._sources, self._shares, self._code_length = list(sources), list(shares), code_length
     self._starts = [0, *itertools.accumulate(map(len, sources))]
 
   def __len__(self) -> int:
@@ -71,7 +76,10 @@ class Mixture:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     number = self._number(index)
-    return self._sources[number][index - self._starts[number]]
+    record = self._sources[number][index - self._starts[number]]
+    if not self._code_length:
+      return record
+    return {'image': None, 'codes': np.full((1, self._code_length), NO_CODE, np.int32), **record}
 
   def name(self, index: int) -> str:
     """The name of a record."""

@@ -14,6 +14,8 @@ from dalle_jax.data import detect, mixture, picture_kinds
 from dalle_jax.data.account import Account
 from dalle_jax.data.checks import pinned, pinned_files
 from dalle_jax.data.fingerprints import fingerprint_of, hash_of
+from dalle_jax.data.shards import code_records
+from dalle_jax.data.shards.code_records import CodeFacts
 from dalle_jax.data.sources.picture_source import PictureSource
 from dalle_jax.data.tfds import record_files, tfds_captions, tfds_source
 
@@ -38,6 +40,8 @@ class Dataset:
   # Replaces the run's list of records if the run accepts other data. None if the list holds these records already, and
   # on all hosts but the first.
   adopt: Callable[[], None] | None = None
+  codes: tuple[CodeFacts, ...] = ()  # of each part whose records hold codes in place of pictures
+  has_pictures: bool = True  # whether records hold pictures; with `codes` too, some hold pictures and others hold codes
 
   def open(self, split: str) -> 'Source':
     """Returns random access to the records of a split.
@@ -96,6 +100,19 @@ def prepare(
   return SOURCES[config.source](config, Context(data_dir, progress, run, needs_captions))
 
 
+def code_facts(config: DataConfig) -> list[CodeFacts]:
+  """How the codes in the configured data set were made, for each part that has codes. Reads no records.
+
+  Raises:
+    ValueError: a directory of codes is unfinished or damaged.
+  """
+  source = detect.source_of(config)
+  paths = [part.path for part in mixture.parts_of(config.path)] if source == 'mixture' else [config.path]
+  return [code_records.facts_of(Path(path)) for path in paths if source == 'codes' or (
+    source == 'mixture' and code_records.holds_codes(Path(path))
+  )]  # fmt: skip
+
+
 def _captioned_shapes(config: DataConfig, context: Context) -> Dataset:
   from dalle_jax.data.shapes import builder  # TFDS takes a second to import
 
@@ -125,7 +142,25 @@ def _pictures(config: DataConfig, context: Context) -> Dataset:
   contents = {split: hash_of([entry.row() for entry in source.entries]) for split, source in sources.items()}
   digests = [digest for source in sources.values() for digest in source.digests]
   fingerprint = fingerprint_of(config.source, contents, digests)
-  run, adopt = context.run, None
+  return _pinned(config, context, sources, Dataset(tuple(sources), fingerprint, sources.__getitem__, account))
+
+
+def _codes(config: DataConfig, context: Context) -> Dataset:
+  """Codes of pictures that a dVAE has encoded before."""
+  account = Account('pictures')
+  sources, facts, identity, digests = code_records.scan(
+    Path(config.path), account, context.needs_captions, config.skip_list
+  )
+  fingerprint = fingerprint_of(config.source, identity, digests)
+  dataset = Dataset(
+    tuple(sources), fingerprint, sources.__getitem__, account, codes=(facts,), has_pictures=False
+  )  # fmt: skip
+  return _pinned(config, context, sources, dataset)
+
+
+def _pinned(config: DataConfig, context: Context, sources: Mapping[str, PictureSource], dataset: Dataset) -> Dataset:
+  """The data set, or if only records were lost since the run began, the records that it began with."""
+  run, fingerprint, adopt = context.run, dataset.fingerprint, None
   if run is not None:
     lists = {split: pinned.described(source.entries, source.digests) for split, source in sources.items()}
     fresh = pinned.RecordLists(lists, fingerprint)
@@ -133,12 +168,13 @@ def _pictures(config: DataConfig, context: Context) -> Dataset:
     records = pinned.keep(old, fresh, config.max_bad_share)
     fingerprint, adopt = records.fingerprint, _adopting(run, old, fresh, records.fingerprint)
     if records is not fresh:
-      store = sources['train'].store
       sources = {
-        split: PictureSource(store, [record.entry for record in described])
+        split: sources.get(split, sources['train']).of([record.entry for record in described])
         for split, described in records.lists.items()
       }
-  return Dataset(tuple(sources), fingerprint, sources.__getitem__, account, adopt=adopt)
+  return dataclasses.replace(
+    dataset, splits=tuple(sources), fingerprint=fingerprint, _open=sources.__getitem__, adopt=adopt
+  )
 
 
 def _mixture(config: DataConfig, context: Context) -> Dataset:
@@ -162,8 +198,12 @@ def _mixture(config: DataConfig, context: Context) -> Dataset:
       account.include(dataset.account)
     account.note(f'{part.share:.0%} of each batch from {part.path}', '', len(dataset.open('train')))
 
+  codes = tuple(facts for dataset in datasets for facts in dataset.codes)
+  has_pictures = any(dataset.has_pictures for dataset in datasets)
+
   def open_split(split: str) -> mixture.Mixture:
-    return mixture.Mixture([dataset.open(split) for dataset in datasets], [part.share for part in parts])
+    sources, shares = [dataset.open(split) for dataset in datasets], [part.share for part in parts]
+    return mixture.Mixture(sources, shares, codes[0].length if codes and has_pictures else 0)
 
   def adopt() -> None:
     for dataset in datasets:
@@ -173,7 +213,7 @@ def _mixture(config: DataConfig, context: Context) -> Dataset:
   facts = {'parts': [[part.share, dataset.fingerprint] for part, dataset in zip(parts, datasets, strict=True)]}
   return Dataset(
     tuple(splits), fingerprint_of('mixture', facts), open_split, account,
-    adopt=adopt if any(dataset.adopt for dataset in datasets) else None,
+    adopt=adopt if any(dataset.adopt for dataset in datasets) else None, codes=codes, has_pictures=has_pictures,
   )  # fmt: skip
 
 
@@ -251,6 +291,7 @@ def _text(config: DataConfig, context: Context) -> Dataset:
 SOURCES: dict[str, Callable[[DataConfig, Context], Dataset]] = {
   'captioned_shapes': _captioned_shapes,
   **dict.fromkeys(picture_kinds.KINDS, _pictures),
+  'codes': _codes,
   'tfds': _tfds,
   'mixture': _mixture,
   'text': _text,  # always refused here; `data.sources.corpus` reads text

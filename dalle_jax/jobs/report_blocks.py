@@ -120,9 +120,9 @@ def token_blocks(measured: Any, groups: Sequence[Group]) -> list[Block]:
     groups: The sampled images; may be empty.
   """
   count = min(NUM_READINGS, measured.count)
-  codes, _ = measured.reconstructed
+  codes = measured.codes
   title = f'{measured.settings.split} image'
-  held_out = HeldOut(title, measured.text[:count], codes[:count], measured.pictures[:count])
+  held_out = HeldOut(title, measured.text[:count], codes[:count], measured.shown[:count])
   loaded = measured.loaded
   model, part = loaded.stream_model
   return blocks(model, loaded.params[part], loaded.tokenizer, groups, held_out, measured.mesh)

@@ -86,7 +86,7 @@ def step_flops(task: Task, batch: dict[str, jax.ShapeDtypeStruct], recomputed: b
     return task.loss({**frozen, **trained}, batch, jax.random.key(0), jnp.int32(0))
 
   flops = matmul_flops(jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(trained, frozen, batch).jaxpr)
-  if 'dvae' in frozen:
+  if 'dvae' in frozen and 'image' in batch:
     config = _config_of(task)
     assert config is not None, 'a task with a frozen dVAE has a configuration'
     encode_images = functools.partial(encode, config)

@@ -81,14 +81,14 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
   def of(index: int) -> list[int]:
     try:
       record = source[index]
-      image = transform(record, generator)['image']
+      digest = record['digest'] if 'digest' in record else digest_of(transform(record, generator)['image'])
     except Exception as error:
       if not is_unreadable(error):
         raise
       return [NONE, NONE]  # the code that uses the record reports it
     captions = map(normalized, record.get('captions', (record['caption'],)))
     own = [_hash(caption.encode()) if caption else NONE for caption in captions]
-    return [_hash(f'{image.shape}'.encode() + image.tobytes()), *own]
+    return [digest, *own]
 
   hashes: list[list[int]] = []
   with ThreadPoolExecutor(readers.num_threads(config)) as pool:
@@ -97,6 +97,11 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
       progress(len(hashes))
   width = max(map(len, hashes), default=2)
   return np.array([row + [NONE] * (width - len(row)) for row in hashes], np.uint64).reshape(count, width)
+
+
+def digest_of(image: np.ndarray) -> int:
+  """The hash of the pixels of an image, uint8 [H, W, 3]."""
+  return _hash(f'{image.shape}'.encode() + image.tobytes())
 
 
 def _hash(content: bytes) -> int:

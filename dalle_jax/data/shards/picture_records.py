@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,24 +35,39 @@ class NewRecord(NamedTuple):
 
   key: str  # names the picture; readers sort by it
   captions: list[str] | None  # None if it has none
-  read: Callable[[], bytes]  # returns the encoded picture; raises ValueError or OSError if it cannot be used
+  read: Callable[[], Any]  # returns the encoded picture; raises ValueError or OSError if it cannot be used
+
+
+# Turns what the records of a shard read, or the errors, into the bytes to store or errors, in the same order.
+Encode = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 class Writer:
   """Writes shards, several at once, and goes on where an earlier writer was stopped."""
 
-  def __init__(self, directory: Path, records: Sequence[NewRecord], plan: dict[str, Any], per_shard: int = 10_000):
+  def __init__(
+    self,
+    directory: Path,
+    records: Sequence[NewRecord],
+    plan: dict[str, Any],
+    per_shard: int = 10_000,
+    encode: Encode = iter,
+    ahead: int = 64,
+  ):
     """
     Args:
       directory: where to write.
       records: the pictures, in their order.
       plan: a JSON object that identifies the records and how they are changed.
       per_shard: records in a shard.
+      encode: see `Encode`; the default stores what is read.
+      ahead: how many records are read ahead.
 
     Raises:
       ValueError: the directory has the beginning of other data.
     """
     self._directory, self._records, self._per_shard = directory, records, per_shard
+    self._encode, self._ahead = encode, ahead
     self._plan = {'format': _FORMAT, 'count': len(records), 'per_shard': per_shard, **plan}
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / PLAN
@@ -70,25 +85,45 @@ class Writer:
     Raises:
       OSError: a file cannot be written.
     """
-    _remove_partial(self._directory)
-    num_shards = -(-len(self._records) // self._per_shard)
-    names = [f'pictures-{number:05d}' for number in range(num_shards)]
-    shards, done = [], 0
+    self.write(num_threads, progress)
+    return self.finish()
+
+  def write(self, num_threads: int, progress: Progress | None = None, host: int = 0, num_hosts: int = 1) -> None:
+    """Writes the shards that are missing, but not the manifest.
+
+    Args:
+      num_threads: threads that read records.
+      progress: called with (records done, records in total) of this host.
+      host: index of this host.
+      num_hosts: the number of hosts, each of which writes its share of the shards.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    if num_hosts == 1:
+      _remove_partial(self._directory)
+    shares = dict(list(enumerate(self._names()))[host::num_hosts])
+    chunks = {number: self._records[number * self._per_shard :][: self._per_shard] for number in shares}
+    total, done = sum(map(len, chunks.values())), 0
     with concurrent.futures.ThreadPoolExecutor(num_threads) as readers:
-      for number, name in enumerate(names):
-        records = self._records[number * self._per_shard : (number + 1) * self._per_shard]
-        listing = self._finished(name)
-        if listing is None:
+      for number, name in shares.items():
+        if not self._is_finished(name):
 
           def count(part: int, done: int = done) -> None:
             if progress:
-              progress(done + part, len(self._records))
+              progress(done + part, total)
 
-          listing = self._write(name, records, readers, count)
-        shards.append({'name': name, **{key: listing[key] for key in ('count', 'left_out', 'bytes', 'sha256')}})
-        done += len(records)
+          self._write(name, chunks[number], readers, count)
+        done += len(chunks[number])
         if progress:
-          progress(done, len(self._records))
+          progress(done, total)
+
+  def finish(self) -> dict[str, Any]:
+    """Writes the manifest of shards that are all complete. Returns it."""
+    shards = []
+    for name in self._names():
+      listing = read_json_object(self._directory / f'{name}.json', max_bytes=_MOST_LISTING_BYTES)
+      shards.append({'name': name, **{key: listing[key] for key in ('count', 'left_out', 'bytes', 'sha256')}})
     manifest = {
       **self._plan, 'shards': shards, 'written': sum(shard['count'] for shard in shards),
       'left_out': sum(len(shard['left_out']) for shard in shards),
@@ -96,18 +131,21 @@ class Writer:
     write_json(self._directory / MANIFEST, manifest)
     return manifest
 
-  def _finished(self, name: str) -> dict[str, Any] | None:
-    """The listing of a shard that is complete and undamaged; None if it has to be written."""
+  def _names(self) -> list[str]:
+    return [f'pictures-{number:05d}' for number in range(-(-len(self._records) // self._per_shard))]
+
+  def _is_finished(self, name: str) -> bool:
+    """Whether a shard is complete and undamaged."""
     file = self._directory / f'{name}.array_record'
     try:
       listing = read_json_object(self._directory / f'{name}.json', max_bytes=_MOST_LISTING_BYTES)
-      return listing if _sha256(file) == listing.get('sha256') else None
+      return _sha256(file) == listing.get('sha256')
     except (OSError, ValueError):
-      return None
+      return False
 
   def _write(
     self, name: str, records: Sequence[NewRecord], readers: concurrent.futures.Executor, count: Callable[[int], None]
-  ) -> dict[str, Any]:
+  ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     file = self._directory / f'{name}.array_record'
@@ -115,7 +153,8 @@ class Writer:
     listed, left_out = [], []
     writer = ArrayRecordWriter(os.fspath(partial), 'group_size:1')
     try:
-      for number, (record, image) in enumerate(zip(records, _ahead(readers, records), strict=True), 1):
+      images = self._encode(_read_ahead(readers, records, self._ahead))
+      for number, (record, image) in enumerate(zip(records, images, strict=True), 1):
         if isinstance(image, bytes):
           writer.write(encode(record.key, record.captions, image))
           listed.append([record.key, len(image), record.captions])
@@ -133,7 +172,6 @@ class Writer:
     }  # fmt: skip
     os.replace(partial, file)
     write_json(self._directory / f'{name}.json', listing)
-    return listing
 
 
 def _remove_partial(directory: Path) -> None:
@@ -156,10 +194,10 @@ def is_begun(directory: Path, plan: dict[str, Any]) -> bool:
   return not (directory / MANIFEST).exists() and all(old.get(key) == value for key, value in plan.items())
 
 
-def _ahead(readers: concurrent.futures.Executor, records: Sequence[NewRecord], window: int = 64) -> Any:
+def _read_ahead(readers: concurrent.futures.Executor, records: Sequence[NewRecord], window: int) -> Iterator[Any]:
   """Yields the picture of each record, or the error, in order; reads some records ahead in threads."""
 
-  def read(record: NewRecord) -> bytes | Exception:
+  def read(record: NewRecord) -> Any:
     try:
       return record.read()
     except (ValueError, OSError) as error:
@@ -254,12 +292,13 @@ class RecordStore:
     return self._readers[shard]
 
 
-def scan(root: Path, account: Account) -> tuple[RecordStore, list[Found]]:
-  """Lists the pictures of prepared shards, sorted by key.
+def scan(root: Path, account: Account, in_order: bool = True) -> tuple[RecordStore, list[Found]]:
+  """Lists the pictures of prepared shards.
 
   Args:
     root: the directory.
     account: counts the pictures that were left out when the shards were written.
+    in_order: whether to sort the pictures by key; otherwise they keep the order in which they were written.
 
   Raises:
     ValueError: the directory is unfinished, or its manifest or a listing is damaged.
@@ -293,7 +332,7 @@ def scan(root: Path, account: Account) -> tuple[RecordStore, list[Found]]:
     raise ValueError(f'config.data.path: {shown(root)} is damaged: {shown(error)}. {_ADVICE}') from error
   if len(places) < len(pictures):
     raise ValueError(f'config.data.path: {shown(root)} has several records with the same key. {_ADVICE}')
-  return RecordStore(root, places), sorted(pictures, key=lambda picture: picture.key)
+  return RecordStore(root, places), sorted(pictures, key=lambda picture: picture.key) if in_order else pictures
 
 
 def _sha256(file: Path) -> str:

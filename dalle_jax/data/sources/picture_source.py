@@ -37,6 +37,10 @@ class PictureSource:
     """All captions of a record. Reads no image."""
     return self._entries[index].captions
 
+  def of(self, entries: list[Entry]) -> 'PictureSource':
+    """A source of other records of the same store."""
+    return PictureSource(self.store, entries)
+
   @property
   def entries(self) -> list[Entry]:
     """The paths and captions of all records. Reads no image."""

@@ -22,7 +22,7 @@ from dalle_jax.evaluation import judge
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.files import check_out, is_not_finite, reason, write_json, write_whole
 from dalle_jax.hosts import say
-from dalle_jax.jobs import seen_records
+from dalle_jax.jobs import cached_codes, seen_records
 from dalle_jax.jobs.evaluate import evaluation_page, features, metrics
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.measured import Measured
@@ -64,11 +64,16 @@ def evaluate(settings: EvaluationSettings, mesh: Mesh | None = None, overwrite: 
   dataset, seen_note = _new_records(
     config, registry.prepare(data, data_dir, needs_captions=config.reads_captions), settings, model_path, info
   )
+  if dataset.codes:
+    chosen = metrics.without_pictures(chosen, settings)
   if dataset.account:
     say(f'data: {data.source}\n{dataset.account}')
   count = settings.count(len(dataset.open(settings.split)))
   metrics.check_count(chosen, count)
   loaded = bundle.load(model_path, mesh, needs=('dvae',))
+  for facts in dataset.codes:
+    cached_codes.check_settings(config, facts)
+  cached_codes.check_dvae(dataset.codes, loaded.params['dvae'], f'--model={settings.model}')
   cache = features.Cache(Path(settings.cache or model_path.parent / 'features').absolute())
   measured = Measured(
     settings, loaded, dataset, count, mesh, extractor=extractor, ranker=ranker, cache=cache,

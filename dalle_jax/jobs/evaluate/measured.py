@@ -109,9 +109,37 @@ class Measured:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
   @property
+  def has_pictures(self) -> bool:
+    """Whether the data hold pictures alone, and no image codes."""
+    return not self._dataset.codes
+
+  @property
   def pictures(self) -> np.ndarray:
-    """Real images at the model's size, uint8 [N, H, W, 3]."""
+    """Real images at the model's size, uint8 [N, H, W, 3]. Not for data of image codes."""
+    assert not self._dataset.codes, 'metrics that need pictures are left out for data of image codes'
     return self._read['image']
+
+  @functools.cached_property
+  def codes(self) -> np.ndarray:
+    """The real images' codes, int32 [N, h, w]: stored ones, or those of the dVAE."""
+    if not self._dataset.codes:
+      return self.reconstructed[0]
+    stored, grid = self._read['codes'], self._dataset.codes[0].grid
+    codes = stored.reshape(len(stored), *grid)
+    missing = np.flatnonzero(stored[:, 0] < 0)  # pictures in a mixture with codes
+    if missing.size:
+      dvae, params = self.loaded.dvae, self.loaded.params['dvae']
+      images, codes = self._read['image'][missing], codes.copy()
+      codes[missing] = reconstruction.encode(dvae, params, images, self.mesh, self.settings.rows)
+    return codes
+
+  @functools.cached_property
+  def shown(self) -> np.ndarray:
+    """The real images, uint8 [N, H, W, 3]; for data of image codes, the images that the dVAE decodes from them."""
+    if not self._dataset.codes:
+      return self.pictures
+    dvae, params = self.loaded.dvae, self.loaded.params['dvae']
+    return reconstruction.decode(dvae, params, self.codes, self.mesh, self.settings.rows)
 
   @property
   def text(self) -> np.ndarray:
@@ -148,7 +176,7 @@ class Measured:
   def token_nats(self) -> tuple[np.ndarray, np.ndarray]:
     """Captions and codes as token sequences, int32 [N, T], and the cost -ln p of each token in nats, float64 [N, T]."""
     model, part = self.loaded.stream_model
-    codes, _ = self.reconstructed
+    codes = self.codes
     rows = np.asarray(model.stream(self.text, codes.reshape(len(codes), -1)))
     with self.progress('likelihood', len(rows)) as progress:
       params, batch_size = self.loaded.params[part], self.settings.rows

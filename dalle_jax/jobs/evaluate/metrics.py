@@ -58,7 +58,7 @@ def measure_reconstruction(measured: Measured) -> Figures:
 
 def measure_codebook(measured: Measured) -> Figures:
   """Perplexity of the codes and the share of codes in use, over all tokens of the real images."""
-  codes, _ = measured.reconstructed
+  codes = measured.codes
   scores = reconstruction.codebook_scores(codes, measured.config.dvae.image_vocab_size)
   return {name: Figure(scores[name], None, codes.size) for name in ('codebook/perplexity', 'codebook/use')}
 
@@ -211,19 +211,20 @@ class Metric:
   measure: Callable[[Measured], Figures]
   needs: tuple[Callable[[EvaluationSettings, Config, Sequence[str]], str], ...] = ()  # each returns what is missing
   min_images: int = 1
+  pictures: bool = False  # whether it needs the pixels of real images
 
 
 METRICS = {
-  'elbo': Metric(measure_elbo),
-  'reconstruction': Metric(measure_reconstruction),
+  'elbo': Metric(measure_elbo, pictures=True),
+  'reconstruction': Metric(measure_reconstruction, pictures=True),
   'codebook': Metric(measure_codebook),
   'likelihood': Metric(measure_likelihood, (_draws,)),
-  'fid': Metric(measure_fid, (_draws, _features), min_images=2),
-  'kid': Metric(measure_kid, (_draws, _features), min_images=4),
-  'precision_recall': Metric(measure_precision_recall, (_draws, _features), min_images=manifold.K + 1),
+  'fid': Metric(measure_fid, (_draws, _features), min_images=2, pictures=True),
+  'kid': Metric(measure_kid, (_draws, _features), min_images=4, pictures=True),
+  'precision_recall': Metric(measure_precision_recall, (_draws, _features), min_images=manifold.K + 1, pictures=True),
   'inception_score': Metric(measure_inception_score, (_draws, _inception), min_images=inception_score.SPLITS),
-  'blurred_fid': Metric(measure_blurred_fid, (_draws, _features), min_images=2),
-  'clip_score': Metric(measure_clip_score, (_draws, _reads_captions, _reranker)),
+  'blurred_fid': Metric(measure_blurred_fid, (_draws, _features), min_images=2, pictures=True),
+  'clip_score': Metric(measure_clip_score, (_draws, _reads_captions, _reranker), pictures=True),
   'prompt_accuracy': Metric(measure_prompt_accuracy, (_draws, _reads_captions, _shapes)),
   'diversity': Metric(measure_diversity, (_draws, _reads_captions)),
 }
@@ -264,3 +265,19 @@ def check_count(chosen: Sequence[str], count: int) -> None:
   for name in chosen:
     if count < METRICS[name].min_images:
       raise ValueError(f'--metrics={name} needs at least {METRICS[name].min_images} images; there are {count}.')
+
+
+def without_pictures(chosen: Sequence[str], settings: EvaluationSettings) -> list[str]:
+  """The metrics that data of image codes can serve.
+
+  Raises:
+    ValueError: there are none, or `settings` names one that needs pictures.
+  """
+  needing = [name for name in chosen if METRICS[name].pictures]
+  remaining = [name for name in chosen if name not in needing]
+  problem = f'these data hold image codes, and {", ".join(needing)} needs pictures'
+  if needing and (settings.metrics != (ALL,) or not remaining):
+    raise ValueError(f'--metrics: {problem}. Give the pictures with --data=PATH, or other metrics.')
+  if needing:
+    logging.warning('%s: left out. Give the pictures with --data=PATH to measure them.', problem)
+  return remaining

@@ -19,7 +19,7 @@ from dalle_jax.data.text.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.data.text.wrong_captions import WrongCaptions
 from dalle_jax.data.unreadable import MOST_NAMED, Readable, UnreadableError
 from dalle_jax.hosts import say
-from dalle_jax.jobs import examples, seen_records
+from dalle_jax.jobs import cached_codes, examples, seen_records
 from dalle_jax.jobs.train import pretrained, trained_on
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.text_data import estimate_ngrams
@@ -47,6 +47,7 @@ def check(config: Config) -> None:
     )
   with hosts.together('checking the models that the configuration names'):
     pretrained.check(config)
+    cached_codes.check_config(config)
 
 
 def with_source(config: Config) -> Config:
@@ -110,6 +111,8 @@ def tokenize(config: Config, space: Workspace, dataset: Dataset) -> tuple[Datase
         space.keep_tokenizer(train_tokenizer(captions, config.tokenizer.vocab_size))
     tokenizer = Tokenizer.load(space.tokenizer)
   say(f'tokenizer: {tokenizer.vocab_size} pieces')
+  if note := cached_codes.tokenizer_note(dataset.codes, tokenizer.contents_hash):
+    say(f'tokenizer: {note}')
   return dataset, tokenizer
 
 

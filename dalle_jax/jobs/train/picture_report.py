@@ -36,6 +36,10 @@ CONTRAST_NOTE = (
   'Contrast: how often a caption scores its own image above an image that differs in a single attribute. '
   "'all': above every such image. A random score reaches 0.5 for a single attribute."
 )
+CODES_NOTE = (
+  'The data hold image codes, at least in part. Reconstructions are therefore not compared with pictures, and held-out '
+  'images are shown as the dVAE decodes them.'
+)
 
 
 class SheetFile(NamedTuple):
@@ -68,11 +72,9 @@ def measure(experiment: PictureExperiment, params: dict[str, Any]) -> PictureRes
   config, dataset = experiment.config, experiment.dataset
   split = examples.held_out_split(dataset)
   measured = _measured(experiment, params, split, config.evaluation.num_reconstructions)
-  codes, decoded = measured.reconstructed
-  scores = _scores(metrics.measure_reconstruction(measured)) | _scores(metrics.measure_codebook(measured))
-  scores['codebook/num_tokens'] = float(codes.size)
-  sheet = sheets.reconstruction_sheet(measured.pictures[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
-  results = PictureResults(scores, [SheetFile('reconstructions.png', sheet)], [], [])
+  results = _measure_reconstructions(measured, 'reconstructions.png')
+  codes = measured.codes
+  results.scores['codebook/num_tokens'] = float(codes.size)
   if 'held_out' in dataset.splits:
     results = _joined(results, _measure_held_out(experiment, params))
   sample_blocks: list[report_blocks.Block] = []
@@ -83,7 +85,9 @@ def measure(experiment: PictureExperiment, params: dict[str, Any]) -> PictureRes
     results = _joined(results, sample_results)
     sample_blocks = report_blocks.token_blocks(measured, groups)
   blocks = [
-    report_blocks.reconstructions(measured.pictures, decoded),
+    *(
+      [] if not measured.has_pictures else [report_blocks.reconstructions(measured.pictures, measured.reconstructed[1])]
+    ),
     *sample_blocks,
     report_blocks.codebook(measured.loaded.dvae, params['dvae'], codes, experiment.mesh),
   ]
@@ -93,11 +97,17 @@ def measure(experiment: PictureExperiment, params: dict[str, Any]) -> PictureRes
 def _measure_held_out(experiment: PictureExperiment, params: dict[str, Any]) -> PictureResults:
   """Measure reconstructions of combinations that never occur in training."""
   measured = _measured(experiment, params, 'held_out', experiment.config.evaluation.num_reconstructions)
-  _, decoded = measured.reconstructed
-  figures = {**metrics.measure_reconstruction(measured), **metrics.measure_codebook(measured)}
-  scores = {name.replace('/', '/held_out/', 1): figure.value for name, figure in figures.items()}
-  sheet = sheets.reconstruction_sheet(measured.pictures[:NUM_RECONSTRUCTIONS], decoded[:NUM_RECONSTRUCTIONS])
-  return PictureResults(scores, [SheetFile('reconstructions_held_out.png', sheet)], [], [])
+  results = _measure_reconstructions(measured, 'reconstructions_held_out.png')
+  return results._replace(scores={name.replace('/', '/held_out/', 1): value for name, value in results.scores.items()})
+
+
+def _measure_reconstructions(measured: Measured, file: str) -> PictureResults:
+  """Measure the codebook and, for pictures but not for image codes, reconstructions."""
+  if not measured.has_pictures:
+    return PictureResults(_scores(metrics.measure_codebook(measured)), [], [], [])
+  scores = _scores(metrics.measure_reconstruction(measured)) | _scores(metrics.measure_codebook(measured))
+  originals, decoded = measured.pictures[:NUM_RECONSTRUCTIONS], measured.reconstructed[1][:NUM_RECONSTRUCTIONS]
+  return PictureResults(scores, [SheetFile(file, sheets.reconstruction_sheet(originals, decoded))], [], [])
 
 
 def _joined(first: PictureResults, second: PictureResults) -> PictureResults:
@@ -238,6 +248,7 @@ def write(experiment: PictureExperiment, results: PictureResults) -> dict[str, f
     blocks=results.blocks,
     notes=[
       *_notes(config, examples.held_out_split(experiment.dataset)),
+      *([CODES_NOTE] if experiment.dataset.codes else []),
       *(overlap.describe() for overlap in overlaps.values()),
     ],
   )

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config
 from dalle_jax.hosts import say
-from dalle_jax.jobs import run_lock
+from dalle_jax.jobs import cached_codes, run_lock
 from dalle_jax.jobs.train import picture_data, picture_report, pretrained, sheet_hooks, text_data, text_report
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.trained_on import TrainingRecords
@@ -102,6 +102,8 @@ def _run(config: Config, space: Workspace, mesh: Mesh, stop_after: str, allow_ot
   data = text_data if config.models_text else picture_data
   with space.timed('data'):
     dataset = data.prepare(config, space)
+  if codes := getattr(dataset, 'codes', ()):
+    cached_codes.check_dvae(codes, params['dvae'], f'{pretrained.FLAG}={config.dvae.pretrained}')
   records = TrainingRecords(config, space, dataset, allow_other_data)
   records.check_data()
   if stop_after == 'data':

@@ -15,6 +15,21 @@ def init_dvae(config: Config, key: jax.Array) -> Any:
   return make_dvae(config.dvae).init(key, jnp.zeros((1, size, size, 3), jnp.uint8))['params']
 
 
+def codes_of(config: Config, params: Any, batch: dict) -> jax.Array:
+  """The image codes of a batch, [B, image_length]: encoded from 'image', taken from 'codes', or both.
+
+  Args:
+    config: the experiment's configuration.
+    params: parameters that include the collection 'dvae'.
+    batch: 'image' uint8 [B, H, W, 3], or 'codes' int32 [B, image_length], or both. With both, a row whose codes are
+      negative is encoded.
+  """
+  if 'image' not in batch:
+    return batch['codes']
+  codes = encode(config, params, batch['image'])
+  return jnp.where(batch['codes'] < 0, codes, batch['codes']) if 'codes' in batch else codes
+
+
 def encode(config: Config, params: Any, image: jax.Array) -> jax.Array:
   """Encode images [B, H, W, 3] to codes [B, image_length]: the argmax of the encoder's logits, without noise.
 

@@ -11,12 +11,12 @@ from dalle_jax.factory import make_prior
 from dalle_jax.models import prior as prior_model
 from dalle_jax.models.prior import Prior
 from dalle_jax.training.tasks import IMAGE_CURVE, TEXT_CURVE, Curve, Fields, image_field, text_field
-from dalle_jax.training.tasks.codes import encode, init_dvae
+from dalle_jax.training.tasks.codes import codes_of, init_dvae
 
 
 @dataclasses.dataclass(frozen=True)
 class PriorTask:
-  """Trains the collection 'prior'; batches hold 'image' uint8 [B, H, W, 3] and 'text' int32 [B, text_length - 1]."""
+  """Trains the collection 'prior'; batches hold 'text' int32 [B, text_length - 1] and the fields of `codes_of`."""
 
   config: Config
   text_vocab_size: int
@@ -32,8 +32,8 @@ class PriorTask:
     prior_key, dvae_key = jax.random.split(key)
     return {'prior': self.model.init(prior_key), 'dvae': init_dvae(self.config, dvae_key)}
 
-  def _losses(self, params: Any, image: jax.Array, text: jax.Array, captioned: jax.Array | None = None) -> dict:
-    codes = encode(self.config, params, image)
+  def _losses(self, params: Any, batch: dict, text: jax.Array, captioned: jax.Array | None = None) -> dict:
+    codes = codes_of(self.config, params, batch)
     text_logits, image_logits = self.model.split_logits(params['prior'], text, codes)
     return prior_model.losses(text_logits, image_logits, text, codes, captioned)
 
@@ -60,7 +60,7 @@ class PriorTask:
     tokens. During training each caption is dropped with probability `caption_drop`.
     """
     weights = self.config.prior
-    losses = self._losses(params, batch['image'], *self._captions(batch, key))
+    losses = self._losses(params, batch, *self._captions(batch, key))
     if scales:
       losses |= {name: scales['text_nats_per_token'] * losses[name] for name in ('text', 'text_z')}
     metrics = self._metrics(losses)
@@ -71,7 +71,7 @@ class PriorTask:
     return loss, metrics
 
   def evaluate(self, params: Any, batch: dict, key: jax.Array, step: jax.Array) -> dict:
-    return self._metrics(self._losses(params, batch['image'], batch['text']))
+    return self._metrics(self._losses(params, batch, batch['text']))
 
   def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
     """Add the loss, and the rate of the image tokens in bits per dimension of the image.

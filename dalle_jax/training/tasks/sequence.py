@@ -13,7 +13,7 @@ from dalle_jax.factory import make_sequence_model
 from dalle_jax.models.sequence import SequenceModel, token_nll
 from dalle_jax.models.stream import StreamModel
 from dalle_jax.training.tasks import IMAGE_CURVE, TEXT_CURVE, Curve, Fields, image_field, text_field
-from dalle_jax.training.tasks.codes import encode, init_dvae
+from dalle_jax.training.tasks.codes import codes_of, init_dvae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class SequenceTask:
 
 @dataclasses.dataclass(frozen=True)
 class ImageTokensTask(SequenceTask):
-  """Trains on image codes: batches hold 'image' uint8 [B, H, W, 3] and, for 'text_image', 'text' [B, text_length - 1].
+  """Trains on image codes: batches hold the fields of `codes_of` and, for 'text_image', 'text' [B, text_length - 1].
 
-  'text' is int32. The frozen collection 'dvae' encodes the images. A pad that follows another pad has probability 1, so
+  'text' is int32. The frozen collection 'dvae' encodes images. A pad that follows another pad has probability 1, so
   it is not counted.
   """
 
@@ -74,7 +74,7 @@ class ImageTokensTask(SequenceTask):
 
   def tokens(self, params: Any, batch: dict) -> jax.Array:
     """Token sequences [B, length] of a batch: caption tokens, if any, and image codes."""
-    codes = encode(self.config, params, batch['image'])
+    codes = codes_of(self.config, params, batch)
     text = batch['text'] if self.model.text_length else jnp.zeros((len(codes), 0), codes.dtype)
     return self.model.stream(text, codes)
 
