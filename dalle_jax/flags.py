@@ -132,9 +132,9 @@ def check_overrides(flag: Any) -> 'Config':
 
   from dalle_jax.config import Config, overrides
 
-  config = Config.from_dict(flag.value)
-  overrides.check(config, config_flags.get_override_values(flag))
-  return config
+  config, keys = Config.from_dict(flag.value), config_flags.get_override_values(flag)
+  overrides.check(config, keys)
+  return overrides.with_kept_keys(config, keys)
 
 
 def define_max_image_pixels(default: int | None = MAX_IMAGE_PIXELS) -> Any:
