@@ -231,6 +231,11 @@ def any_host(mask: np.ndarray) -> np.ndarray:
   return mask if jax.process_count() == 1 else np.asarray(_gather(mask.astype(np.uint8)).any(axis=0))
 
 
+def xor(values: np.ndarray) -> np.ndarray:
+  """The exclusive or of an array of integers over all hosts; it has the same shape on all hosts."""
+  return values if jax.process_count() == 1 else np.bitwise_xor.reduce(_gather(values), axis=0)
+
+
 def _gather(array: np.ndarray) -> np.ndarray:
   """Stacks an array from every host, all of the same shape: [hosts, ...]."""
   from jax.experimental import multihost_utils

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+import crc32c
 
 from dalle_jax.files import shown
 
@@ -23,27 +26,34 @@ _MOST_THREADS = 16
 
 
 class _Digest(Protocol):
-  """What `hashlib` and `_Crc32` have in common."""
+  """What `hashlib` and `_Crc` have in common."""
 
   def update(self, data: memoryview, /) -> None: ...
 
   def hexdigest(self) -> str: ...
 
 
-class _Crc32:
-  """CRC-32 with the methods of `hashlib`: a few times faster than SHA-256, and it finds every single flipped bit."""
+class _Crc:
+  """A cyclic redundancy check with the methods of `hashlib`. It finds every single flipped bit.
 
-  def __init__(self) -> None:
-    self._value = 0
+  `crc32` is a few times faster than SHA-256, `crc32c` some ten times, because processors have an instruction for it.
+  """
+
+  def __init__(self, extend: Callable[[memoryview, int], int]) -> None:
+    self._extend, self._value = extend, 0
 
   def update(self, data: memoryview, /) -> None:
-    self._value = zlib.crc32(data, self._value)
+    self._value = self._extend(data, self._value)
 
   def hexdigest(self) -> str:
     return f'{self._value:08x}'
 
 
-ALGORITHMS: dict[str, Callable[[], _Digest]] = {'sha256': hashlib.sha256, 'crc32': _Crc32}
+ALGORITHMS: dict[str, Callable[[], _Digest]] = {
+  'sha256': hashlib.sha256,
+  'crc32': functools.partial(_Crc, zlib.crc32),
+  'crc32c': functools.partial(_Crc, crc32c.crc32c),
+}
 
 
 def files_below(directory: Path) -> dict[str, int]:

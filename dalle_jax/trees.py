@@ -29,12 +29,15 @@ def differences(given: Any, expected: Any, most: int = MOST_SHOWN) -> str:
   return '; '.join(lines[:most]) + (f'; and {more} more' if more > 0 else '')
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by path, such as "['params']['bias']", whether a level is a dataclass or a dictionary."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(_with_dict_keys(path)): leaf for path, leaf in leaves}
+
+
 def _descriptions(tree: Any) -> dict[str, str]:
   """'DTYPE[SHAPE]' of every leaf, by path."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-    jax.tree_util.keystr(_with_dict_keys(path)): f'{np.dtype(leaf.dtype)}{list(leaf.shape)}' for path, leaf in leaves
-  }
+  return {path: f'{np.dtype(leaf.dtype)}{list(leaf.shape)}' for path, leaf in named_leaves(tree).items()}
 
 
 def _with_dict_keys(path: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,12 +1,13 @@
-"""Measures speed on this machine: training steps, sampling, checkpoints, and dense against sparse attention.
+"""Measures speed on this machine: training steps, sampling, checkpoints, reading, and dense against sparse attention.
 
     python tools/benchmark.py dvae --config=configs/quickstart.py
     python tools/benchmark.py prior --config=configs/quickstart.py --config.prior_training.batch_size=32
     python tools/benchmark.py draw --config=configs/quickstart.py
     python tools/benchmark.py checkpoint --config=configs/quickstart.py --stage=prior
     python tools/benchmark.py attention --grids=16,32,64,128
+    python tools/benchmark.py data --image_size=64
 
-The data is random and the parameters are untrained. Only compiled programs are timed, not data loading.
+In all but `data`, the data is random and the parameters are untrained. Only compiled programs are timed.
 
 `dvae` and `prior` time a training step; `draw` times the generation of a batch of images. They print the time of the
 first call, which includes compilation, and the median and range of several timed rounds.
@@ -17,6 +18,10 @@ waits, the time in the background, and the share of the background time that che
 `attention` times the forward and backward pass of one attention layer. For dense attention with a mask and for sparse
 attention, it prints the time, the temporary memory of the program, and the FLOPs of its matrix products. The row 'mix'
 weighs the patterns like the 64 layers of the paper: 47 row, 16 column, 1 conv.
+
+`data` reads pictures from memory and makes squares of them: JPEGs that it makes, 256 pixels on a side, or those of
+`--path`. It prints pictures per second, on one core and on all, of this project's reader with each resampling, of
+Pillow's decoding alone, and of PyTorch's DataLoader with Pillow's box filter (if the extra `bench` is installed).
 """
 
 import functools
@@ -44,7 +49,10 @@ _TEXT_LENGTH = flags.DEFINE_integer('text_length', 256, 'attention: text tokens 
 _NUM_HEADS = flags.DEFINE_integer('num_heads', 1, 'attention: number of heads.', lower_bound=1)
 _HEAD_DIM = flags.DEFINE_integer('head_dim', 64, 'attention: channels per head.', lower_bound=1)
 _STAGE = flags.DEFINE_enum('stage', 'prior', ['dvae', 'prior'], 'checkpoint: stage whose state is saved.')
-SUBJECTS = ('dvae', 'prior', 'draw', 'checkpoint', 'attention')
+_PATH = flags.DEFINE_string('path', '', 'data: directory of pictures; empty: JPEGs that are made for this.')
+_NUM_PICTURES = flags.DEFINE_integer('num_pictures', 512, 'data: pictures per round.', lower_bound=1)
+_IMAGE_SIZE = flags.DEFINE_integer('image_size', 64, 'data: side of the squares in pixels.', lower_bound=1)
+SUBJECTS = ('dvae', 'prior', 'draw', 'checkpoint', 'attention', 'data')
 MIX = {'row': 47, 'column': 16, 'conv': 1}  # layers of each pattern (appendix B.1)
 
 
@@ -182,6 +190,11 @@ def main(subject: str, argv: list[str]) -> int:
   del argv
   from dalle_jax.config import Config
 
+  if subject == 'data':
+    from benchmarking.reading import print_rates
+
+    print_rates(_PATH.value, _NUM_PICTURES.value, _IMAGE_SIZE.value, _ROUNDS.value)
+    return 0
   if subject == 'attention':
     grids = parse_grids(_GRIDS.value)
     doors.start_jax(distributed=False)

@@ -9,7 +9,6 @@ has counts, checksums and options. Train with --config.data.path=DATA. If the co
 on with the shards that are missing.
 """
 
-import os
 from pathlib import Path
 
 from absl import flags
@@ -25,7 +24,7 @@ _SIZE = flags.DEFINE_integer(
   'size', 0, 'Reduce the shorter side to this many pixels; 0: keep all files as they are.', 0
 )
 _PER_SHARD = flags.DEFINE_integer('per_shard', 10_000, 'Pictures in a shard.', 1)
-_NUM_THREADS = flags.DEFINE_integer('num_threads', 0, 'Threads that read pictures; 0: one for each core.', 0)
+_NUM_THREADS = flags.DEFINE_integer('num_threads', 0, 'Threads that read pictures; 0: 1 for each core.', 0)
 _MAX_IMAGE_PIXELS = doors.define_max_image_pixels()
 flags.mark_flags_as_required(['path', 'out'])
 
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
   check_path(_OUT.value, '--out')
   config = DataConfig(
     source=_SOURCE.value, path=_PATH.value, caption_key=_CAPTION_KEY.value, max_image_pixels=_MAX_IMAGE_PIXELS.value,
-    num_threads=_NUM_THREADS.value or os.cpu_count() or 1,
+    num_threads=_NUM_THREADS.value,
   )  # fmt: skip
   with Progress('preparing', 1, 'picture') as progress:
     account, manifest = preparation.prepare(config, Path(_OUT.value), _SIZE.value, _PER_SHARD.value, progress.update_of)

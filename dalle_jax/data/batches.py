@@ -15,7 +15,7 @@ from absl import flags, logging
 
 from dalle_jax.data import fingerprints
 from dalle_jax.data import image as image_lib
-from dalle_jax.data.crops import fit
+from dalle_jax.data.crops import fit, smallest_side
 from dalle_jax.data.tokenizer import Tokenizer, pad
 from dalle_jax.data.unreadable import MOST_NAMED, UnreadableError, first_line, is_unreadable, most_bad, name_of
 from dalle_jax.data.wrong_captions import WrongCaptions
@@ -75,6 +75,7 @@ class Preprocess:
     self._bpe_dropout = bpe_dropout
     self._wrong_captions = wrong_captions
     self._max_pixels = max_pixels
+    self._smallest = smallest_side(image_size, crop, resampling)
     self._num_tokens = text_length - 1  # the model itself fills the first slot with the start-of-text token
     self.num_truncated = 0  # captions that this process has truncated so far
 
@@ -93,7 +94,7 @@ class Preprocess:
       ValueError: the image cannot be decoded; the message names the record.
     """
     try:
-      image = image_lib.decode(record['image'], self._max_pixels)
+      image = image_lib.decode(record['image'], self._max_pixels, self._smallest)
     except ValueError as error:
       raise ValueError(f'{record["key"]}: {error}') from error
     image = fit(image, self._image_size, self._crop, rng, self._resampling)

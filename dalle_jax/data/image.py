@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from dalle_jax.data import colour_profiles
 from dalle_jax.data.picture_files import EXTENSIONS, MAX_PIXELS, PILLOW_ERRORS, Opened, load, most_bytes, opened
@@ -56,7 +56,7 @@ class _Layers(NamedTuple):
   traits: Traits | None  # if the caller asks for them
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, smallest: int | None = None) -> np.ndarray:
   """Decodes an image file of any format in the list of formats that are read.
 
   It applies the EXIF orientation, converts colour profiles to sRGB, composites transparency on white, scales 16-bit
@@ -65,6 +65,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   Args:
     data: the contents of the image file.
     max_pixels: the largest number of pixels, rows times columns. It is compared before the pixels are decoded.
+    smallest: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if both sides keep so many pixels. None: whole.
 
   Returns:
     uint8 [H, W, 3].
@@ -73,7 +74,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     ValueError: the bytes are not an image of such a format, are damaged, have more pixels, or hold floating-point
       pixels.
   """
-  return read(data, max_pixels).pixels
+  return np.array(_on_white(_layers(data, max_pixels, smallest=smallest)))
 
 
 def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -124,8 +125,10 @@ def png_text(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
     return picture.png.text()
 
 
-def _layers(data: bytes, max_pixels: int, wants_traits: bool = False) -> _Layers:
+def _layers(data: bytes, max_pixels: int, wants_traits: bool = False, smallest: int | None = None) -> _Layers:
   with opened(data, max_pixels) as picture:
+    if smallest and isinstance(picture.image, JpegImagePlugin.JpegImageFile):
+      picture.image.draft(picture.image.mode, (smallest, smallest))
     image = load(picture)
     mode = image.mode
     turn, notes = _orientation(image)

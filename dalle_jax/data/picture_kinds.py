@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import caption_listing, parquet, picture_records, skip_list, tars
+from dalle_jax.data import caption_listing, parquet, picture_records, readers, skip_list, tars
 from dalle_jax.data.account import Account
 from dalle_jax.data.checked_pictures import CheckedPictures, file_for
 from dalle_jax.data.entries import Found
@@ -85,7 +85,7 @@ def _parquet(config: DataConfig, data_dir: Path, account: Account, progress: Pro
       len(rows), size / 1e9, directory,
     )  # fmt: skip
     shutil.rmtree(directory, ignore_errors=not directory.exists())
-    picture_records.Writer(directory, rows, plan).run(config.num_threads, progress)
+    picture_records.Writer(directory, rows, plan).run(readers.num_threads(config), progress)
   return picture_records.scan(directory, account)
 
 

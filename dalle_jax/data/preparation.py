@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import detect, image, picture_kinds
+from dalle_jax.data import detect, image, picture_kinds, readers
 from dalle_jax.data.account import Account
 from dalle_jax.data.crops import reduce_shorter_side
 from dalle_jax.data.entries import Found
@@ -57,7 +57,7 @@ def prepare(
   ]  # fmt: skip
   listing = [[picture.path, picture.captions, *store.stamp(picture.path)] for picture in found]
   plan = {'source': config.source, 'listing': hash_of(listing), 'size': size}
-  manifest = Writer(out, records, plan, per_shard).run(config.num_threads, progress)
+  manifest = Writer(out, records, plan, per_shard).run(readers.num_threads(config), progress)
   account.used = manifest['written']
   for shard in manifest['shards']:
     for key, reason in shard['left_out']:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dalle_jax.config import DataConfig
+from dalle_jax.data import readers
 from dalle_jax.data.unreadable import is_unreadable
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
@@ -90,7 +91,7 @@ def digests(config: DataConfig, source: 'Source', count: int, progress: Callable
     return [_hash(f'{image.shape}'.encode() + image.tobytes()), *own]
 
   hashes: list[list[int]] = []
-  with ThreadPoolExecutor(max(config.num_threads, 1)) as pool:
+  with ThreadPoolExecutor(readers.num_threads(config)) as pool:
     for begin in range(0, count, _CHUNK):
       hashes += pool.map(of, range(begin, min(begin + _CHUNK, count)))
       progress(len(hashes))

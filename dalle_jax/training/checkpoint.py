@@ -11,7 +11,7 @@ from absl import logging
 from dalle_jax import hosts, integrity, trees
 from dalle_jax.files import read_json_object
 from dalle_jax.training import checkpoint_checksums, checkpoint_faults, checkpoint_format, description
-from dalle_jax.training.checkpoint_checksums import ChecksumHandler, ChecksumSave, DamagedError
+from dalle_jax.training.checkpoint_checksums import ArrayComparison, ChecksumHandler, ChecksumSave, DamagedError
 from dalle_jax.training.checkpoint_faults import MismatchError
 from dalle_jax.training.checkpoint_format import FORMAT_VERSION
 from dalle_jax.training.state import TrainState
@@ -95,7 +95,7 @@ class Checkpoints:
     }
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta),
-      checksums=ChecksumSave(),
+      checksums=ChecksumSave(state),
     )  # fmt: skip
     self._policy.losses[step] = meta['loss']
     saved = self._manager.save(step, args=items, force=True)
@@ -118,7 +118,9 @@ class Checkpoints:
       try:
         # Each host reads its own shards. If one host fails, no host may continue from this checkpoint.
         with hosts.together(f'restoring {path}'):
-          restored = self.restore(step, abstract)
+          restored, arrays = self._read(step, abstract)
+        if arrays is not None:
+          arrays.check()
       except Exception as error:  # Orbax and its storage raise many types
         failure = error
       checkpoint_faults.raise_unless_damaged(failure, path)
@@ -143,14 +145,21 @@ class Checkpoints:
     """Restore the checkpoint of `step` with the shardings of `abstract`.
 
     Raises:
-      DamagedError: a file has changed since it was written.
+      DamagedError: a file or an array has changed since it was written.
       MismatchError: the checkpoint belongs to another model or optimizer.
       NewerFormatError: a later version of dalle_jax wrote the checkpoint.
       Exception: the checkpoint is missing or damaged; Orbax raises various types.
     """
+    restored, arrays = self._read(step, abstract)
+    if arrays is not None:
+      arrays.check()
+    return restored
+
+  def _read(self, step: int, abstract: TrainState) -> tuple[Restored, ArrayComparison | None]:
+    """The checkpoint of `step`, and its arrays for a comparison that all hosts make together; None before format 4."""
     version, meta = self._read_meta(step)
     if version > 2:
-      checkpoint_checksums.check(self.directory / str(step))
+      checkpoint_checksums.check_files(self.directory / str(step))
     stored = checkpoint_format.stored_form(version, abstract)
     differences = trees.differences(self._shapes(step), stored)
     if differences:
@@ -162,12 +171,13 @@ class Checkpoints:
       )
     path = self.directory / str(step) / 'state'
     tree = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(stored))
+    arrays = ArrayComparison(self.directory / str(step), tree) if version > 3 else None
     state = checkpoint_format.current_form(version, tree, abstract)
-    return Restored(step=step, state=state, data=self._read_json(step, 'data'), meta=meta['meta'])
+    return Restored(step=step, state=state, data=self._read_json(step, 'data'), meta=meta['meta']), arrays
 
   @property
   def checksum_seconds(self) -> float:
-    """Seconds that the checksums of the last save took, in the background."""
+    """Seconds that the checksums of the last save took in the background, as `ChecksumHandler.seconds` counts them."""
     return self._checksums.seconds
 
   def _shapes(self, step: int) -> Any:
@@ -202,7 +212,7 @@ class Checkpoints:
     path = self.directory / str(step)
     has_checksums = checkpoint_checksums.exist(path)
     if has_checksums:
-      checkpoint_checksums.check(path, lambda name: name.startswith('meta/'))
+      checkpoint_checksums.check_files(path, lambda name: name.startswith('meta/'))
     meta = self._read_json(step, 'meta')
     version = checkpoint_format.check_version(meta)
     if (version > 2) != has_checksums:

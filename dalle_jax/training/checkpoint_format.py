@@ -2,7 +2,8 @@
 
 - 1: the state has no `skipped`; the item 'meta' holds 'loss' and 'meta'.
 - 2: the state has `skipped`; the item 'meta' also holds 'format_version' and 'description'.
-- 3: the item 'checksums' is new (`checkpoint_checksums`).
+- 3: the item 'checksums' is new (`checkpoint_checksums`), with checksums of files.
+- 4: it also has a checksum of each array of the state (`array_checksums`).
 
 The tests restore a stored checkpoint of each version.
 """
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from dalle_jax.training.state import TrainState
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def check_version(meta: dict[str, Any]) -> int:

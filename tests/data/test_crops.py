@@ -87,6 +87,21 @@ def test_box_resampling_is_that_of_pillow():
   np.testing.assert_array_equal(box_means, Image.fromarray(random_image(9, 9)).resize((4, 4), Image.Resampling.BOX))
 
 
+@pytest.mark.parametrize(('crop', 'side'), [('center', 64), ('random', 64), ('paper_dvae', 96), ('paper_prior', 72)])
+def test_draft_needs_as_many_pixels_as_the_crop_can_use(crop, side):
+  assert crops.smallest_side(64, crop, 'draft') == side
+  assert crops.smallest_side(64, crop, 'area') is crops.smallest_side(64, crop, 'box') is None
+  if crop.startswith('paper'):
+    large = random_image(640, 700)
+    shapes = [crops._paper_square(large, 64, crop, np.random.default_rng(seed)).shape[0] for seed in range(300)]
+    assert max(shapes) == side
+
+
+def test_large_areas_are_summed_without_overflow():
+  white = np.full((4099, 4097, 3), 255, np.uint8)
+  assert (crops.reduce_shorter_side(white, 2) == 255).all()
+
+
 def test_fit_refuses_an_unknown_resampling():
   with pytest.raises(ValueError, match=r'config\.data\.resampling is .nearest'):
     crops.fit(random_image(4, 4), 2, resampling='nearest')

@@ -180,3 +180,38 @@ def test_images_that_rgb_can_represent_are_lossless(data):
 def test_images_that_rgb_cannot_represent_are_not_lossless(data, message):
   with pytest.raises(ValueError, match=message):
     image_lib.check_lossless(data)
+
+
+def _jpeg(image, mode='RGB'):
+  buffer = io.BytesIO()
+  Image.fromarray(image).convert(mode).save(buffer, 'JPEG', quality=95)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+  ('shape', 'smallest', 'expected'),
+  [
+    ((256, 256), 64, (64, 64)),
+    ((256, 256), 65, (128, 128)),
+    ((256, 256), 128, (128, 128)),
+    ((254, 300), 64, (127, 150)),
+    ((256, 256), 129, (256, 256)),
+    ((2048, 4096), 64, (256, 512)),
+    ((256, 256), None, (256, 256)),
+    ((40, 40), 64, (40, 40)),
+  ],
+)
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_jpeg_files_are_decoded_at_a_fraction_that_keeps_the_smallest_side(shape, smallest, expected, mode):
+  ramp = np.add.outer(np.arange(shape[0]) / shape[0], np.arange(shape[1]) / shape[1]) * 120
+  data = _jpeg(np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=-1), mode)
+  whole, small = image_lib.decode(data), image_lib.decode(data, smallest=smallest)
+  assert small.shape == (*expected, 3) and whole.shape == (*shape, 3)
+  step = shape[0] // expected[0]
+  means = whole.reshape(expected[0], step, expected[1], step, 3).mean((1, 3))
+  assert np.abs(small - means).max() < 4
+
+
+def test_only_jpeg_files_are_decoded_at_a_fraction():
+  image = np.zeros((64, 64, 3), np.uint8)
+  assert image_lib.decode(image_lib.encode_png(image), smallest=8).shape == (64, 64, 3)

@@ -44,7 +44,7 @@ def test_hosts_agree_report_failures_and_train_like_one(tmp_path):
     assert result['params'] == result['fingerprint'] == '02329cf29b725e11'
     assert '(its contents have changed). Copy the directory again' in result['damaged']
   assert first['split'] > 30 and single['split'] == 0
-  checkpoint_checksums.check(tmp_path / 'trained_by_2' / 'checkpoints' / '5')
+  checkpoint_checksums.check_files(tmp_path / 'trained_by_2' / 'checkpoints' / '5')
   left = [file for name in ('run', 'host_0') for file in (tmp_path / name).iterdir()]
   assert left == []
 

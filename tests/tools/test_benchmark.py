@@ -45,10 +45,20 @@ def test_it_prints_the_share_of_checksums_in_the_background_of_a_save():
   assert 0 < float(share) < 100
 
 
+def test_it_compares_readers_of_pictures(tmp_path):
+  finished = _run('data', '--rounds=1', '--num_pictures=64', '--image_size=32')
+  assert finished.returncode == 0, finished.stderr
+  rows = [line for line in finished.stdout.splitlines() if line.startswith(('dalle_jax, ', 'Pillow'))]
+  assert [row.split()[1] for row in rows] == ['area', 'box', 'draft', 'decoding']
+  assert all(float(word.replace(',', '')) > 0 for row in rows for word in row[26:].split())
+  refused = _run('data', f'--path={tmp_path}')
+  assert refused.returncode == 2 and 'has no pictures' in refused.stderr
+
+
 def test_an_unknown_subject_is_refused_with_the_allowed_ones():
   finished = _run('speed', '--config=configs/quickstart.py')
   assert finished.returncode != 0
-  assert "one of dvae, prior, draw, checkpoint, attention; given 'speed'" in finished.stderr
+  assert "one of dvae, prior, draw, checkpoint, attention, data; given 'speed'" in finished.stderr
 
 
 def test_an_invalid_batch_size_is_refused():

@@ -5,17 +5,17 @@ import os
 import re
 import shutil
 import time
-import zlib
 from pathlib import Path
 
+import crc32c
 import jax
 import numpy as np
 import optax
 import pytest
 
-from dalle_jax import hosts
+from dalle_jax import hosts, integrity, trees
 from dalle_jax.sharding import use_mesh
-from dalle_jax.training import checkpoint
+from dalle_jax.training import checkpoint, checkpoint_checksums
 from dalle_jax.training.checkpoint import Checkpoints
 from dalle_jax.training.checkpoint_checksums import DamagedError
 from dalle_jax.training.state import abstract_state, create_state
@@ -143,10 +143,29 @@ def _flip_bit(name):
 
 def _lower_version(directory):
   path = directory / 'meta' / 'metadata'
-  path.write_text(path.read_text().replace('"format_version": 3', '"format_version": 2'))
+  path.write_text(path.read_text().replace('"format_version": 4', '"format_version": 2'))
+
+
+def _other_arrays(directory):
+  """The files hold other arrays than were saved, and their checksums are right."""
+  shutil.rmtree(directory / 'state')
+  shutil.copytree(directory.parent / '2' / 'state', directory / 'state')
+  list_file = directory / 'checksums' / 'checksums.json'
+  arrays = json.loads(list_file.read_text())['arrays']
+  handler = checkpoint_checksums.ChecksumHandler()
+  (directory / 'checksums' / 'arrays.process_0.json').write_text(json.dumps(arrays))
+  handler.finalize(directory / 'checksums')
+
+
+def _no_arrays(directory):
+  list_file = directory / 'checksums' / 'checksums.json'
+  values = json.loads(list_file.read_text())
+  list_file.write_text(integrity.with_checksum({'files': values['files']}))
 
 
 DAMAGES = {
+  'other arrays': _other_arrays,
+  'no checksums of arrays': _no_arrays,
   'cut': _cut,
   'flipped': _flip,
   'lost': _lose,
@@ -204,7 +223,8 @@ def test_checksums_cover_every_file_of_every_item(tmp_path, state, abstract):
   }
   listed = json.loads((tmp_path / '1' / 'checksums' / 'checksums.json').read_text())['files']
   assert listed == {
-    name: {'size': path.stat().st_size, 'crc32': f'{zlib.crc32(path.read_bytes()):08x}'} for name, path in files.items()
+    name: {'size': path.stat().st_size, 'crc32c': f'{crc32c.crc32c(path.read_bytes()):08x}'}
+    for name, path in files.items()
   }
   with Checkpoints(tmp_path, 2) as checkpoints:
     for name, path in files.items():
@@ -215,6 +235,23 @@ def test_checksums_cover_every_file_of_every_item(tmp_path, state, abstract):
           checkpoints.restore(1, abstract)
       path.write_bytes(data)
     assert checkpoints.restore(1, abstract).step == 1
+
+
+def test_changed_arrays_are_named(tmp_path, state, abstract):
+  _save(tmp_path, state, [None, None, None], keep=3)
+  _other_arrays(tmp_path / '3')
+  changed = re.escape("['step'] (its contents have changed)")
+  with Checkpoints(tmp_path, 3) as checkpoints, pytest.raises(DamagedError, match=f'^damaged: .*{changed}'):
+    checkpoints.restore(3, abstract)
+
+
+def test_the_checksums_of_arrays_are_those_of_the_state_in_memory(tmp_path, state):
+  _save(tmp_path, state, [None])
+  stored = json.loads((tmp_path / '1' / 'checksums' / 'checksums.json').read_text())['arrays']
+  saved = trees.named_leaves(jax.tree.map(lambda x: np.asarray(x + 1), state))
+  assert stored == {
+    name: crc32c.crc32c(array.tobytes()) ^ crc32c.crc32c(bytes(array.nbytes)) for name, array in saved.items()
+  }
 
 
 @pytest.mark.parametrize('name', ['checksums.json', 'metadata', 'manifest.ocdbt', '2'])
@@ -253,12 +290,12 @@ def test_a_missing_file_is_damage(tmp_path, state, abstract):
 
 
 def test_a_host_passes_over_no_checkpoint_that_another_host_may_not_read(tmp_path, state, abstract, monkeypatch):
-  def restore(*arguments):
+  def read(*arguments):
     raise ValueError('restoring 2: host 1 failed: PermissionError')  # as `hosts.together` raises it on the others
 
   _save(tmp_path, state, [None, None])
   with Checkpoints(tmp_path, 2) as checkpoints:
-    monkeypatch.setattr(Checkpoints, 'restore', restore)
+    monkeypatch.setattr(Checkpoints, '_read', read)
     monkeypatch.setattr(hosts, 'any_host', np.ones_like)
     with pytest.raises(ValueError, match='restoring 2: host 1 failed'):
       checkpoints.restore_latest(abstract)
@@ -266,12 +303,12 @@ def test_a_host_passes_over_no_checkpoint_that_another_host_may_not_read(tmp_pat
 
 @pytest.mark.parametrize('error', [MemoryError('too little'), RuntimeError('RESOURCE_EXHAUSTED: Out of memory')])
 def test_out_of_memory_does_not_count_as_damage(tmp_path, state, abstract, monkeypatch, error):
-  def restore(*arguments):
+  def read(*arguments):
     raise error
 
   _save(tmp_path, state, [None, None])
   with Checkpoints(tmp_path, 2) as checkpoints:
-    monkeypatch.setattr(Checkpoints, 'restore', restore)
+    monkeypatch.setattr(Checkpoints, '_read', read)
     with pytest.raises(type(error), match=str(error)):
       checkpoints.restore_latest(abstract)
     checkpoints.save(3, state, {}, {})
@@ -300,5 +337,5 @@ def test_a_checkpoint_of_another_model_is_an_error_that_lists_the_differences(tm
 def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, state, abstract, monkeypatch):
   monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 99)
   _save(tmp_path, state, [None])
-  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'has format 99, and .* reads 1 to 3'):
+  with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(ValueError, match=r'has format 99, and .* reads 1 to 4'):
     checkpoints.restore_latest(abstract)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dalle_jax import hosts, sharding
 from dalle_jax.config import Config
-from dalle_jax.data import detect, registry, unreadable
+from dalle_jax.data import detect, readers, registry, unreadable
 from dalle_jax.data.batches import Batches, Preprocess
 from dalle_jax.data.picture_source import EachCaption
 from dalle_jax.data.registry import Dataset
@@ -123,7 +123,8 @@ def make_batches(
   )  # fmt: skip
   make = functools.partial(
     Batches, batch_size=training.batch_size, rows=sharding.own_rows(mesh, training.batch_size),
-    num_threads=config.data.num_threads, fingerprint=dataset.fingerprint, max_bad_share=config.data.max_bad_share,
+    num_threads=readers.num_threads(config.data), fingerprint=dataset.fingerprint,
+    max_bad_share=config.data.max_bad_share,
   )  # fmt: skip
   # A mirrored image may contradict its caption: captions mention left, right and written words.
   flip = config.data.flip and stage.mirrors
@@ -134,7 +135,8 @@ def make_batches(
   if 'wrong' in fields:
     wrong_captions = WrongCaptions(unreadable.captions(source))
   augmented = transform(crop=crop, flip=flip, bpe_dropout=config.tokenizer.bpe_dropout, wrong_captions=wrong_captions)
-  stream = make(source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=config.data.num_workers)
+  workers = readers.num_workers(config.data)
+  stream = make(source, augmented, seed=stream_seed(config.seed, stage.name), num_workers=workers)
   if 'validation' not in dataset.splits:
     return stream, None
   held_out, bad = dataset.open('validation'), set[int]()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from dalle_jax import hosts, sharding
 from dalle_jax.config import Config, SequenceConfig
-from dalle_jax.data import corpus, text_tokenizer
+from dalle_jax.data import corpus, readers, text_tokenizer
 from dalle_jax.data.account import Account
 from dalle_jax.data.batches import Batches
 from dalle_jax.data.text_tokenizer import TextTokenizer
@@ -91,7 +91,7 @@ def make_batches(
   training, length = training_of(config, stage.name), config.model.length
   make = functools.partial(
     Batches, batch_size=training.batch_size, rows=sharding.own_rows(experiment.mesh, training.batch_size),
-    num_threads=config.data.num_threads, fingerprint=data.fingerprint,
+    num_threads=readers.num_threads(config.data), fingerprint=data.fingerprint,
   )  # fmt: skip
   seed = stream_seed(config.seed, stage.name)
   stream = make(corpus.Windows(data.ids['train'], length), corpus.Crop(length, random=True), seed=seed)
