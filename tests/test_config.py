@@ -92,6 +92,7 @@ BAD_VALUES = {
   'task': 'vae',
   'data.source': 'imagenet',
   'data.crop': 'left',
+  'data.caption_template': 'a picture',
   'data.resampling': 'nearest',
   'data.image_size': 0,
   'data.num_train': 0,

@@ -3,7 +3,7 @@
     python tools/convert_tfds.py --path=DATA_DIR/coco_captions/2014/1.1.0 --out=DATA_DIR/array_record/1.1.0
 
 Records and their order stay the same. TensorFlow is not needed. Train with --config.data.path=OUT. If the command is
-stopped, run it again: finished files are kept. Needs `pip install 'dalle_jax[tfrecord]'`.
+stopped, run it again: finished files are kept.
 """
 
 from pathlib import Path

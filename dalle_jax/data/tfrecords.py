@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import crc32c
+
 from dalle_jax.files import read_json_object, shown, write_json
 
 INFO = 'dataset_info.json'
@@ -114,17 +116,11 @@ def records(file: BinaryIO, name: str) -> Iterator[bytes]:
   """Yields the records of a tfrecord file.
 
   Raises:
-    ValueError: a checksum is wrong, the file ends within a record, or google-crc32c is missing.
+    ValueError: a checksum is wrong, or the file ends within a record.
   """
-  try:
-    from google_crc32c import value as crc32c
-  except ImportError:
-    raise ValueError(
-      "Checking tfrecord files needs the package google-crc32c: pip install 'dalle_jax[tfrecord]'."
-    ) from None
 
   def check(data: bytes, stored: bytes, number: int) -> None:
-    checksum = crc32c(data)
+    checksum = crc32c.crc32c(data)
     if len(stored) != 4 or ((checksum >> 15 | checksum << 17) + _MASK) & 0xFFFFFFFF != struct.unpack('<I', stored)[0]:
       raise ValueError(f'{shown(name)}: record {number} is damaged or cut; copy the file again.')
 

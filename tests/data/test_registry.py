@@ -23,7 +23,7 @@ def image_folder(tmp_path):
 
 
 def test_the_registry_has_every_source_that_the_configuration_allows():
-  assert tuple(registry.SOURCES) == config_lib.SOURCES
+  assert ('auto', *registry.SOURCES) == config_lib.SOURCES  # 'auto' is resolved before
 
 
 def test_a_folder_is_split_into_train_and_validation(image_folder, tmp_path):

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crc32c
 import numpy as np
 import pytest
-from google_crc32c import value as crc32c
 from PIL import Image
 
 from dalle_jax.config import DataConfig
@@ -20,7 +20,7 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'convert_tfds.py'
 
 def frame(record):
   def masked(data):
-    checksum = crc32c(data)
+    checksum = crc32c.crc32c(data)
     return struct.pack('<I', ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
   length = struct.pack('<Q', len(record))
@@ -108,10 +108,10 @@ def test_damaged_files_are_refused_by_name(prepared, tmp_path, damage, message):
 
 
 def test_what_is_no_tfrecord_data_set_is_refused(prepared, tmp_path):
-  with pytest.raises(ValueError, match='dataset_info.json cannot be read'):
+  with pytest.raises(ValueError, match=r'dataset_info\.json cannot be read'):
     tfrecords.convert(tmp_path, tmp_path / 'out')
   (prepared / 'toy-train.tfrecord-00000-of-00002').unlink()
-  with pytest.raises(ValueError, match='lacks 1 of 2 files, such as toy-train.tfrecord-00000-of-00002'):
+  with pytest.raises(ValueError, match=r'lacks 1 of 2 files, such as toy-train\.tfrecord-00000-of-00002'):
     tfrecords.convert(prepared, tmp_path / 'out')
   info = json.loads((prepared / 'dataset_info.json').read_text())
   (prepared / 'dataset_info.json').write_text(json.dumps({**info, 'fileFormat': 'array_record'}))

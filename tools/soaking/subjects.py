@@ -21,6 +21,7 @@ from dalle_jax.config import Config
 from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
 from dalle_jax.data import folder, image
+from dalle_jax.data.usable_pictures import Choices
 from dalle_jax.importing import torch_file
 from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
@@ -56,7 +57,7 @@ class Pictures:
     (directory / 'b.png').write_bytes(_good_picture())
     for name in 'ab':
       (directory / f'{name}.txt').write_text('a picture', encoding='utf-8')
-    accepted = {entry.path for entry in folder.open_folder(directory, validation_fraction=0)['train'].entries}
+    accepted = {entry.path for entry in folder.open_folder(directory, Choices(validation_fraction=0))['train'].entries}
     try:
       pixels = image.decode(data)
     except ValueError as error:
