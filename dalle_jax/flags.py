@@ -137,6 +137,20 @@ def check_overrides(flag: Any) -> 'Config':
   return overrides.with_kept_keys(config, keys)
 
 
+def refuse_choice(config: 'Config') -> 'Config':
+  """The configuration, for commands that need sizes before training starts.
+
+  Raises:
+    ValueError: its sizes are chosen when training starts.
+  """
+  if config.choice.enabled:
+    raise ValueError(
+      'config.choice.enabled is True in the file of --config, so its sizes are chosen when training starts and are '
+      'not known here. Give another file, or --config.choice.enabled=false to use the sizes in this one.'
+    )
+  return config
+
+
 def define_max_image_pixels(default: int | None = MAX_IMAGE_PIXELS) -> Any:
   """Defines --max_image_pixels, for the commands that open picture files. None means: the model's own setting."""
   return flags.DEFINE_integer(

@@ -95,13 +95,7 @@ def main(argv: list[str]) -> int:
       check_out(Path(file), _OVERWRITE.value, flag)
   from dalle_jax.planning import topologies
 
-  config = doors.read_config()
-  if config.choice.enabled:
-    raise ValueError(
-      f'--config={flags.FLAGS["config"].config_filename}: config.choice.enabled is True, so its sizes are chosen when '
-      'training starts, and are not known here. Give another configuration file, or --config.choice.enabled=false to '
-      'examine the sizes in the file.'
-    )
+  config = doors.refuse_choice(doors.read_config())
   topology = topologies.parse(_TOPOLOGY.value, _SLICES.value)
   if topology.platform == 'tpu':
     topologies.compiler_version()

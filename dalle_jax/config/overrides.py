@@ -55,7 +55,7 @@ def with_kept_keys(config: Config, keys: Iterable[str]) -> Config:
   """
   if not config.choice.enabled:
     return config
-  keys = [key for key in keys if not key.startswith('choice.')]
+  keys = [key.partition('[')[0] for key in keys if not key.startswith('choice.')]
   keep = tuple(dict.fromkeys((*config.choice.keep, *keys)))
   return dataclasses.replace(config, choice=dataclasses.replace(config.choice, keep=keep))
 

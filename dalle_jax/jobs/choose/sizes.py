@@ -27,6 +27,7 @@ MIN_PICTURES = 20
 USABLE = 0.8  # share of the planned time for steps; the rest is for evaluation, sheets and checkpoints
 DVAE_SHARE = 0.4  # of the time for steps
 LEAST_STEPS = 500
+LEAST_PRIOR_STEPS = 300  # a prior of few pictures knows them by heart after these steps
 SHORT_RUN = 4_000  # steps of the dVAE up to which it takes high learning rates
 # Passes over the training pictures after which more steps gain nothing. The dVAE mirrors and the prior does not.
 MOST_DVAE_PASSES, MOST_PRIOR_PASSES = 200, 40
@@ -86,7 +87,7 @@ def choose(draft: Draft, facts: PictureFacts, machine: Machine, measure: Measure
   *_, last = stages = [stage.name for stage in config.trained_stages]
   if stages[0] == 'dvae':
     share = DVAE_SHARE if len(stages) > 1 else 1.0
-    budget -= choose_dvae(draft, facts, machine, measure, pictures, budget * share)
+    budget = max(budget - choose_dvae(draft, facts, machine, measure, pictures, budget * share), 0.0)
   else:
     choose_pretrained(draft)
   if last != 'dvae':
@@ -286,7 +287,7 @@ def choose_prior(draft: Draft, stage: str, machine: Machine, measure: Measure, p
   width = draft.set(f'{model}.embed_dim', scale.embed_dim, f'for {pictures:,} training pictures')
   draft.set(f'{model}.num_heads', _heads(scale, width), f'for {width} channels')
   steps, batch = _set_training(
-    draft, group, batch_size(machine, size), seconds, budget, pictures, MOST_PRIOR_PASSES, scale.steps
+    draft, group, batch_size(machine, size), seconds, budget, pictures, MOST_PRIOR_PASSES, LEAST_PRIOR_STEPS
   )
   draft.set(f'{group}.learning_rate', scale.learning_rate, f'for {width} channels')
   passes = steps * batch / max(pictures, 1)
@@ -348,7 +349,7 @@ def num_steps(seconds: float, budget: float, pictures: int, batch: int, passes: 
   if useful <= fitting:
     number = useful * batch / pictures
     return useful, f'{number:,.3g} passes over {pictures:,} pictures, in {minutes(useful * seconds)}'
-  steps = max(fitting // 100 * 100, LEAST_STEPS)
+  steps = max(fitting // 100 * 100, min(LEAST_STEPS, useful))
   if steps > fitting:
     return steps, f'fewer would not be worth it, although they take {minutes(steps * seconds)}'
   return steps, f'steps of {seconds:.2g} s, for {minutes(budget)}'

@@ -188,6 +188,9 @@ def test_values_of_the_group_are_checked(values, message):
 def test_the_group_is_refused_where_nothing_is_chosen():
   config = Config()
   assert overrides.with_kept_keys(config, ['seed']) is config
+  chosen = Config.from_dict({'choice': {'enabled': True, 'keep': ['seed']}, 'data': {'path': 'a'}})
+  keys = ['choice.minutes', 'prior.attention_pattern[0]', 'seed', 'data.path']
+  assert overrides.with_kept_keys(chosen, keys).choice.keep == ('seed', 'prior.attention_pattern', 'data.path')
   with pytest.raises(ValueError, match=r'config\.choice\.minutes is set, but this configuration does not choose sizes'):
     overrides.check(config, ['choice.minutes'])
 

@@ -118,9 +118,9 @@ def test_more_time_gives_larger_models_and_more_steps():
 
 def test_few_pictures_are_not_repeated_for_ever():
   config, reasons, _ = choose(mine(choice={'minutes': 10_000.0}), HUNDRED)
-  assert (config.dvae_training.num_steps, config.prior_training.num_steps) == (3_000, 1_000)
+  assert (config.dvae_training.num_steps, config.prior_training.num_steps) == (3_000, 300)
   assert config.prior_training.weight_decay == 0.1
-  assert reasons['prior_training.weight_decay'] == '178 passes over the pictures, more than 20'
+  assert reasons['prior_training.weight_decay'] == '53.3 passes over the pictures, more than 20'
   config, _, _ = choose(mine(), MILLION, GPU)
   assert config.prior_training.weight_decay == 0.0
 
@@ -138,6 +138,13 @@ def test_given_keys_stay_and_the_others_fit_them():
     assert reasons[key] == 'given'
   config, _, _ = choose(mine(prior={'embed_dim': 90}), EMOJI)
   assert config.prior.embed_dim % config.prior.num_heads == 0
+
+
+def test_steps_that_take_all_the_time_leave_the_smallest_prior():
+  config, reasons, _ = choose(mine(dvae_training={'num_steps': 1_000_000}), EMOJI)
+  assert (config.dvae_training.num_steps, config.prior.embed_dim, config.prior_training.num_steps) == (10**6, 128, 500)
+  assert 'do not fit into 0 s' in reasons['prior.num_layers']
+  assert reasons['prior_training.num_steps'].startswith('fewer would not be worth it')
 
 
 def test_sizes_that_are_all_given_are_measured_once():
