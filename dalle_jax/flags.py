@@ -25,7 +25,7 @@ from dalle_jax import boundary, precision
 if TYPE_CHECKING:
   from dalle_jax.config import Config
 
-MAX_IMAGE_PIXELS = 89_478_485  # the default of `dalle_jax.data.image`, which doors do not import
+MAX_IMAGE_PIXELS = 89_478_485  # the default of `dalle_jax.data.pictures.image`, which doors do not import
 JOIN_S = 300  # seconds that a starting host waits for the other hosts
 REMIND_S = 30  # seconds until a waiting host prints what to check
 LEAVE_S = 60  # seconds that an exiting host waits for the other hosts; then it exits, which aborts them

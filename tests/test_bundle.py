@@ -15,7 +15,7 @@ from random_models import PICTURES
 import dalle_jax
 from dalle_jax import bundle
 from dalle_jax.config import Config, MeshConfig
-from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.text.tokenizer import train_tokenizer
 from dalle_jax.sharding import make_mesh
 
 CONFIG = Config.from_dict({

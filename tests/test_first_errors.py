@@ -23,7 +23,8 @@ from dalle_jax.config import (
   choose,
   overrides,
 )
-from dalle_jax.data import corpus, registry
+from dalle_jax.data import registry
+from dalle_jax.data.sources import corpus
 from dalle_jax.files import check_file
 from dalle_jax.jobs.draw.generation import read_prompts
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings

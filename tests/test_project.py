@@ -30,7 +30,7 @@ WINGS = {
   'train': {'evaluate', 'choose'}, 'choose': set(), 'draw': set(), 'evaluate': set(), 'compress': set(),
   'study': {'draw'},
 }  # fmt: skip
-MAX_FILES_IN_JOBS = 12
+MAX_FILES = 12
 MAX_FUNCTION_LINES = 60
 SLOW_TO_LOAD = ('optax', 'grain', 'dalle_jax.training.state', 'dalle_jax.training.loop')
 DOORS = ('train', 'generate', 'evaluate', 'compress')
@@ -39,13 +39,14 @@ CONFIG_VARIABLES = ('config', 'training', 'settings', 'own', 'weights')
 SLOW_IMPORTS = ('jax', 'flax', 'grain', 'matplotlib', 'numpy', 'optax', 'orbax', 'sentencepiece', 'tensorflow_datasets')
 
 
-def _rooms() -> dict[str, set[str]]:
-  """The rooms that each room may import besides itself, as docs/architecture.md states them."""
-  text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8').split('| may import |')[1]
+def _rooms(table: int) -> dict[str, set[str]]:
+  """The rooms that each room may import besides itself, as a table of docs/architecture.md states them."""
+  text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8').split('| may import |')[table]
   return {room: set(re.findall(r'\w+', allowed)) for room, allowed in ROW.findall(text)}
 
 
-ROOMS = _rooms()
+ROOMS = _rooms(1)
+DATA_ROOMS = _rooms(2)
 
 
 def dotted(path: pathlib.Path) -> str:
@@ -80,12 +81,21 @@ def imported(path: pathlib.Path) -> set[str]:
   return found
 
 
-def test_rooms_are_in_a_line():
-  tuple(graphlib.TopologicalSorter(ROOMS).static_order())  # raises where rooms import in a circle
+@pytest.mark.parametrize('rooms', [ROOMS, DATA_ROOMS], ids=['rooms', 'data'])
+def test_rooms_are_in_a_line(rooms):
+  tuple(graphlib.TopologicalSorter(rooms).static_order())  # raises where rooms import in a circle
 
 
 def test_every_room_is_in_the_table():
   assert set(ROOMS) == {room_of(dotted(path)) for path in MODULES} - {None}
+
+
+def test_rooms_of_data_import_as_the_table_says():
+  assert set(DATA_ROOMS) == {path.parent.name for path in (PACKAGE / 'data').glob('*/__init__.py')}
+  for room, allowed in DATA_ROOMS.items():
+    modules = {name for path in (PACKAGE / 'data' / room).glob('*.py') for name in imported(path)}
+    others = {name.split('.')[2] for name in modules if name.startswith('dalle_jax.data.')} & set(DATA_ROOMS)
+    assert others - {room} <= allowed, room
 
 
 def test_wings_of_jobs_import_each_other_in_few_places():
@@ -95,9 +105,10 @@ def test_wings_of_jobs_import_each_other_in_few_places():
     assert others - {wing} <= allowed, wing
 
 
-def test_folders_of_jobs_are_small():
-  for folder in (PACKAGE / 'jobs', *(PACKAGE / 'jobs' / wing for wing in WINGS)):
-    assert len(list(folder.glob('*.py'))) <= MAX_FILES_IN_JOBS, folder
+def test_folders_of_jobs_and_data_are_small():
+  parts = [PACKAGE / 'jobs' / wing for wing in WINGS] + [PACKAGE / 'data' / room for room in DATA_ROOMS]
+  for folder in (PACKAGE / 'jobs', PACKAGE / 'data', *parts):
+    assert len(list(folder.glob('*.py'))) <= MAX_FILES, folder
 
 
 def test_file_names_stand_for_one_thing():

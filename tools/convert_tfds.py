@@ -20,7 +20,7 @@ flags.mark_flags_as_required(['path', 'out'])
 
 def main(argv: list[str]) -> int:
   del argv
-  from dalle_jax.data import tfrecords
+  from dalle_jax.data.tfds import tfrecords
   from dalle_jax.training.progress import Progress
 
   source, out = Path(_PATH.value), Path(_OUT.value)

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
   if out.exists():
     raise ValueError(f'--out {out} is there already; name another directory.')
   from dalle_jax import bundle
-  from dalle_jax.data.clip_tokenizer import ClipTokenizer
+  from dalle_jax.data.text.clip_tokenizer import ClipTokenizer
   from dalle_jax.importing import openai_clip
 
   tokenizer = ClipTokenizer.load(_VOCAB.value)

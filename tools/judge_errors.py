@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
   doors.start_jax(distributed=False)
   from dalle_jax import bundle, sharding
   from dalle_jax.config import DataConfig
-  from dalle_jax.data.image import decode
+  from dalle_jax.data.pictures.image import decode
   from dalle_jax.data.shapes import builder
   from dalle_jax.data.shapes.scene import Scene
   from dalle_jax.evaluation import reconstruction

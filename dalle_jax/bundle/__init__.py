@@ -39,10 +39,10 @@ from dalle_jax import hosts, integrity, sharding, stages, trees
 from dalle_jax.bundle import bundle_files, bundle_sizes
 from dalle_jax.bundle.bundle_files import FORMAT_VERSION, check, verify_by_default
 from dalle_jax.config import Config
-from dalle_jax.data import clip_tokenizer, text_tokenizer
-from dalle_jax.data.clip_tokenizer import ClipTokenizer
-from dalle_jax.data.text_tokenizer import TextTokenizer
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.text import clip_tokenizer, text_tokenizer
+from dalle_jax.data.text.clip_tokenizer import ClipTokenizer
+from dalle_jax.data.text.text_tokenizer import TextTokenizer
+from dalle_jax.data.text.tokenizer import Tokenizer
 from dalle_jax.factory import make_dvae, make_prior, make_reranker, make_sequence_model, make_stream_model
 from dalle_jax.files import check_array_path, read_json_object, shown
 from dalle_jax.models.dvae import Dvae

@@ -19,7 +19,7 @@ class CompressionSettings:
   lossy: bool = False
   resize: bool = False
   caption: str = ''
-  max_image_pixels: int = 89_478_485  # of a picture file; the default of `data.image.MAX_PIXELS`
+  max_image_pixels: int = 89_478_485  # of a picture file; the default of `data.pictures.image.MAX_PIXELS`
 
   def __post_init__(self) -> None:
     if self.coder not in CODERS:

@@ -11,7 +11,7 @@ from dalle_jax.compression.sequences import IRREPRODUCIBLE, SequenceCoder
 
 
 class LosslessTokenizer(Protocol):
-  """A lossless tokenizer (`data.text_tokenizer`)."""
+  """A lossless tokenizer (`data.text.text_tokenizer`)."""
 
   def encode(self, text: bytes) -> np.ndarray: ...
 

@@ -14,11 +14,11 @@ import numpy as np
 from absl import flags, logging
 
 from dalle_jax.data import fingerprints
-from dalle_jax.data import image as image_lib
-from dalle_jax.data.crops import fit, smallest_side
-from dalle_jax.data.tokenizer import Tokenizer, pad
+from dalle_jax.data.pictures import image as image_lib
+from dalle_jax.data.pictures.crops import fit, smallest_side
+from dalle_jax.data.text.tokenizer import Tokenizer, pad
+from dalle_jax.data.text.wrong_captions import WrongCaptions
 from dalle_jax.data.unreadable import MOST_NAMED, UnreadableError, first_line, is_unreadable, most_bad, name_of
-from dalle_jax.data.wrong_captions import WrongCaptions
 
 Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], dict[str, np.ndarray]]

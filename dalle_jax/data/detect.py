@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import mixture, parquet, picture_records, tars
+from dalle_jax.data import mixture
+from dalle_jax.data.shards import parquet, picture_records, tars
 from dalle_jax.files import shown
 
 _TFDS = 'dataset_info.json'

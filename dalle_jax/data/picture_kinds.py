@@ -8,14 +8,16 @@ from typing import Any
 from absl import logging
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import caption_listing, parquet, picture_records, readers, skip_list, tars
+from dalle_jax.data import readers
 from dalle_jax.data.account import Account
-from dalle_jax.data.checked_pictures import CheckedPictures, file_for
-from dalle_jax.data.entries import Found
-from dalle_jax.data.metadata_files import LAYOUT
-from dalle_jax.data.picture_source import PictureSource
-from dalle_jax.data.stores import FolderStore, Store
-from dalle_jax.data.usable_pictures import Choices, open_pictures
+from dalle_jax.data.pictures.checked_pictures import CheckedPictures, file_for
+from dalle_jax.data.pictures.stores import FolderStore, Store
+from dalle_jax.data.shards import parquet, picture_records, tars
+from dalle_jax.data.sources import caption_listing, skip_list
+from dalle_jax.data.sources.entries import Found
+from dalle_jax.data.sources.metadata_files import LAYOUT
+from dalle_jax.data.sources.picture_source import PictureSource
+from dalle_jax.data.sources.usable_pictures import Choices, open_pictures
 from dalle_jax.files import shown
 
 # Called with (items done, items in total).

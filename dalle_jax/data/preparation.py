@@ -11,13 +11,14 @@ from typing import Any
 from PIL import Image
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import detect, image, picture_kinds, readers
+from dalle_jax.data import detect, picture_kinds, readers
 from dalle_jax.data.account import Account
-from dalle_jax.data.crops import reduce_shorter_side
-from dalle_jax.data.entries import Found
 from dalle_jax.data.fingerprints import hash_of
-from dalle_jax.data.picture_records import NewRecord, Writer
-from dalle_jax.data.stores import Store
+from dalle_jax.data.pictures import image
+from dalle_jax.data.pictures.crops import reduce_shorter_side
+from dalle_jax.data.pictures.stores import Store
+from dalle_jax.data.shards.picture_records import NewRecord, Writer
+from dalle_jax.data.sources.entries import Found
 
 
 def prepare(

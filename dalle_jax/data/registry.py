@@ -10,23 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import (
-  detect,
-  mixture,
-  picture_kinds,
-  pinned,
-  pinned_files,
-  record_files,
-  tfds_captions,
-  tfds_source,
-)
+from dalle_jax.data import detect, mixture, picture_kinds
 from dalle_jax.data.account import Account
+from dalle_jax.data.checks import pinned, pinned_files
 from dalle_jax.data.fingerprints import fingerprint_of, hash_of
-from dalle_jax.data.picture_source import PictureSource
+from dalle_jax.data.sources.picture_source import PictureSource
+from dalle_jax.data.tfds import record_files, tfds_captions, tfds_source
 
 if TYPE_CHECKING:  # `batches` imports Grain, which takes a second
   from dalle_jax.data.batches import Source
-  from dalle_jax.data.seen import Overlap
+  from dalle_jax.data.checks.seen import Overlap
 
 # Called with (items done, items in total) while a data set is generated or checked.
 Progress = Callable[[int, int], None]
@@ -260,5 +253,5 @@ SOURCES: dict[str, Callable[[DataConfig, Context], Dataset]] = {
   **dict.fromkeys(picture_kinds.KINDS, _pictures),
   'tfds': _tfds,
   'mixture': _mixture,
-  'text': _text,  # always refused here; `data.corpus` reads text
+  'text': _text,  # always refused here; `data.sources.corpus` reads text
 }

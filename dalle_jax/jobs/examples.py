@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from dalle_jax import sharding
 from dalle_jax.config import Config
 from dalle_jax.data.batches import Preprocess, Source
-from dalle_jax.data.caption_text import is_empty
 from dalle_jax.data.registry import Dataset
-from dalle_jax.data.tokenizer import PAD, Tokenizer
+from dalle_jax.data.text.caption_text import is_empty
+from dalle_jax.data.text.tokenizer import PAD, Tokenizer
 from dalle_jax.data.unreadable import MOST_NAMED, Readable, is_unreadable, problem
 from dalle_jax.data.unreadable import captions as readable_captions
 from dalle_jax.data.unreadable import readable as readable_records

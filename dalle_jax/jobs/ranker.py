@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from dalle_jax import bundle
 from dalle_jax.bundle import Bundle
-from dalle_jax.data.clip_tokenizer import ClipTokenizer
-from dalle_jax.data.crops import fit_bicubic
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.pictures.crops import fit_bicubic
+from dalle_jax.data.text.clip_tokenizer import ClipTokenizer
+from dalle_jax.data.text.tokenizer import Tokenizer
 from dalle_jax.evaluation.row_batches import in_batches
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.text.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.evaluation.token_likelihood import token_nats
 from dalle_jax.jobs import examples

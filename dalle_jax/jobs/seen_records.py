@@ -8,7 +8,7 @@ import numpy as np
 
 from dalle_jax import hosts
 from dalle_jax.config import Config
-from dalle_jax.data import seen
+from dalle_jax.data.checks import seen
 from dalle_jax.data.registry import Dataset
 from dalle_jax.data.unreadable import Readable
 from dalle_jax.hosts import say
@@ -19,7 +19,7 @@ DIRECTORY = 'overlaps'  # in the work directory: digests of training and held-ou
 
 
 def leave_out(config: Config, dataset: Dataset, training: Dataset, directory: Path) -> Dataset:
-  """Return a data set whose held-out splits lack the records that also occur in training; see `data.seen`.
+  """Return a data set whose held-out splits lack the records that also occur in training; see `data.checks.seen`.
 
   Splits without a new record are left out. `Dataset.overlaps` counts the records that occur in training. Host 0 hashes
   the records; the other hosts read its cache.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dalle_jax.config import Config
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.text.tokenizer import Tokenizer
 from dalle_jax.sampling.sampler import Sampler, encode_prompts
 
 

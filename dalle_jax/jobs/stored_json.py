@@ -15,7 +15,7 @@ from dalle_jax.files import read_json_object
 from dalle_jax.integrity import MOST_JSON_BYTES
 
 TOKENIZER_RECORD = 'tokenizer.json'  # what the tokenizer was trained on; see `trained_on`
-RECORDS = 'records.json'  # the list of records that the run began with; see `data.pinned`
+RECORDS = 'records.json'  # the list of records that the run began with; see `data.checks.pinned`
 STAGE_RECORD = 'trained_on.json'  # what a stage was trained on; see `trained_on`
 SCORES = 'scores.json'
 CHOICE = 'choice.json'  # the chosen sizes and steps; see `choose.choosing`

@@ -5,7 +5,7 @@ from typing import Any
 
 from dalle_jax.config import SamplingConfig
 from dalle_jax.config.running import check_sampling
-from dalle_jax.data.caption_text import check_prompt
+from dalle_jax.data.text.caption_text import check_prompt
 
 RANKS = ('reranker', 'likelihood', 'caption_likelihood')
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_jax.compression import text
-from dalle_jax.data.text_tokenizer import ByteTokenizer, train_pieces
+from dalle_jax.data.text.text_tokenizer import ByteTokenizer, train_pieces
 
 PIECES = train_pieces([b'the cat sat on the mat and the dog lay on the log\n' * 20], 300)
 

@@ -10,9 +10,9 @@ from absl import logging
 
 from dalle_jax.data import fingerprints
 from dalle_jax.data.batches import Batches, Preprocess
-from dalle_jax.data.image import encode_png
-from dalle_jax.data.tokenizer import train_tokenizer
-from dalle_jax.data.wrong_captions import WrongCaptions
+from dalle_jax.data.pictures.image import encode_png
+from dalle_jax.data.text.tokenizer import train_tokenizer
+from dalle_jax.data.text.wrong_captions import WrongCaptions
 
 
 class Images:

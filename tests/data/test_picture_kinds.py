@@ -10,11 +10,12 @@ import pytest
 from numbered_pictures import save_numbered
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import picture_kinds, picture_records, registry, tar_index, tars
+from dalle_jax.data import picture_kinds, registry
 from dalle_jax.data.account import Account
 from dalle_jax.data.batches import Batches, Preprocess
-from dalle_jax.data.picture_records import NewRecord, Writer
-from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.shards import picture_records, tar_index, tars
+from dalle_jax.data.shards.picture_records import NewRecord, Writer
+from dalle_jax.data.text.tokenizer import train_tokenizer
 
 NUM = 13
 

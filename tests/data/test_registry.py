@@ -7,9 +7,10 @@ from PIL import Image
 
 from dalle_jax.config import DataConfig
 from dalle_jax.config import data as config_lib
-from dalle_jax.data import registry, tfds_captions, tfds_source
-from dalle_jax.data.image import decode
+from dalle_jax.data import registry
+from dalle_jax.data.pictures.image import decode
 from dalle_jax.data.shapes import builder
+from dalle_jax.data.tfds import tfds_captions, tfds_source
 
 
 @pytest.fixture

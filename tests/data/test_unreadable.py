@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from absl import logging
 
-from dalle_jax.data import pinned, unreadable
+from dalle_jax.data import unreadable
 from dalle_jax.data.batches import ATTEMPTS, Batches
-from dalle_jax.data.folder import Entry
+from dalle_jax.data.checks import pinned
+from dalle_jax.data.sources.folder import Entry
 
 
 class Damaged:

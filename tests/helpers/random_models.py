@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 
 from dalle_jax import bundle
-from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.text.tokenizer import train_tokenizer
 
 # Configuration values shared by the models of 8 x 8 images.
 PICTURES = {

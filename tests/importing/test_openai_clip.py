@@ -16,7 +16,7 @@ from scipy.special import expit, softmax
 
 from dalle_jax import bundle
 from dalle_jax.config import MeshConfig
-from dalle_jax.data.clip_tokenizer import ClipTokenizer
+from dalle_jax.data.text.clip_tokenizer import ClipTokenizer
 from dalle_jax.factory import make_reranker
 from dalle_jax.importing import openai_clip, torch_file
 from dalle_jax.jobs.train import run

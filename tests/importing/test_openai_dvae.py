@@ -10,8 +10,8 @@ import pytest
 
 from dalle_jax import bundle
 from dalle_jax.config import MeshConfig
-from dalle_jax.data.crops import fit
-from dalle_jax.data.image import decode
+from dalle_jax.data.pictures.crops import fit
+from dalle_jax.data.pictures.image import decode
 from dalle_jax.factory import make_dvae
 from dalle_jax.importing import openai_dvae, torch_file
 from dalle_jax.sharding import make_mesh

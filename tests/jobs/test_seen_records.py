@@ -8,7 +8,8 @@ from PIL import Image
 
 from dalle_jax import sharding
 from dalle_jax.config import Config
-from dalle_jax.data import registry, seen
+from dalle_jax.data import registry
+from dalle_jax.data.checks import seen
 from dalle_jax.jobs import examples, seen_records
 from dalle_jax.jobs.evaluate import evaluation_run
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings

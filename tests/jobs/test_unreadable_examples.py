@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dalle_jax.config import Config, MeshConfig
-from dalle_jax.data.image import encode_png
+from dalle_jax.data.pictures.image import encode_png
 from dalle_jax.data.registry import Dataset
 from dalle_jax.jobs import examples
 from dalle_jax.sharding import make_mesh

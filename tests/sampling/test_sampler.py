@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from dalle_jax.config import MeshConfig, SamplingConfig
-from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.text.tokenizer import train_tokenizer
 from dalle_jax.models.attention import Pattern
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.models.prior import PAD, Prior

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.data.text_tokenizer import train_pieces
+from dalle_jax.data.text.text_tokenizer import train_pieces
 
 SCRIPT = pathlib.Path(__file__).parents[2] / 'tools' / 'embeddings.py'
 

@@ -13,7 +13,7 @@ from toy_subject import ToySubject
 
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
-from dalle_jax.data.text_tokenizer import ByteTokenizer
+from dalle_jax.data.text.text_tokenizer import ByteTokenizer
 from dalle_jax.jobs.compress import commands
 
 TOOLS = Path(__file__).parents[2] / 'tools'

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from dalle_jax.data.batches import Batches, Preprocess
-from dalle_jax.data.crops import RESAMPLINGS
-from dalle_jax.data.image import EXTENSIONS
+from dalle_jax.data.pictures.crops import RESAMPLINGS
+from dalle_jax.data.pictures.image import EXTENSIONS
 from dalle_jax.data.readers import num_cores
 
 _BATCH = 64

@@ -20,8 +20,9 @@ from dalle_jax import bundle, sharding
 from dalle_jax.config import Config
 from dalle_jax.config.binding import fixed
 from dalle_jax.config.overrides import groups_read
-from dalle_jax.data import folder, image
-from dalle_jax.data.usable_pictures import Choices
+from dalle_jax.data.pictures import image
+from dalle_jax.data.sources import folder
+from dalle_jax.data.sources.usable_pictures import Choices
 from dalle_jax.importing import torch_file
 from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.jobs.compress.picture_job import PictureJob
@@ -180,7 +181,7 @@ class CheckpointFiles:
   """A damaged newest checkpoint: restoring gives its undamaged state or the state of the checkpoint before it."""
 
   def __init__(self, base: Path):
-    from dalle_jax.data.tokenizer import Tokenizer
+    from dalle_jax.data.text.tokenizer import Tokenizer
     from dalle_jax.training.optimizer import make_optimizer
     from dalle_jax.training.stage_tasks import make_task, training_of
     from dalle_jax.training.state import abstract_state

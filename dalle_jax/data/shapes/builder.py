@@ -21,12 +21,12 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from PIL import Image
 
-from dalle_jax.data import generated
-from dalle_jax.data.image import decode
+from dalle_jax.data.pictures.image import decode
 from dalle_jax.data.shapes.captions import caption, parse
 from dalle_jax.data.shapes.partition import describe, is_reserved
 from dalle_jax.data.shapes.render import MIN_SIZE, render
 from dalle_jax.data.shapes.scene import MAX_JITTER, Scene, sample_scene
+from dalle_jax.data.tfds import generated
 
 VERSION = '2.0.0'  # rises when the same settings give other examples
 SPLITS = ('train', 'validation', 'held_out')

@@ -16,7 +16,7 @@ import jax
 from dalle_jax import bundle, hardware, hosts, sharding
 from dalle_jax.config import Config, overrides
 from dalle_jax.data import registry
-from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.text.tokenizer import train_tokenizer
 from dalle_jax.files import read_json_object, write_json
 from dalle_jax.hosts import say
 from dalle_jax.jobs.choose import sizes

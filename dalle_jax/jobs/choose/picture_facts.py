@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from dalle_jax.data import unreadable
-from dalle_jax.data.caption_text import is_empty
-from dalle_jax.data.image import read_with_traits
+from dalle_jax.data.pictures.image import read_with_traits
 from dalle_jax.data.registry import Dataset
+from dalle_jax.data.text.caption_text import is_empty
 
 MOST_PICTURES = 256  # pictures that are decoded
 MOST_CAPTIONS = 100_000  # captions whose words are counted

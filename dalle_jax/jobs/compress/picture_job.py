@@ -17,13 +17,14 @@ from dalle_jax.compression.pictures import PictureCoder, PictureCosts
 from dalle_jax.compression.sequences import SequenceCoder, rows_for
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
-from dalle_jax.data import folder, image
 from dalle_jax.data.account import Account
-from dalle_jax.data.caption_text import check_prompt
-from dalle_jax.data.crops import fit
-from dalle_jax.data.metadata_files import METADATA
-from dalle_jax.data.survey import survey
-from dalle_jax.data.tokenizer import PAD
+from dalle_jax.data.pictures import image
+from dalle_jax.data.pictures.crops import fit
+from dalle_jax.data.sources import folder
+from dalle_jax.data.sources.metadata_files import METADATA
+from dalle_jax.data.sources.survey import survey
+from dalle_jax.data.text.caption_text import check_prompt
+from dalle_jax.data.text.tokenizer import PAD
 from dalle_jax.files import shown
 from dalle_jax.hosts import say
 from dalle_jax.jobs.compress.limits import DecodingLimits, check_memory
@@ -308,7 +309,7 @@ def _list_pictures(source: Path, caption: str) -> list[tuple[Path, str, str]]:
 
 
 def _captions(source: Path, files: list[str]) -> dict[str, str]:
-  """Captions by picture name; empty if the directory has no captions (see `data.folder`)."""
+  """Captions by picture name; empty if the directory has no captions (see `data.sources.folder`)."""
   if not any(PurePosixPath(name).name.lower() in METADATA or name.lower().endswith('.txt') for name in files):
     return {}
   try:

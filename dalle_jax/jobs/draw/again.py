@@ -7,8 +7,8 @@ from typing import Any, get_type_hints
 from dalle_jax import bundle
 from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import SamplingConfig
-from dalle_jax.data.caption_text import check_prompt
-from dalle_jax.data.image import MAX_PIXELS, decode_file, png_text
+from dalle_jax.data.pictures.image import MAX_PIXELS, decode_file, png_text
+from dalle_jax.data.text.caption_text import check_prompt
 from dalle_jax.files import parse_json_object, shown
 from dalle_jax.jobs.draw.generation import check_settings, draw
 from dalle_jax.jobs.draw.given_picture import InputPicture

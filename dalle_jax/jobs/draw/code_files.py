@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_jax.data.image import MAX_PIXELS, read_picture
+from dalle_jax.data.pictures.image import MAX_PIXELS, read_picture
 from dalle_jax.files import check_new, check_regular, make_directory, shown, write_whole
 from dalle_jax.jobs.draw.model import load
 from dalle_jax.reporting import sheets

@@ -6,7 +6,7 @@ from pathlib import Path
 from dalle_jax import bundle
 from dalle_jax.bundle import drawing_parts
 from dalle_jax.config import MeshConfig
-from dalle_jax.data.caption_text import check_prompt
+from dalle_jax.data.text.caption_text import check_prompt
 from dalle_jax.files import check_new, make_directory, reason, shown
 from dalle_jax.jobs.draw.drawn_files import DrawnNames, ImageWriter, Previews, carried_facts
 from dalle_jax.jobs.draw.given_picture import InputPicture

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_jax.data.image import MAX_PIXELS, decode_file, opacity, read_picture
+from dalle_jax.data.pictures.image import MAX_PIXELS, decode_file, opacity, read_picture
 from dalle_jax.jobs.draw.model import Model
 from dalle_jax.sampling import completion
 from dalle_jax.sampling.sampler import Known

@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from dalle_jax import bundle, precision, sharding
 from dalle_jax.config import MeshConfig, SamplingConfig
-from dalle_jax.data.caption_text import check_prompt, shortened
-from dalle_jax.data.crops import fit
-from dalle_jax.data.tokenizer import PAD, Tokenizer
+from dalle_jax.data.pictures.crops import fit
+from dalle_jax.data.text.caption_text import check_prompt, shortened
+from dalle_jax.data.text.tokenizer import PAD, Tokenizer
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.jobs import ranker
 from dalle_jax.jobs.draw import ranking

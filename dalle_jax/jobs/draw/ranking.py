@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
-from dalle_jax.data.tokenizer import PAD
+from dalle_jax.data.text.tokenizer import PAD
 from dalle_jax.evaluation.token_likelihood import token_nats
 from dalle_jax.sampling.draw_settings import DrawSettings
 

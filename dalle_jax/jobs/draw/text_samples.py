@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle_jax import bundle, sharding
-from dalle_jax.data.caption_text import check_prompt
+from dalle_jax.data.text.caption_text import check_prompt
 from dalle_jax.sampling import memory
 from dalle_jax.sampling.continuation import continue_text
 from dalle_jax.sampling.draw_settings import DrawSettings

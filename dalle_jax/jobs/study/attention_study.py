@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from dalle_jax import bundle, sharding
 from dalle_jax.bundle import drawing_parts, holds_text
 from dalle_jax.config import BlocksConfig, Config, SamplingConfig, SequenceConfig
-from dalle_jax.data import crops
-from dalle_jax.data.caption_text import check_prompt
-from dalle_jax.data.image import MAX_PIXELS, read_picture
-from dalle_jax.data.tokenizer import PAD
+from dalle_jax.data.pictures import crops
+from dalle_jax.data.pictures.image import MAX_PIXELS, read_picture
+from dalle_jax.data.text.caption_text import check_prompt
+from dalle_jax.data.text.tokenizer import PAD
 from dalle_jax.evaluation import attention_weights, reconstruction
 from dalle_jax.files import check_out
 from dalle_jax.jobs import examples

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dalle_jax.data.account import Account
-from dalle_jax.data.entries import Entry, Found
-from dalle_jax.data.seen import normalized
-from dalle_jax.data.tokenizer import train_tokenizer
-from dalle_jax.data.usable_pictures import Choices, captioned
+from dalle_jax.data.checks.seen import normalized
+from dalle_jax.data.sources.entries import Entry, Found
+from dalle_jax.data.sources.usable_pictures import Choices, captioned
+from dalle_jax.data.text.tokenizer import train_tokenizer
 from dalle_jax.files import shown
 
 _MOST_BINS = 24

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_jax.data import image
 from dalle_jax.data.account import Account
-from dalle_jax.data.stores import Store
+from dalle_jax.data.pictures import image
+from dalle_jax.data.pictures.stores import Store
 from dalle_jax.files import shown
 from dalle_jax.jobs.study.picture_repeats import Repeats
 from dalle_jax.reporting import data_page

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dalle_jax.config import DataConfig, TokenizerConfig
-from dalle_jax.data import detect, inspection, near_duplicates, picture_kinds, skip_list
+from dalle_jax.data import detect, picture_kinds
 from dalle_jax.data.account import Account
-from dalle_jax.data.entries import Entry, Found, split_by_name
-from dalle_jax.data.inspection import Inspection
-from dalle_jax.data.stores import Store
-from dalle_jax.data.usable_pictures import captioned
+from dalle_jax.data.checks import inspection, near_duplicates
+from dalle_jax.data.checks.inspection import Inspection
+from dalle_jax.data.pictures.stores import Store
+from dalle_jax.data.sources import skip_list
+from dalle_jax.data.sources.entries import Entry, Found, split_by_name
+from dalle_jax.data.sources.usable_pictures import captioned
 from dalle_jax.files import write_json
 from dalle_jax.jobs.study import caption_figures, check_examples
 from dalle_jax.jobs.study.picture_repeats import Repeats, find_repeats

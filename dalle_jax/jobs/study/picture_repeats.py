@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dalle_jax.data.entries import Entry
-from dalle_jax.data.inspection import Inspection
-from dalle_jax.data.near_duplicates import LookIndex
-from dalle_jax.data.seen import normalized
+from dalle_jax.data.checks.inspection import Inspection
+from dalle_jax.data.checks.near_duplicates import LookIndex
+from dalle_jax.data.checks.seen import normalized
+from dalle_jax.data.sources.entries import Entry
 from dalle_jax.jobs.study import caption_figures
 
 

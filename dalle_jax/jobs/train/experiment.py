@@ -7,8 +7,8 @@ from jax.sharding import Mesh
 
 from dalle_jax.bundle import Bundle
 from dalle_jax.config import Config
-from dalle_jax.data.text_tokenizer import TextTokenizer
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.text.text_tokenizer import TextTokenizer
+from dalle_jax.data.text.tokenizer import Tokenizer
 from dalle_jax.jobs.train.workspace import Workspace
 from dalle_jax.training.stage_tasks import make_task
 from dalle_jax.training.tasks import Task

@@ -13,11 +13,11 @@ from dalle_jax import hosts, sharding
 from dalle_jax.config import Config
 from dalle_jax.data import detect, readers, registry, unreadable
 from dalle_jax.data.batches import Batches, Preprocess
-from dalle_jax.data.picture_source import EachCaption
 from dalle_jax.data.registry import Dataset
-from dalle_jax.data.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.data.sources.picture_source import EachCaption
+from dalle_jax.data.text.tokenizer import Tokenizer, train_tokenizer
+from dalle_jax.data.text.wrong_captions import WrongCaptions
 from dalle_jax.data.unreadable import MOST_NAMED, Readable, UnreadableError
-from dalle_jax.data.wrong_captions import WrongCaptions
 from dalle_jax.hosts import say
 from dalle_jax.jobs import examples, seen_records
 from dalle_jax.jobs.train import pretrained, trained_on

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dalle_jax import stages
 from dalle_jax.config import Config
-from dalle_jax.data.seen import Overlap
+from dalle_jax.data.checks.seen import Overlap
 from dalle_jax.evaluation import judge, prompt_accuracy, sequence_likelihood, token_likelihood
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.jobs import examples, report_blocks

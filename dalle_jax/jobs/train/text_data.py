@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 
 from dalle_jax import hosts, sharding
 from dalle_jax.config import Config, SequenceConfig
-from dalle_jax.data import corpus, readers, text_tokenizer
+from dalle_jax.data import readers
 from dalle_jax.data.account import Account
 from dalle_jax.data.batches import Batches
-from dalle_jax.data.text_tokenizer import TextTokenizer
+from dalle_jax.data.sources import corpus
+from dalle_jax.data.text import text_tokenizer
+from dalle_jax.data.text.text_tokenizer import TextTokenizer
 from dalle_jax.hosts import say
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.workspace import Workspace

@@ -20,8 +20,8 @@ class RerankerTask:
 
   The negatives of an image are all different captions in the global batch. The negatives of a caption are the images
   with different captions. With gradient accumulation (`accumulation_steps`), negatives come from the same micro-batch
-  only. Batches may also hold 'wrong' captions, int32 [B, text_length - 1] (`data.wrong_captions`). They are additional
-  negatives for images.
+  only. Batches may also hold 'wrong' captions, int32 [B, text_length - 1] (`data.text.wrong_captions`). They are
+  additional negatives for images.
   """
 
   config: Config

@@ -20,7 +20,7 @@ from random_models import PICTURES, caption_tokenizer, save_random
 from dalle_jax import bundle, sharding
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
-from dalle_jax.data.text_tokenizer import ByteTokenizer, train_pieces
+from dalle_jax.data.text.text_tokenizer import ByteTokenizer, train_pieces
 from dalle_jax.jobs.compress import commands
 from dalle_jax.jobs.compress.limits import DecodingLimits
 from dalle_jax.sampling import memory

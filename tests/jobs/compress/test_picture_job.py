@@ -14,7 +14,7 @@ from random_models import PICTURES, caption_tokenizer, random_params
 from dalle_jax import bundle
 from dalle_jax.compression.settings import CompressionSettings
 from dalle_jax.config import Config
-from dalle_jax.data import image, picture_files
+from dalle_jax.data.pictures import image, picture_files
 from dalle_jax.jobs.compress import commands, picture_job
 from dalle_jax.jobs.compress.limits import DecodingLimits
 

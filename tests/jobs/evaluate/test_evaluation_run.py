@@ -13,7 +13,7 @@ from web_page import Page
 from dalle_jax import bundle
 from dalle_jax.config import Config
 from dalle_jax.data import registry
-from dalle_jax.data.tokenizer import train_tokenizer
+from dalle_jax.data.text.tokenizer import train_tokenizer
 from dalle_jax.jobs import examples
 from dalle_jax.jobs.draw.generation import draw
 from dalle_jax.jobs.evaluate.evaluation_run import evaluate

@@ -7,7 +7,7 @@ from random_models import caption_tokenizer, save_random
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.data.text_tokenizer import ByteTokenizer
+from dalle_jax.data.text.text_tokenizer import ByteTokenizer
 from dalle_jax.jobs.draw.generation import draw
 from dalle_jax.jobs.study import attention_study
 from dalle_jax.reporting import attention_page as page

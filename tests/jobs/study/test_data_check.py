@@ -13,10 +13,12 @@ from png_bytes import png
 from web_page import NASTY, Page
 
 from dalle_jax.config import DataConfig
-from dalle_jax.data import inspection, registry, skip_list
+from dalle_jax.data import registry
 from dalle_jax.data.account import Account
-from dalle_jax.data.entries import Found
-from dalle_jax.data.stores import FolderStore
+from dalle_jax.data.checks import inspection
+from dalle_jax.data.pictures.stores import FolderStore
+from dalle_jax.data.sources import skip_list
+from dalle_jax.data.sources.entries import Found
 from dalle_jax.jobs.study import data_check
 from dalle_jax.jobs.study.data_check import CheckSettings
 

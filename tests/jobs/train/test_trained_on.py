@@ -10,8 +10,8 @@ from random_models import caption_tokenizer
 
 from dalle_jax import bundle
 from dalle_jax.config import Config
-from dalle_jax.data.text_tokenizer import ByteTokenizer
-from dalle_jax.data.tokenizer import Tokenizer
+from dalle_jax.data.text.text_tokenizer import ByteTokenizer
+from dalle_jax.data.text.tokenizer import Tokenizer
 from dalle_jax.jobs.train import picture_data, run
 from dalle_jax.jobs.train.text_data import TextData
 from dalle_jax.jobs.train.trained_on import TrainedOn, TrainingRecords

@@ -1,0 +1,1 @@
+"""Pictures in large files: tar, Parquet and ArrayRecord."""

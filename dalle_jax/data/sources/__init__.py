@@ -1,0 +1,1 @@
+"""What lists pictures, captions and texts, and how they become records."""
