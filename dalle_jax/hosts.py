@@ -143,6 +143,25 @@ def agree(local_facts: Mapping[str, Any]) -> None:
   )
 
 
+def check_same(text: str, what: str, advice: str) -> None:
+  """Checks that all hosts found the same.
+
+  Args:
+    text: what this host found, in a few words.
+    what: what the text is about, in the plural, to begin the message.
+    advice: what the user can do.
+
+  Raises:
+    ValueError: on every host. Some hosts differ from host 0; the message has the text of the first of them.
+  """
+  if jax.process_count() == 1:
+    return
+  first, *others = _gather_texts(text)
+  for host, other in enumerate(others, start=1):
+    if other != first:
+      raise ValueError(f'{what} are not the same on all hosts. Host 0: {first}. Host {host}: {other}. {advice}')
+
+
 def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
   """Lines `group.key: value on the first host -> value on the other`."""
   names = sorted(set(first) | set(other))

@@ -39,5 +39,12 @@ def test_hosts_with_unequal_numbers_of_devices_are_refused(owners, words, monkey
     hosts.agree({})
 
 
+def test_hosts_that_see_different_data_are_refused_on_every_host(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  monkeypatch.setattr(hosts, '_gather_texts', lambda text: ['30 train', text, '29 train'])
+  with pytest.raises(ValueError, match=r'The data are not the same .*Host 0: 30 train\. Host 2: 29 train\. Copy it\.'):
+    hosts.check_same('30 train', 'The data', 'Copy it.')
+
+
 def test_reports_with_names_of_files_that_are_not_utf_8_are_sent():
   assert hosts._gather_texts('é \udcff') == ['é \\udcff']

@@ -6,7 +6,7 @@
 --path is what config.data.path may be: a folder, tar files, Parquet files. Pictures that training cannot read are left
 out and listed. With --size, the shorter side of each larger picture is reduced to this many pixels. DATA/manifest.json
 has counts, checksums and options. Train with --config.data.path=DATA. If the command is stopped, run it again: it goes
-on with the shards that are missing.
+on with the shards that are missing. DATA/work may be deleted afterwards. The exit status is 1 if no picture was copied.
 """
 
 from pathlib import Path
@@ -23,6 +23,7 @@ _CAPTION_KEY = flags.DEFINE_string('caption_key', 'caption', 'Parquet: the colum
 _SIZE = flags.DEFINE_integer(
   'size', 0, 'Reduce the shorter side to this many pixels; 0: keep all files as they are.', 0
 )
+_SKIP_LIST = flags.DEFINE_string('skip_list', '', 'Leave out the pictures of this list, as config.data.skip_list.')
 _PER_SHARD = flags.DEFINE_integer('per_shard', 10_000, 'Pictures in a shard.', 1)
 _NUM_THREADS = flags.DEFINE_integer('num_threads', 0, 'Threads that read pictures; 0: 1 for each core.', 0)
 _MAX_IMAGE_PIXELS = doors.define_max_image_pixels()
@@ -37,14 +38,17 @@ def main(argv: list[str]) -> int:
 
   check_path(_OUT.value, '--out')
   config = DataConfig(
-    source=_SOURCE.value, path=_PATH.value, caption_key=_CAPTION_KEY.value, max_image_pixels=_MAX_IMAGE_PIXELS.value,
-    num_threads=_NUM_THREADS.value,
+    source=_SOURCE.value, path=_PATH.value, caption_key=_CAPTION_KEY.value, skip_list=_SKIP_LIST.value,
+    max_image_pixels=_MAX_IMAGE_PIXELS.value, num_threads=_NUM_THREADS.value,
   )  # fmt: skip
   with Progress('preparing', 1, 'picture') as progress:
     account, manifest = preparation.prepare(config, Path(_OUT.value), _SIZE.value, _PER_SHARD.value, progress.update_of)
   print(account)
   size = sum(shard['bytes'] for shard in manifest['shards'])
   print(f'{manifest["written"]:,} pictures in {len(manifest["shards"])} shards, {size / 1e6:,.1f} MB: {_OUT.value}')
+  if not manifest['written']:
+    print('There is nothing to train on.')
+    return 1
   return 0
 
 

@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 def is_mixture(path: str) -> bool:
   """Whether a path names several sources with shares, and not a file or a folder."""
-  return ':' in path and not os.path.exists(path) and all(_share(part) is not None for part in path.split(','))
+  return ':' in path and not os.path.exists(path) and any(_share(part) is not None for part in path.split(','))
 
 
 def parts_of(path: str) -> list[Part]:

@@ -86,7 +86,8 @@ def _parquet(config: DataConfig, data_dir: Path, account: Account, progress: Pro
       'Copying %d rows of Parquet files, about %.3g GB, to %s once, for reading in random order.',
       len(rows), size / 1e9, directory,
     )  # fmt: skip
-    shutil.rmtree(directory, ignore_errors=not directory.exists())
+    if not picture_records.is_begun(directory, plan):
+      shutil.rmtree(directory, ignore_errors=not directory.exists())
     picture_records.Writer(directory, rows, plan).run(readers.num_threads(config), progress)
   return picture_records.scan(directory, account)
 

@@ -20,6 +20,8 @@ from dalle_jax.data.pictures.stores import Store
 from dalle_jax.data.shards.picture_records import NewRecord, Writer
 from dalle_jax.data.sources.entries import Found
 
+WORK = 'work'  # in the directory that is written: indexes of tar files, and copies of Parquet files
+
 
 def prepare(
   config: DataConfig, out: Path, size: int, per_shard: int, progress: Callable[[int, int], None] | None = None
@@ -44,8 +46,10 @@ def prepare(
     raise ValueError(
       f'--path {config.path} is read as {config.source}; only {", ".join(picture_kinds.KINDS)} can be prepared.'
     )
+  if out.resolve() == Path(config.path).resolve():
+    raise ValueError(f'--out {out} is also --path; give another directory.')
   account = Account('pictures')
-  store, found = picture_kinds.listed(config, out / 'work', account)
+  store, found = picture_kinds.listed(config, out / WORK, account)
   if not found:
     raise ValueError(f'--path {config.path} has no pictures.\n{account}')
   counts = collections.Counter(picture.key for picture in found)

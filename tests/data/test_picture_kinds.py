@@ -1,5 +1,6 @@
 """The same pictures as a folder, tar files, Parquet files and prepared shards."""
 
+import functools
 import io
 import itertools
 import pickle
@@ -79,11 +80,24 @@ def prepare(path, tmp_path, **values):
   return registry.prepare(DataConfig(path=str(path), **{'validation_fraction': 0.2, **values}), tmp_path / 'data')
 
 
-def batches_of(dataset, split='train', count=8):
-  source = dataset.open(split)
+@functools.cache
+def transform_of():
   tokenizer = train_tokenizer([f'number {i} the third of them' for i in range(NUM)], 300)
-  transform = Preprocess(32, 'random', True, tokenizer, 20, bpe_dropout=0.1)
-  return list(itertools.islice(Batches(source, transform, 4, seed=1), count))
+  return Preprocess(32, 'random', True, tokenizer, 20, bpe_dropout=0.1)
+
+
+def stream(source, **options):
+  return Batches(source, transform_of(), 4, seed=1, **options)
+
+
+def batches_of(dataset, split='train', count=8):
+  return list(itertools.islice(stream(dataset.open(split)), count))
+
+
+def assert_equal(batches, expected):
+  for batch, other in zip(batches, expected, strict=True):
+    assert batch.keys() == other.keys()
+    assert all(np.array_equal(batch[name], other[name]) for name in other)
 
 
 def test_every_form_is_found_and_gives_bit_equal_batches(forms, tmp_path):
@@ -108,6 +122,57 @@ def test_each_epoch_draws_one_of_several_captions(forms, tmp_path):
   transform = Preprocess(32, tokenizer=tokenizer, text_length=20)
   seen = {tokenizer.decode(transform(source[index], np.random.default_rng(i))['text']) for i in range(20)}
   assert seen == {'number 3', 'the third of them'}
+
+
+def test_pictures_without_captions_are_split_alike_in_every_form(folder, files, tmp_path):
+  pictures = {f'cats/{name}': data for name, data in files.items() if name.endswith('.png')}
+  (tmp_path / 'folder' / 'cats').mkdir(parents=True)
+  for name, data in pictures.items():
+    (tmp_path / 'folder' / name).write_bytes(data)
+  write_tars(tmp_path / 'tars', pictures)
+  for values in ({'needs_captions': False}, {'caption_template': 'a {class}'}):
+    needed = values.pop('needs_captions', True)
+    names = []
+    for form in ('folder', 'tars'):
+      config = DataConfig(path=str(tmp_path / form), validation_fraction=0.4, **values)
+      dataset = registry.prepare(config, tmp_path / 'data', needs_captions=needed)
+      names.append([[entry.path.split('/')[-1] for entry in dataset.open(split).entries] for split in dataset.splits])
+    assert names[0] == names[1] and len(names[0]) == 2
+
+
+class CountedStore:
+  """A store that records what is read."""
+
+  def __init__(self, store):
+    self.store, self.paths = store, []
+
+  def read(self, path, most_bytes=None):
+    self.paths.append(path)
+    return self.store.read(path, most_bytes)
+
+
+def test_a_host_reads_only_its_rows_and_resumes_exactly(forms, tmp_path):
+  small = save_numbered(tmp_path / 'small', 4)
+  for path in (forms['tars'], f'{forms["tars"]}:0.75,{small}:0.25'):
+    dataset = prepare(path, tmp_path)
+    whole = batches_of(dataset, count=6)
+    source = dataset.open('train')
+    if isinstance(path, str):
+      assert_equal(itertools.islice(stream(source, rows=[1, 2]), 6), [
+        {name: values[1:3] for name, values in batch.items()} for batch in whole
+      ])  # fmt: skip
+    else:
+      source.store = CountedStore(source.store)
+      share = list(itertools.islice(stream(source, rows=[1, 2], num_threads=1), 6))
+      assert_equal(share, [{name: values[1:3] for name, values in batch.items()} for batch in whole])
+      assert len(source.store.paths) <= 2 * 8  # Grain reads a little ahead
+    batches = stream(dataset.open('train'))
+    for _ in range(2):
+      next(batches)
+    state = batches.state()
+    again = stream(prepare(path, tmp_path).open('train'))
+    again.restore(state)
+    assert_equal(itertools.islice(again, 4), whole[2:])
 
 
 def test_a_cut_tar_gives_the_members_before_the_cut(files, tmp_path):
@@ -275,6 +340,8 @@ def test_a_mixture_gives_each_source_its_share_of_every_batch(folder, forms, tmp
     ('{tars}:0.5,nowhere:0.5', r'Part 2 of the mixture in config.data.path \(nowhere\).*no folder nowhere'),
     ('{tars}:0.5,{empty}:0.5', r'Part 2 .*no captioned images'),
     ('{tars}:0.5,{tars}:-1', 'is not a source with a share'),
+    ('{tars}:0.5,{tars}', 'is not a source with a share'),
+    ('{tars}:0.5,{tars}:a', 'is not a source with a share'),
   ],
 )
 def test_parts_of_a_mixture_that_cannot_be_used_are_named(forms, tmp_path, path, message):
@@ -296,6 +363,53 @@ def test_parquet_of_another_schema_lists_its_columns(files, tmp_path):
   with pytest.raises(ValueError, match="no column 'caption' of captions; its columns of text are title, alt"):
     prepare(tmp_path, tmp_path)
   assert prepare(tmp_path, tmp_path, caption_key='alt').open('train').captions(0) == ('b',)
+
+
+def test_bad_parquet_files_are_named_and_the_others_are_read(forms, files, tmp_path):
+  pyarrow = pytest.importorskip('pyarrow')
+  from pyarrow import parquet
+
+  whole = (forms['parquet'] / 'train.parquet').read_bytes()
+  root = tmp_path / 'a'
+  root.mkdir()
+  (root / '0.parquet').write_bytes(whole)
+  (root / '1.parquet').write_bytes(whole[: len(whole) // 2])
+  (root / '2.parquet').write_bytes(b'no parquet file')
+  rows = [{'image': {'bytes': None, 'path': 'gone.png'}, 'caption': ['gone']}, {'image': None, 'caption': ['none']},
+          {'image': {'bytes': files['00.png'], 'path': None}, 'caption': None}]  # fmt: skip
+  parquet.write_table(pyarrow.Table.from_pylist(rows), root / '3.parquet')
+  parquet.write_table(
+    pyarrow.table({'image': [files['01.png']], 'text': pyarrow.array(['one']).dictionary_encode()}), root / '4.parquet'
+  )
+  dataset = prepare(root, tmp_path)
+  assert dataset.account.used == NUM + 1
+  text = str(dataset.account)
+  assert '1.parquet' in text and '2.parquet' in text and 'a Parquet file that cannot be read' in text
+  assert dataset.account.num_left_out == 3 and 'its row has no bytes of a picture' in text
+
+
+def test_the_copy_of_parquet_files_is_continued_kept_and_made_again(forms, tmp_path, monkeypatch):
+  pytest.importorskip('pyarrow')
+  root, config = tmp_path / 'a', DataConfig(source='parquet', path=str(tmp_path / 'a'))
+  root.mkdir()
+  (root / '0.parquet').write_bytes((forms['parquet'] / 'train.parquet').read_bytes())
+  write, written = picture_records.Writer._write, []
+
+  def stopped(self, name, *arguments):
+    written.append(name)
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    return write(self, name, *arguments)
+
+  monkeypatch.setattr(picture_records.Writer.__init__, '__defaults__', (5,))
+  monkeypatch.setattr(picture_records.Writer, '_write', stopped)
+  with pytest.raises(KeyboardInterrupt):
+    picture_kinds.listed(config, tmp_path, Account('pictures'))
+  for _ in range(2):
+    assert len(picture_kinds.listed(config, tmp_path, Account('pictures'))[1]) == NUM
+  assert written == ['pictures-00000', 'pictures-00001', 'pictures-00001', 'pictures-00002']
+  (root / '1.parquet').write_bytes((root / '0.parquet').read_bytes())
+  assert len(picture_kinds.listed(config, tmp_path, Account('pictures'))[1]) == 2 * NUM
 
 
 def test_icons_are_read_from_tars(shared_data, tmp_path):

@@ -25,9 +25,9 @@ def folder(tmp_path):
   dataset = registry.prepare(config.data, tmp_path)
   train, held_out = (dataset.open(split).entries for split in ('train', 'validation'))
   assert len(held_out) > 4
-  for (path, _), (copy, _) in zip(train[:2], held_out[:2], strict=True):
-    Image.open(root / path).save(root / copy, compress_level=1)
-  return root, [path for path, _ in held_out]
+  for original, copy in zip(train[:2], held_out[:2], strict=True):
+    Image.open(root / original.path).save(root / copy.path, compress_level=1)
+  return root, [entry.path for entry in held_out]
 
 
 def make_config(root, **evaluation):
@@ -146,10 +146,10 @@ def test_an_evaluation_compares_other_data_with_the_training_data(folder, tmp_pa
   assert not result.overlaps and note.startswith('Not compared with the training data')
   prepare = registry.prepare
 
-  def denied(config, data_dir):
+  def denied(config, data_dir, **options):
     if config.path == str(root):
       raise PermissionError(13, 'Permission denied', str(root))
-    return prepare(config, data_dir)
+    return prepare(config, data_dir, **options)
 
   monkeypatch.setattr(registry, 'prepare', denied)
   assert 'cannot be read: Permission denied' in compared(config, tmp_path, trained_on, data=str(other))[1]

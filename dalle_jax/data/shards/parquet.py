@@ -22,6 +22,10 @@ _IMAGE_COLUMNS = ('image', 'img', 'picture', 'jpg', 'png', 'webp')
 _CAPTION_COLUMNS = ('caption', 'text', 'captions', 'sentences')
 
 
+class _SchemaError(ValueError):
+  """A file has no columns that can be used."""
+
+
 class _Columns(NamedTuple):
   image: str
   is_struct: bool  # whether the column has the fields 'bytes' and 'path'
@@ -51,14 +55,15 @@ def records(root: Path, caption_key: str, account: Account) -> tuple[list[NewRec
     file = root / path
     try:
       rows = _Rows(file, parquet, caption_key)
-    except ValueError:
+      named = rows.captions()
+    except _SchemaError:
       raise
     except Exception as error:  # pyarrow raises many types
       account.note(f'a Parquet file that cannot be read: {shown(error, 80)}', path)
       continue
     status = file.stat()
     facts[path] = [status.st_size, status.st_mtime_ns]
-    for index, (name, captions) in enumerate(rows.captions()):
+    for index, (name, captions) in enumerate(named):
       key = name if name and name not in names else f'{path}/{index:09d}'
       names.add(key)
       found.append(NewRecord(key, captions, rows.reader(index)))
@@ -129,26 +134,27 @@ class _Rows:
 
 
 def _columns(schema: Any, file: Path, caption_key: str) -> _Columns:
-  """Which columns hold pictures and captions. Raises ValueError if there is no column of pictures."""
+  """Which columns hold pictures and captions. Raises _SchemaError if there is no column of pictures."""
   kinds = {field.name: str(field.type) for field in schema}
   images = {name: kind.startswith('struct') for name, kind in kinds.items() if _holds_pictures(kind)}
   named = [name for name in _IMAGE_COLUMNS if name in images] or (list(images) if len(images) == 1 else [])
   if not named:
     columns = ', '.join(f'{name} ({kind})' for name, kind in kinds.items())
-    raise ValueError(
+    raise _SchemaError(
       f'config.data.path: {shown(file)} has no column of pictures; its columns are {shown(columns, 300)}. Pictures are '
       'read from a column of bytes, or of structs with the field bytes, such as image.bytes.'
     )
   texts = [
     name
     for name, kind in kinds.items()
-    if kind.removeprefix('large_') == 'string' or ('list<' in kind and 'string' in kind)
+    if kind.removeprefix('large_') in ('string', 'string_view')
+    or (kind.startswith(('list<', 'large_list<', 'dictionary<')) and 'string' in kind and 'struct<' not in kind)
   ]
   caption = next((name for name in dict.fromkeys((caption_key, *_CAPTION_COLUMNS)) if name in texts), None)
   if caption is None and len(texts) == 1:
     caption = texts[0]
   if caption is None and texts:
-    raise ValueError(
+    raise _SchemaError(
       f'config.data.path: {shown(file)} has no column {caption_key!r} of captions; its columns of text are '
       f'{shown(", ".join(texts), 300)}. Set config.data.caption_key to one of them.'
     )

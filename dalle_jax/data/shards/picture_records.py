@@ -70,6 +70,7 @@ class Writer:
     Raises:
       OSError: a file cannot be written.
     """
+    _remove_partial(self._directory)
     num_shards = -(-len(self._records) // self._per_shard)
     names = [f'pictures-{number:05d}' for number in range(num_shards)]
     shards, done = [], 0
@@ -121,8 +122,11 @@ class Writer:
         else:
           left_out.append([record.key, shown(image)])
         count(number)
-    finally:
+    except BaseException:
       writer.close()
+      partial.unlink(missing_ok=True)
+      raise
+    writer.close()
     listing = {
       'count': len(listed), 'left_out': left_out, 'bytes': partial.stat().st_size, 'sha256': _sha256(partial),
       'records': listed,
@@ -130,6 +134,26 @@ class Writer:
     os.replace(partial, file)
     write_json(self._directory / f'{name}.json', listing)
     return listing
+
+
+def _remove_partial(directory: Path) -> None:
+  """Removes the unfinished files of writers that were killed."""
+  for file in directory.glob('pictures-*.array_record.*.tmp'):
+    try:
+      os.kill(int(file.name.split('.')[-2]), 0)
+    except (ProcessLookupError, ValueError):
+      file.unlink(missing_ok=True)
+    except OSError:
+      pass  # a process of another user
+
+
+def is_begun(directory: Path, plan: dict[str, Any]) -> bool:
+  """Whether an earlier writer with this plan was stopped before it had finished a directory."""
+  try:
+    old = read_json_object(directory / PLAN)
+  except (OSError, ValueError):
+    return False
+  return not (directory / MANIFEST).exists() and all(old.get(key) == value for key, value in plan.items())
 
 
 def _ahead(readers: concurrent.futures.Executor, records: Sequence[NewRecord], window: int = 64) -> Any:
@@ -245,6 +269,11 @@ def scan(root: Path, account: Account) -> tuple[RecordStore, list[Found]]:
       f'config.data.path: {shown(root)} is not finished: it has no {MANIFEST}. Run the command that writes it again.'
     )
   manifest = read_json_object(root / MANIFEST, _ADVICE)
+  if manifest.get('format') != _FORMAT:
+    raise ValueError(
+      f'config.data.path: {shown(root / MANIFEST)} has format {shown(manifest.get("format"), 20)}; this version reads '
+      f'format {_FORMAT}. {_ADVICE}'
+    )
   places: dict[str, _Place] = {}
   pictures: list[Found] = []
   try:

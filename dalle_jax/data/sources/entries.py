@@ -1,7 +1,7 @@
 """Pictures of a source with their captions, and how they are divided into splits."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -42,7 +42,11 @@ class Entry(NamedTuple):
 
 
 def split_by_name(
-  entries: list[Entry], validation_fraction: float, group_separator: str = '', by_path: bool = False
+  entries: list[Entry],
+  validation_fraction: float,
+  group_separator: str = '',
+  by_path: bool = False,
+  keys: Mapping[str, str] | None = None,
 ) -> tuple[list[Entry], list[Entry]]:
   """Splits entries into (train, validation) so that images with the same name are in the same split.
 
@@ -58,8 +62,13 @@ def split_by_name(
     validation_fraction: share of names to hold out.
     group_separator: see `name_of`.
     by_path: whether the path of each entry is its name. It always is if the entry has no caption.
+    keys: names used in place of paths, by path: those of `Found.key`, which do not depend on what holds the pictures.
   """
-  names = [entry.path if by_path or not entry.caption else name_of(entry.caption, group_separator) for entry in entries]
+  keys = keys or {}
+  names = [
+    keys.get(entry.path, entry.path) if by_path or not entry.caption else name_of(entry.caption, group_separator)
+    for entry in entries
+  ]
   positions = {name: _position(name) for name in names}
   held_out = {name for name, position in positions.items() if position < validation_fraction}
   ranked = sorted(positions, key=lambda name: (positions[name], name))

@@ -55,14 +55,16 @@ def open_pictures(
   Raises:
     ValueError: no picture can be used.
   """
+  found = list(found)
   entries = captioned(found, choices, account)
   if not entries:
     kind = 'captioned images' if choices.needs_captions else 'images'
     raise ValueError(f'config.data.path: no {kind} in {shown(where)}.\n{account}\n{layout}{_advice(account, choices)}')
   digests = readable(store, entries, where, choices.max_image_pixels, account, checked, progress)
   train, validation = split_by_name(
-    list(digests), choices.validation_fraction, choices.group_separator, by_path=bool(choices.caption_template)
-  )
+    list(digests), choices.validation_fraction, choices.group_separator, by_path=bool(choices.caption_template),
+    keys={picture.path: picture.key for picture in found},
+  )  # fmt: skip
   return {
     split: PictureSource(store, part, [digests[entry] for entry in part])
     for split, part in (('train', train), ('validation', validation))

@@ -76,7 +76,8 @@ def check(config: DataConfig, out: Path, settings: CheckSettings) -> Checked:
   captions = caption_figures.Captions(found, picture_kinds.choices_of(config))
   entries = _usable(found, inspections, captions, account)
   train, validation = split_by_name(
-    entries, config.validation_fraction, config.group_separator, by_path=bool(config.caption_template)
+    entries, config.validation_fraction, config.group_separator, by_path=bool(config.caption_template),
+    keys={picture.path: picture.key for picture in found},
   ) if entries else ([], [])  # fmt: skip
   by_path = dict(zip((picture.path for picture in found), inspections, strict=True))
   repeats = find_repeats(train, validation, by_path, settings.near_distance)

@@ -57,7 +57,8 @@ def with_source(config: Config) -> Config:
   """
   if config.data.source != 'auto':
     return config
-  kind = 'text' if config.models_text else detect.source_of(config.data)
+  with hosts.together('looking at the data'):
+    kind = 'text' if config.models_text else detect.source_of(config.data)
   say(f'data: {config.data.path} is read as {kind} (config.data.source)')
   return dataclasses.replace(config, data=dataclasses.replace(config.data, source=kind))
 

@@ -76,8 +76,13 @@ class TrainingRecords:
     present records replaces the earlier list.
 
     Raises:
-      ValueError: A stage was trained on other data and `allow_other_data` is False, or is only partly trained.
+      ValueError: The hosts read different data, or a stage was trained on other data and `allow_other_data` is False,
+        or is only partly trained.
     """
+    hosts.check_same(
+      str(self._now), 'The training data',
+      'Copy the same files to config.data.path of every host, or use a file system that all hosts share.',
+    )  # fmt: skip
     with hosts.together('comparing the data with those of earlier starts'):
       if self._is_main:
         self._check_stages()

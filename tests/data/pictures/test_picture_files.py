@@ -276,7 +276,7 @@ def test_pillow_prints_nothing_about_damaged_metadata(tmp_path):
   data = buffer.getvalue()
   (tmp_path / 'cut.tif').write_bytes(data[: data.index(b'x' * 50) + 3])
   script = (
-    'import sys\nfrom dalle_jax.data import image\n'
+    'import sys\nfrom dalle_jax.data.pictures import image\n'
     "try:\n  image.decode(open(sys.argv[1], 'rb').read())\nexcept ValueError:\n  print('refused')\n"
   )
   done = subprocess.run(

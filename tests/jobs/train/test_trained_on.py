@@ -8,7 +8,7 @@ import runpy
 import pytest
 from random_models import caption_tokenizer
 
-from dalle_jax import bundle
+from dalle_jax import bundle, hosts
 from dalle_jax.config import Config
 from dalle_jax.data.text.text_tokenizer import ByteTokenizer
 from dalle_jax.data.text.tokenizer import Tokenizer
@@ -239,3 +239,12 @@ def test_counted_ngrams_show_that_a_run_has_begun(tmp_path):
     (space.path / 'sequence' / name).mkdir(parents=True)
     assert picture_data._has_begun(config, space)
     assert picture_data._has_begun(PICTURES, space) != is_ngrams_only
+
+
+def test_hosts_that_read_different_data_are_refused(tmp_path, monkeypatch):
+  texts = {}
+  monkeypatch.setattr(hosts, 'check_same', lambda text, what, advice: texts.update({text: (what, advice)}))
+  for data in (FIRST, OTHER):
+    _records(tmp_path, data).check_data()
+  assert list(texts) == ['fingerprint first (100 train)', 'fingerprint other (91 train)']
+  assert 'config.data.path' in texts['fingerprint first (100 train)'][1]
