@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from dalle_jax.files import read_json_object, write_json
 from dalle_jax.hosts import say
 from dalle_jax.jobs.choose import sizes
 from dalle_jax.jobs.choose.draft import ChosenKey, Draft, find_value
-from dalle_jax.jobs.choose.picture_facts import PictureFacts, find_facts
+from dalle_jax.jobs.choose.picture_facts import Findings, PictureFacts, find_facts
 from dalle_jax.jobs.choose.sizes import Machine
 from dalle_jax.jobs.run_lock import RunLock
 from dalle_jax.jobs.stored_json import CHOICE, CHOICE_ADVICE, are_choices
 from dalle_jax.planning import step_time
 from dalle_jax.sampling import memory
 from dalle_jax.training.progress import Progress
+from dalle_jax.training.stage_tasks import training_of
 
 # Accelerators that multiply bfloat16 no faster than float32.
 _WITHOUT_BFLOAT16 = ('T4', 'V100')
@@ -53,7 +55,7 @@ def resolve(config: Config, workdir: Path, is_bare: bool, lock: RunLock | None) 
     return _restored(config, workdir)
   mesh = sharding.make_mesh(config.mesh, model=config)
   machine = machine_of(mesh)
-  facts, captions = _facts(config, workdir)
+  facts, captions, reading = _findings(config, workdir)
   request = _digest([config.to_dict(), dataclasses.asdict(facts), dataclasses.asdict(machine)])
   with hosts.together('reading the chosen sizes'):
     stored = _read(workdir) if jax.process_index() == 0 else {}
@@ -65,7 +67,7 @@ def resolve(config: Config, workdir: Path, is_bare: bool, lock: RunLock | None) 
     _say(draft.chosen, 'as chosen by an earlier start')
     return _checked(draft.config())
   times: list[dict[str, Any]] = []
-  sizes.choose(draft, facts, machine, _measure(times), functools.partial(_token_lengths, captions))
+  sizes.choose(draft, facts, machine, _measure(times, reading), functools.partial(_token_lengths, captions))
   chosen = _checked(draft.config())
   if jax.process_index() == 0:
     if lock is not None:
@@ -138,19 +140,18 @@ def machine_of(mesh: Any) -> Machine:
   return Machine(device.platform, name, mesh.devices.size, sharding.batch_divisor(mesh), bfloat16)
 
 
-def _facts(config: Config, workdir: Path) -> tuple[PictureFacts, list[str]]:
-  """The facts about the data, which host 0 finds, and the captions whose tokens may be counted."""
-  facts: dict[str, Any] = {}
-  captions: list[str] = []
+def _findings(config: Config, workdir: Path) -> Findings:
+  """What host 0 finds about the data. Other hosts do not get the captions."""
+  found = None
   is_main = jax.process_index() == 0
   data_dir = Path(config.data.data_dir).absolute() if config.data.data_dir else workdir / 'data'
   with Progress('looking at the data', 1, 'example', enabled=is_main) as progress, hosts.together('reading the data'):
     if is_main:
       needs_captions = overrides.given(config, 'task') and config.reads_captions
       dataset = registry.prepare(config.data, data_dir, progress.update_of, needs_captions=needs_captions)
-      found, captions = find_facts(dataset, config.data.max_image_pixels)
-      facts = dataclasses.asdict(found)
-  return PictureFacts(**hosts.of_first(facts)), captions
+      found = find_facts(dataset, config.data.max_image_pixels)
+  facts, reading = hosts.of_first([dataclasses.asdict(found.facts), found.reading] if found else None)
+  return Findings(PictureFacts(**facts), found.captions if found else [], reading)
 
 
 def _token_lengths(captions: list[str], vocab_size: int) -> list[int]:
@@ -164,8 +165,13 @@ def _token_lengths(captions: list[str], vocab_size: int) -> list[int]:
   return hosts.of_first(lengths)
 
 
-def _measure(times: list[dict[str, Any]]) -> sizes.Measure:
-  """A function that measures steps and adds what it measured to a list."""
+def _measure(times: list[dict[str, Any]], reading: float) -> sizes.Measure:
+  """A function that measures steps and adds what it measured to a list.
+
+  Args:
+    times: the list.
+    reading: seconds in which a core reads a picture.
+  """
 
   def measure(config: Config, stage: str) -> float | None:
     mesh = sharding.make_mesh(config.mesh, model=config)
@@ -174,10 +180,20 @@ def _measure(times: list[dict[str, Any]]) -> sizes.Measure:
     free = hosts.of_first(memory.free_bytes(mesh))
     time = step_time.measure(config, stage, mesh, free)
     seconds = hosts.of_first(time.seconds)
+    pictures = training_of(config, stage).batch_size / jax.process_count()
+    cores = hosts.of_first(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+    threads = min(cores, config.data.num_threads * max(config.data.num_workers, 1))
+    batch_reading = pictures * reading / threads
     times.append({
-      'stage': stage, 'sizes': _summary(config, stage), 'seconds': seconds, 'bytes': time.needed, 'free_bytes': free,
+      'stage': stage, 'sizes': _summary(config, stage), 'seconds': seconds, 'reading_seconds': batch_reading,
+      'bytes': time.needed, 'free_bytes': free,
     })  # fmt: skip
-    return seconds
+    if seconds is not None and batch_reading > seconds:
+      say(
+        f'reading a batch takes {batch_reading:.2g} s, longer than the step of {seconds:.2g} s. Pictures that '
+        'tools/prepare_data.py --size=N has reduced are read faster.'
+      )
+    return None if seconds is None else sizes.with_reading(seconds, batch_reading, mesh.devices.flat[0].platform)
 
   return measure
 

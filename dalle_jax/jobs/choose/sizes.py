@@ -234,6 +234,17 @@ def num_codes(pictures: int, colours: int) -> tuple[int, str]:
   return size, f'for {pictures:,} training pictures with about {colours} colours each'
 
 
+def with_reading(seconds: float, reading: float, platform: str) -> float:
+  """The time from one step to the next.
+
+  Args:
+    seconds: time of a step, when its batch is there.
+    reading: time to read a batch. CPUs share their cores with the step; other devices compute at the same time.
+    platform: of the devices.
+  """
+  return seconds + reading if platform == 'cpu' else max(seconds, reading)
+
+
 def dtype(machine: Machine) -> tuple[str, str]:
   """The type of activations, and why."""
   name = machine.kind or machine.platform

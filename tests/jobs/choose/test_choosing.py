@@ -32,7 +32,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def measured(monkeypatch):
-  """The stages whose step was measured. A fake clock says that each step takes 50 ms."""
+  """The stages whose step was measured. Each step takes 50 ms, and reading takes no time."""
   stages = []
 
   def measure(config, stage, mesh, free):
@@ -40,6 +40,7 @@ def measured(monkeypatch):
     return StepTime(0.05, 1_000)
 
   monkeypatch.setattr(step_time, 'measure', measure)
+  monkeypatch.setattr(choosing, 'find_facts', lambda *arguments: find_facts(*arguments)._replace(reading=0.0))
   return stages
 
 
@@ -79,6 +80,14 @@ def test_values_are_chosen_once_and_printed_with_reasons(pictures, measured, tmp
   assert start(tmp_path, pictures) == first
   assert measured == []
   assert 'as chosen by an earlier start' in capsys.readouterr().out
+
+
+def test_reading_counts_if_it_is_slow(pictures, measured, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(choosing, 'find_facts', lambda *arguments: find_facts(*arguments)._replace(reading=1.0))
+  config = start(tmp_path, pictures)
+  assert 'reading a batch takes 16 s, longer than the step of 0.05 s' in capsys.readouterr().out
+  assert config['dvae_training']['num_steps'] == 500  # of 16 s
+  assert stored(tmp_path, 'choice.json')['measured'][0]['reading_seconds'] == 16.0
 
 
 def test_a_run_with_results_keeps_its_values(pictures, measured, tmp_path, capsys):
@@ -150,7 +159,9 @@ def test_facts_are_those_of_the_pictures(pictures, tmp_path):
   from dalle_jax.data import registry
 
   dataset = registry.prepare(DataConfig(source='folder', path=str(pictures)), tmp_path, needs_captions=False)
-  facts, captions = find_facts(dataset, 10**6)
+  readings = iter([100.0, 160.0])
+  facts, captions, reading = find_facts(dataset, 10**6, lambda: next(readings))
+  assert reading == 60 / 30
   assert (facts.pictures, facts.captioned, facts.side, facts.aspect, facts.colours) == (30, 30, 40, 1.2, 1)
   assert facts.words == 2 + 28  # card, of, and the numbers from 1 to 29; 15 is twice in one caption
   assert facts.characters == len('cardof0123456789')

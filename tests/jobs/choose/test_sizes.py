@@ -241,6 +241,12 @@ def test_long_pictures_are_cropped_at_random():
   assert sizes.crop(1.5) == ('random', 'a square leaves out 33% of a picture, so its place varies')
 
 
+def test_reading_hides_behind_the_steps_of_accelerators():
+  assert sizes.with_reading(0.2, 0.1, 'gpu') == 0.2
+  assert sizes.with_reading(0.2, 0.3, 'tpu') == 0.3
+  assert sizes.with_reading(0.25, 0.5, 'cpu') == 0.75
+
+
 @pytest.mark.parametrize(
   ('machine', 'size', 'batch'),
   [
