@@ -51,6 +51,8 @@ def check_coordination(index, directory):
     'agreed': _message(hosts.agree, facts),
     'other config': _message(hosts.agree, hosts.facts(other, workdir='run')),
     'other code': _message(hosts.agree, changed),
+    'same data': _message(hosts.check_same, 'ä', 'The data', 'Copy it.'),
+    'other data': _message(hosts.check_same, f'{index} records', 'The data', 'Copy it.'),
     'shared': _message(hosts.shared_directory, directory / 'run'),
     'not shared': _message(hosts.shared_directory, directory / f'host_{index}', patience_s=0.1),
     'not to be made': _message(hosts.shared_directory, directory / 'file' / 'run', patience_s=0.1),

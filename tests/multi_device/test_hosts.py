@@ -22,6 +22,9 @@ def test_hosts_agree_report_failures_and_train_like_one(tmp_path):
   for result in (first, second):
     assert result['agreed'] == result['shared'] == result['all well'] == ''
     assert 'host 1 differs from host 0 in\n    config.prior.num_layers: 64 -> 65' in result['other config']
+    assert result['same data'] == ''
+    message = 'The data are not the same on all hosts. Host 0: 0 records. Host 1: 1 records. Copy it.'
+    assert result['other data'] == f'ValueError: {message}'
     assert "source files.train.py: 'changed 0' -> 'changed 1'" in result['other code']
     for name in ('other config', 'other code', 'not shared', 'not to be made'):
       assert result[name].startswith('ValueError: ')

@@ -102,7 +102,8 @@ def scan(
       _add(shard, picture, places, pictures, account)
   if not stamps:
     raise ValueError(
-      f'config.data.path: no tar file in {shown(root)} can be read: {"; ".join(problems[:3]) or "there is none"}.'
+      f'config.data.path: no tar file in {shown(root)} can be read: {"; ".join(problems[:3]) or "there is none"}.\n'
+      f'{account}'
     )
   return TarStore(root, places, stamps), sorted(pictures, key=lambda picture: (picture.key, picture.path))
 

@@ -313,7 +313,10 @@ def _captions(source: Path, files: list[str]) -> dict[str, str]:
   if not any(PurePosixPath(name).name.lower() in METADATA or name.lower().endswith('.txt') for name in files):
     return {}
   try:
-    return {entry.path: entry.caption for entry in folder.scan(source)}
+    captions = {entry.path: entry.caption for entry in folder.scan(source)}
+    if not captions:
+      say('note: no captions are used, because the text and metadata files have none for any picture')
+    return captions
   except ValueError as error:
     say(f'note: no captions are used, because they cannot be read: {shown(str(error).splitlines()[0], 300)}')
     return {}

@@ -53,8 +53,13 @@ def with_source(config: Config) -> Config:
   """The configuration with the kind of its data in place of 'auto'.
 
   Raises:
-    ValueError: The data's path holds nothing that can be read.
+    ValueError: The data's path holds nothing that can be read, or would not be read.
   """
+  if config.data.source == 'captioned_shapes' and config.data.path:
+    raise ValueError(
+      f'config.data.path is {config.data.path!r}, but config.data.source=captioned_shapes makes its own pictures. Set '
+      'config.data.source=auto to read the path, or leave config.data.path empty.'
+    )
   if config.data.source != 'auto':
     return config
   with hosts.together('looking at the data'):
