@@ -132,8 +132,22 @@ def check_overrides(flag: Any) -> 'Config':
 
   from dalle_jax.config import Config, overrides
 
-  config = Config.from_dict(flag.value)
-  overrides.check(config, config_flags.get_override_values(flag))
+  config, keys = Config.from_dict(flag.value), config_flags.get_override_values(flag)
+  overrides.check(config, keys)
+  return overrides.with_kept_keys(config, keys)
+
+
+def refuse_choice(config: 'Config') -> 'Config':
+  """The configuration, for commands that need sizes before training starts.
+
+  Raises:
+    ValueError: its sizes are chosen when training starts.
+  """
+  if config.choice.enabled:
+    raise ValueError(
+      'config.choice.enabled is True in the file of --config, so its sizes are chosen when training starts and are '
+      'not known here. Give another file, or --config.choice.enabled=false to use the sizes in this one.'
+    )
   return config
 
 

@@ -271,6 +271,15 @@ def _gather_texts(text: str) -> list[str]:
   return [row[:length].tobytes().decode() for row, length in zip(_gather(padded), lengths, strict=True)]
 
 
+def of_first(value: Any) -> Any:
+  """The value of host 0 on all hosts.
+
+  Args:
+    value: what JSON can represent. The values of other hosts are not used.
+  """
+  return value if jax.process_count() == 1 else json.loads(_gather_texts(json.dumps(value))[0])
+
+
 def say(text: str) -> None:
   """Prints on the first host only."""
   if jax.process_index() == 0:

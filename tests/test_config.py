@@ -194,6 +194,7 @@ BAD_VALUES = {
   'sampling.batch_size': 0,
   'evaluation.num_reconstructions': 0,
   'evaluation.num_prompts': 0,
+  'choice.minutes': 0.0,
   'evaluation.num_captions': 0,
   'evaluation.sheet_prompts': 0,
   'evaluation.images_per_prompt': 0,
@@ -258,7 +259,8 @@ def test_every_number_and_choice_has_a_bad_value_above():
     'data.path', 'dvae.pretrained', 'data.data_dir', 'data.flip', 'data.caption_key', 'data.skip_list',
     'data.group_separator', 'dvae.min_log_scale', 'dvae.straight_through', 'prior.qk_norm',
     'prior.sandwich_norm', 'prior.image_loss_weight', 'model.qk_norm', 'model.sandwich_norm',
-    'reranker.wrong_captions', 'logging.tensorboard', 'logging.wandb_project',
+    'reranker.wrong_captions', 'logging.tensorboard', 'logging.wandb_project', 'choice.enabled',
+    'choice.keep',
   }  # fmt: skip
   keys = set()
   for name, value in Config().to_dict().items():
@@ -386,7 +388,7 @@ def test_models_of_text_need_a_text_source_and_a_text_tokenizer():
 IMAGES = {'task': 'sequence', 'dvae': {'pretrained': 'runs/dvae/model'}, 'model': {'tokens': 'image'}}
 
 
-def test_models_of_image_tokens_need_a_trained_dvae_and_get_their_length_from_it():
+def test_models_of_image_tokens_get_their_length_from_the_dvae():
   image = Config.from_dict(IMAGES)
   assert (image.sequence_length, image.reads_captions, image.models_text) == (image.image_length, False, False)
   captioned = Config.from_dict(IMAGES | {'model': {'tokens': 'text_image', 'length': 256 + 16}})
@@ -395,8 +397,8 @@ def test_models_of_image_tokens_need_a_trained_dvae_and_get_their_length_from_it
   assert Config.from_dict(TEXT | {'model': {'length': 7}}).sequence_length == 7
   for changes, message in [
     (
-      {'dvae': {}},
-      r'tokens=image needs a trained dVAE; set config\.dvae\.pretrained to its model directory',
+      {'dvae': {}, 'model': {'tokens': 'image', 'kind': 'ngram'}},
+      r'kind=ngram needs a trained dVAE; set config\.dvae\.pretrained to its model directory',
     ),
     (
       {'data': {'source': 'text'}},

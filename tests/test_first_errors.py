@@ -113,9 +113,9 @@ VALUES = [
     "config.tokenizer.kind is 'bytes', but config.task=all needs 'captions'.",
   ),
   (
-    {'task': 'sequence', 'model': {'tokens': 'image'}},
-    'config.dvae.pretrained is empty, but config.model.tokens=image needs a trained dVAE; set config.dvae.pretrained '
-    'to its model directory.',
+    {'task': 'sequence', 'model': {'tokens': 'image', 'kind': 'ngram'}},
+    'config.dvae.pretrained is empty, but config.model.kind=ngram needs a trained dVAE; set config.dvae.pretrained to '
+    'its model directory. Models of other kinds train one first.',
   ),
   (
     {'mesh': {'fsdp': 0}},

@@ -24,8 +24,12 @@ MAX_LINES = 450
 
 # Rows of the table of rooms in docs/architecture.md: | room | what is in it | may import |
 ROW = re.compile(r'^\| (\w+) \|[^|]*\|([^|]*)\|$', re.MULTILINE)
-# The wings of jobs/ import each other in two places only: a run ends with an evaluation, a study draws.
-WINGS = {'train': {'evaluate'}, 'draw': set(), 'evaluate': set(), 'compress': set(), 'study': {'draw'}}
+# The wings of jobs/ import each other in three places only: a run begins with a choice and ends with an evaluation, a
+# study draws.
+WINGS = {
+  'train': {'evaluate', 'choose'}, 'choose': set(), 'draw': set(), 'evaluate': set(), 'compress': set(),
+  'study': {'draw'},
+}  # fmt: skip
 MAX_FILES = 12
 MAX_FUNCTION_LINES = 60
 SLOW_TO_LOAD = ('optax', 'grain', 'dalle_jax.training.state', 'dalle_jax.training.loop')

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
       check_out(Path(file), _OVERWRITE.value, flag)
   from dalle_jax.planning import topologies
 
-  config = doors.read_config()
+  config = doors.refuse_choice(doors.read_config())
   topology = topologies.parse(_TOPOLOGY.value, _SLICES.value)
   if topology.platform == 'tpu':
     topologies.compiler_version()

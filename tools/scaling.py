@@ -91,7 +91,7 @@ def parse(config: str, fixed: list[str], overrides: Mapping[str, str]) -> Any:
   except (flags.Error, AttributeError, KeyError, TypeError) as error:
     settings = ', '.join(f'{key}={value}' for key, value in overrides.items())
     raise ValueError(f'Training does not accept {settings}: {doors.essence(error)}') from None
-  doors.check_overrides(values['config'])
+  doors.refuse_choice(doors.check_overrides(values['config']))
   return holder.value
 
 

@@ -5,6 +5,7 @@ default, and assigns existing keys only. `Config.from_dict` turns the result int
 unknown keys and validate themselves; every message names the key to change. Nothing here imports JAX.
 """
 
+from dalle_jax.config.choice import ChoiceConfig
 from dalle_jax.config.data import DataConfig, TokenizerConfig
 from dalle_jax.config.models import BlocksConfig, DvaeConfig, PriorConfig, RerankerConfig, SequenceConfig
 from dalle_jax.config.root import Config, apply_variant, base_config, choose, difference, shrink
@@ -13,6 +14,7 @@ from dalle_jax.config.training import TrainingConfig
 
 __all__ = [
   'BlocksConfig',
+  'ChoiceConfig',
   'Config',
   'DataConfig',
   'DvaeConfig',

@@ -10,6 +10,8 @@ _DATA_PATHS = ('path', 'validation_path', 'skip_list')
 # A run that stopped at a loss that is not finite may resume with another value of 'nonfinite' or 'max_nonfinite'.
 # 'fusion_mib' only changes how the compiler fuses operations.
 _FREE_TRAINING_KEYS = ('nonfinite', 'max_nonfinite', 'fusion_mib')
+# The chosen values are bound instead.
+_FREE_CHOICE_KEYS = ('keep',)
 
 
 def fixed(config: dict, groups: Collection[str] | None = None, data_paths: bool = False) -> dict:
@@ -25,7 +27,8 @@ def fixed(config: dict, groups: Collection[str] | None = None, data_paths: bool 
   }
   free_data_keys = _FREE_DATA_KEYS if data_paths else (*_FREE_DATA_KEYS, *_DATA_PATHS)
   for name, group in bound.items():
-    free_keys = free_data_keys if name == 'data' else _FREE_TRAINING_KEYS if name.endswith('_training') else ()
+    kind = 'training' if name.endswith('_training') else name
+    free_keys = {'data': free_data_keys, 'training': _FREE_TRAINING_KEYS, 'choice': _FREE_CHOICE_KEYS}.get(kind, ())
     if free_keys:
       bound[name] = {key: value for key, value in group.items() if key not in free_keys}
   return bound

@@ -11,6 +11,7 @@ import ml_collections
 
 from dalle_jax import stages
 from dalle_jax.config.checks import require
+from dalle_jax.config.choice import ChoiceConfig
 from dalle_jax.config.data import DataConfig, TokenizerConfig
 from dalle_jax.config.models import DvaeConfig, PriorConfig, RerankerConfig, SequenceConfig
 from dalle_jax.config.running import EvaluationConfig, LoggingConfig, MeshConfig, SamplingConfig
@@ -42,6 +43,7 @@ class Config:
   profile: tuple[int, ...] = ()  # first and last step of a profiler trace, written in each stage by every host
   sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+  choice: ChoiceConfig = dataclasses.field(default_factory=ChoiceConfig)
 
   @property
   def task_stages(self) -> tuple[stages.Stage, ...]:
@@ -109,6 +111,7 @@ class Config:
     )
     self._check_text()
     self._check_image_tokens()
+    self._check_choice()
     if self.task == 'reranker':
       self._check_reranker()
     if any('dvae' in stage.model_groups for stage in self.task_stages):
@@ -170,19 +173,41 @@ class Config:
     )
 
   def _check_image_tokens(self) -> None:
-    """Checks that a sequence model of image tokens has a trained dVAE and the right length."""
+    """Checks that n-grams of image tokens have a trained dVAE, and that sequences have the right length."""
     tokens, length = self.model.tokens, self.model.length
     if self.task != 'sequence' or tokens == 'text':
       return
     require(
-      bool(self.dvae.pretrained),
-      f'config.dvae.pretrained is empty, but config.model.tokens={tokens} needs a trained dVAE; set '
-      'config.dvae.pretrained to its model directory.',
+      bool(self.dvae.pretrained) or not self.counts_ngrams,
+      'config.dvae.pretrained is empty, but config.model.kind=ngram needs a trained dVAE; set config.dvae.pretrained '
+      'to its model directory. Models of other kinds train one first.',
     )
     require(
       length in (SequenceConfig.length, self.sequence_length),
       f'config.model.length is {length}, but with config.model.tokens={tokens} a sequence has {self.sequence_length} '
       'tokens; leave config.model.length out.',
+    )
+
+  def _check_choice(self) -> None:
+    """Checks that sizes can be chosen for the task, and that the keys that keep their values exist."""
+    for key in self.choice.keep:
+      group, _, name = key.partition('.')
+      value = getattr(self, group, None) if group in {field.name for field in dataclasses.fields(self)} else None
+      require(
+        value is not None and (not name or name in (vars(value) if dataclasses.is_dataclass(value) else ())),
+        f'config.choice.keep names {_shown(key)}, which is neither a key nor a group of keys; write '
+        'prior.num_layers or dvae_training.',
+      )
+    if not self.choice.enabled:
+      return
+    require(
+      self.task in ('all', 'dvae', 'sequence') and not self.models_text and not self.counts_ngrams,
+      f'config.choice.enabled is True, but sizes cannot be chosen for config.task={self.task} with this model; choose '
+      'config.task all, dvae, or sequence with config.model.tokens=image, or another configuration file.',
+    )
+    require(
+      bool(self.data.path),
+      'config.choice.enabled is True, but config.data.path is empty; set it to the pictures to choose the sizes for.',
     )
 
   @classmethod

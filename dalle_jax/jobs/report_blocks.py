@@ -10,9 +10,11 @@ from dalle_jax.data.text.tokenizer import Tokenizer
 from dalle_jax.evaluation import reconstruction
 from dalle_jax.evaluation.token_likelihood import token_nats
 from dalle_jax.jobs import examples
+from dalle_jax.jobs.choose.draft import ChosenKey
 from dalle_jax.jobs.sheet_samples import PromptSamples
 from dalle_jax.reporting import codebook as codebook_page
 from dalle_jax.reporting import gallery, likelihood_maps
+from dalle_jax.reporting.blocks import reason_table
 
 Block = tuple[str, str]  # (title, HTML)
 
@@ -52,6 +54,12 @@ class HeldOut(NamedTuple):
   text: np.ndarray
   codes: np.ndarray
   images: np.ndarray
+
+
+def choices(chosen: Sequence[ChosenKey]) -> list[Block]:
+  """The block of the chosen sizes and steps with their reasons; none if nothing was chosen."""
+  rows = [(f'config.{choice.key}', f'{choice.value}: {choice.reason}') for choice in chosen]
+  return [('Chosen sizes and steps', reason_table(rows))] if rows else []
 
 
 def reconstructions(originals: np.ndarray, reconstructed: np.ndarray) -> Block:

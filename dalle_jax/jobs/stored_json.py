@@ -18,8 +18,10 @@ TOKENIZER_RECORD = 'tokenizer.json'  # what the tokenizer was trained on; see `t
 RECORDS = 'records.json'  # the list of records that the run began with; see `data.checks.pinned`
 STAGE_RECORD = 'trained_on.json'  # what a stage was trained on; see `trained_on`
 SCORES = 'scores.json'
+CHOICE = 'choice.json'  # the chosen sizes and steps; see `choose.choosing`
 PRETRAINED = 'pretrained.json'  # the dVAE that the run began with; see `pretrained`
 
+CHOICE_ADVICE = 'Remove this file; a run with results takes its values from config.json.'
 _SAME_DATA = 'Remove this file if the data are those that {} was trained on.'
 
 
@@ -51,6 +53,16 @@ def is_data_record(values: dict[str, Any]) -> bool:
   )  # fmt: skip
 
 
+def are_choices(values: dict[str, Any]) -> bool:
+  """Whether an object can be the contents of CHOICE."""
+  choices = values.get('choices')
+  return isinstance(values.get('request'), str) and isinstance(choices, list) and all(map(_is_choice, choices))
+
+
+def _is_choice(choice: Any) -> bool:
+  return isinstance(choice, list) and len(choice) == 3 and all(isinstance(text, str) for text in choice[::2])
+
+
 def _expected(workdir: Path) -> Iterator[tuple[Path, Callable[[dict[str, Any]], bool], str, str]]:
   """Each file, whether an object can be its contents, what it holds in words, and what to do about damage."""
   data = 'the fingerprints and sizes of data'
@@ -60,6 +72,7 @@ def _expected(workdir: Path) -> Iterator[tuple[Path, Callable[[dict[str, Any]], 
   again = 'Remove this file; the same command writes it again.'
   yield workdir / SCORES, _are_scores, 'scores', again
   advice = 'Remove this file if config.dvae.pretrained is the dVAE that the run began with.'
+  yield workdir / CHOICE, are_choices, 'chosen values', CHOICE_ADVICE
   yield workdir / PRETRAINED, bool, 'the identity of a dVAE', advice
   model = f'Remove {workdir / "model"}; the same command writes it again.'
   yield workdir / 'model' / 'bundle.json', _is_bundle, 'the list of the files of a model', model

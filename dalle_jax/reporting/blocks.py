@@ -98,6 +98,11 @@ def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
   return f'<div><table>{caption}\n{body}\n</table></div>'
 
 
+def reason_table(rows: Sequence[tuple[str, str]]) -> str:
+  """A table of rows (name, text)."""
+  return _table('', [(name, html.escape(text)) for name, text in rows])
+
+
 def drawing(title: str, svg: str) -> str:
   """A <figure> with an SVG element, which is inserted unescaped."""
   return f'<figure aria-label="{html.escape(title)}">{svg}</figure>'

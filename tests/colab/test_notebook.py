@@ -13,10 +13,11 @@ import nbclient
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from numbered_pictures import save_numbered
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATHS = sorted((ROOT / 'colab').glob('*.ipynb'))
-MOST_CELLS = {'quickstart': 12, 'from_ngrams_to_dalle': 26}
+MOST_CELLS = {'quickstart': 12, 'from_ngrams_to_dalle': 26, 'train_on_your_pictures': 12}
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -106,10 +107,10 @@ def install(notebook, monkeypatch, devices, nvidia_smi_status, environment, inst
   return commands
 
 
-def execute(notebook, monkeypatch, tmp_path):
+def execute(notebook, monkeypatch, tmp_path, config='configs/quickstart.py:tiny'):
   """Runs a notebook outside the checkout, as on Colab, where only the package is installed."""
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  monkeypatch.setenv('DALLE_JAX_CONFIG', 'configs/quickstart.py:tiny')
+  monkeypatch.setenv('DALLE_JAX_CONFIG', config)
   monkeypatch.setenv('DALLE_JAX_WORKDIR', str(tmp_path / 'a run'))
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'cache'))
   client = nbclient.NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}})
@@ -150,3 +151,25 @@ def test_the_ngrams_to_dalle_notebook_runs(monkeypatch, tmp_path):
     assert float(entropy) == pytest.approx(float(coded), rel=2e-3)
     assert float(entropy) < float(huffman) < float(entropy) + 1
   assert (tmp_path / 'a run' / 'attention.html').stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('has_captions', [True, False])
+def test_the_notebook_of_own_pictures_runs(monkeypatch, tmp_path, has_captions):
+  pictures = save_numbered(tmp_path / 'my pictures', 30)
+  if not has_captions:
+    for file in pictures.glob('*.txt'):
+      file.unlink()
+  monkeypatch.setenv('DALLE_JAX_PICTURES', str(pictures))
+  monkeypatch.setenv('DALLE_JAX_MINUTES', '0.5')
+  notebook = read('train_on_your_pictures')
+  execute(notebook, monkeypatch, tmp_path, 'configs/mine.py:tiny')
+  printed = [printed_by(cell) for cell in code_cells(notebook)]
+  (training,) = [text for text in printed if 'chosen for 0.5 minutes' in text]
+  task = 'all: 30 of 30' if has_captions else 'sequence: 0 of 30'
+  assert f'task = {task} pictures have captions' in training
+  # Reconstructions, samples (with captions: of two splits), and the contact sheet.
+  assert count_pictures(notebook) == (4 if has_captions else 3)
+  assert 'reconstruction/psnr' in printed[-1]
+  assert {path.name for path in tmp_path.iterdir()} == {'a run', 'cache', 'my pictures'}
+  assert (tmp_path / 'a run' / 'model.zip').stat().st_size > 10_000

@@ -17,6 +17,7 @@ from dalle_jax.data.checks.seen import Overlap
 from dalle_jax.evaluation import judge, prompt_accuracy, sequence_likelihood, token_likelihood
 from dalle_jax.evaluation.figures import Figure
 from dalle_jax.jobs import examples, report_blocks
+from dalle_jax.jobs.choose import choosing
 from dalle_jax.jobs.evaluate import metrics
 from dalle_jax.jobs.evaluate.evaluation_settings import EvaluationSettings
 from dalle_jax.jobs.evaluate.measured import Measured
@@ -245,7 +246,7 @@ def write(experiment: PictureExperiment, results: PictureResults) -> dict[str, f
     summary=scores,
     config=config.to_dict(),
     curves=[*results.curves, *run_curves(space.path)],
-    blocks=results.blocks,
+    blocks=[*report_blocks.choices(choosing.choices_of(space.path) if config.choice.enabled else []), *results.blocks],
     notes=[
       *_notes(config, examples.held_out_split(experiment.dataset)),
       *([CODES_NOTE] if experiment.dataset.codes else []),

@@ -13,10 +13,11 @@ from dalle_jax import bundle, hosts, sharding
 from dalle_jax.config import Config
 from dalle_jax.hosts import say
 from dalle_jax.jobs import cached_codes, run_lock
+from dalle_jax.jobs.choose import choosing
 from dalle_jax.jobs.train import picture_data, picture_report, pretrained, sheet_hooks, text_data, text_report
 from dalle_jax.jobs.train.experiment import Experiment
 from dalle_jax.jobs.train.trained_on import TrainingRecords
-from dalle_jax.jobs.train.workspace import Workspace, check_workdir
+from dalle_jax.jobs.train.workspace import Workspace, check_workdir, is_bare
 from dalle_jax.stages import Stage
 from dalle_jax.training import vector_quantizer
 from dalle_jax.training.description import describe
@@ -88,11 +89,23 @@ def run(config: Config, workdir: str, stop_after: str = 'report', allow_other_da
   config = picture_data.with_source(config)
   flags = {'workdir': workdir, 'stop_after': stop_after, 'allow_other_data': allow_other_data}
   hosts.agree(hosts.facts(config.to_dict(), **flags))
+  path = check_workdir(workdir)
+  if not config.choice.enabled:
+    mesh = _checked_mesh(config)
+  with run_lock.hold(path) as lock:
+    if config.choice.enabled:
+      hosts.shared_directory(path)
+      config = choosing.resolve(config, path, hosts.of_first(is_bare(path)), lock)
+      mesh = _checked_mesh(config)
+    return _run(config, Workspace(workdir, config, lock), mesh, stop_after, allow_other_data)
+
+
+def _checked_mesh(config: Config) -> Mesh:
+  """The mesh of a run, after checks of what the configuration names."""
   mesh = sharding.make_mesh(config.mesh, model=config)
   sharding.check(config, mesh)
   picture_data.check(config)
-  with run_lock.hold(check_workdir(workdir)) as lock:
-    return _run(config, Workspace(workdir, config, lock), mesh, stop_after, allow_other_data)
+  return mesh
 
 
 def _run(config: Config, space: Workspace, mesh: Mesh, stop_after: str, allow_other_data: bool) -> dict[str, float]:

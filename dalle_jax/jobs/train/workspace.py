@@ -26,7 +26,7 @@ from dalle_jax.files import (
 )  # fmt: skip
 from dalle_jax.jobs import run_lock, seen_records, stored_json
 from dalle_jax.jobs.run_lock import RunLock
-from dalle_jax.jobs.stored_json import RECORDS, TOKENIZER_RECORD
+from dalle_jax.jobs.stored_json import CHOICE, RECORDS, TOKENIZER_RECORD
 from dalle_jax.training import metrics_log
 
 _CONFIG, _SECONDS = 'config.json', 'seconds.json'
@@ -44,6 +44,16 @@ def check_workdir(path: str) -> Path:
   check_path(path, '--workdir')
   check_array_path(path, '--workdir')
   return Path(path).absolute()
+
+
+def is_bare(path: Path) -> bool:
+  """Whether a work directory has no results yet, for example because the first start failed on a mistyped path."""
+  names = {file.name.removesuffix('.partial') for file in path.iterdir()}
+  data = path / 'data'
+  only_checks = data.is_dir() and [file.name for file in data.iterdir()] == ['checked']
+  ignored = {_CONFIG, _SECONDS, TOKENIZER_RECORD, RECORDS, CHOICE, run_lock.FILE, seen_records.DIRECTORY}
+  ignored |= {'data'} if only_checks else set()
+  return {name for name in names if not name.startswith('.')} <= ignored
 
 
 class Workspace:
@@ -76,7 +86,7 @@ class Workspace:
       self._check_metrics()
       if self._is_main:
         stored_json.check(self.path)
-    self._config, self._is_accepted = new, self._is_bare() or not (self.path / _CONFIG).exists()
+    self._config, self._is_accepted = new, is_bare(self.path) or not (self.path / _CONFIG).exists()
     with hosts.together(f'--workdir {self.path}'):
       if self._is_accepted:
         self._keep_config()
@@ -115,7 +125,7 @@ class Workspace:
     if absent or wrong:
       problem = f'it lacks {", ".join(absent)}' if absent else f'{", ".join(wrong)} must be a group of keys'
       raise ValueError(f'{file} is damaged: {problem}. {self._advice()}')
-    if not self._is_bare():
+    if not is_bare(self.path):
       groups = groups_read(Config.from_dict(new))
       lines = difference(fixed(_with_defaults(old), groups), fixed(new, groups))
       if lines:
@@ -170,15 +180,6 @@ class Workspace:
         f'--workdir {self.path} cannot be made or written to: {reason(error, self.path / _CONFIG)}. Change its '
         'permissions, free some space, or name another directory with --workdir.'
       ) from None
-
-  def _is_bare(self) -> bool:
-    """Whether the directory has no results yet, for example because the first start failed on a mistyped path."""
-    names = {file.name.removesuffix('.partial') for file in self.path.iterdir()}
-    data = self.path / 'data'
-    only_checks = data.is_dir() and [file.name for file in data.iterdir()] == ['checked']
-    ignored = {_CONFIG, _SECONDS, TOKENIZER_RECORD, RECORDS, run_lock.FILE, seen_records.DIRECTORY}
-    ignored |= {'data'} if only_checks else set()
-    return {name for name in names if not name.startswith('.')} <= ignored
 
   def confirm(self) -> None:
     """Makes sure that this run still holds the lock of the directory; call it before writing."""
