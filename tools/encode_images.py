@@ -1,8 +1,8 @@
 """Encodes the pictures of a data set with a dVAE once, so that priors train on their codes.
 
-    python tools/encode_images.py --config=configs/mine.py --config.data.path=PICTURES \\
+    python tools/encode_images.py --config=configs/emoji.py --config.data.path=PICTURES \\
       --config.dvae.pretrained=runs/dvae/model --config.data.crop=random --crops=4 --out=CODES
-    python -m dalle_jax.train --config=configs/mine.py --config.data.path=CODES \\
+    python -m dalle_jax.train --config=configs/emoji.py --config.data.path=CODES \\
       --config.dvae.pretrained=runs/dvae/model --config.data.crop=random --workdir=runs/prior
 
 The configuration is that of the run, which reads CODES afterwards in place of the pictures, alone or in a mixture. The

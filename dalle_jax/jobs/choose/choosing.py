@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import jax
 
 from dalle_jax import bundle, hardware, hosts, sharding
 from dalle_jax.config import Config, overrides
-from dalle_jax.data import registry
+from dalle_jax.data import readers, registry
 from dalle_jax.data.text.tokenizer import train_tokenizer
-from dalle_jax.files import read_json_object, write_json
+from dalle_jax.files import read_json_object, shown, write_json
 from dalle_jax.hosts import say
 from dalle_jax.jobs.choose import sizes
 from dalle_jax.jobs.choose.draft import ChosenKey, Draft, find_value
@@ -49,10 +48,16 @@ def resolve(config: Config, workdir: Path, is_bare: bool, lock: RunLock | None) 
     lock: the lock of the directory, which is confirmed before a file is written.
 
   Raises:
-    ValueError: the data have too few pictures, or the values that are given do not fit.
+    ValueError: the data have too few pictures or are image codes, or the values that are given do not fit.
   """
   if not is_bare:
     return _restored(config, workdir)
+  for codes in registry.code_facts(config.data):
+    raise ValueError(
+      f'config.data.path: {shown(codes.path)} holds image codes, from which no sizes can be chosen. Set '
+      'config.data.path to pictures, or use a configuration with fixed sizes, such as configs/emoji.py, with those of '
+      f'the dVAE in {shown(codes.model)}.'
+    )
   mesh = sharding.make_mesh(config.mesh, model=config)
   machine = machine_of(mesh)
   facts, captions, reading = _findings(config, workdir)
@@ -181,8 +186,8 @@ def _measure(times: list[dict[str, Any]], reading: float) -> sizes.Measure:
     time = step_time.measure(config, stage, mesh, free)
     seconds = hosts.of_first(time.seconds)
     pictures = training_of(config, stage).batch_size / jax.process_count()
-    cores = hosts.of_first(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
-    threads = min(cores, config.data.num_threads * max(config.data.num_workers, 1))
+    cores = hosts.of_first(readers.num_cores())
+    threads = min(cores, readers.num_threads(config.data) * max(readers.num_workers(config.data), 1))
     batch_reading = pictures * reading / threads
     times.append({
       'stage': stage, 'sizes': _summary(config, stage), 'seconds': seconds, 'reading_seconds': batch_reading,

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from dalle_jax.config import Config, overrides
+from dalle_jax.data import registry
+from dalle_jax.data.shards.code_records import CodeFacts
 from dalle_jax.jobs.choose import choosing, sizes
 from dalle_jax.jobs.choose.picture_facts import MOST_PICTURES, find_facts, prefixes
 from dalle_jax.jobs.train import run
@@ -52,6 +54,19 @@ def make(path, variant='', **given):
   config = Config.from_dict(values)
   overrides.check(config, given)
   return overrides.with_kept_keys(config, given)
+
+
+def test_the_default_number_of_threads_can_be_measured(pictures, measured, tmp_path):
+  config = choosing.resolve(make(pictures, **{'data.num_threads': 0}), tmp_path, True, None)
+  assert config.data.num_threads == 0 and 'dvae' in measured
+
+
+def test_sizes_are_not_chosen_from_image_codes(pictures, measured, tmp_path, monkeypatch):
+  codes = CodeFacts(str(pictures), 'd', 'runs/dvae/model', '', 32, 'area', (4, 4), 'center', 0)
+  monkeypatch.setattr(registry, 'code_facts', lambda data: [codes])
+  with pytest.raises(ValueError, match=r'holds image codes, from which no sizes .* in runs/dvae/model'):
+    choosing.resolve(make(pictures), tmp_path, True, None)
+  assert not measured
 
 
 def stored(workdir, name='config.json'):
