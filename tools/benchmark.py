@@ -1,4 +1,4 @@
-"""Measures speed on this machine: training steps, sampling, checkpoints, reading and dense against sparse attention.
+"""Measures speed on this machine: training steps, sampling, checkpoints, reading, and dense against sparse attention.
 
     python tools/benchmark.py dvae --config=configs/quickstart.py
     python tools/benchmark.py prior --config=configs/quickstart.py --config.prior_training.batch_size=32
@@ -24,8 +24,8 @@ weighs the patterns like the 64 layers of the paper: 47 row, 16 column, 1 conv.
 `--path`. It prints pictures per second, on one core and on all, of this project's reader with each resampling, of
 Pillow's decoding alone, and of PyTorch's DataLoader with Pillow's box filter (if the extra `bench` is installed).
 
-`epoch` encodes the configured pictures with `config.dvae.pretrained`, as tools/encode_images.py does. It prints the time
-of an epoch of the prior on the pictures and on the codes.
+`epoch` encodes the configured pictures with `config.dvae.pretrained`, as tools/encode_images.py does. It prints the
+time of an epoch of the prior on the pictures and on the codes.
 """
 
 import functools
