@@ -34,9 +34,7 @@ class _Epochs:
     params = bundle.load(Path(config.dvae.pretrained), mesh, needs=('dvae',)).params
     with sharding.use_mesh(mesh):
       state = create_state(task, tx, mesh, config.seed, training.ema_decay > 0)
-      self._state = (
-        state.replace(frozen={**state.frozen, 'dvae': params['dvae']}) if hasattr(state, 'frozen') else state
-      )
+      self._state = state.replace(frozen={**state.frozen, 'dvae': params['dvae']})
       self._step = make_train_step(task, tx, training, mesh, config.seed)
     self.num_pictures = len(dataset.open('train'))
     self.num_steps = max(self.num_pictures // training.batch_size, 1)
