@@ -1,4 +1,4 @@
-"""Measures speed on this machine: training steps, sampling, checkpoints, reading and dense against sparse attention.
+"""Measures speed on this machine: training steps, sampling, checkpoints, reading, and dense against sparse attention.
 
     python tools/benchmark.py dvae --config=configs/quickstart.py
     python tools/benchmark.py prior --config=configs/quickstart.py --config.prior_training.batch_size=32

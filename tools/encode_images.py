@@ -11,8 +11,8 @@ chooses one of them each time, and a run with config.data.crop=center reads the 
 held-out pictures are encoded at the centre only. CODES/codes.json has the fingerprints of the dVAE and of the
 tokenizer, which is that of --tokenizer, or else the one that a run on these pictures trains.
 
-The devices of a host share each batch. With --distributed, each host writes its share of the shards. If the command is
-stopped, run it again: it goes on with the shards that are missing.
+All devices of a host share each batch, whatever config.mesh says. With --distributed, each host writes its share of the
+shards. If the command is stopped, run it again: it goes on with the shards that are missing.
 """
 
 from pathlib import Path

@@ -22,7 +22,7 @@ from dalle_jax.data.shards.picture_records import NewRecord, Writer
 from dalle_jax.data.text.caption_text import is_empty
 from dalle_jax.data.text.tokenizer import Tokenizer, train_tokenizer
 from dalle_jax.evaluation import reconstruction
-from dalle_jax.files import shown, write_json
+from dalle_jax.files import replacing, shown, write_json
 from dalle_jax.models.dvae import Dvae
 from dalle_jax.training.keys import stream_seed
 from dalle_jax.training.progress import Progress
@@ -207,10 +207,26 @@ def _tokenizer(config: Config, dataset: registry.Dataset, out: Path, file: str) 
     if jax.process_index() == 0:
       captions = unreadable.captions(dataset.open('train'))
       made = Tokenizer.load(file) if file else train_tokenizer(captions, config.tokenizer.vocab_size)
-      if not stored.exists():
-        made.save(stored)
+      _keep(made, stored)
   with hosts.together('reading the tokenizer'):
     return Tokenizer.load(stored)
+
+
+def _keep(tokenizer: Tokenizer, file: Path) -> None:
+  """Writes the tokenizer, unless an earlier start has written the same.
+
+  Raises:
+    ValueError: An earlier start has written another.
+  """
+  if file.exists() and (old := Tokenizer.load(file).contents_hash) != tokenizer.contents_hash:
+    raise ValueError(
+      f'{shown(file.parent)} has the beginning of other data: the captions of an earlier start have the tokens of '
+      f'another tokenizer ({old}) than those of this one ({tokenizer.contents_hash}). Give the --tokenizer and the '
+      'captions of that start, or another --out.'
+    )
+  if not file.exists():
+    with replacing(file) as partial:
+      tokenizer.save(partial)
 
 
 def _write(job: CodeEncoder, dataset: registry.Dataset, out: Path, facts: dict[str, Any], per_shard: int) -> Summary:

@@ -1,6 +1,7 @@
 """Encodes folders of tiny pictures with a random dVAE, and reads, trains and refuses the codes."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -18,6 +19,7 @@ from dalle_jax import bundle, stages
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data import registry
 from dalle_jax.data.shards import code_records, picture_records
+from dalle_jax.data.text.tokenizer import train_tokenizer
 from dalle_jax.jobs import cached_codes, seen_records
 from dalle_jax.jobs.study import image_codes
 from dalle_jax.jobs.train import picture_data, run
@@ -172,6 +174,19 @@ def test_encoding_goes_on_after_a_kill(root, tmp_path, monkeypatch):
     assert [shard['sha256'] for shard in ours['shards']] == [shard['sha256'] for shard in theirs['shards']]
   with pytest.raises(ValueError, match=r'has the beginning of other data \(crops'):
     image_codes.run(config, tmp_path / 'out', num_crops=1, batch_size=8, per_shard=3)
+
+
+def test_another_tokenizer_is_refused_when_encoding_goes_on(root, tmp_path):
+  shutil.copytree(root / 'cached', tmp_path / 'out')
+  train_tokenizer(['other words', 'and more of them'], 300).save(tmp_path / 'other.model')
+  kept = (tmp_path / 'out' / image_codes.TOKENIZER).read_bytes()
+  run_again = functools.partial(
+    image_codes.run, _config(root, 'raw', crop='random'), tmp_path / 'out', num_crops=2, batch_size=8, per_shard=3
+  )
+  with pytest.raises(ValueError, match=r'has the beginning of other data: .* another tokenizer \(\w+\).* --tokenizer'):
+    run_again(tokenizer=str(tmp_path / 'other.model'))
+  assert (tmp_path / 'out' / image_codes.TOKENIZER).read_bytes() == kept
+  run_again(tokenizer=str(root / 'cached' / image_codes.TOKENIZER))
 
 
 @pytest.mark.parametrize(
