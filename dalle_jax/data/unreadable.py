@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from dalle_jax.files import shown
+from dalle_jax.files import reason, shown
 
 MOST_NAMED = 5  # bad or lost records that a message names
 # The process or the machine is short of something. Another record would fail too, so these errors end the run.
@@ -36,7 +36,8 @@ def is_unreadable(error: Exception) -> bool:
 
 def first_line(value: Any) -> str:
   """The first line of a name or an error, for a message."""
-  return shown(str(value).strip().partition('\n')[0] or type(value).__name__)
+  text = reason(value) if isinstance(value, OSError) else str(value)
+  return shown(text.strip().partition('\n')[0] or type(value).__name__)
 
 
 def name_of(source: Records, index: int) -> str:

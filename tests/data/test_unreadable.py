@@ -1,11 +1,13 @@
 import errno
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 from absl import logging
 
+from dalle_jax import files
 from dalle_jax.data import unreadable
 from dalle_jax.data.batches import ATTEMPTS, Batches
 from dalle_jax.data.checks import pinned
@@ -136,6 +138,8 @@ def test_shown_escapes_control_characters_and_is_short():
   assert unreadable.first_line('a\x1b[31m\u202eb\nc') == 'a\\x1b[31m\\u202eb'
   assert len(unreadable.first_line('x' * 9999)) == 200
   assert unreadable.first_line(KeyError()) == 'KeyError'
+  missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), 'a.png')
+  assert unreadable.first_line(missing) == files.reason(missing) and 'Errno' not in unreadable.first_line(missing)
 
 
 RECORDS = [pinned.Described(Entry(f'{i}.png', f'number {i}'), f'digest {i}') for i in range(10)]

@@ -60,6 +60,8 @@ def decode(model: str, file: str, out: str, overwrite: bool = False) -> list[Pat
     ValueError: the model or the codes cannot be used, or a file exists already.
   """
   try:
+    if os.path.exists(file) and not os.path.getsize(file):
+      raise ValueError('it is empty')
     codes = _read_codes(Path(file))
   except (OSError, ValueError, EOFError) as error:
     raise ValueError(f'--decode={shown(file)} cannot be read as a .npy file of numbers: {shown(error, 300)}.') from None
