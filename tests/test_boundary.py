@@ -26,6 +26,7 @@ PROGRAMS = {
   'tools/check_data.py': ['--path=a', '--out=b'],
   'tools/convert_tfds.py': ['--path=a', '--out=b'],
   'tools/embeddings.py': ['--model=m'],
+  'tools/encode_images.py': ['--config=configs/quickstart.py:tiny', '--out=b'],
   'tools/fit.py': [],
   'tools/import_openai_clip.py': ['--weights=a', '--vocab=b', '--out=c'],
   'tools/import_openai_dvae.py': ['--encoder=a', '--decoder=b', '--out=c'],

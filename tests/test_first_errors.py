@@ -59,8 +59,8 @@ VALUES = [
   ),
   (
     {'data': {'source': 'imagenet'}},
-    "config.data.source is 'imagenet'; allowed are auto, captioned_shapes, folder, tars, parquet, records, tfds, "
-    'mixture, text.',
+    "config.data.source is 'imagenet'; allowed are auto, captioned_shapes, folder, tars, parquet, records, "
+    'codes, tfds, mixture, text.',
   ),
   (
     {'prior_training': {'batch_size': 0}},

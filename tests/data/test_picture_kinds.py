@@ -404,7 +404,9 @@ def test_the_copy_of_parquet_files_is_continued_kept_and_made_again(forms, tmp_p
       raise KeyboardInterrupt
     return write(self, name, *arguments)
 
-  monkeypatch.setattr(picture_records.Writer.__init__, '__defaults__', (5,))
+  monkeypatch.setattr(
+    picture_records.Writer.__init__, '__defaults__', (5, *picture_records.Writer.__init__.__defaults__[1:])
+  )
   monkeypatch.setattr(picture_records.Writer, '_write', stopped)
   with pytest.raises(KeyboardInterrupt):
     picture_kinds.listed(config, tmp_path, Account('pictures'))

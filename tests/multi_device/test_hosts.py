@@ -18,7 +18,7 @@ def test_hosts_agree_report_failures_and_train_like_one(tmp_path):
   commands = [[script, str(index), '2', str(port), str(tmp_path)] for index in range(2)]
   statuses, outputs = Processes([*commands, [script, '0', '1', '0', str(tmp_path)]], tmp_path).finish()
   assert statuses == [0, 0, 0], '\n'.join(outputs)
-  first, second, single = (json.loads(output.rpartition('RESULT')[2]) for output in outputs)
+  first, second, single = (json.loads(output.rpartition('RESULT')[2].splitlines()[0]) for output in outputs)
   for result in (first, second):
     assert result['agreed'] == result['shared'] == result['all well'] == ''
     assert 'host 1 differs from host 0 in\n    config.prior.num_layers: 64 -> 65' in result['other config']

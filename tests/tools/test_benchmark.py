@@ -58,7 +58,7 @@ def test_it_compares_readers_of_pictures(tmp_path):
 def test_an_unknown_subject_is_refused_with_the_allowed_ones():
   finished = _run('speed', '--config=configs/quickstart.py')
   assert finished.returncode != 0
-  assert "one of dvae, prior, draw, checkpoint, attention, data; given 'speed'" in finished.stderr
+  assert "one of dvae, prior, draw, checkpoint, attention, data, epoch; given 'speed'" in finished.stderr
 
 
 def test_an_invalid_batch_size_is_refused():
