@@ -72,7 +72,7 @@ def paper(config) -> None:
 
 def large(config) -> None:
   """256x256 images, the released dVAE, bfloat16, and parameters split over as many devices as divide the model."""
-  config.data.source = 'folder'
+  config.data.source = 'auto'
   config.data.path = 'PICTURES'
   config.data.image_size = 256
   config.data.flip = True

@@ -17,7 +17,7 @@ from dalle_jax.config import apply_variant, base_config
 
 def get_config(variant: str = ''):
   config = base_config()
-  config.data.source = 'folder'
+  config.data.source = 'auto'
   config.data.path = 'PICTURES'
   config.data.group_separator = ':'
   config.data.image_size = 32

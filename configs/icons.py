@@ -19,7 +19,7 @@ from dalle_jax.config import apply_variant, base_config
 
 def get_config(variant: str = ''):
   config = base_config()
-  config.data.source = 'tars'
+  config.data.source = 'auto'
   config.data.path = 'ICONS'
   config.data.image_size = 64
   config.data.flip = True
