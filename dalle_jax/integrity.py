@@ -164,8 +164,11 @@ def has_own_checksum(content: bytes, checksum: Any) -> bool:
 def cause(error: BaseException) -> str:
   """The cause of an error in one line of at most 300 characters.
 
-  TensorStore appends the specification of its arrays and the lines of its source to the cause.
+  TensorStore appends the specification of its arrays and the lines of its source to the cause. Readers of damaged files
+  may also fail in ways that only say something about their program.
   """
+  if isinstance(error, AttributeError | TypeError | LookupError | AssertionError):
+    return 'its contents are damaged'
   text = str(error).strip().partition('\n')[0]
   text = re.split(r'\s*(?:\[|;\s*)?(?:tensorstore_spec|source locations|spec)\s*=', text)[0]
   return shown(text.strip() or type(error).__name__, 300)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from random_models import PICTURES
 
 import dalle_jax
-from dalle_jax import bundle
+from dalle_jax import bundle, integrity
 from dalle_jax.config import Config, MeshConfig
 from dalle_jax.data.text.tokenizer import train_tokenizer
 from dalle_jax.sharding import make_mesh
@@ -307,6 +307,13 @@ def test_unreadable_parameters_are_rejected_with_their_cause(copy, mesh):
   with pytest.raises(ValueError, match=r'The parameters in .*params cannot be read') as error:
     bundle.load(copy, mesh)
   assert len(str(error.value)) < 500 + len(str(copy)) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+  'error', [AttributeError("'NoneType' object has no attribute 'tree'"), KeyError('x'), TypeError()]
+)
+def test_causes_speak_of_files_and_not_of_programs(error):
+  assert integrity.cause(error) == 'its contents are damaged'
 
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'bundles'

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from dalle_jax import flags as doors
-from dalle_jax.files import check_path
+from dalle_jax.files import make_directory
 
 _PATH = flags.DEFINE_string('path', None, 'The pictures, as in config.data.path.')
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
   from dalle_jax.data import preparation
   from dalle_jax.training.progress import Progress
 
-  check_path(_OUT.value, '--out')
+  make_directory(_OUT.value)
   config = DataConfig(
     source=_SOURCE.value, path=_PATH.value, caption_key=_CAPTION_KEY.value, skip_list=_SKIP_LIST.value,
     max_image_pixels=_MAX_IMAGE_PIXELS.value, num_threads=_NUM_THREADS.value,

@@ -324,8 +324,8 @@ def _reading(path: Path) -> Iterator[None]:
     if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
       raise
     raise ValueError(
-      f'The parameters in {path / "params"} cannot be read: {integrity.cause(error)} Copy the directory again or run '
-      'the training command again.'
+      f'The parameters in {path / "params"} cannot be read: {integrity.cause(error).rstrip(".")}. Copy the '
+      'directory again or run the training command again.'
     ) from error
 
 
